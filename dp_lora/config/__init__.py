@@ -1,0 +1,25 @@
+"""The one configuration: a typed schema, one base file, small overrides, checks. Knows nothing else of the project."""
+
+from dp_lora.config.load import (
+    PARAMETERS,
+    ROOT,
+    config_names,
+    flatten,
+    load,
+    read_resolved,
+    resolved_yaml,
+    write_resolved,
+)
+from dp_lora.config.schema import Config
+
+__all__ = [
+    "PARAMETERS",
+    "ROOT",
+    "Config",
+    "config_names",
+    "flatten",
+    "load",
+    "read_resolved",
+    "resolved_yaml",
+    "write_resolved",
+]

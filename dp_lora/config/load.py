@@ -1,0 +1,173 @@
+"""Base file <- experiment's file <- parameters that the user typed <- overrides; then typed, checked and frozen."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dp_lora.config.rules import check
+from dp_lora.config.schema import Config
+from dp_lora.errors import InputError
+from dp_lora.files import whole_file
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+
+# What users type on a command line, and the key that it sets.
+PARAMETERS = {
+    "eps": "privacy.eps",
+    "delta": "privacy.delta",
+    "rank": "lora.rank",
+    "k": "privacy.k",
+    "max_grad_norm": "privacy.max_grad_norm",
+    "batch_size": "privacy.batch_size",
+    "epochs": "privacy.epochs",
+    "lr": "train.lr",
+    "seed": "experiment.seed",
+}
+# The same words where they mean the settings of a pretraining stage.
+STAGE_PARAMETERS = {
+    "pretrain_ae": {name: f"autoencoder.{name}" for name in ("batch_size", "epochs", "lr")},
+    "pretrain_ldm": {name: f"ldm.{name}" for name in ("batch_size", "epochs", "lr")},
+}
+
+
+def config_names() -> list[str]:
+    """Names of the experiments that can be run."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
+
+
+def _read(name: str) -> DictConfig:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or ".." in name:
+        raise InputError(f"config={name!r}: must be the name of an experiment in configs/, such as mnist5k")
+    if name != "base" and name not in config_names():
+        raise InputError(f"config={name}: no such experiment; there are {', '.join(config_names())}")
+    try:
+        text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+        loaded = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"configs/{name}.yaml: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"configs/{name}.yaml: must be a mapping of sections")
+    _refuse_resolvers(loaded, f"configs/{name}.yaml")
+    # YAML 1.1 reads 1.0e-5 as a number but 1e-5 as a word; OmegaConf's own parser, used here, reads both as numbers
+    return cast(DictConfig, OmegaConf.create(text))
+
+
+def _refuse_resolvers(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_resolvers(str(key), where)
+            _refuse_resolvers(item, f"{where}: {key}")
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_resolvers(item, where)
+    elif isinstance(value, str) and "${" in value:
+        raise InputError(f"{where}={value}: interpolation and resolvers are not allowed; write the value itself")
+
+
+def _layers(name: str) -> list[DictConfig]:
+    chain: list[DictConfig] = []
+    seen: list[str] = []
+    current: str | None = name
+    while current is not None:
+        if current in seen:
+            raise InputError(f"configs/{name}.yaml: extends itself ({' -> '.join([*seen, current])})")
+        seen.append(current)
+        layer = _read(current)
+        current = layer.pop("extends", None if current == "base" else "base")
+        chain.append(layer)
+    return chain[::-1]
+
+
+def _merge(config: DictConfig, layer: DictConfig, shown: str) -> DictConfig:
+    try:
+        return cast(DictConfig, OmegaConf.merge(config, layer))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "?"
+        cause = str(error).splitlines()[0]
+        rule = "unknown key" if "not in" in cause else cause
+        raise InputError(f"{shown}: {key}: {rule}; the keys and their types stand in configs/base.yaml") from None
+
+
+def _parse_overrides(text: str) -> list[str]:
+    items = text.split()
+    for item in items:
+        key, separator, value = item.partition("=")
+        if not separator or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key):
+            raise InputError(f"overrides: {item!r}: must be section.key=value, blanks between, such as train.lr=0.02")
+        _refuse_resolvers(value, f"overrides: {key}")
+    return items
+
+
+def load(
+    name: str, parameters: Mapping[str, str | None] | None = None, overrides: str = "", stage: str | None = None
+) -> Config:
+    """Resolve an experiment.
+
+    `parameters` maps names of PARAMETERS to what the user typed; '' and None mean 'as the config says'. In
+    `pretrain_ae` and `pretrain_ldm` batch_size, epochs and lr are that stage's own. `overrides` is an OmegaConf
+    dotlist with blanks between. Raises InputError, one line that names key, value and rule.
+    """
+    config = OmegaConf.structured(Config)
+    for layer in _layers(name):
+        config = _merge(config, layer, f"configs/{name}.yaml")
+    config.experiment.name = name
+    typed: dict[str, str] = {}
+    keys = PARAMETERS | STAGE_PARAMETERS.get(stage or "", {})
+    for parameter, value in (parameters or {}).items():
+        if value is None or str(value) == "":
+            continue
+        key = keys[parameter]
+        _refuse_resolvers(str(value), parameter)
+        typed[key] = f"{parameter}={value}"
+        layer = OmegaConf.create({})
+        OmegaConf.update(layer, key, str(value))
+        try:
+            config = cast(DictConfig, OmegaConf.merge(config, layer))
+        except OmegaConfBaseException:
+            kind = "a whole number" if key in {"lora.rank", "privacy.k", "experiment.seed"} else "a number"
+            raise InputError(f"{parameter}={value} ({key}): must be {kind}") from None
+    for item in _parse_overrides(overrides):
+        try:
+            layer = OmegaConf.from_dotlist([item])
+        except (OmegaConfBaseException, yaml.YAMLError):
+            raise InputError(f"overrides: {item}: the value cannot be read") from None
+        config = _merge(config, layer, f"overrides: {item}")
+    return _frozen(config, typed)
+
+
+def _frozen(config: DictConfig, typed: Mapping[str, str]) -> Config:
+    check(config, typed)
+    return cast(Config, OmegaConf.to_object(config))
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every leaf under its dotted key, in the schema's order; lists as they are."""
+    nested = OmegaConf.to_container(OmegaConf.structured(config))
+    return {f"{section}.{key}": value for section, leaves in cast(dict, nested).items() for key, value in leaves.items()}
+
+
+def resolved_yaml(config: Config) -> str:
+    """The whole resolved config as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def write_resolved(config: Config, path: Path) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(resolved_yaml(config), encoding="utf-8")
+
+
+def read_resolved(path: Path) -> Config:
+    """Read what `write_resolved` wrote, checked again as if typed."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        _refuse_resolvers(yaml.safe_load(text), str(path))
+        config = _merge(OmegaConf.structured(Config), cast(DictConfig, OmegaConf.create(text)), str(path))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    return _frozen(config, {})

@@ -1,0 +1,152 @@
+"""The types of every configuration key; values and their meaning stand in configs/base.yaml, and only there."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+@dataclass
+class Experiment:
+    name: str = MISSING
+    description: str = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class Public:
+    source: str = MISSING
+    n: int = MISSING
+    classes: list[str] = MISSING
+    size: int = MISSING
+    channels: int = MISSING
+
+
+@dataclass
+class Data:
+    source: str = MISSING
+    path: str | None = None
+    classes: list[str] = MISSING
+    n_public: int = MISSING
+    size: int = MISSING
+    channels: int = MISSING
+
+
+@dataclass
+class Model:
+    base: str = MISSING
+
+
+@dataclass
+class Autoencoder:
+    block_out_channels: list[int] = MISSING
+    layers_per_block: int = MISSING
+    latent_channels: int = MISSING
+    norm_num_groups: int = MISSING
+    mse_weight: float = MISSING
+    l1_weight: float = MISSING
+    lpips_weight: float = MISSING
+    kl_weight: float = MISSING
+    disc_start: int | None = None
+    disc_weight: float = MISSING
+    batch_size: int = MISSING
+    epochs: float = MISSING
+    lr: float = MISSING
+    lr_schedule: str = MISSING
+
+
+@dataclass
+class Ldm:
+    block_out_channels: list[int] = MISSING
+    layers_per_block: int = MISSING
+    attention: list[bool] = MISSING
+    attention_head_width: int = MISSING
+    cross_attention_dim: int = MISSING
+    norm_num_groups: int = MISSING
+    beta_schedule: str = MISSING
+    beta_start: float = MISSING
+    beta_end: float = MISSING
+    prediction_type: str = MISSING
+    class_dropout: float = MISSING
+    ema_decay: float = MISSING
+    batch_size: int = MISSING
+    epochs: float = MISSING
+    lr: float = MISSING
+    lr_schedule: str = MISSING
+    warmup_steps: int = MISSING
+    betas: list[float] = MISSING
+    gradient_clip: float = MISSING
+
+
+@dataclass
+class Lora:
+    rank: int = MISSING
+    alpha: float | None = None
+    targets: str = MISSING
+    train: str = MISSING
+
+
+@dataclass
+class Privacy:
+    eps: float = MISSING
+    delta: float = MISSING
+    k: int = MISSING
+    max_grad_norm: float = MISSING
+    batch_size: int = MISSING
+    epochs: float = MISSING
+    unit: str = MISSING
+    reproducible: bool = MISSING
+    seed_file: str | None = None
+
+
+@dataclass
+class Train:
+    lr: float = MISSING
+    embedding_lr: float = MISSING
+    betas: list[float] = MISSING
+    lr_schedule: str = MISSING
+    lr_final: float = MISSING
+    ema_decay: float = MISSING
+    embedding_noise: float = MISSING
+    timestep_min: int = MISSING
+    timestep_max: int = MISSING
+    grid_every: int = MISSING
+    checkpoint_every: int = MISSING
+
+
+@dataclass
+class Sampling:
+    n: int = MISSING
+    steps: int = MISSING
+    eta: float = MISSING
+    guidance_scale: float = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class Evaluation:
+    inception_weights: str | None = None
+    classifier_steps: int = MISSING
+    public_reference: str | None = None
+    min_images: int = MISSING
+
+
+@dataclass
+class Compute:
+    device: str = MISSING
+    physical_batch_size: int = MISSING
+
+
+@dataclass
+class Config:
+    experiment: Experiment = field(default_factory=Experiment)
+    public: Public = field(default_factory=Public)
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    autoencoder: Autoencoder = field(default_factory=Autoencoder)
+    ldm: Ldm = field(default_factory=Ldm)
+    lora: Lora = field(default_factory=Lora)
+    privacy: Privacy = field(default_factory=Privacy)
+    train: Train = field(default_factory=Train)
+    sampling: Sampling = field(default_factory=Sampling)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    compute: Compute = field(default_factory=Compute)

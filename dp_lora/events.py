@@ -1,0 +1,21 @@
+"""What long work tells its caller: plain scalars, files and lines. Whoever tracks runs listens; the core does not know who."""
+
+import sys
+from pathlib import Path
+
+
+class Events:
+    """A listener that prints messages and forgets the rest; tracking overrides what it wants to keep."""
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """A scalar; names under `private/` depend on private data without noise."""
+
+    def image(self, name: str, path: Path) -> None:
+        """A picture file to show under `name`."""
+
+    def artifact(self, path: Path) -> None:
+        """A file or folder to keep with the run."""
+
+    def message(self, text: str) -> None:
+        """One line for whoever watches."""
+        print(text, file=sys.stderr, flush=True)
