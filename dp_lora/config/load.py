@@ -149,7 +149,9 @@ def _frozen(config: DictConfig, typed: Mapping[str, str]) -> Config:
 def flatten(config: Config) -> dict[str, Any]:
     """Every leaf under its dotted key, in the schema's order; lists as they are."""
     nested = OmegaConf.to_container(OmegaConf.structured(config))
-    return {f"{section}.{key}": value for section, leaves in cast(dict, nested).items() for key, value in leaves.items()}
+    return {
+        f"{section}.{key}": value for section, leaves in cast(dict, nested).items() for key, value in leaves.items()
+    }
 
 
 def resolved_yaml(config: Config) -> str:

@@ -78,7 +78,7 @@ RULES: dict[str, Rule] = {
     "ldm.betas": BETAS,
     "ldm.gradient_clip": POSITIVE,
     "lora.rank": AT_LEAST_1,
-    "lora.alpha": (lambda v: v is None or (_number(v) and v > 0), "must be null or above 0"),
+    "lora.alpha": (lambda v: v is None or v >= 1, "must be null, or a whole number of at least 1"),
     "lora.targets": (bool, "must be default, study, or module names with commas between"),
     "lora.train": _one_of("AB", "B"),
     "privacy.eps": (lambda v: v > 0, "must be above 0, or inf for no privacy"),
@@ -136,7 +136,10 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
     if not 0 < config.privacy.delta < bound:
         fail("privacy.delta", f"must be above 0 and below 1/n_public ({bound:.2g})")
     if config.privacy.batch_size > config.data.n_public:
-        fail("privacy.batch_size", f"must be at most data.n_public ({config.data.n_public}): the sample rate is at most 1")
+        fail(
+            "privacy.batch_size",
+            f"must be at most data.n_public ({config.data.n_public}): the sample rate is at most 1",
+        )
     if config.train.timestep_min >= config.train.timestep_max:
         fail("train.timestep_min", f"must be below train.timestep_max ({config.train.timestep_max})")
     if len(config.ldm.attention) != len(config.ldm.block_out_channels):

@@ -80,7 +80,7 @@ class Ldm:
 @dataclass
 class Lora:
     rank: int = MISSING
-    alpha: float | None = None
+    alpha: int | None = None
     targets: str = MISSING
     train: str = MISSING
 

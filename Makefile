@@ -1,0 +1,60 @@
+# Two commands matter: make quickstart, make test. `make help` lists the rest.
+SHELL := /bin/sh
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: help setup quickstart compare utility standin-search ui test test-slow lint format lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
+
+setup: $(VENV)/.complete ## make the environment in .venv, hash-pinned from requirements.lock
+
+$(VENV)/.complete: requirements.lock pyproject.toml
+	@[ "$$(uname -sm)" = "Linux x86_64" ] || { echo "error: Linux on x86-64 is needed, this is $$(uname -sm)" >&2; exit 1; }
+	@command -v git >/dev/null || { echo "error: git is missing; install it (Debian: apt-get install git)" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing; install Python 3.11 to 3.13" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); Python 3.11 to 3.13 is needed: make setup PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: Python's venv is missing; install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@[ -x $(RUN) ] || $(PYTHON) -m venv $(VENV)
+	@set -e; uv=$$(command -v uv || true); \
+	if [ -z "$$uv" ]; then $(RUN) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); cp $(VENV)/bin/uv $(VENV)/uv; uv=$(VENV)/uv; fi; \
+	$$uv pip sync --quiet --python $(RUN) --require-hashes requirements.lock; \
+	$$uv pip install --quiet --python $(RUN) --no-deps --no-build-isolation --offline --editable .
+	@touch $@
+
+quickstart: setup ## the default experiment from nothing: eps 10 on real handwriting
+	@$(RUN) -m entrypoints.main
+
+compare: setup ## eps 1, 5 and inf beside the default
+	@$(RUN) -m entrypoints.compare
+
+utility: setup ## accuracy over eps, mean of three seeds (about 40 minutes on 2 cores)
+	@$(RUN) -m benchmarks.utility
+
+standin-search: setup ## choose hyper-parameters on public rendered digits
+	@$(RUN) -m benchmarks.standin_search
+
+ui: setup ## open the MLflow UI over the local store
+	@echo "http://127.0.0.1:5000  (Ctrl-C ends it)"
+	@$(VENV)/bin/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --default-artifact-root "file://$(CURDIR)/mlartifacts" --host 127.0.0.1 --port 5000 --workers 1
+
+test: setup ## the fast tests: at most 10 minutes on 2 cores
+	@$(RUN) -m pytest
+
+test-slow: setup ## whole trainings, kills, large statistics
+	@$(RUN) -m pytest -m slow --timeout 3600
+
+lint: setup ## ruff and mypy
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+format: setup ## let ruff mend what it can
+	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
+
+lock: setup ## resolve requirements.lock anew from pyproject.toml
+	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+
+clean: ## remove what was computed; keeps .venv, runs/ and the tracking store
+	rm -rf outputs

@@ -1,0 +1,90 @@
+"""Pictures as latents, encoded once and kept as a memory-mapped file."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+from dp_lora.data.layout import Dataset
+from dp_lora.data.pixels import to_pixels
+from dp_lora.errors import InputError
+from dp_lora.events import Events
+from dp_lora.files import digest_value, fsync_folder, read_json, write_json
+from dp_lora.models.autoencoder import encode, latent_size
+from dp_lora.models.folder import module_digest
+from dp_lora.progress import progress
+
+RECORD_EVERY = 50  # batches between two records of what is done
+
+
+def encode_dataset(
+    dataset: Dataset,
+    vae: AutoencoderKL,
+    cache_folder: Path,
+    device: torch.device | str,
+    batch_size: int,
+    events: Events,
+) -> np.memmap:
+    """Normalised posterior means of all pictures, read-only float32 (N, c, h, w), in its order; vae on `device`.
+
+    Kept in `cache_folder` under the digest of data and autoencoder, so that neither can change unseen. The file appears
+    when it is complete; an interrupted encoding goes on where it was. Memory does not grow with N. Raises InputError
+    for latents that are not finite.
+    """
+    side = latent_size(vae)
+    shape = (len(dataset), vae.config["latent_channels"], side, side)
+    key = digest_value([dataset.digest(), module_digest(vae), shape])
+    path = Path(cache_folder) / f"{key[:32]}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(path.with_suffix(".lock")):
+        if not path.exists():
+            _encode_to(path, dataset, vae, shape, torch.device(device), batch_size, events)
+    return cast(np.memmap, np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    # two runs on the same data: the second one waits and finds the file
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@torch.inference_mode()
+def _encode_to(
+    path: Path,
+    dataset: Dataset,
+    vae: AutoencoderKL,
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+    batch_size: int,
+    events: Events,
+) -> None:
+    unfinished, record = path.with_suffix(".part.npy"), path.with_suffix(".part.json")
+    done = int(read_json(record)["rows"]) if unfinished.exists() and record.exists() else 0
+    if done:
+        events.message(f"latents: {done} of {len(dataset)} pictures are encoded already")
+        latents = np.lib.format.open_memmap(unfinished, mode="r+")
+    else:
+        latents = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
+    with progress(total=len(dataset), initial=done, desc="latents", unit="image") as bar:
+        for number, start in enumerate(range(done, len(dataset), batch_size), start=1):
+            rows = slice(start, min(len(dataset), start + batch_size))
+            batch = encode(vae, to_pixels(dataset.images(rows)).to(device)).float().cpu().numpy()
+            if not np.isfinite(batch).all():
+                raise InputError("latents: the autoencoder gives NaN or infinite values; train it anew with a lower lr")
+            latents[rows] = batch
+            bar.update(len(batch))
+            if number % RECORD_EVERY == 0:
+                latents.flush()
+                write_json(record, {"rows": rows.stop})
+    latents.flush()
+    del latents
+    unfinished.replace(path)
+    fsync_folder(path.parent)
+    record.unlink(missing_ok=True)

@@ -1,0 +1,254 @@
+"""The one layout of every dataset, and its one reader.
+
+    dataset.json        format, size, channels, packed, source (name, origin, licence)
+    metadata.parquet    index, file_name, label, split, sha256 of the PNG bytes, person (only where pictures have one)
+    images/FILE_NAME    one PNG per row; or, for small sets, images.parquet (index, image) with the PNG bytes
+
+Rows stand in the order of their index, 0, 1, 2, ...; the index joins metadata and packed images.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dp_lora.data.pixels import MODES, decode_png
+from dp_lora.errors import InputError
+from dp_lora.files import read_json, whole_folder, write_json
+
+FORMAT = 1
+ROW_GROUP = 4096  # rows in memory at a time while writing
+SPLITS = ("train", "test")
+IMAGES_SCHEMA = pa.schema([("index", pa.int64()), ("image", pa.binary())])
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture on its way into the layout; `png` holds the very bytes that will be stored."""
+
+    file_name: str  # relative, with slashes, ends in .png
+    label: str
+    split: str
+    png: bytes
+    person: str | None = None
+
+
+def safe_name(name: str) -> bool:
+    """Whether a file of this name lies inside the folder that it is relative to."""
+    parts = name.split("/")
+    return not name.startswith("/") and "\0" not in name and all(part not in ("", ".", "..") for part in parts)
+
+
+def write_dataset(
+    folder: Path, pictures: Iterable[Picture], source: dict[str, Any], size: int, channels: int, packed: bool
+) -> None:
+    """Write a dataset, whole or not at all; an older one of that name is replaced.
+
+    `pictures` is read once; all of them have a person, or none. `source` is what dataset.json says of the origin: it
+    must not depend on private pictures. Equal pictures in equal order give equal bytes. In memory at a time: one
+    picture (ROW_GROUP pictures if `packed`), and every file name. Raises InputError for an unsafe or repeated file
+    name, an unknown split, a person missing beside others, and where there is no picture at all.
+    """
+    with whole_folder(folder) as temporary:
+        rows = iter(pictures)
+        first = next(rows, None)
+        if first is None:
+            raise InputError(f"{folder}: no pictures to write")
+        with_person = first.person is not None
+        metadata = _Table(temporary / "metadata.parquet", _metadata_schema(with_person))
+        images = _Table(temporary / "images.parquet", IMAGES_SCHEMA) if packed else None
+        seen: set[str] = set()
+        try:
+            for index, picture in enumerate(chain([first], rows)):
+                _check(picture, with_person, seen)
+                digest = hashlib.sha256(picture.png).hexdigest()
+                person = [picture.person] if with_person else []
+                metadata.append([index, picture.file_name, picture.label, picture.split, digest, *person])
+                if images is not None:
+                    images.append([index, picture.png])
+                else:
+                    _write_file(temporary / "images", picture)
+        finally:
+            metadata.close()
+            if images is not None:
+                images.close()
+        facts = {"format": FORMAT, "size": size, "channels": channels, "packed": packed, "source": source}
+        write_json(temporary / "dataset.json", facts)
+
+
+def _metadata_schema(with_person: bool) -> pa.Schema:
+    names = ["file_name", "label", "split", "sha256", *(["person"] if with_person else [])]
+    return pa.schema([("index", pa.int64()), *((name, pa.string()) for name in names)])
+
+
+class _Table:
+    """A parquet file that is written row by row, ROW_GROUP of them in memory."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", store_schema=False)
+        self._schema = schema
+        self._rows: list[list[Any]] = []
+
+    def append(self, row: list[Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = [list(column) for column in zip(*self._rows, strict=True)]
+        self._writer.write_table(pa.table(columns, schema=self._schema))
+        self._rows = []
+
+    def close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+
+def _check(picture: Picture, with_person: bool, seen: set[str]) -> None:
+    name = picture.file_name
+    if not safe_name(name) or not name.endswith(".png"):
+        raise InputError(f"{name!r}: not a relative file name that ends in .png; rename the picture")
+    if name in seen:
+        raise InputError(f"{name!r}: two pictures of this name; rename one")
+    seen.add(name)
+    if picture.split not in SPLITS:
+        raise InputError(f"{name!r}: split {picture.split!r} must be one of {', '.join(SPLITS)}")
+    if (picture.person is not None) != with_person:
+        raise InputError(f"{name!r}: give every picture a person, or none")
+
+
+def _write_file(folder: Path, picture: Picture) -> None:
+    path = folder / picture.file_name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture.png)
+    except OSError as error:
+        raise InputError(f"{picture.file_name!r}: cannot be written: {error.strerror}") from None
+
+
+class Dataset:
+    """The pictures of one split, decoded when they are asked for.
+
+    `labels` int64 (n,): positions in the classes given to `read_dataset`; `index` int64 (n,): row in metadata.parquet;
+    `file_names` list of n; `persons` list of n, or None where pictures have none; `size` pixels, square; `channels`.
+    """
+
+    def __init__(self, folder: Path, rows: pa.Table, classes: Sequence[str], facts: dict[str, Any]) -> None:
+        self.folder = folder
+        self.classes = list(classes)
+        self.size, self.channels = int(facts["size"]), int(facts["channels"])
+        self.source: dict[str, Any] = facts["source"]
+        self.index: np.ndarray = rows["index"].to_numpy().astype(np.int64)
+        self.file_names: list[str] = rows["file_name"].to_pylist()
+        self.labels = self._positions(rows["label"].to_pylist())
+        self.persons: list[str] | None = rows["person"].to_pylist() if "person" in rows.column_names else None
+        self._sha256: list[str] = rows["sha256"].to_pylist()
+        self._packed = _read_table(folder / "images.parquet", IMAGES_SCHEMA) if facts["packed"] else None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, rows: Sequence[int] | np.ndarray | slice) -> np.ndarray:
+        """The pictures of these rows of the split, in this order; uint8 (n, size, size, channels).
+
+        Raises InputError that names the file when a picture is missing, or not the one that was written.
+        """
+        wanted = np.arange(len(self))[rows]
+        images = np.empty((len(wanted), self.size, self.size, self.channels), np.uint8)
+        for place, row in enumerate(wanted):
+            images[place] = self._image(int(row))
+        return images
+
+    def digest(self) -> str:
+        """SHA-256 over this split's rows of the metadata, and so over every picture; 64 hex digits."""
+        total = hashlib.sha256(json.dumps([FORMAT, self.size, self.channels]).encode())
+        persons: Sequence[str | None] = self.persons if self.persons is not None else [None] * len(self)
+        labels = (self.classes[label] for label in self.labels)
+        for row in zip(self.index.tolist(), self.file_names, labels, self._sha256, persons, strict=True):
+            total.update(json.dumps(row).encode() + b"\n")
+        return total.hexdigest()
+
+    def _positions(self, labels: list[str]) -> np.ndarray:
+        position = {name: place for place, name in enumerate(self.classes)}
+        for label, file_name in zip(labels, self.file_names, strict=True):
+            if label not in position:
+                raise InputError(f"{self.folder}: {file_name!r} is of class {label!r}, which is not in the class list")
+        return np.array([position[label] for label in labels], np.int64)
+
+    def _image(self, row: int) -> np.ndarray:
+        name = self.file_names[row]
+        try:
+            png = self._png(row, name)
+            if hashlib.sha256(png).hexdigest() != self._sha256[row]:
+                raise ValueError("its bytes are not the ones that were written (sha256 differs)")
+            return decode_png(png, self.size, self.channels)
+        except (OSError, ValueError, IndexError) as error:
+            where = self.folder / ("images" if self._packed is None else "images.parquet")
+            raise InputError(f"{where}: {name!r} cannot be read: {error}; prepare the dataset again") from None
+
+    def _png(self, row: int, name: str) -> bytes:
+        if self._packed is not None:
+            return self._packed["image"][int(self.index[row])].as_py()
+        if not safe_name(name):
+            raise ValueError("its name leaves the folder")
+        return (self.folder / "images" / name).read_bytes()
+
+
+def read_dataset(folder: Path, classes: Sequence[str], split: str) -> Dataset:
+    """Open one split of a dataset; labels become positions in `classes`.
+
+    Raises InputError, one line that names the file, where the folder is no dataset, a label is not in `classes`, or the
+    split is empty. Packed pictures are held in memory as PNG bytes, others stay on disk.
+    """
+    folder = Path(folder)
+    facts = _read_facts(folder)
+    path = folder / "metadata.parquet"
+    table = _read_table(path, _metadata_schema(False))
+    if "person" in table.column_names and table["person"].null_count:
+        raise InputError(f"{path}: column 'person' has gaps; prepare it again")
+    rows = table.filter(pc.equal(table["split"], split))
+    if len(rows) == 0:
+        raise InputError(f"{folder}: no pictures in split {split!r}")
+    return Dataset(folder, rows, classes, facts)
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / "dataset.json"
+    try:
+        facts = read_json(path)
+        known = isinstance(facts, dict) and facts.get("format") == FORMAT
+        known = known and {"packed", "source"} <= facts.keys()
+        known = known and facts.get("channels") in MODES and isinstance(facts.get("size"), int)
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; make the dataset with the entry point prepare") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not known:
+        raise InputError(f"{path}: not a dataset of format {FORMAT}; prepare it again")
+    return facts
+
+
+def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        # not read_table: it takes folders called key=value on the way for columns
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}; prepare it again") from None
+    for field in schema:
+        known = field.name in table.column_names and table.schema.field(field.name).type == field.type
+        if not known or table[field.name].null_count:
+            raise InputError(f"{path}: no column {field.name!r} of type {field.type} without gaps; prepare it again")
+    # the index joins the two tables by position
+    if not np.array_equal(table["index"].to_numpy(), np.arange(len(table))):
+        raise InputError(f"{path}: index must run 0, 1, 2, ...; prepare the dataset again")
+    return table

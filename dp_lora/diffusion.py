@@ -1,0 +1,74 @@
+"""The diffusion process as pure functions: schedules, adding noise, training targets, loss per row. Knows no network.
+
+Latent diffusion (Rombach et al. 2022) builds on DDPM (Ho et al. 2020, section 2): x_t = sqrt(a_t) x_0 +
+sqrt(1 - a_t) e with a_t = alphas_cumprod[t], t in [0, steps), e ~ N(0, 1).
+"""
+
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor
+
+from dp_lora.errors import InputError
+
+# latent diffusion's names -> diffusers'; its "linear" is linear in sqrt(beta)
+SCHEDULES = {"linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+def make_scheduler(
+    beta_schedule: str, beta_start: float, beta_end: float, prediction_type: str, steps: int = 1000
+) -> DDIMScheduler:
+    """A DDIM scheduler with latent diffusion's arguments.
+
+    `beta_schedule`: "linear" (from beta_start to beta_end, linear in sqrt(beta)) or "cosine" (Nichol & Dhariwal 2021,
+    section 3.2, s = 0.008; beta_start and beta_end do not matter). `prediction_type`: "epsilon" or "v_prediction".
+    Its `alphas_cumprod` (steps,) float32 is what the functions below take. Raises InputError for other names.
+    """
+    if beta_schedule not in SCHEDULES:
+        raise InputError(f"ldm.beta_schedule={beta_schedule}: must be one of {', '.join(SCHEDULES)}")
+    _check_prediction_type(prediction_type)
+    return DDIMScheduler(
+        num_train_timesteps=steps,
+        beta_schedule=SCHEDULES[beta_schedule],
+        beta_start=beta_start,
+        beta_end=beta_end,
+        prediction_type=prediction_type,
+        # latent diffusion's DDIM: timesteps 1, 1 + c, ...; the last step goes to alphas_cumprod[0], not to 1
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+
+
+def _check_prediction_type(prediction_type: str) -> None:
+    if prediction_type not in PREDICTION_TYPES:
+        raise InputError(f"ldm.prediction_type={prediction_type}: must be one of {', '.join(PREDICTION_TYPES)}")
+
+
+def _signal_and_noise_scale(alphas_cumprod: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    a = alphas_cumprod.to(like.device)[t]
+    shape = t.shape + (1,) * (like.ndim - t.ndim)
+    return a.sqrt().to(like.dtype).view(shape), (1 - a).sqrt().to(like.dtype).view(shape)
+
+
+def add_noise(x0: Tensor, noise: Tensor, alphas_cumprod: Tensor, t: Tensor) -> Tensor:
+    """x_t of rows x0 (..., C, H, W), noise of the same shape, t (...) int64; returns the shape of x0."""
+    signal, spread = _signal_and_noise_scale(alphas_cumprod, t, x0)
+    return signal * x0 + spread * noise
+
+
+def target(x0: Tensor, noise: Tensor, alphas_cumprod: Tensor, t: Tensor, prediction_type: str) -> Tensor:
+    """What the network is to predict at x_t: e, or v = sqrt(a_t) e - sqrt(1 - a_t) x_0 (Salimans & Ho 2022, app. D).
+
+    Shapes as in `add_noise`.
+    """
+    _check_prediction_type(prediction_type)
+    if prediction_type == "epsilon":
+        return noise
+    signal, spread = _signal_and_noise_scale(alphas_cumprod, t, x0)
+    return signal * noise - spread * x0
+
+
+def loss_per_row(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared error of rows (..., C, H, W), averaged over C, H and W and reduced over nothing else; returns (...)."""
+    return (prediction - target).square().mean(dim=(-3, -2, -1))

@@ -1,0 +1,1 @@
+"""Distances and utility of samples; reads private pictures, so its results stay with the operator."""

@@ -1,0 +1,88 @@
+"""One evaluation: distances and utility of a folder of samples, beside the references that give them a meaning."""
+
+from pathlib import Path
+
+from dp_lora.config.schema import Config
+from dp_lora.data.layout import read_dataset
+from dp_lora.errors import InputError
+from dp_lora.evaluation.cache import Cache
+from dp_lora.evaluation.classifier import Training, predict
+from dp_lora.evaluation.distances import Comparison, fid_and_kid, letter_distances
+from dp_lora.evaluation.inception import SHA256, Inception, fetch_weights
+from dp_lora.evaluation.letter_features import letter_features
+from dp_lora.evaluation.pictures import require_same_shape, utility_pictures
+from dp_lora.evaluation.references import public_only, train_on_real, untrained_embedding
+from dp_lora.evaluation.report import Entry, EvaluationResult, write_result
+from dp_lora.evaluation.utility import Task
+from dp_lora.events import Events
+from dp_lora.models.folder import Model
+from dp_lora.sampling import SPLIT
+
+# one seed for every classifier of every experiment: what differs between two evaluations is the images alone
+CLASSIFIER_SEED = 0
+
+
+def evaluate(
+    config: Config,
+    samples_folder: Path,
+    private_folder: Path,
+    public_folder: Path | None,
+    base: Model,
+    untrained: Model,
+    cache_folder: Path,
+    out_folder: Path,
+    events: Events,
+    weights_sha256: str = SHA256,
+) -> EvaluationResult:
+    """Score the samples against the real pictures and write `out_folder`, whole or not at all.
+
+    `base` is the model without an adapter, whose autoencoder made the samples; `untrained` the same with the class
+    embedding that fine-tuning starts from, for config.data.classes. `public_folder` holds the public letters; it may be
+    None where evaluation.inception_weights is set. What does not depend on the samples is kept in `cache_folder`.
+    Reads private training and test pictures without noise: every number here is for the operator alone.
+    Raises InputError for too few images, mixed sizes, classes that do not match and features that are not finite.
+    """
+    classes = list(config.data.classes)
+    samples = read_dataset(samples_folder, classes, SPLIT)
+    real = read_dataset(private_folder, classes, "train")
+    test = read_dataset(private_folder, classes, "test")
+    require_same_shape(samples, real)
+    cache = Cache(cache_folder)
+    training = Training(config.evaluation.classifier_steps, CLASSIFIER_SEED)
+    device = base.class_embedding.device
+
+    comparison = Comparison(samples, real, base, config.evaluation.min_images, cache)
+    comparison.require_enough()
+    entries = [Entry("samples", len(samples), "number of samples evaluated", private=False)]
+    if config.evaluation.inception_weights is not None:
+        folder = fetch_weights(config.evaluation.inception_weights, cache.folder, weights_sha256)
+        entries += fid_and_kid(comparison, Inception(folder, device), weights_sha256)
+    elif public_folder is None:
+        raise InputError("evaluation.inception_weights=null: a distance then needs the public letters; prepare them")
+    if public_folder is not None:
+        letters = letter_features(public_folder, list(config.public.classes), training, cache, device)
+        entries += letter_distances(comparison, letters)
+
+    task = Task(utility_pictures(test), test.labels, test.digest(), classes, training, device)
+    images = utility_pictures(samples)
+    synthetic = task.score(task.train(images, samples.labels, "classifier of samples"))
+    entries.append(Entry.accuracy("accuracy", synthetic, "real test pictures right, classifier of samples alone"))
+    network, ceiling = train_on_real(task, real, cache)
+    entries.append(Entry.accuracy("accuracy_train_on_real", ceiling, "the same, classifier of real pictures"))
+    start = untrained_embedding(task, untrained, len(samples), config, cache)
+    meaning = "the same, classifier of samples from the base with its untrained class embedding"
+    entries.append(Entry.accuracy("accuracy_untrained_embedding", start, meaning))
+    public = public_only(task, config, cache)
+    if public is not None:
+        meaning = "the same, classifier of public pictures of these classes, no private picture seen"
+        entries.append(Entry.accuracy("accuracy_public_only", public, meaning))
+
+    agrees = predict(network, images, device)[0].argmax(axis=1) == samples.labels
+    meaning = "samples that the classifier of real pictures puts in the class they were drawn for"
+    entries.append(Entry("class_agreement", float(agrees.mean()), meaning, private=True))
+    per_class = [float(agrees[samples.labels == c].mean()) for c in range(len(classes))]
+
+    result = EvaluationResult(entries, classes, synthetic, per_class, Path(out_folder))
+    write_result(result)
+    events.image("confusion", result.folder / "confusion.png")
+    return result

@@ -1,0 +1,68 @@
+"""What a score is read against: classifiers of real pictures, of the untrained base's samples, of public pictures."""
+
+import hashlib
+
+import numpy as np
+
+from dp_lora.config.schema import Config
+from dp_lora.data.layout import Dataset
+from dp_lora.data.letters import render_digits
+from dp_lora.evaluation.cache import Cache
+from dp_lora.evaluation.classifier import Classifier
+from dp_lora.evaluation.pictures import resized, utility_pictures
+from dp_lora.evaluation.utility import Score, Task
+from dp_lora.models.folder import Model
+from dp_lora.sampling import balanced, draw, model_fingerprint
+
+
+def train_on_real(task: Task, real: Dataset, cache: Cache) -> tuple[Classifier, Score]:
+    """The classifier of the real training pictures, the ceiling, and its score."""
+    facts = {"real": real.digest(), "classes": task.classes, "training": task.training.facts()}
+
+    def make() -> Classifier:
+        return task.train(utility_pictures(real), real.labels, "classifier of real pictures")
+
+    network = cache.classifier("real", facts, make)
+    return network, task.score(network)
+
+
+def untrained_embedding(task: Task, untrained: Model, n: int, config: Config, cache: Cache) -> Score:
+    """Score of a classifier of n samples from `untrained`, the base with the embedding that fine-tuning starts from."""
+    sampling, seed = config.sampling, config.experiment.seed
+    facts = {
+        **task.facts(),
+        "model": model_fingerprint(untrained),
+        "n": n,
+        "seed": seed,
+        "sampling": [sampling.steps, sampling.eta, sampling.guidance_scale, sampling.batch_size],
+    }
+
+    def make() -> Score:
+        rows = balanced(task.classes, n)
+        labels = np.array([task.classes.index(name) for name, _ in rows])
+        images = []
+        for start in range(0, n, sampling.batch_size):
+            batch = slice(start, start + sampling.batch_size)
+            in_model = [untrained.classes.index(name) for name, _ in rows[batch]]
+            drawn = draw(untrained, in_model, [i for _, i in rows[batch]], sampling, seed, task.device)
+            images.append(resized(drawn, task.size, drawn.shape[3]))
+        return task.score(task.train(np.concatenate(images), labels, "classifier of the untrained base"))
+
+    return Score.from_json(cache.json("untrained-embedding", facts, lambda: make().to_json()))
+
+
+def public_only(task: Task, config: Config, cache: Cache) -> Score | None:
+    """Score of a classifier of rendered digits, public pictures of the same classes; None where there are none.
+
+    As many pictures as the public model was trained on: public pictures cost nothing.
+    """
+    if config.evaluation.public_reference is None:
+        return None
+    channels = task.images.shape[3]
+    images, labels = render_digits(config.public.n, config.experiment.seed, task.size, channels, task.classes)
+    facts = {**task.facts(), "images": hashlib.sha256(images.tobytes()).hexdigest(), "n": len(labels)}
+
+    def make() -> Score:
+        return task.score(task.train(images, labels, "classifier of public pictures"))
+
+    return Score.from_json(cache.json("public-only", facts, lambda: make().to_json()))

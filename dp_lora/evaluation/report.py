@@ -1,0 +1,106 @@
+"""The files of an evaluation: metrics, a table that says what each number is, per-class accuracy, confusion."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from dp_lora.evaluation.utility import Score
+from dp_lora.files import whole_file, whole_folder, write_json
+
+NUMBERED = 30  # classes up to which every cell of the confusion matrix shows its count
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One measured number; `low` and `high` are its 95% interval where it has one."""
+
+    metric: str
+    value: float
+    meaning: str
+    private: bool  # computed from private pictures without noise: for the operator alone
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def accuracy(cls, metric: str, score: Score, meaning: str) -> "Entry":
+        low, high = score.interval
+        return cls(metric, score.accuracy, meaning, True, low, high)
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What `evaluate` found; `folder` holds it as files."""
+
+    entries: list[Entry]
+    classes: list[str]
+    score: Score
+    class_agreement: list[float]
+    folder: Path
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All numbers by name; intervals as NAME_low and NAME_high."""
+        found: dict[str, float] = {}
+        for entry in self.entries:
+            found[entry.metric] = entry.value
+            if entry.low is not None and entry.high is not None:
+                found |= {f"{entry.metric}_low": entry.low, f"{entry.metric}_high": entry.high}
+        return found
+
+    @property
+    def private(self) -> frozenset[str]:
+        """Names in `metrics` that were computed from private pictures without noise."""
+        secret = tuple(entry.metric for entry in self.entries if entry.private)
+        return frozenset(n for n in self.metrics if n.removesuffix("_low").removesuffix("_high") in secret)
+
+
+def write_result(result: EvaluationResult) -> None:
+    """Write metrics.json, table.json, per_class.csv and confusion.png into `result.folder`, whole or not at all."""
+    with whole_folder(result.folder) as folder:
+        write_json(folder / "metrics.json", result.metrics)
+        write_json(folder / "table.json", [_row(entry) for entry in result.entries])
+        _write_per_class(folder / "per_class.csv", result)
+        write_confusion(folder / "confusion.png", result.score.confusion, result.classes)
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {key: value for key, value in vars(entry).items() if value is not None}
+
+
+def _write_per_class(path: Path, result: EvaluationResult) -> None:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["class", "accuracy", "correct", "n", "class_agreement"])
+        confusion = result.score.confusion
+        for i, name in enumerate(result.classes):
+            n = int(confusion[i].sum())
+            accuracy = confusion[i, i] / n if n else float("nan")
+            writer.writerow([name, f"{accuracy:.6g}", confusion[i, i], n, f"{result.class_agreement[i]:.6g}"])
+
+
+def write_confusion(path: Path, confusion: NDArray[np.int64], classes: list[str]) -> None:
+    """A picture of `confusion` (classes, classes): rows real, columns predicted, shaded by share of the row."""
+    share = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
+    numbered = len(classes) <= NUMBERED
+    side = 1.8 + (0.48 * len(classes) if numbered else 14)
+    figure = Figure(figsize=(side, side), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xlabel("predicted by a classifier that saw synthetic images alone")
+    axes.set_ylabel("real test pictures of class")
+    if numbered:
+        turned = max(len(name) for name in classes) > 3
+        axes.set_xticks(range(len(classes)), classes, rotation=90 if turned else 0)
+        axes.set_yticks(range(len(classes)), classes)
+        for (i, j), count in np.ndenumerate(confusion):
+            if count:
+                colour = "white" if share[i, j] > 0.5 else "black"
+                axes.text(j, i, str(count), ha="center", va="center", color=colour, fontsize=9)
+    with whole_file(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)

@@ -1,0 +1,1 @@
+"""Networks and their files: autoencoder, UNet, attention for a single context token, the model folder."""

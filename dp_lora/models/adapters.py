@@ -1,0 +1,205 @@
+"""LoRA (Hu et al. 2022) on the UNet's attention, by PEFT; per-unit copies of its weights; the adapter's files.
+
+PEFT makes, names and stores the adapter. Its inner linear layers are replaced by `UnitLinear`, which computes each row
+with the copy of its unit when copies are given; the state dict stays PEFT's own.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from peft import LoraConfig
+from peft.tuners.lora import Linear as LoraLinear
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dp_lora.errors import InputError
+from dp_lora.files import read_json, write_json
+from dp_lora.models.folder import FORMAT, Model, load_info
+
+ADAPTER = "default"
+WEIGHTS = "pytorch_lora_weights.safetensors"
+EMBEDDING = "class_embedding.weight"
+TARGETS = {
+    # attn2's to_q and to_k get no gradient from a single context token: their adapters would be noise alone
+    "default": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_v", "attn2.to_out.0"),
+    "study": ("to_q", "to_k", "to_v", "to_out.0"),
+}
+
+
+def lora_targets(targets: str) -> tuple[str, ...]:
+    """Module names of `lora.targets`: a preset's, or names with commas between."""
+    return TARGETS.get(targets) or tuple(name.strip() for name in targets.split(",") if name.strip())
+
+
+def matched_modules(unet: UNet2DConditionModel, targets: str) -> list[str]:
+    """Full names of the linear layers that `targets` adapt. InputError names a target that matches nothing."""
+    linear = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear)]
+    matched: set[str] = set()
+    for target in lora_targets(targets):
+        hits = [name for name in linear if name == target or name.endswith(f".{target}")]
+        if not hits:
+            raise InputError(
+                f"lora.targets={targets}: {target!r} matches no linear layer of the UNet; "
+                f"use default, study, or names such as attn1.to_q,attn2.to_out.0"
+            )
+        matched.update(hits)
+    return [name for name in linear if name in matched]
+
+
+class UnitLinear(nn.Linear):
+    """A linear layer without bias whose rows may each use a weight of their own.
+
+    `unit_weight`: None, or a pair of copies (U, out, in) and slot (R,), ascending over all of 0 .. U - 1: row r of the
+    input (R, tokens, in) is multiplied by copies[slot[r]].
+    """
+
+    unit_weight: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.unit_weight is None:
+            return super().forward(x)
+        copies, slot = self.unit_weight
+        # as many copies as rows: each row has its own already
+        weight = copies if len(copies) == len(slot) else copies[slot]
+        return torch.bmm(x, weight.to(x.dtype).transpose(1, 2))
+
+
+def add_lora(
+    unet: UNet2DConditionModel, rank: int, alpha: int | None, targets: str, generator: torch.Generator
+) -> LoraConfig:
+    """Give `unet` a LoRA adapter: the base frozen, B = 0, A at a seeded random start; alpha None means alpha = rank.
+
+    A ~ N(0, 1 / in_features): rows of about unit norm. Raises InputError for a target without a match.
+    """
+    names = matched_modules(unet, targets)
+    unet.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=names, bias="none", lora_dropout=0.0)
+    unet.add_adapter(config, adapter_name=ADAPTER)
+    for layer in _lora_layers(unet).values():
+        for factors in (layer.lora_A, layer.lora_B):
+            factors[ADAPTER] = _unit_linear(cast(nn.Linear, factors[ADAPTER]))
+    with torch.no_grad():
+        for name, linear in _factors(unet).items():
+            if name.endswith(".lora_A"):
+                start = torch.randn(linear.weight.shape, generator=generator) / math.sqrt(linear.in_features)
+                linear.weight.copy_(start)
+            else:
+                linear.weight.zero_()
+    return config
+
+
+def _unit_linear(linear: nn.Linear) -> UnitLinear:
+    layer = UnitLinear(linear.in_features, linear.out_features, bias=False, device="meta")
+    layer.weight = linear.weight
+    return layer
+
+
+def _lora_layers(unet: UNet2DConditionModel) -> dict[str, LoraLinear]:
+    return {name: module for name, module in unet.named_modules() if isinstance(module, LoraLinear)}
+
+
+def _factors(unet: UNet2DConditionModel) -> dict[str, UnitLinear]:
+    """Every LoRA factor by name, such as `down_blocks.1...attn1.to_q.lora_B`."""
+    found = {}
+    for name, layer in _lora_layers(unet).items():
+        found[f"{name}.lora_A"] = cast(UnitLinear, layer.lora_A[ADAPTER])
+        found[f"{name}.lora_B"] = cast(UnitLinear, layer.lora_B[ADAPTER])
+    return found
+
+
+def lora_parameters(unet: UNet2DConditionModel, train: str) -> dict[str, Tensor]:
+    """The trained LoRA weights by name, such as `down_blocks.1...attn1.to_q.lora_B`; `train`: AB, or B alone."""
+    return {name: linear.weight for name, linear in _factors(unet).items() if train == "AB" or name.endswith(".lora_B")}
+
+
+@contextmanager
+def unit_copies(unet: UNet2DConditionModel, copies: Mapping[str, Tensor], slot: Tensor) -> Iterator[None]:
+    """Inside, row r of every batch uses copies[name][slot[r]] in the place of the LoRA weight `name`."""
+    changed = [(linear, copies[name]) for name, linear in _factors(unet).items() if name in copies]
+    try:
+        for linear, copy in changed:
+            linear.unit_weight = (copy, slot)
+        yield
+    finally:
+        for linear, _ in changed:
+            linear.unit_weight = None
+
+
+def untrained_class_embedding(model: Model, n_classes: int, noise: float, seed: int) -> Tensor:
+    """Start of a fresh class embedding (n_classes, dim): mean of the base's classes + noise * N(0, 1)."""
+    rows = model.class_embedding[: len(model.classes)]
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(n_classes, rows.shape[1], generator=generator).to(rows)
+    return rows.mean(0) + noise * start
+
+
+def with_embedding(model: Model, embedding: Tensor, classes: Sequence[str]) -> Model:
+    """The model with `embedding` (classes, dim) in the place of its classes; its null row, if any, stays last."""
+    rows = embedding.detach().to(model.class_embedding)
+    if model.null_row is not None:
+        rows = torch.cat([rows, model.null_row[None]])
+    return replace(model, class_embedding=rows, info={**model.info, "classes": list(classes)})
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What private fine-tuning makes: LoRA weights on a UNet, and one embedding row per class."""
+
+    unet: UNet2DConditionModel
+    lora: LoraConfig
+    embedding: Tensor
+
+    def parameters(self, train: str) -> dict[str, Tensor]:
+        """All trained tensors by name; the embedding is among them."""
+        return {**lora_parameters(self.unet, train), EMBEDDING: self.embedding}
+
+
+def save_adapter(folder: Path, adapter: Adapter, classes: Sequence[str], base: Mapping[str, Any]) -> None:
+    """Write the adapter into an existing folder: for diffusers, for PEFT, and the class embedding.
+
+    diffusers: `unet.load_lora_adapter(folder, weight_name="pytorch_lora_weights.safetensors", prefix=None)`.
+    PEFT: `PeftModel.from_pretrained(unet, folder / "peft")`. `base` names the base model (path, digest).
+    """
+    adapter.unet.save_lora_adapter(folder, adapter_name=ADAPTER, weight_name=WEIGHTS, safe_serialization=True)
+    peft = folder / "peft"
+    peft.mkdir()
+    state = get_peft_model_state_dict(adapter.unet, adapter_name=ADAPTER)
+    save_file(
+        {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()},
+        peft / "adapter_model.safetensors",
+    )
+    replace(adapter.lora, inference_mode=True).save_pretrained(str(peft))
+    save_file({"weight": adapter.embedding.detach().cpu().contiguous()}, folder / "class_embedding.safetensors")
+    write_json(
+        folder / "model.json", {"format": FORMAT, "classes": list(classes), "base": dict(base), "rank": adapter.lora.r}
+    )
+
+
+def adapter_info(folder: Path) -> dict[str, Any]:
+    """model.json of an adapter folder: classes, base (path and digest), rank."""
+    info = load_info(folder)
+    if "base" not in info:
+        raise InputError(f"{folder}: holds a base model, not an adapter; name a release/ or not-private/ folder")
+    return info
+
+
+def apply_adapter(model: Model, folder: Path) -> Model:
+    """The base `model` with the adapter of `folder` on its UNet (in place) and the adapter's classes."""
+    info = adapter_info(folder)
+    try:
+        embedding = load_file(folder / "class_embedding.safetensors")["weight"]
+        config = read_json(folder / "peft" / "adapter_config.json")
+        model.unet.load_lora_adapter(str(folder), weight_name=WEIGHTS, prefix=None, adapter_name=ADAPTER)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"{folder}: the adapter cannot be read: {' '.join(str(error).split())}") from None
+    if config["r"] != info["rank"]:
+        raise InputError(f"{folder}: model.json says rank {info['rank']}, adapter_config.json {config['r']}")
+    return with_embedding(model, embedding, info["classes"])

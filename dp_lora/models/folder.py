@@ -1,0 +1,200 @@
+"""A model as a folder: `unet/`, `vae/`, `scheduler/` in diffusers' layout, `class_embedding.safetensors`, `model.json`.
+
+An autoencoder folder holds `vae/` and `model.json` alone. Only safetensors and JSON: nothing is unpickled.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dp_lora.errors import InputError
+from dp_lora.files import digest_file, digest_folder, digest_value, read_json, whole_folder, write_json
+from dp_lora.models.attention import use_one_token_attention
+
+FORMAT = 1
+PRIVACY_STATUSES = ("public", "private-dp", "non-private", "unknown")
+Part = TypeVar("Part", AutoencoderKL, UNet2DConditionModel, DDIMScheduler)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A latent diffusion model, in evaluation mode and without gradients.
+
+    `class_embedding` (classes [+ 1], cross_attention_dim): one row per entry of info["classes"], then the null row when
+    info["null_row"]. `info` is model.json.
+    """
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler: DDIMScheduler
+    class_embedding: Tensor
+    info: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        return self.info["classes"]
+
+    @property
+    def null_row(self) -> Tensor | None:
+        """Embedding of 'no class' (cross_attention_dim,), or None for a model trained without class dropout."""
+        return self.class_embedding[-1] if self.info["null_row"] else None
+
+
+def model_info(
+    *,
+    classes: list[str],
+    null_row: bool,
+    size: int,
+    channels: int,
+    prediction_type: str | None,
+    trained_on: dict[str, Any],
+    privacy_status: str,
+    seed: int,
+    sections: dict[str, Any],
+) -> dict[str, Any]:
+    """The content of model.json. `trained_on` names the source; `sections` are the config sections it was made with.
+
+    `prediction_type` is None for an autoencoder. Raises InputError for an unknown privacy status.
+    """
+    if privacy_status not in PRIVACY_STATUSES:
+        raise InputError(f"privacy_status={privacy_status}: must be one of {', '.join(PRIVACY_STATUSES)}")
+    return {
+        "format": FORMAT,
+        "classes": list(classes),
+        "null_row": null_row,
+        "size": size,
+        "channels": channels,
+        "prediction_type": prediction_type,
+        "trained_on": trained_on,
+        "privacy_status": privacy_status,
+        "seed": seed,
+        "config": sections,
+    }
+
+
+def save_model(
+    folder: Path,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    scheduler: DDIMScheduler,
+    class_embedding: Tensor,
+    info: dict[str, Any],
+    extra: Sequence[Path] = (),
+) -> None:
+    """Write a model folder, whole or not at all; a folder that stands there is replaced; `extra` files go in."""
+    _check_embedding(class_embedding, unet, info, "class embedding")
+    with whole_folder(Path(folder)) as temporary:
+        _save_part(unet, temporary / "unet")
+        _save_part(vae, temporary / "vae")
+        _save_part(scheduler, temporary / "scheduler")
+        weight = class_embedding.detach().to("cpu", torch.float32).contiguous()
+        save_file({"weight": weight}, temporary / "class_embedding.safetensors")
+        write_json(temporary / "model.json", info)
+        for path in extra:
+            shutil.copyfile(path, temporary / path.name)
+
+
+def save_autoencoder(folder: Path, vae: AutoencoderKL, info: dict[str, Any], extra: Sequence[Path] = ()) -> None:
+    """Write an autoencoder folder, as `save_model` does."""
+    with whole_folder(Path(folder)) as temporary:
+        _save_part(vae, temporary / "vae")
+        write_json(temporary / "model.json", info)
+        for path in extra:
+            shutil.copyfile(path, temporary / path.name)
+
+
+def _save_part(part: AutoencoderKL | UNet2DConditionModel | DDIMScheduler, folder: Path) -> None:
+    # what was loaded from a folder remembers that folder's path, which must not travel
+    part.register_to_config(_name_or_path="")
+    part.save_pretrained(folder)
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
+    """Read a model folder. Raises InputError, one line, where it is missing, damaged or does not fit together."""
+    folder = Path(folder)
+    info = load_info(folder)
+    embedding_file = folder / "class_embedding.safetensors"
+    try:
+        embedding = load_file(embedding_file)["weight"].to(device)
+    except (OSError, KeyError, SafetensorError) as error:
+        raise InputError(f"{embedding_file}: cannot be read ({_line(error)}); make the model folder again") from None
+    unet = _load_part(UNet2DConditionModel, folder / "unet").to(device).eval().requires_grad_(False)
+    use_one_token_attention(unet)
+    _check_embedding(embedding, unet, info, str(embedding_file))
+    return Model(unet, load_vae(folder, device), _load_part(DDIMScheduler, folder / "scheduler"), embedding, info)
+
+
+def load_vae(folder: Path, device: torch.device | str = "cpu") -> AutoencoderKL:
+    """The autoencoder of a model or autoencoder folder, in evaluation mode and without gradients."""
+    return _load_part(AutoencoderKL, Path(folder) / "vae").to(device).eval().requires_grad_(False)
+
+
+def load_info(folder: Path) -> dict[str, Any]:
+    """model.json of a model or autoencoder folder."""
+    path = Path(folder) / "model.json"
+    try:
+        info = read_json(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({_line(error)}); {folder} must be a model folder") from None
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise InputError(f"{path}: must be an object with format {FORMAT}")
+    return info
+
+
+def _check_embedding(embedding: Tensor, unet: UNet2DConditionModel, info: dict[str, Any], where: str) -> None:
+    rows, dim = len(info["classes"]) + bool(info["null_row"]), unet.config["cross_attention_dim"]
+    if embedding.shape != (rows, dim):
+        raise InputError(f"{where}: has shape {tuple(embedding.shape)}, but ({rows}, {dim}) belongs to this model")
+
+
+def _load_part(kind: type[Part], folder: Path) -> Part:
+    # checked here: diffusers takes a missing folder for the name of a repository on the internet
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; the model folder is not complete")
+    try:
+        name = "scheduler_config.json" if kind is DDIMScheduler else "config.json"
+        found = read_json(folder / name).get("_class_name")
+        if found != kind.__name__:
+            raise InputError(f"{folder}: holds a {found}; must be a {kind.__name__}")
+        options: dict[str, Any] = {} if kind is DDIMScheduler else {"use_safetensors": True, "low_cpu_mem_usage": False}
+        part = kind.from_pretrained(str(folder), local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder}: cannot be read ({_line(error)})") from None
+    return cast(Part, part)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def model_digest(folder: Path) -> str:
+    """SHA-256 over the files that make a model folder what it is; pictures beside them do not count."""
+    parts = ["unet", "vae", "scheduler", "class_embedding.safetensors", "model.json"]
+    found = [Path(folder) / name for name in parts if (Path(folder) / name).exists()]
+    return digest_value([(path.name, digest_folder(path) if path.is_dir() else digest_file(path)) for path in found])
+
+
+def module_digest(module: AutoencoderKL | UNet2DConditionModel) -> str:
+    """SHA-256 over a network's weights and config, wherever it lies and whichever library version wrote it."""
+    total = hashlib.sha256()
+    config = {key: value for key, value in dict(module.config).items() if not key.startswith("_")}
+    total.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        array = tensor.detach().cpu().contiguous()
+        total.update(f"\0{name}\0{array.dtype}\0{tuple(array.shape)}\0".encode())
+        total.update(array.view(torch.uint8).numpy().tobytes() if array.ndim else array.numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,237 @@
+"""An MLflow project backend: `mlflow run . -b native -e ENTRY` runs ENTRY in the current environment, without Docker.
+
+MLflow's command line waits only for its own backends, so that `run` blocks until the entry point has ended, and says
+by an ExecutionException that it failed. The entry point runs in a session of its own; Ctrl-C, SIGTERM and SIGHUP end
+the whole of it and leave the run KILLED.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import mlflow
+import psutil
+from mlflow import MlflowClient
+from mlflow.exceptions import ExecutionException
+from mlflow.projects.backend.abstract_backend import AbstractBackend
+from mlflow.projects.submitted_run import SubmittedRun
+from mlflow.projects.utils import (
+    PROJECT_STORAGE_DIR,
+    fetch_and_validate_project,
+    get_or_create_run,
+    get_run_env_vars,
+    load_project,
+)
+
+from dp_lora.errors import InputError
+from dp_lora.tracking.process import (
+    close_orphans,
+    process_tags,
+    stop_signals_deferred,
+    stop_signals_raise,
+    stop_signals_wait,
+)
+from dp_lora.tracking.store import (
+    EXPERIMENT,
+    connect,
+    first_line,
+    joined_run_id,
+    named_experiment,
+    one_line_errors,
+    sqlite_path,
+    tracking_uri,
+)
+
+GRACE = 30.0  # seconds that an entry point has to end, and to keep what it can, before it is killed
+DEFAULT_EXPERIMENT = "0"  # what MLflow's command line means where nobody named an experiment
+STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL}
+
+# MLflow's own logger: its lines reach the terminal
+logger = logging.getLogger("mlflow.projects")
+
+
+class EndedRun(SubmittedRun):
+    """A run that has FINISHED by the time that MLflow sees it."""
+
+    def __init__(self, run_id: str):
+        self._run_id = run_id
+
+    @property
+    def run_id(self) -> str:
+        return self._run_id
+
+    def wait(self) -> bool:
+        return True
+
+    def get_status(self) -> str:
+        return "FINISHED"
+
+    def cancel(self) -> None:
+        """There is nothing left to cancel."""
+
+
+class NativeBackend(AbstractBackend):
+    """Runs an entry point of an MLproject in place and in this environment; docker_env and conda_env do not matter."""
+
+    def run(
+        self,
+        project_uri: str,
+        entry_point: str,
+        params: Mapping[str, str] | None,
+        version: str | None,
+        backend_config: Mapping[str, Any],
+        tracking_uri: str,
+        experiment_id: str,
+    ) -> EndedRun:
+        """Run an entry point to its end. Raises ExecutionException where it fails, KeyboardInterrupt where stopped."""
+        with stop_signals_raise():
+            work_dir = fetch_and_validate_project(project_uri, version, entry_point, params)
+            project = load_project(work_dir)
+            try:
+                experiment_id = use_project_store(experiment_id)
+            except InputError as error:
+                raise ExecutionException(str(error)) from error
+            client = MlflowClient()
+            run_id = ""
+            try:
+                with stop_signals_deferred():
+                    created = get_or_create_run(
+                        None, project_uri, experiment_id, work_dir, version, entry_point, params or {}
+                    )
+                    run_id = created.info.run_id
+                for key, value in _tags().items():
+                    client.set_tag(run_id, key, value)
+                with tempfile.TemporaryDirectory(dir=backend_config.get(PROJECT_STORAGE_DIR)) as downloads:
+                    command = project.get_entry_point(entry_point).compute_command(params, downloads)
+                    logger.info("=== Running command '%s' in run with ID '%s' ===", command, run_id)
+                    code = run_in_session(command, work_dir, _environment(run_id, experiment_id))
+            except KeyboardInterrupt:
+                if run_id:
+                    with stop_signals_wait():
+                        _end(client, run_id, "KILLED", "stopped by a signal")
+                    logger.error("=== Run (ID '%s') was stopped ===", run_id)
+                raise
+            except Exception as error:
+                if run_id:
+                    _end(client, run_id, "FAILED", first_line(error))
+                raise ExecutionException(f"Run (ID '{run_id}') failed: {first_line(error)}") from error
+            status, reason = ended_by(code)
+            _end(client, run_id, status, reason)
+        if status != "FINISHED":
+            raise ExecutionException(f"Run (ID '{run_id}') {status.lower()}: {reason}")
+        logger.info("=== Run (ID '%s') succeeded ===", run_id)
+        return EndedRun(run_id)
+
+
+def use_project_store(experiment_id: str) -> str:
+    """Make the project's store the one that MLflow uses from here on; returns the experiment's id in that store.
+
+    Where nobody named an experiment it is `dp-lora`, as for a direct call.
+    """
+    uri = tracking_uri()
+    before = mlflow.get_tracking_uri()
+    moved = sqlite_path(before) != sqlite_path(uri)
+    named = os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    name = None
+    if experiment_id == DEFAULT_EXPERIMENT and not named:
+        name = EXPERIMENT
+    elif moved:
+        # without MLFLOW_TRACKING_URI the command line has looked in the current folder's mlflow.db
+        name = MlflowClient(before).get_experiment(experiment_id).name
+    mlflow.set_tracking_uri(uri)
+    client = connect()
+    with one_line_errors():
+        return experiment_id if name is None else named_experiment(client, name)
+
+
+def _tags() -> dict[str, str]:
+    # the command line sets the backend's name only after a success
+    tags = {"mlflow.project.backend": "native"} | process_tags()
+    parent = joined_run_id()
+    return tags if parent is None else tags | {"mlflow.parentRunId": parent}
+
+
+def _environment(run_id: str, experiment_id: str) -> dict[str, str]:
+    environment = os.environ | get_run_env_vars(run_id, experiment_id)
+    # beside an id of the experiment MLflow refuses a name that differs
+    environment.pop("MLFLOW_EXPERIMENT_NAME", None)
+    environment["PATH"] = os.path.dirname(sys.executable) + os.pathsep + environment.get("PATH", os.defpath)
+    return environment
+
+
+def ended_by(code: int) -> tuple[str, str]:
+    """The state of a run and the reason, by the exit status of its command."""
+    if code == 0:
+        return "FINISHED", ""
+    # a shell reports a signal as 128 + its number, Python as minus its number
+    number = -code if code < 0 else code - 128
+    if number in set(signal.Signals):
+        return "KILLED" if number in STOPPING else "FAILED", f"ended by {signal.Signals(number).name}"
+    return "FAILED", f"exit status {code}"
+
+
+def _end(client: MlflowClient, run_id: str, status: str, reason: str) -> None:
+    """Set the state that the command's end implies; what the run has said of itself stays where the two agree."""
+    found = client.get_run(run_id)
+    said = found.info.status
+    if said == "RUNNING" or (said == "FINISHED" and status == "FAILED") or (said == "FAILED" and status == "KILLED"):
+        client.set_terminated(run_id, status)
+    if reason and "error" not in found.data.tags:
+        client.set_tag(run_id, "error", reason[:500])
+    if status != "FINISHED":
+        # stages that the command had started may have died with it
+        close_orphans(client)
+
+
+def run_in_session(command: str, folder: str, environment: Mapping[str, str]) -> int:
+    """Run a bash command as the leader of a new session and return its exit status.
+
+    Where the wait is interrupted, every process of the session's group is told to stop, and killed after GRACE
+    seconds, before the interruption is raised.
+    """
+    child: subprocess.Popen[bytes] | None = None
+    try:
+        with stop_signals_deferred():
+            child = subprocess.Popen(["bash", "-c", command], cwd=folder, env=environment, start_new_session=True)
+        return child.wait()
+    except BaseException:
+        if child is not None:
+            with stop_signals_wait():
+                _cancel(child)
+        raise
+
+
+def _cancel(child: "subprocess.Popen[bytes]") -> None:
+    try:
+        _signal_group(child.pid, signal.SIGTERM)
+        end = time.monotonic() + GRACE
+        while time.monotonic() < end and _group_lives(child.pid):
+            child.poll()
+            time.sleep(0.05)
+    finally:
+        # also where a second Ctrl-C cut the wait short
+        _signal_group(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _signal_group(group: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _group_lives(group: int) -> bool:
+    """Whether a process of the group still runs; one that has ended, but was not waited for, does not."""
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return False

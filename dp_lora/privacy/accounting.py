@@ -1,0 +1,206 @@
+"""Epsilon of a plan after some steps, and the noise that a target epsilon needs.
+
+The mechanism is the Poisson-subsampled Gaussian with sensitivity 1 and noise sigma under add-or-remove-one, composed
+over the steps. It is accounted twice: Opacus' PRV accountant (Gopi et al. 2021) and dp-accounting's privacy loss
+distribution (PLD, pessimistic: Doroshenko et al. 2022). Both give upper bounds; the larger one is what is printed.
+RDP (Mironov 2017) is reported beside them and never the headline.
+"""
+
+import functools
+import math
+import warnings
+from dataclasses import asdict, dataclass
+
+from dp_lora.errors import InputError
+from dp_lora.privacy.plan import PrivacyPlan
+
+PRV_GRID_LIMIT = 20_000_000  # points; the accountant's arrays take about 100 bytes each
+PLD_INTERVAL = 1e-3  # width of a PLD bin in units of epsilon; connect-the-dots makes the result exact to about 1e-4
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Upper bounds on epsilon; `epsilon` is the larger of PRV's and PLD's. `prv` is None where its grid is too big."""
+
+    epsilon: float
+    pld: float
+    prv: float | None
+    rdp: float
+
+    def as_json(self) -> dict[str, float | None]:
+        return asdict(self)
+
+
+NOTHING = Bounds(epsilon=0.0, pld=0.0, prv=0.0, rdp=0.0)
+
+
+def pld_epsilon(
+    sample_rate: float, noise_multiplier: float, steps: int, delta: float, *, pessimistic: bool = True
+) -> float:
+    """Epsilon by dp-accounting's PLD: an upper bound, or with pessimistic=False a lower bound on the same quantity."""
+    from dp_accounting.pld import privacy_loss_distribution
+
+    pld = privacy_loss_distribution.from_gaussian_mechanism(
+        noise_multiplier,
+        sampling_prob=sample_rate,
+        pessimistic_estimate=pessimistic,
+        value_discretization_interval=PLD_INTERVAL,
+        # connect-the-dots exists for upper bounds only
+        use_connect_dots=pessimistic,
+    )
+    return float(pld.self_compose(steps).get_epsilon_for_delta(delta))
+
+
+@functools.lru_cache(maxsize=256)
+def rdp_epsilon(sample_rate: float, noise_multiplier: float, steps: int, delta: float) -> float:
+    """Epsilon by Opacus' RDP accountant: an upper bound, looser than the others."""
+    from opacus.accountants import RDPAccountant
+
+    accountant = RDPAccountant()
+    accountant.history = [(noise_multiplier, sample_rate, steps)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 'optimal order is the largest alpha': the bound holds all the same
+        return float(accountant.get_epsilon(delta))
+
+
+def prv_grid_points(
+    sample_rate: float, noise_multiplier: float, steps: int, delta: float, eps_error: float = 0.01
+) -> float:
+    """Points of the grid that Opacus' PRV accountant would make: 2 L / mesh, by its rule (Gopi et al., remark 5.6)."""
+    delta_error = delta / 1000
+    mesh = eps_error / math.sqrt(steps * math.log(12 / delta_error) / 2)
+    domain = max(
+        rdp_epsilon(sample_rate, noise_multiplier, steps, delta_error / 4),
+        rdp_epsilon(sample_rate, noise_multiplier, 1, delta_error / (8 * steps)),
+        eps_error,
+    )
+    return 2 * (domain + 3) / mesh
+
+
+def prv_epsilon(sample_rate: float, noise_multiplier: float, steps: int, delta: float) -> float | None:
+    """Epsilon by Opacus' PRV accountant: an upper bound; None where its grid would not fit or it has no answer."""
+    from opacus.accountants import PRVAccountant
+
+    if prv_grid_points(sample_rate, noise_multiplier, steps, delta) > PRV_GRID_LIMIT:
+        return None
+    accountant = PRVAccountant()
+    accountant.history = [(noise_multiplier, sample_rate, steps)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            value = float(accountant.get_epsilon(delta))
+        except (RuntimeError, ValueError):
+            return None
+    return value if math.isfinite(value) else None
+
+
+@functools.lru_cache(maxsize=256)
+def bounds(sample_rate: float, noise_multiplier: float, steps: int, delta: float) -> Bounds:
+    """All bounds after `steps` steps.
+
+    Guarantee: the composition of `steps` Poisson-subsampled Gaussian mechanisms (rate `sample_rate` in (0, 1], noise
+    standard deviation `noise_multiplier` > 0 times the sensitivity) is (epsilon, delta)-DP under add-or-remove-one for
+    the returned `epsilon`. Raises InputError outside these ranges.
+    """
+    if not 0 < sample_rate <= 1:
+        raise InputError(f"sample_rate={sample_rate}: must be in (0, 1]")
+    if not 0 < noise_multiplier < math.inf:
+        raise InputError(f"noise_multiplier={noise_multiplier}: must be above 0 and finite")
+    if not 0 < delta < 1:
+        raise InputError(f"delta={delta}: must be in (0, 1)")
+    if steps < 0:
+        raise InputError(f"steps={steps}: must be 0 or above")
+    if steps == 0:
+        return NOTHING
+    pld = pld_epsilon(sample_rate, noise_multiplier, steps, delta)
+    prv = prv_epsilon(sample_rate, noise_multiplier, steps, delta)
+    rdp = rdp_epsilon(sample_rate, noise_multiplier, steps, delta)
+    return Bounds(epsilon=max(pld, prv or 0.0), pld=pld, prv=prv, rdp=rdp)
+
+
+def spent(plan: PrivacyPlan, steps: int) -> Bounds:
+    """Bounds after `steps` ledger entries of a plan: a function of these two and of nothing else."""
+    if not plan.private:
+        raise InputError("eps=inf: a run without privacy has no epsilon")
+    return bounds(plan.sample_rate, plan.noise_multiplier, steps, plan.delta)
+
+
+def _noise_multiplier_by_pld(eps: float, delta: float, sample_rate: float, steps: int) -> float:
+    """Smallest noise multiplier, to 1e-4 relative, whose PLD bound is at most `eps`."""
+    low, high = 1e-2, 1.0
+    while pld_epsilon(sample_rate, high, steps, delta) > eps:
+        low, high = high, 2 * high
+        if high > 1e5:
+            raise InputError(f"eps={eps}: no noise_multiplier below 1e5 reaches it in {steps} steps; raise eps")
+    while high - low > 1e-4 * high:
+        middle = (low + high) / 2
+        if pld_epsilon(sample_rate, middle, steps, delta) > eps:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def noise_multiplier_for(eps: float, delta: float, sample_rate: float, steps: int) -> float:
+    """A noise multiplier whose printed epsilon after `steps` steps is at most `eps`, and close to it.
+
+    PLD is quick, PRV is slow and a little larger: PLD is solved for a target that is lowered by what the printed bound
+    was seen to exceed it.
+
+    Guarantee: `bounds(sample_rate, result, steps, delta).epsilon <= eps`.
+    """
+    aim = eps
+    while True:
+        sigma = _noise_multiplier_by_pld(aim, delta, sample_rate, steps)
+        excess = bounds(sample_rate, sigma, steps, delta).epsilon - eps
+        if excess <= 0:
+            return sigma
+        aim -= 1.02 * excess
+        if aim <= 0:
+            raise InputError(f"eps={eps}: below what the accountants resolve (0.01); raise eps")
+
+
+def steps_for(epochs: float, sample_rate: float) -> int:
+    """Steps in which a unit is drawn `epochs` times on average: ceil(epochs / q), safe against rounding of q."""
+    return max(1, math.ceil(round(epochs / sample_rate, 9)))
+
+
+def calibrate(
+    *,
+    eps: float,
+    delta: float,
+    n_public: int,
+    batch_size: int,
+    epochs: float,
+    max_grad_norm: float,
+    k: int,
+    unit: str,
+) -> PrivacyPlan:
+    """Make the plan of a private fine-tuning from public numbers alone.
+
+    eps: target, above 0; inf turns clipping and noise off. delta: in (0, 1 / n_public). n_public: nominal number of
+    units. batch_size: expected units per step, at most n_public. Raises InputError outside these ranges.
+
+    Guarantee: taking at most `plan.steps` steps of `step.noisy_sum` with this plan, and publishing all their results,
+    is (eps, delta)-DP under add-or-remove-one unit.
+    """
+    if math.isnan(eps) or eps <= 0:
+        raise InputError(f"eps={eps}: must be above 0, or inf for no privacy")
+    if not 0 < delta < 1 / n_public:
+        raise InputError(f"delta={delta}: must be above 0 and below 1/n_public ({1 / n_public:.2g})")
+    if not 0 < batch_size <= n_public:
+        raise InputError(f"batch_size={batch_size}: must be in [1, n_public={n_public}]")
+    sample_rate = batch_size / n_public
+    steps = steps_for(epochs, sample_rate)
+    private = eps != math.inf
+    return PrivacyPlan(
+        sample_rate=sample_rate,
+        noise_multiplier=noise_multiplier_for(eps, delta, sample_rate, steps) if private else 0.0,
+        max_grad_norm=max_grad_norm if private else math.inf,
+        steps=steps,
+        expected_batch=float(batch_size),
+        delta=delta,
+        target_epsilon=eps,
+        k=k,
+        unit=unit,
+    )

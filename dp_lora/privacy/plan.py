@@ -1,0 +1,71 @@
+"""One object couples sampler, clipping, noise and accountant, so that they cannot disagree."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from dp_lora.errors import InputError
+
+RELATION = "add-or-remove-one"
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """Everything that the mechanism and its accountant need; every field is public.
+
+    Made by `accounting.calibrate`, or read back from the plan.json that it was written to.
+    """
+
+    sample_rate: float  # q: each unit of privacy takes part in a step with this probability
+    noise_multiplier: float  # sigma: noise std over max_grad_norm; 0 without privacy
+    max_grad_norm: float  # C: bound on the L2 norm of one unit's gradient; inf without privacy
+    steps: int  # the largest number of steps that may be taken
+    expected_batch: float  # public divisor q * n_public; the true batch size is private
+    delta: float
+    target_epsilon: float  # inf without privacy
+    k: int  # noise draws per picture, averaged before the one clip
+    unit: str  # unit of privacy: picture, or person
+    relation: str = RELATION
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sample_rate <= 1:
+            raise InputError(f"sample_rate={self.sample_rate}: must be in (0, 1]; lower privacy.batch_size")
+        if self.steps < 1 or self.k < 1 or self.expected_batch <= 0:
+            raise InputError(f"steps={self.steps}, k={self.k}, expected_batch={self.expected_batch}: must be above 0")
+        if not 0 < self.delta < 1:
+            raise InputError(f"delta={self.delta}: must be in (0, 1)")
+        if self.relation != RELATION:
+            raise InputError(f"relation={self.relation}: only {RELATION} is proved here")
+        if self.private and not (
+            0 < self.noise_multiplier < math.inf and 0 < self.max_grad_norm < math.inf and self.target_epsilon > 0
+        ):
+            raise InputError(
+                f"noise_multiplier={self.noise_multiplier}, max_grad_norm={self.max_grad_norm}, "
+                f"eps={self.target_epsilon}: must be above 0 and finite under privacy"
+            )
+        if not self.private and not (self.noise_multiplier == 0 and self.max_grad_norm == math.inf):
+            raise InputError("eps=inf: noise_multiplier must be 0 and max_grad_norm inf: nothing is clipped or hidden")
+
+    @property
+    def private(self) -> bool:
+        """False with eps=inf: the same code, clipping and noise off."""
+        return self.target_epsilon != math.inf
+
+    def as_json(self) -> dict[str, Any]:
+        """Fields with infinities spelled 'inf', as JSON has none."""
+        return {name: "inf" if value == math.inf else value for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "PrivacyPlan":
+        """Inverse of `as_json`; raises InputError for missing, unknown or mistyped fields."""
+        types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
+        if set(value) != set(types):
+            raise InputError(f"plan.json: fields {sorted(set(value) ^ set(types))} are missing or unknown")
+        fields: dict[str, Any] = {}
+        for name, kind in types.items():
+            item = float("inf") if value[name] == "inf" and kind is float else value[name]
+            if not isinstance(item, int | float if kind is float else kind) or isinstance(item, bool):
+                raise InputError(f"plan.json: {name}={value[name]!r}: must be of type {kind.__name__}")
+            fields[name] = kind(item)
+        return cls(**fields)

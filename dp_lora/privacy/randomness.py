@@ -1,0 +1,76 @@
+"""Where the randomness of the private step comes from.
+
+Default: 256 fresh bits of the operating system for every stream and step, never stored. Reproducible mode: the bits are
+HMAC-SHA256(secret, digest of the run | stream | step), so that no two plans share noise and a step can be replayed.
+The bits seed statistical generators (numpy's Philox for sampling and noise), not cryptographic ones. Torch's own CPU
+generator is not used for these two: it keeps only 32 bits of its seed, few enough to try them all.
+"""
+
+import hashlib
+import hmac
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dp_lora.errors import InputError
+
+MIN_SECRET_BYTES = 16
+
+
+@dataclass(frozen=True, repr=False)
+class Randomness:
+    """Keyed streams of one run; `secret` None means fresh entropy. Not shown in logs: it has no repr."""
+
+    run_digest: str
+    secret: bytes | None = None
+
+    @property
+    def fresh(self) -> bool:
+        return self.secret is None
+
+    def _bits(self, stream: str, step: int) -> bytes:
+        if self.secret is None:
+            return os.urandom(32)
+        return hmac.new(self.secret, f"{self.run_digest}|{stream}|{step}".encode(), hashlib.sha256).digest()
+
+    def numpy(self, stream: str, step: int) -> np.random.Generator:
+        """Generator for the draws that privacy rests on: who takes part, and the noise."""
+        seed = np.random.SeedSequence(int.from_bytes(self._bits(stream, step)))
+        return np.random.Generator(np.random.Philox(seed))
+
+    def digest(self, tensors: Mapping[str, torch.Tensor]) -> str | None:
+        """Keyed digest of a step's sum, by which a replay is known to be exact; None with fresh randomness."""
+        if self.secret is None:
+            return None
+        total = hmac.new(self.secret, b"sum", hashlib.sha256)
+        for name in sorted(tensors):
+            total.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()
+
+    def torch(self, stream: str, step: int, device: torch.device) -> torch.Generator:
+        """Generator for diffusion timesteps and noise draws, on which no guarantee rests."""
+        generator = torch.Generator(device=device)
+        generator.manual_seed(int.from_bytes(self._bits(stream, step)[:8]) >> 1)
+        return generator
+
+
+def read_secret(path: Path) -> bytes:
+    """Read the operator's seed file; InputError unless it is a private file of at least 16 bytes."""
+    try:
+        mode = path.stat().st_mode
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"privacy.seed_file={path}: cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(mode) or mode & 0o077:
+        raise InputError(f"privacy.seed_file={path}: must be readable by its owner alone; chmod 600 {path}")
+    if len(content) < MIN_SECRET_BYTES:
+        raise InputError(
+            f"privacy.seed_file={path}: must hold at least {MIN_SECRET_BYTES} random bytes; "
+            f"head -c 32 /dev/urandom > {path}"
+        )
+    return content

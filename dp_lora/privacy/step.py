@@ -1,0 +1,111 @@
+"""One step of DP-SGD (Abadi et al. 2016, Algorithm 1) on whole units of privacy; the proof stands beside each line.
+
+Claim: one call of `noisy_sum` is a Poisson-subsampled Gaussian mechanism with rate q = plan.sample_rate and noise
+multiplier sigma = plan.noise_multiplier under add-or-remove-one unit.
+
+Proof. Let D and D' differ in one unit x.
+(1) Every unit takes part by its own coin with probability q, so D and D' can share the coins of all others.
+(2) The gradient of a unit depends on its own pictures and draws and on the current public weights only, and the draws
+    are independent and identical for all units; so the parts of all others are the same.
+(3) x adds at most one vector, with norm at most C = plan.max_grad_norm over all tensors together: all of its pictures,
+    and all k noise draws of each, are folded into one gradient before the one clip.
+(4) Noise sigma * C * N(0, 1) is added to the sum once.
+So one step is the mechanism that `accounting` composes. The divisor is public (q * n_public), and what follows
+(optimizer, averaging of weights, samples) sees private data through this sum alone: post-processing.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dp_lora.privacy.clipping import clipped_sum
+from dp_lora.privacy.gradients import LossFunction, Rows, micro_batches, unit_gradients
+from dp_lora.privacy.ledger import Ledger
+from dp_lora.privacy.noise import add_noise
+from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.privacy.randomness import Randomness
+from dp_lora.privacy.sampling import poisson_draw
+
+# generator of the step's draws -> loss function of the step
+LossFactory = Callable[[torch.Generator], LossFunction]
+
+
+@dataclass(frozen=True)
+class PrivateFacts:
+    """What the operator may watch; computed from private data without noise, so it carries no guarantee."""
+
+    units: int
+    loss: float  # mean over the drawn units; NaN for an empty draw
+    mean_norm: float  # of the units' gradients before the clip
+    clipped_share: float
+
+
+def sum_over_units(
+    loss: LossFunction, parameters: Mapping[str, Tensor], batches: Iterable[Rows], max_grad_norm: float
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Sum of the units' clipped gradients, their norms (U,) and losses (U,); zeros and empty for no units.
+
+    Guarantee: adding or removing one unit moves the sum by at most max_grad_norm in L2, all of its pictures and all k
+    draws included, however its rows are cut into micro-batches.
+    """
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    norms: list[Tensor] = []
+    losses: list[Tensor] = []
+    open_gradient: dict[str, Tensor] = {}
+    open_loss = torch.zeros(())
+    for rows in batches:
+        gradients, unit_losses = unit_gradients(loss, parameters, rows)
+        if rows.first_continues:
+            # a unit that spans micro-batches is added up first and clipped once, when it is complete
+            for name, part in open_gradient.items():
+                gradients[name][0] += part
+            unit_losses[0] += open_loss
+        complete = rows.n_units - int(rows.last_continues)
+        open_gradient = {name: gradient[-1] for name, gradient in gradients.items()} if rows.last_continues else {}
+        open_loss = unit_losses[-1]
+        if complete == 0:
+            continue
+        partial, partial_norms = clipped_sum({n: g[:complete] for n, g in gradients.items()}, max_grad_norm)
+        for name, value in partial.items():
+            total[name] += value  # sum, not mean: the batch size is private under Poisson sampling
+        norms.append(partial_norms)
+        losses.append(unit_losses[:complete])
+    return total, torch.cat(norms) if norms else torch.zeros(0), torch.cat(losses) if losses else torch.zeros(0)
+
+
+def noisy_sum(
+    plan: PrivacyPlan,
+    step: int,
+    units: Sequence[Sequence[int]],
+    loss_factory: LossFactory,
+    parameters: Mapping[str, Tensor],
+    randomness: Randomness,
+    ledger: Ledger,
+    physical_batch_size: int,
+) -> tuple[dict[str, Tensor], PrivateFacts]:
+    """Noisy sum {name: (*shape)} of the clipped gradients of a fresh Poisson draw of `units` (each a list of pictures).
+
+    An empty draw is a step like any other: no model call, noise, a ledger line. `physical_batch_size` rows are computed
+    at a time; it changes memory, and the result only by rounding. PrivateFacts are for the operator alone.
+
+    Guarantee: the noisy sum is (q, sigma)-subsampled-Gaussian under add-or-remove-one unit, as proved above, and the
+    ledger holds the step before its noise exists.
+    """
+    device = next(iter(parameters.values())).device
+    drawn = poisson_draw(len(units), plan.sample_rate, randomness.numpy("sampling", step))
+    batches = micro_batches([units[position] for position in drawn], plan.k, physical_batch_size, device)
+    loss = loss_factory(randomness.torch("draws", step, device))
+    total, norms, losses = sum_over_units(loss, parameters, batches, plan.max_grad_norm)
+    facts = PrivateFacts(
+        units=len(drawn),
+        loss=float(losses.mean()) if len(losses) else float("nan"),
+        mean_norm=float(norms.mean()) if len(norms) else float("nan"),
+        clipped_share=float((norms > plan.max_grad_norm).double().mean()) if len(norms) else float("nan"),
+    )
+    ledger.append(step, plan, replay_of=randomness.digest(total))
+    # ================= from the next line on nothing is private =================
+    if plan.private:
+        total = add_noise(total, plan.noise_multiplier * plan.max_grad_norm, randomness.numpy("noise", step))
+    return total, facts

@@ -1,0 +1,141 @@
+"""The one folder that may leave the house: adapter, privacy statement, model card.
+
+Nothing in it depends on private data but through the mechanism: no true count, no digest, no hash of private data.
+"""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dp_lora import __version__
+from dp_lora.config.schema import Config
+from dp_lora.errors import InputError
+from dp_lora.files import read_json, whole_folder, write_json
+from dp_lora.models.adapters import WEIGHTS, Adapter, save_adapter
+from dp_lora.privacy.accounting import spent
+from dp_lora.privacy.plan import PrivacyPlan
+
+RANDOMNESS_FRESH = (
+    "fresh entropy of the operating system for sampling and noise; statistical generator (Philox), not cryptographic"
+)
+RANDOMNESS_REPLAY = (
+    "replayed from a seed file of the operator's: epsilon holds only while that file is secret; "
+    "statistical generator (Philox), not cryptographic"
+)
+
+
+def base_privacy(info: Mapping[str, Any], *, private: bool) -> tuple[float, float]:
+    """Epsilon and delta that the base model has spent before, by its model.json; (0, 0) for a public one.
+
+    Raises InputError, where the result is to be private, for a base that is non-private or of unknown status.
+    """
+    status = info["privacy_status"]
+    if status == "public" or not private:
+        return 0.0, 0.0
+    spent_before = info.get("privacy")
+    if status == "private-dp" and isinstance(spent_before, dict) and {"epsilon", "delta"} <= spent_before.keys():
+        return float(spent_before["epsilon"]), float(spent_before["delta"])
+    raise InputError(
+        f"model.base: its model.json says privacy_status {status}: what it leaked of its own training pictures has no "
+        "bound, so no release can be made from it; use a public base, or eps=inf"
+    )
+
+
+def privacy_statement(
+    plan: PrivacyPlan, counted_steps: int, run_id: str, config: Config, model_info: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of privacy.json, from public values and the ledger's count alone."""
+    if not plan.private:
+        return {
+            "private": False,
+            "statement": "trained without privacy: no bound holds; this adapter must not leave the house",
+            "k": plan.k,
+            "sample_rate": plan.sample_rate,
+            "steps": plan.steps,
+            "unit": plan.unit,
+            "run_id": run_id,
+        }
+    bounds = spent(plan, counted_steps)
+    epsilon_before, delta_before = base_privacy(model_info, private=True)
+    return {
+        "private": True,
+        "statement": (
+            f"({bounds.epsilon + epsilon_before:.6g}, {plan.delta + delta_before:.6g})-differentially private, "
+            f"{plan.relation}, unit of privacy: one {plan.unit}"
+        ),
+        "epsilon": bounds.epsilon + epsilon_before,
+        "delta": plan.delta + delta_before,
+        "spent_before": {"epsilon": epsilon_before, "delta": delta_before},
+        "accountants": bounds.as_json(),
+        "target_epsilon": plan.target_epsilon,
+        "noise_multiplier": plan.noise_multiplier,
+        "sample_rate": plan.sample_rate,
+        "steps": counted_steps,
+        "max_grad_norm": plan.max_grad_norm,
+        "k": plan.k,
+        "expected_batch": plan.expected_batch,
+        "n_public": config.data.n_public,
+        "relation": plan.relation,
+        "unit": plan.unit,
+        "randomness": RANDOMNESS_REPLAY if config.privacy.reproducible else RANDOMNESS_FRESH,
+        "versions": {
+            "dp-lora": __version__,
+            **{name: version(name) for name in ("torch", "opacus", "dp-accounting", "diffusers", "peft", "numpy")},
+        },
+        "run_id": run_id,
+    }
+
+
+def read_privacy(folder: Path) -> dict[str, Any]:
+    """privacy.json of an adapter folder."""
+    try:
+        return read_json(folder / "privacy.json")
+    except (OSError, ValueError):
+        raise InputError(f"{folder}: has no readable privacy.json; name a release/ or not-private/ folder") from None
+
+
+def write_result(
+    folder: Path,
+    plan: PrivacyPlan,
+    counted_steps: int,
+    run_id: str,
+    config: Config,
+    adapter: Adapter,
+    model_info: Mapping[str, Any],
+    base: Mapping[str, str],
+) -> None:
+    """Write the adapter's folder, whole or not at all; `run_id` is random, `base` names the base model."""
+    statement = privacy_statement(plan, counted_steps, run_id, config, model_info)
+    with whole_folder(folder) as temporary:
+        save_adapter(temporary, adapter, config.data.classes, base)
+        write_json(temporary / "privacy.json", statement)
+        (temporary / "README.md").write_text(_card(config, statement, base), encoding="utf-8")
+
+
+def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str]) -> str:
+    title = f"DP-LoRA adapter: {config.experiment.name}"
+    lines = ["---", "library_name: peft", "tags: [lora, diffusers, differential-privacy]", "---", f"# {title}", ""]
+    lines += [config.experiment.description, "", f"**Privacy:** {statement['statement']}.", ""]
+    if statement["private"]:
+        lines += [
+            f"- noise_multiplier {statement['noise_multiplier']:.6g}, sample_rate {statement['sample_rate']:.6g}, "
+            f"{statement['steps']} steps, max_grad_norm {statement['max_grad_norm']:g}, k {statement['k']}",
+            f"- Upper bounds on epsilon: PRV {statement['accountants']['prv']}, PLD {statement['accountants']['pld']}, "
+            f"RDP {statement['accountants']['rdp']}; the larger of PRV and PLD is stated.",
+            f"- Randomness: {statement['randomness']}.",
+            "- Holds for this run alone: several runs on the same data add up.",
+            "",
+        ]
+    lines += [
+        f"**Base model:** `{base['path']}` (SHA-256 of the folder {base['digest']}).",
+        f"**Classes, in the order of class_embedding.safetensors:** {', '.join(config.data.classes)}.",
+        f"**LoRA:** rank {config.lora.rank}, targets {config.lora.targets}, trained factors {config.lora.train}.",
+        "",
+        "```python",
+        f'unet.load_lora_adapter(folder, weight_name="{WEIGHTS}", prefix=None)  # diffusers',
+        'PeftModel.from_pretrained(unet, folder + "/peft")  # PEFT',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,114 @@
+"""DDIM (Song et al. 2021, arXiv 2010.02502, equation 12) with classifier-free guidance (Ho & Salimans 2022)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dp_lora.config.schema import Sampling
+from dp_lora.data.pixels import to_uint8
+from dp_lora.errors import InputError
+from dp_lora.models.autoencoder import decode
+from dp_lora.models.folder import Model
+from dp_lora.sampling.noise import image_stream, next_noise
+
+DECODE_VALUES = 2**22  # pixel values decoded at once: bounds the decoder's memory at any image size
+
+
+def timesteps(scheduler: DDIMScheduler, steps: int) -> list[int]:
+    """The descending timesteps of a chain; sets them in `scheduler`.
+
+    Raises InputError where the scheduler's spacing would begin far below pure noise or outside the chain.
+    """
+    total = scheduler.config["num_train_timesteps"]
+    if not 1 <= steps <= total:
+        raise InputError(f"sampling.steps={steps}: must be in [1, {total}]")
+    scheduler.set_timesteps(steps)
+    chain = [int(t) for t in scheduler.timesteps]
+    # leading spacing takes every (total // steps)-th timestep, so it ends early where that leaves much of the chain out
+    if chain[0] >= total or chain[0] + total // steps < 0.75 * total:
+        divisors = [d for d in range(1, total // 2 + 1) if total % d == 0]
+        raise InputError(
+            f"sampling.steps={steps}: the chain would begin at timestep {chain[0]} of {total}; "
+            f"take a divisor of {total}, such as {min(divisors, key=lambda d: abs(d - steps))}"
+        )
+    return chain
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """On a GPU: no TF32 and no algorithm picked by timing, so that an image is the same in every batch and run."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def _context(model: Model, labels: Tensor, guidance_scale: float) -> Tensor:
+    """Class embeddings (rows, 1, D); with guidance (2 rows, 1, D), the null rows first."""
+    conditional = model.class_embedding[labels].unsqueeze(1)
+    if guidance_scale == 1:
+        return conditional
+    if model.null_row is None:
+        raise InputError(
+            f"sampling.guidance_scale={guidance_scale:g}: this model was trained without class dropout and has no null "
+            "row to guide away from; set sampling.guidance_scale=1"
+        )
+    null = model.null_row.expand_as(conditional)
+    return torch.cat([null, conditional])
+
+
+def _draw_latents(
+    model: Model, labels: Sequence[int], indices: Sequence[int], sampling: Sampling, seed: int, device: torch.device
+) -> Tensor:
+    scheduler = DDIMScheduler.from_config(model.scheduler.config)
+    chain = timesteps(scheduler, sampling.steps)
+    scale = sampling.guidance_scale
+    context = _context(model, torch.as_tensor(labels, device=device), scale)
+    streams = [image_stream(seed, model.classes[c], i) for c, i in zip(labels, indices, strict=True)]
+    side = model.unet.config["sample_size"]
+    shape = (model.unet.config["in_channels"], side, side)
+    latents = next_noise(streams, shape, device)
+    for t in chain:
+        rows = latents if scale == 1 else torch.cat([latents, latents])
+        prediction = model.unet(rows, t, encoder_hidden_states=context, return_dict=False)[0]
+        if scale != 1:
+            # linear in the prediction, so epsilon and v give the same guided step
+            null, conditional = prediction.chunk(2)
+            prediction = null + scale * (conditional - null)
+        noise = next_noise(streams, shape, device) if sampling.eta > 0 else None
+        step = scheduler.step(prediction, t, latents, eta=sampling.eta, variance_noise=noise, return_dict=False)
+        latents = step[0]
+    if not torch.isfinite(latents).all():
+        raise InputError("sampling: the model gives NaN or infinite latents; its weights are broken or have diverged")
+    return latents
+
+
+@torch.inference_mode()
+def draw_pixels(
+    model: Model, labels: Sequence[int], indices: Sequence[int], sampling: Sampling, seed: int, device: torch.device
+) -> Tensor:
+    """One batch of images (rows, C, H, W) in [-1, 1], on the CPU.
+
+    Row r is image number indices[r] of class model.classes[labels[r]]. It depends on (seed, class, index) and the
+    sampling settings; the other rows and their number change it by rounding alone (below 1e-4). Networks must lie on
+    `device`, in evaluation mode. Raises InputError for guidance without a null row and for latents that are not finite.
+    """
+    with _full_precision():
+        latents = _draw_latents(model, labels, indices, sampling, seed, device)
+        rows = max(1, DECODE_VALUES // (model.info["size"] ** 2 * model.info["channels"]))
+        return torch.cat([decode(model.vae, part).cpu() for part in latents.split(rows)])
+
+
+def draw(
+    model: Model, labels: Sequence[int], indices: Sequence[int], sampling: Sampling, seed: int, device: torch.device
+) -> NDArray[np.uint8]:
+    """`draw_pixels` as uint8 (rows, H, W, C)."""
+    return to_uint8(draw_pixels(model, labels, indices, sampling, seed, device))

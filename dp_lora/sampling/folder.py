@@ -1,0 +1,139 @@
+"""A folder of samples: whole or absent, made in parts that survive a kill."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dp_lora.config.schema import Config
+from dp_lora.data.layout import Picture, write_dataset
+from dp_lora.data.pixels import encode_png
+from dp_lora.errors import InputError
+from dp_lora.events import Events
+from dp_lora.files import digest_value, whole_file, whole_folder, write_json
+from dp_lora.grids import write_grid
+from dp_lora.models.folder import Model, module_digest
+from dp_lora.progress import progress
+from dp_lora.sampling.archive import write_archive
+from dp_lora.sampling.ddim import draw
+
+SPLIT = "synthetic"
+GRID_COLUMNS = 10
+PACKED_UP_TO = 64  # pixels of width: larger images become a folder of PNG files instead of one parquet file
+
+
+def balanced(classes: Sequence[str], n: int) -> list[tuple[str, int]]:
+    """(class, index) of exactly n images, class by class; where n does not divide, the first classes get one more."""
+    share, more = divmod(n, len(classes))
+    return [(name, i) for c, name in enumerate(classes) for i in range(share + (c < more))]
+
+
+def model_fingerprint(model: Model) -> str:
+    """SHA-256 of all that decides a model's images: networks, class embedding, scheduler and class names."""
+    embedding = np.ascontiguousarray(model.class_embedding.detach().cpu().numpy())
+    scheduler = {key: value for key, value in dict(model.scheduler.config).items() if not key.startswith("_")}
+    parts = [module_digest(model.unet), module_digest(model.vae), digest_value(embedding.tolist())]
+    return digest_value([*parts, digest_value(json.loads(json.dumps(scheduler, default=str))), model.classes])
+
+
+def sample(
+    model: Model,
+    config: Config,
+    classes: Sequence[str],
+    n: int,
+    working_folder: Path,
+    out_folder: Path,
+    events: Events,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Draw n images, balanced over `classes`, on the device of `model`; write `out_folder`, whole or not at all.
+
+    Finished batches are kept in `working_folder` under a key of model, settings and device: a second call after a kill
+    goes on there and ends in the same bytes. `out_folder` is a dataset of split "synthetic" with samples.npz (arr_0
+    uint8 NHWC in RGB, arr_1 positions in `classes`), grid.png and samples.json, which repeats `facts` (base, privacy).
+    Raises InputError for a class that the model does not know.
+    """
+    unknown = [name for name in classes if name not in model.classes]
+    if unknown or not classes or n < 1:
+        problem = (
+            f"class {unknown[0]!r} is not one of the model's" if unknown else f"{n} images of {len(classes)} classes"
+        )
+        raise InputError(f"sampling: {problem}; the model knows {', '.join(model.classes[:20])}")
+    device = model.class_embedding.device
+    settings = {"seed": config.experiment.seed, "n": n, "classes": list(classes), **asdict(config.sampling)}
+    settings["model"] = model_fingerprint(model)
+    rows = balanced(classes, n)
+    parts = Path(working_folder) / digest_value([settings, device.type, torch.__version__])[:16]
+    _draw_parts(model, config, rows, parts, device, events)
+
+    positions = np.array([classes.index(name) for name, _ in rows], dtype=np.int64)
+    size, channels = model.info["size"], model.info["channels"]
+    with whole_folder(Path(out_folder)) as temporary:
+        source = {"source": "samples", "model": settings["model"], "seed": settings["seed"]}
+        write_dataset(temporary, _pictures(parts, rows), source, size, channels, packed=size <= PACKED_UP_TO)
+        rgb = (np.broadcast_to(images, (*images.shape[:3], 3)) for images in _read_parts(parts))
+        write_archive(temporary / "samples.npz", rgb, (n, size, size, 3), positions)
+        write_grid(temporary / "grid.png", _grid_rows(parts, positions, len(classes)), list(classes))
+        write_json(temporary / "samples.json", {**settings, **(facts or {}), "device": device.type})
+    shutil.rmtree(parts)
+    events.image("samples", Path(out_folder) / "grid.png")
+
+
+def _draw_parts(
+    model: Model, config: Config, rows: list[tuple[str, int]], parts: Path, device: torch.device, events: Events
+) -> None:
+    labels, indices = [model.classes.index(name) for name, _ in rows], [index for _, index in rows]
+    batch_size = min(config.sampling.batch_size, len(rows))
+    starts = range(0, len(rows), batch_size)
+    missing = [start for start in starts if not _part(parts, start).exists()]
+    done = len(rows) - sum(len(rows[start : start + batch_size]) for start in missing)
+    if done:
+        events.message(f"sampling: {done} of {len(rows)} images are there from an earlier run")
+    with progress(total=len(rows), initial=done, desc="samples", unit="image") as bar:
+        for start in missing:
+            # the last batch is filled up from the front: equal batch size means equal bits, whatever n is
+            wanted = [row % len(rows) for row in range(start, start + batch_size)]
+            images = draw(
+                model,
+                [labels[r] for r in wanted],
+                [indices[r] for r in wanted],
+                config.sampling,
+                config.experiment.seed,
+                device,
+            )
+            images = images[: len(rows) - start]
+            with whole_file(_part(parts, start)) as temporary:
+                np.save(temporary, images)
+            bar.update(len(images))
+
+
+def _part(parts: Path, start: int) -> Path:
+    return parts / f"from-{start:08d}.npy"
+
+
+def _read_parts(parts: Path) -> Iterator[NDArray[np.uint8]]:
+    for path in sorted(parts.glob("from-*.npy")):
+        yield np.load(path, allow_pickle=False)
+
+
+def _pictures(parts: Path, rows: list[tuple[str, int]]) -> Iterator[Picture]:
+    images = (image for part in _read_parts(parts) for image in part)
+    for (name, _), image, row in zip(rows, images, range(len(rows)), strict=True):
+        # numbered, not named by class: a class name is any text
+        yield Picture(f"{row:06d}.png", name, SPLIT, encode_png(image))
+
+
+def _grid_rows(parts: Path, positions: NDArray[np.int64], classes: int) -> list[NDArray[np.uint8]]:
+    chosen: list[list[NDArray[np.uint8]]] = [[] for _ in range(classes)]
+    images = (image for part in _read_parts(parts) for image in part)
+    for position, image in zip(positions, images, strict=True):
+        if len(chosen[position]) < GRID_COLUMNS:
+            chosen[position].append(image)
+    shape = next(_read_parts(parts)).shape[1:]
+    return [np.stack(row) if row else np.zeros((0, *shape), np.uint8) for row in chosen]

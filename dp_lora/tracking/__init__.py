@@ -1,0 +1,20 @@
+"""The only room that knows MLflow: one run per entry point, and how to find runs again.
+
+MLflow takes seconds to import, and is imported only when a run opens or is looked up.
+"""
+
+from dp_lora.tracking.lookup import find_run, resolve_input
+from dp_lora.tracking.process import Terminated, close_orphans
+from dp_lora.tracking.store import fail_joined_run, tracking_uri
+from dp_lora.tracking.tracked_run import TrackedRun, run
+
+__all__ = [
+    "Terminated",
+    "TrackedRun",
+    "close_orphans",
+    "fail_joined_run",
+    "find_run",
+    "resolve_input",
+    "run",
+    "tracking_uri",
+]

@@ -1,0 +1,65 @@
+"""From a run id back to what the run said and wrote."""
+
+import os
+import re
+from pathlib import Path
+from typing import TypedDict
+from urllib.parse import unquote, urlparse
+
+from dp_lora.config import ROOT
+from dp_lora.errors import InputError
+from dp_lora.tracking.store import connect, first_line, shown_uri, sqlite_path, tracking_uri
+
+
+class FoundRun(TypedDict):
+    """A run as the store has it; `artifacts` is its artifact folder where that lies on this machine, else None."""
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    artifacts: Path | None
+
+
+def find_run(run_id: str) -> FoundRun:
+    """Read a run. Raises InputError where the store has no such run; looking makes no store."""
+    path = sqlite_path(tracking_uri())
+    if path is not None and not path.exists():
+        raise InputError(f"{run_id}: no such run: the tracking store {shown_uri()} is empty; set MLFLOW_TRACKING_URI")
+    client = connect()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_run(run_id)
+    except MlflowException as error:
+        raise InputError(f"{run_id}: {first_line(error)} in {shown_uri()}; set MLFLOW_TRACKING_URI") from None
+    location = urlparse(found.info.artifact_uri or "")
+    local = location.scheme in ("", "file") and location.path
+    return FoundRun(
+        run_id=run_id,
+        status=found.info.status,
+        tags=dict(found.data.tags),
+        params=dict(found.data.params),
+        metrics=dict(found.data.metrics),
+        artifacts=Path(unquote(location.path) if location.scheme else location.path) if local else None,
+    )
+
+
+def resolve_input(path_or_run_id: str, kind: str) -> Path:
+    """The folder that a path, or an MLflow run id by its tag `output`, stands for; `kind` says what it should hold.
+
+    A relative path counts from the current folder, else from the project's root. Raises InputError that names value.
+    """
+    for candidate in (Path(path_or_run_id), ROOT / path_or_run_id):
+        if path_or_run_id and candidate.exists():
+            return candidate
+    if not re.fullmatch(r"[0-9a-f]{32}", path_or_run_id):
+        raise InputError(f"{kind}={path_or_run_id}: no such path, and not an MLflow run id (32 hex digits)")
+    tags = find_run(path_or_run_id)["tags"]
+    if "output" not in tags:
+        raise InputError(f"{kind}={path_or_run_id}: that run ({tags.get('mlflow.runName', '')}) has no output folder")
+    folder = ROOT / tags["output"]
+    if not os.path.exists(folder):
+        raise InputError(f"{kind}={path_or_run_id}: the run's output {tags['output']} is not on this machine")
+    return folder

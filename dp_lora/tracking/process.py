@@ -1,0 +1,135 @@
+"""Which process a run belongs to, what stops it, and runs whose process died without saying so."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from dp_lora.tracking.store import connect, one_line_errors
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was told to stop; its argument is the signal's name."""
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process of this pid namespace started, in clock ticks since boot; None if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # the command's name, in parentheses, may hold blanks and parentheses itself
+    state, *fields = text.rpartition(")")[2].split()
+    return None if state in ("Z", "X") else fields[18]
+
+
+def process_tags() -> dict[str, str]:
+    """Tags that tell later whether the process of a run still lives: a pid alone may be another process by then."""
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "boot_id": _boot_id(),
+        "pid": str(pid),
+        "process": f"{_pid_namespace()}:{_start_time(pid)}",
+    }
+
+
+def has_died(tags: Mapping[str, str]) -> bool:
+    """Whether the process of `process_tags` is certainly gone; False where this process cannot tell."""
+    here = process_tags()
+    namespace, _, started = tags.get("process", "").partition(":")
+    if tags.get("host") != here["host"] or not tags.get("boot_id") or not here["boot_id"] or not started:
+        return False
+    if tags["boot_id"] != here["boot_id"]:
+        return True
+    # processes of another container can neither be seen nor ruled out from here
+    return namespace == _pid_namespace() and _start_time(int(tags["pid"])) != started
+
+
+def close_orphans(client: "MlflowClient | None" = None) -> list[str]:
+    """Mark runs of this host that are still RUNNING, but whose process has died, KILLED; returns their ids."""
+    client = client or connect()
+    with one_line_errors():
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        condition = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
+        running = client.search_runs(experiments, filter_string=condition) if experiments else []
+        dead = [run.info.run_id for run in running if has_died(run.data.tags)]
+        for run_id in dead:
+            client.set_tag(run_id, "error", "the process died without closing its run")
+            client.set_terminated(run_id, "KILLED")
+    return dead
+
+
+@contextmanager
+def stop_signals_raise() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise Terminated, as Ctrl-C raises KeyboardInterrupt; the old handlers come back after."""
+    owner = os.getpid()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            # a forked worker inherits the handler, but not the run: it ends as it would have without us
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise Terminated(signal.Signals(number).name)
+
+    with _handlers(stop):
+        yield
+
+
+@contextmanager
+def stop_signals_wait() -> Iterator[None]:
+    """Ignore SIGTERM and SIGHUP for the moment that closing takes."""
+    with _handlers(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def stop_signals_deferred() -> Iterator[None]:
+    """Hold Ctrl-C, SIGTERM and SIGHUP back until the block has ended: what it starts is then known and can be ended."""
+    received: list[int] = []
+    with _handlers(lambda number, _frame: received.append(number), (signal.SIGINT, *STOP_SIGNALS)):
+        yield
+    if received:
+        raise Terminated(signal.Signals(received[0]).name)
+
+
+@contextmanager
+def _handlers(handler: "signal._HANDLER", numbers: Sequence[signal.Signals] = STOP_SIGNALS) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        # only the main thread may set handlers
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+    # what the caller ignores, as nohup does with SIGHUP, stays ignored
+    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,77 @@
+"""What a run was made from: the code's commit, the config as params, the input's hash as DVC computes it."""
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from dp_lora.config import ROOT, Config
+from dp_lora.tracking.metrics import number_text
+
+# what DVC and its users change from run to run: not code
+NOT_CODE = {"dvc.lock", "data.dvc", "params.yaml"}
+PRIVATE_STAGES = {"finetune", "sample", "fid", "main"}
+
+
+def git_tags(root: Path = ROOT) -> dict[str, str]:
+    """The commit, and whether a tracked file other than dvc.lock, data.dvc and params.yaml differs from it.
+
+    Empty where `root` is no git repository or git is missing.
+    """
+
+    def git(*arguments: str) -> str:
+        # no lock on the index: the user may be committing at this moment
+        environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    try:
+        commit = git("rev-parse", "HEAD").strip()
+        status = git("status", "--porcelain", "-z", "--untracked-files=no", "--no-renames")
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    changed = {Path(entry[3:]).name for entry in status.split("\0") if entry}
+    return {"mlflow.source.git.commit": commit, "dirty": str(bool(changed - NOT_CODE)).lower()}
+
+
+def run_name(stage: str, config: Config) -> str:
+    """`mnist5k eps=5 r=4 k=1` for a stage that concerns the private fine-tuning, else `mnist5k pretrain_ldm`."""
+    if stage not in PRIVATE_STAGES:
+        return f"{config.experiment.name} {stage}"
+    name = f"{config.experiment.name} eps={number_text(config.privacy.eps)} r={config.lora.rank} k={config.privacy.k}"
+    return name if stage in ("finetune", "main") else f"{name} {stage}"
+
+
+def param_text(value: Any) -> str:
+    """A config leaf as the text that an override would take: true, null, [1,2], 1e-05, inf."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def dvc_hash(path: Path) -> str:
+    """The hash under which DVC (version 3) records a file or folder, computed from what lies there now.
+
+    dvc.lock is no source for it: while a stage runs it holds the hashes of the run before.
+    """
+    if path.is_file():
+        return _md5(path)
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    entries = [{"md5": _md5(files[name]), "relpath": name} for name in sorted(files)]
+    listing = json.dumps(entries, sort_keys=True).encode()
+    return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
+
+
+def is_in_dvc(path: Path) -> bool:
+    """Whether DVC keeps `path`: what comes from outside lies in data/, what stages compute in outputs/."""
+    absolute = Path(os.path.abspath(path))
+    return any(absolute.is_relative_to(ROOT / folder) for folder in ("data", "outputs"))

@@ -1,0 +1,151 @@
+"""Where runs are kept: the store's address, its client, the experiment that a new run belongs to."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from dp_lora.config import ROOT
+from dp_lora.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+EXPERIMENT = "dp-lora"
+ERROR_LENGTH = 500  # characters of an error that are kept as a tag
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of a SQLite store in an absolute path; SQLAlchemy decodes %XX in it, so that % itself is encoded."""
+    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite store, absolute, or None for another kind of store."""
+    match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri)
+    return Path(os.path.abspath(unquote(match[1]))) if match else None
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or mlflow.db at the project's root; a relative SQLite path becomes absolute."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return sqlite_uri(ROOT / "mlflow.db")
+    path = sqlite_path(uri)
+    # a child process in another folder must find the same file
+    return uri if path is None or "?" in uri else sqlite_uri(path)
+
+
+def shown_uri() -> str:
+    """The store's address without user name and password."""
+    return re.sub(r"//[^/@]*@", "//", tracking_uri())
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, on one line and without credentials in addresses."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return re.sub(r"//[^/@\s]*@", "//", line)[:ERROR_LENGTH]
+
+
+def connect() -> "MlflowClient":
+    """A client of the store. Raises InputError where the store cannot be opened."""
+    # usage statistics would go to the internet
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    path = sqlite_path(tracking_uri())
+    if path is not None:
+        there = next(place for place in (path, *path.parents) if place.exists())
+        if not os.access(there, os.W_OK) or there.is_dir() == (there == path):
+            # MLflow itself would try again for minutes
+            raise InputError(f"tracking store {shown_uri()}: cannot be written; set MLFLOW_TRACKING_URI")
+    from mlflow import MlflowClient
+
+    with one_line_errors():
+        return MlflowClient(tracking_uri())
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what MLflow and its database say into one line that names the store."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        raise InputError(f"tracking store {shown_uri()}: {first_line(error)}") from error
+
+
+def joined_run_id() -> str | None:
+    """The run that `mlflow run` made for this process, or None."""
+    return os.environ.get("MLFLOW_RUN_ID") or None
+
+
+def joined_run(client: "MlflowClient") -> "Run | None":
+    """The run named by MLFLOW_RUN_ID. Raises InputError where the store has no such run."""
+    from mlflow.exceptions import MlflowException
+
+    run_id = joined_run_id()
+    if run_id is None:
+        return None
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        raise InputError(f"MLFLOW_RUN_ID={run_id}: {first_line(error)} in {shown_uri()}; unset it") from error
+
+
+def experiment_id(client: "MlflowClient") -> str:
+    """The id in MLFLOW_EXPERIMENT_ID, or of the experiment MLFLOW_EXPERIMENT_NAME, else `dp-lora`, made if new."""
+    if identifier := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return identifier
+    return named_experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
+
+
+def named_experiment(client: "MlflowClient", name: str) -> str:
+    """The id of an experiment, made if new; a local store keeps its artifacts in mlartifacts/ beside the database."""
+    from mlflow.exceptions import MlflowException
+
+    path = sqlite_path(tracking_uri())
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            location = None if path is None else (path.parent / "mlartifacts").as_uri()
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException:
+            # two processes may make it at once
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise InputError(
+            f"experiment {name} is deleted in {shown_uri()}: restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}`, or set MLFLOW_EXPERIMENT_NAME"
+        )
+    return found.experiment_id
+
+
+def tag_text(value: Any) -> str:
+    """How a value reads as a tag."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def fail_joined_run(message: str, child: bool = False) -> None:
+    """Mark the run that `mlflow run` made FAILED, where an error came before our own run opened.
+
+    A direct call has no such run: nothing is written. A stage that DVC started (`child`) leaves its parent's run to
+    the parent. A run that has ended keeps its state. Never raises: the caller is about to report `message` itself.
+    """
+    run_id = joined_run_id()
+    if run_id is None or child:
+        return
+    try:
+        client = connect()
+        if client.get_run(run_id).info.status in ("RUNNING", "SCHEDULED"):
+            client.set_tag(run_id, "error", message[:ERROR_LENGTH])
+            client.set_terminated(run_id, "FAILED")
+    except Exception as error:
+        print(f"run {run_id} could not be marked FAILED: {first_line(error)}", file=sys.stderr)

@@ -1,0 +1,236 @@
+"""One MLflow run around one entry point: opened, described, fed while it works, and closed in its true state."""
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dp_lora.config import ROOT, Config, flatten, resolved_yaml
+from dp_lora.errors import InputError
+from dp_lora.events import Events
+from dp_lora.tracking.metrics import MetricBuffer
+from dp_lora.tracking.process import close_orphans, process_tags, stop_signals_raise, stop_signals_wait
+from dp_lora.tracking.provenance import dvc_hash, git_tags, is_in_dvc, param_text, run_name
+from dp_lora.tracking.store import (
+    ERROR_LENGTH,
+    connect,
+    experiment_id,
+    first_line,
+    joined_run,
+    one_line_errors,
+    tag_text,
+    tracking_uri,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+BATCH = 100  # params or tags in one request: MLflow's limit
+VALUE_LENGTH = 6000  # of a param: MLflow's limit; config.yaml has the whole
+DIGEST_LENGTH = 36  # of a dataset: MLflow's limit
+MADE_UP_NAME = r"[a-z]+-[a-z]+-\d+"  # what MLflow calls a run that nobody named
+
+
+class TrackedRun(Events):
+    """What an entry point tells MLflow about its run. Metrics under `private/` depend on private data without noise."""
+
+    def __init__(self, client: "MlflowClient", opened: "Run"):
+        self.run_id: str = opened.info.run_id
+        self.experiment_id: str = opened.info.experiment_id
+        self._client = client
+        self._known_params = dict(opened.data.params)
+        self._lines: list[str] = []
+        self._metrics = MetricBuffer(
+            send=lambda batch: client.log_batch(self.run_id, metrics=batch), warn=super().message
+        )
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        self._metrics.add(name, value, step)
+
+    def image(self, name: str, path: Path) -> None:
+        """Keep a picture file as the artifact `name`, with the file's suffix; `name` may hold folders."""
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(name if Path(name).suffix == path.suffix else f"{name}{path.suffix}")
+            shutil.copyfile(path, Path(folder) / target.name)
+            parent = None if target.parent == Path() else target.parent.as_posix()
+            self._client.log_artifact(self.run_id, str(Path(folder) / target.name), parent)
+
+    def artifact(self, path: Path) -> None:
+        """Keep a file, or a folder with all that it holds, under its own name."""
+        if path.is_dir():
+            self._client.log_artifacts(self.run_id, str(path), path.name)
+        else:
+            self._client.log_artifact(self.run_id, str(path))
+
+    def message(self, text: str) -> None:
+        """Print a line; all lines become the artifact messages.txt when the run ends."""
+        super().message(text)
+        self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Set tags; None leaves one out."""
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(key, tag_text(value)) for key, value in values.items() if value is not None]
+        for start in range(0, len(tags), BATCH):
+            self._client.log_batch(self.run_id, tags=tags[start : start + BATCH])
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log params; a key that the run has already keeps its first value, as MLflow demands."""
+        from mlflow.entities import Param
+
+        texts = {key: param_text(value) for key, value in values.items() if key not in self._known_params}
+        params = [Param(key, text[:VALUE_LENGTH]) for key, text in texts.items()]
+        for start in range(0, len(params), BATCH):
+            self._client.log_batch(self.run_id, params=params[start : start + BATCH])
+        self._known_params |= texts
+
+    def dataset(
+        self, name: str, source: Path | str, digest: str | None = None, context: str = "training", private: bool = False
+    ) -> None:
+        """Record an input: a file or folder, or the URI of one elsewhere.
+
+        `digest` is ours (64 hex digits; None: MLflow makes one from name and source). What lies in data/ or outputs/
+        also carries its DVC hash. `private` marks digests that depend on private data: they stay with the operator.
+        """
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        local = isinstance(source, Path) or "://" not in source
+        if local:
+            source = os.path.abspath(source)
+        with warnings.catch_warnings():
+            # MLflow registers its local source twice and warns of it
+            warnings.simplefilter("ignore", UserWarning)
+            resolved = resolve_dataset_source(source)
+        data = MetaDataset(resolved, name=name, digest=digest[:DIGEST_LENGTH] if digest else None)  # type: ignore[abstract]
+        tags = {"mlflow.data.context": context, "private": tag_text(private)}
+        if digest is not None:
+            tags["digest"] = digest
+        if local and is_in_dvc(Path(source)):
+            tags["dvc"] = dvc_hash(Path(source))
+        inputs = [InputTag(key, value) for key, value in tags.items()]
+        self._client.log_inputs(self.run_id, [DatasetInput(data._to_mlflow_entity(), inputs)])
+
+    def table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
+        """Keep columns of equal length as the table `name`.json, which the UI shows as a table."""
+        self._client.log_table(self.run_id, {key: list(column) for key, column in columns.items()}, f"{name}.json")
+
+    def output(self, folder: Path) -> None:
+        """Name the folder that this run writes, so that its run id can stand for it (`resolve_input`)."""
+        absolute = Path(os.path.abspath(folder))
+        self.tags({"output": absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute})
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables under which another process of ours becomes a child of this run."""
+        return {
+            "MLFLOW_TRACKING_URI": tracking_uri(),
+            "MLFLOW_EXPERIMENT_ID": self.experiment_id,
+            "MLFLOW_RUN_ID": self.run_id,
+        }
+
+    def flush(self) -> None:
+        """Send the metrics that wait."""
+        self._metrics.flush()
+
+    def close(self, status: str, error: BaseException | None = None) -> None:
+        """Send what waits and end the run as `status` (FINISHED, FAILED, KILLED)."""
+        try:
+            self._metrics.close()
+            if self._lines:
+                self._client.log_text(self.run_id, "\n".join(self._lines) + "\n", "messages.txt")
+            if error is not None:
+                kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+                self.tags({"error": f"{kind}{first_line(error)}"[:ERROR_LENGTH]})
+        finally:
+            self._client.set_terminated(self.run_id, status)
+
+
+@contextmanager
+def run(stage: str, config: Config, child: bool = False, *, system_metrics: bool = False) -> Iterator[TrackedRun]:
+    """Open the run of an entry point, describe it, and close it FINISHED, FAILED or KILLED.
+
+    Started by `mlflow run` (MLFLOW_RUN_ID), it joins that run; with `child`, as a stage that DVC started, it opens a
+    run of its own below it. Else it opens a new run. SIGTERM and SIGHUP raise Terminated while it is open. Raises
+    InputError where the store cannot be opened.
+    """
+    with stop_signals_raise():
+        client = connect()
+        with one_line_errors():
+            close_orphans(client)
+            tracked = TrackedRun(client, _opened(client, stage, config, child))
+        monitor = _monitor(tracked.run_id) if system_metrics else None
+        try:
+            with one_line_errors():
+                _describe(tracked, stage, config)
+            yield tracked
+        except BaseException as error:
+            status = end_status(error)
+            try:
+                _close(tracked, monitor, status, None if status == "FINISHED" else error)
+            except Exception as second:
+                # what stopped the work matters more than that it could not be told
+                print(f"run {tracked.run_id} could not be closed: {first_line(second)}", file=sys.stderr)
+            raise
+        with one_line_errors():
+            _close(tracked, monitor, "FINISHED", None)
+
+
+def _close(tracked: TrackedRun, monitor: Any, status: str, error: BaseException | None) -> None:
+    with stop_signals_wait():
+        if monitor is not None:
+            monitor.finish()
+        tracked.close(status, error)
+
+
+def end_status(error: BaseException) -> str:
+    """The state that an exception leaves a run in."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # some libraries turn Ctrl-C into SystemExit
+        if isinstance(cause, KeyboardInterrupt):
+            return "KILLED"
+        cause = cause.__cause__ or cause.__context__
+    return "FINISHED" if isinstance(error, SystemExit) and not error.code else "FAILED"
+
+
+def _opened(client: "MlflowClient", stage: str, config: Config, child: bool) -> "Run":
+    parent = joined_run(client)
+    tags = process_tags()
+    name = run_name(stage, config)
+    if parent is not None and not child:
+        # a name that the user gave stays
+        made_up = re.fullmatch(MADE_UP_NAME, parent.info.run_name or "")
+        client.update_run(parent.info.run_id, status="RUNNING", name=name if made_up else None)
+        for key, value in tags.items():
+            client.set_tag(parent.info.run_id, key, value)
+        return parent
+    from mlflow.tracking.context.registry import resolve_tags
+
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent.info.run_id
+    experiment = parent.info.experiment_id if parent is not None else experiment_id(client)
+    return client.create_run(experiment, tags=resolve_tags(tags), run_name=name)
+
+
+def _describe(tracked: TrackedRun, stage: str, config: Config) -> None:
+    tracked.tags({"stage": stage, "experiment": config.experiment.name} | git_tags())
+    tracked.params(flatten(config))
+    tracked._client.log_text(tracked.run_id, resolved_yaml(config), "config.yaml")
+
+
+def _monitor(run_id: str) -> Any:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, tracking_uri=tracking_uri())
+    monitor.start()
+    return monitor

@@ -1,0 +1,1 @@
+"""Training of the public models, by Lightning, and private fine-tuning."""

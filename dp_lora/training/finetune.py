@@ -1,0 +1,232 @@
+"""Private fine-tuning: DP-SGD on LoRA weights and class embedding (Tsai et al., arXiv 2406.01355, section 4).
+
+Everything here is post-processing of `privacy.step.noisy_sum`, apart from what goes to the operator under `private/`.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dp_lora.config.schema import Config
+from dp_lora.errors import InputError
+from dp_lora.events import Events
+from dp_lora.models.adapters import (
+    EMBEDDING,
+    Adapter,
+    add_lora,
+    untrained_class_embedding,
+    with_embedding,
+)
+from dp_lora.models.folder import Model
+from dp_lora.privacy.accounting import spent
+from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.privacy.randomness import Randomness, read_secret
+from dp_lora.privacy.step import PrivateFacts, noisy_sum
+from dp_lora.progress import progress
+from dp_lora.release import base_privacy, write_result
+from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
+from dp_lora.training.private_loss import diffusion_loss
+from dp_lora.training.run_folder import RunFolder, binding_digest
+from dp_lora.training.steps import lr_factor
+
+EPSILON_POINTS = 10  # the curve of epsilon over steps has about this many
+
+
+@dataclass(frozen=True)
+class PrivateData:
+    """The private training split: latents (N, c, h, w) float32, labels (N,), and each unit's pictures."""
+
+    latents: np.ndarray
+    labels: np.ndarray
+    units: Sequence[Sequence[int]]
+
+
+def units_of(n_pictures: int, persons: Sequence[str] | None, unit: str) -> list[list[int]]:
+    """Pictures of each unit of privacy: one each, or all of a person's."""
+    if unit == "picture":
+        return [[picture] for picture in range(n_pictures)]
+    if persons is None:
+        raise InputError("privacy.unit=person: the dataset has no person column; give one in metadata.csv")
+    grouped: dict[str, list[int]] = {}
+    for picture, person in enumerate(persons):
+        grouped.setdefault(person, []).append(picture)
+    return [grouped[person] for person in sorted(grouped)]
+
+
+def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
+    """The adapter at its public start, seeded by experiment.seed."""
+    generator = torch.Generator().manual_seed(config.experiment.seed)
+    lora = add_lora(model.unet, config.lora.rank, config.lora.alpha, config.lora.targets, generator)
+    embedding = untrained_class_embedding(
+        model, len(config.data.classes), config.train.embedding_noise, config.experiment.seed
+    )
+    return Adapter(model.unet, lora, embedding.clone().to(device).requires_grad_())
+
+
+class Averaged:
+    """Parameters, their Adam state and their moving average: everything that a checkpoint holds."""
+
+    def __init__(self, config: Config, parameters: Mapping[str, Tensor]) -> None:
+        self.parameters = parameters
+        self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self.decay = config.train.ema_decay
+        self.rates = {name: config.train.embedding_lr if name == EMBEDDING else config.train.lr for name in parameters}
+        self.optimizer = torch.optim.Adam(
+            [{"params": [parameter], "lr": self.rates[name]} for name, parameter in parameters.items()],
+            betas=(config.train.betas[0], config.train.betas[1]),
+        )
+
+    def step(self, gradient: Mapping[str, Tensor], lr_factor: float) -> None:
+        """One optimizer step on the averaged noisy sum; then the moving average."""
+        for group, (name, parameter) in zip(self.optimizer.param_groups, self.parameters.items(), strict=True):
+            parameter.grad = gradient[name]
+            group["lr"] = self.rates[name] * lr_factor
+        self.optimizer.step()
+        for name, parameter in self.parameters.items():
+            self.average[name].lerp_(parameter.detach(), 1 - self.decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        state = {}
+        for name, parameter in self.parameters.items():
+            state[f"parameter/{name}"] = parameter
+            state[f"average/{name}"] = self.average[name]
+            for key, value in self.optimizer.state[parameter].items():
+                state[f"adam.{key}/{name}"] = value
+        return state
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[f"parameter/{name}"])
+            self.average[name].copy_(state[f"average/{name}"])
+            self.optimizer.state[parameter] = {
+                key.removeprefix("adam.").removesuffix(f"/{name}"): value.to("cpu" if "step" in key else value.device)
+                for key, value in state.items()
+                if key.startswith("adam.") and key.endswith(f"/{name}")
+            }
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Inside, the parameters hold their moving average: the weights that are released."""
+        own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.average[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(own[name])
+
+
+def finetune(
+    config: Config,
+    model: Model,
+    base: Mapping[str, str],
+    data: PrivateData,
+    run: RunFolder,
+    device: torch.device,
+    events: Events,
+    grid: Callable[[Model, Path], None],
+) -> Path:
+    """Fine-tune `model` (changed in place) on private data and write run.result; begins or goes on in `run`.
+
+    `base` names the base model (path, digest) in the result. `grid` draws a sample grid of a model into a file; it sees
+    released weights only. Steps that an earlier process took count: with fresh randomness a run that lost steps in a
+    crash ends with fewer, never beyond its budget. Returns the folder of the adapter.
+
+    Guarantee: the returned folder, and the grids, are (plan.target_epsilon, plan.delta)-DP under add-or-remove-one unit
+    where plan.private, composed with what the base had spent before.
+    """
+    base_privacy(model.info, private=run.plan.private)  # refuses before any budget is spent
+    if run.result.exists():
+        events.message(f"{run.result}: this fine-tuning is finished; nothing is trained, nothing is spent")
+        return run.result
+    adapter = make_adapter(config, model, device)
+    state = Averaged(config, adapter.parameters(config.lora.train))
+    _train(config, model, adapter, state, data, run, device, events, grid)
+    with state.released():
+        counted = run.ledger.counted_steps(run.plan)
+        write_result(run.result, run.plan, counted, run.run_id, config, adapter, model.info, base)
+    return run.result
+
+
+def _train(
+    config: Config,
+    model: Model,
+    adapter: Adapter,
+    state: Averaged,
+    data: PrivateData,
+    run: RunFolder,
+    device: torch.device,
+    events: Events,
+    grid: Callable[[Model, Path], None],
+) -> None:
+    plan = run.plan
+    secret = read_secret(Path(config.privacy.seed_file)) if config.privacy.seed_file else None
+    randomness = Randomness(binding_digest(run.bound), secret)
+    if not randomness.fresh:
+        events.message(
+            "reproducible mode: sampling and noise replay from the seed file; keep it secret"
+        )
+    loss_factory = diffusion_loss(config, model, data.latents, data.labels, device)
+    step = 0
+    if (checkpoint := load_checkpoint(run.checkpoints)) is not None:
+        step, tensors = checkpoint
+        state.load({name: tensor.to(device) for name, tensor in tensors.items()})
+    counted = run.ledger.counted_steps(plan)
+    if counted:
+        events.message(f"going on after step {step}; the ledger holds {counted} of {plan.steps} steps")
+    bar = progress(total=plan.steps, initial=step, desc="private fine-tuning", unit="step")
+    while step < plan.steps and may_step(plan, counted, replay=not randomness.fresh and step < counted):
+        began = time.perf_counter()
+        physical = config.compute.physical_batch_size
+        total, facts = noisy_sum(
+            plan, step, data.units, loss_factory, state.parameters, randomness, run.ledger, physical
+        )
+        counted = counted + 1 if randomness.fresh else max(counted, step + 1)
+        # the divisor is public: the true batch size is private under Poisson sampling
+        gradient = {name: value / plan.expected_batch for name, value in total.items()}
+        state.step(gradient, lr_factor(config.train.lr_schedule, step, plan.steps, final=config.train.lr_final))
+        step += 1
+        if step % config.train.checkpoint_every == 0 or step == plan.steps:
+            save_checkpoint(run.checkpoints, step, state.tensors())
+        _report(run, facts, counted, step, time.perf_counter() - began, events)
+        if config.train.grid_every and (step % config.train.grid_every == 0 or step == plan.steps):
+            path = run.folder / "grids" / f"step-{step:06d}.png"
+            with state.released():
+                grid(with_embedding(model, adapter.embedding, config.data.classes), path)
+            events.image(f"grids/step-{step:06d}.png", path)
+        bar.update()
+    bar.close()
+    if step < plan.steps:
+        events.message(
+            f"stopped at step {step} of {plan.steps}: steps that were lost in a crash are counted, and one more would "
+            f"pass eps={plan.target_epsilon:g}"
+        )
+
+
+def _report(run: RunFolder, facts: PrivateFacts, counted: int, step: int, seconds: float, events: Events) -> None:
+    events.metric("private/loss", facts.loss, step)
+    events.metric("private/gradient_norm", facts.mean_norm, step)
+    events.metric("private/clipped_share", facts.clipped_share, step)
+    events.metric("private/units_per_second", facts.units / seconds, step)
+    plan = run.plan
+    if plan.private and (step % max(1, plan.steps // EPSILON_POINTS) == 0 or step == plan.steps):
+        events.metric("epsilon", spent(plan, counted).epsilon, step)
+
+
+def may_step(plan: PrivacyPlan, counted: int, *, replay: bool) -> bool:
+    """True where one more step stays within the plan; `counted` steps stand in the ledger.
+
+    Guarantee: at most plan.steps steps are ever counted, so epsilon never passes its target; an exact replay of a
+    counted step is no new release.
+    """
+    return not plan.private or replay or counted < plan.steps

@@ -1,0 +1,165 @@
+"""Stage `pretrain_ldm`: class-conditional latent diffusion (Rombach et al. 2022, eq. 3) on latents encoded once."""
+
+import copy
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dp_lora.config.schema import Config
+from dp_lora.data.latents import encode_dataset
+from dp_lora.data.layout import read_dataset
+from dp_lora.diffusion import add_noise, loss_per_row, make_scheduler, target
+from dp_lora.errors import InputError
+from dp_lora.events import Events
+from dp_lora.files import digest_value
+from dp_lora.grids import write_grid
+from dp_lora.models.device import pick_device
+from dp_lora.models.folder import Model, load_info, load_vae, model_info, module_digest, save_model
+from dp_lora.models.unet import build_unet
+from dp_lora.sampling import draw
+from dp_lora.training.fit import CHECKPOINT_SECONDS, Training, fit
+from dp_lora.training.seeds import seeded
+from dp_lora.training.steps import EpochOrder, lr_factor, step_generator, total_steps
+
+GRID = "samples.png"
+GRID_COLUMNS = 6
+GRID_CLASSES = 40
+GRID_STEPS = 10
+GRID_GUIDANCE = 3.0
+ENCODE_BATCH = 256
+
+
+class Conditioned(nn.Module):
+    """A UNet and the class embedding it is conditioned on, averaged together."""
+
+    def __init__(self, config: Config, latent_channels: int, latent_size: int) -> None:
+        super().__init__()
+        self.unet = build_unet(config.ldm, latent_channels, latent_size)
+        rows = len(config.public.classes) + (config.ldm.class_dropout > 0)
+        self.embedding = nn.Embedding(rows, config.ldm.cross_attention_dim)
+
+    def forward(self, latents: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Prediction (N, c, h, w) for noisy latents of that shape, timesteps (N,) and rows of the embedding (N,)."""
+        context = self.embedding(labels).unsqueeze(1)
+        return self.unet(latents, t, encoder_hidden_states=context, return_dict=False)[0]
+
+
+class LdmTraining(Training):
+    """One step: noise the latents of a batch at random timesteps, predict, and let the average follow."""
+
+    def __init__(self, config: Config, latents: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+        settings = config.ldm
+        super().__init__(total_steps(settings.epochs, len(latents), settings.batch_size))
+        self.settings, self.seed = settings, config.experiment.seed
+        self.null = len(config.public.classes)
+        self.latents, self.labels = latents, torch.from_numpy(labels)
+        self.order = EpochOrder(len(latents), settings.batch_size, self.seed)
+        with seeded(self.seed, "ldm"):
+            self.model = Conditioned(config, latents.shape[1], latents.shape[2])
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.scheduler = make_scheduler(
+            settings.beta_schedule, settings.beta_start, settings.beta_end, settings.prediction_type
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        betas = (self.settings.betas[0], self.settings.betas[1])
+        return torch.optim.AdamW(self.model.parameters(), lr=self.settings.lr, betas=betas, fused=True)
+
+    def training_step(self, step: int) -> dict[str, Tensor]:
+        factor = lr_factor(self.settings.lr_schedule, step, self.steps.total, self.settings.warmup_steps)
+        self.set_lr(self.settings.lr * factor)
+        rows = self.order.rows(step)
+        x0, labels = torch.from_numpy(np.ascontiguousarray(self.latents[rows])), self.labels[rows]
+        generator = step_generator(self.seed, step, "ldm")
+        noise = torch.randn(x0.shape, generator=generator)
+        alphas_cumprod = self.scheduler.alphas_cumprod
+        t = torch.randint(len(alphas_cumprod), (len(rows),), generator=generator)
+        dropped = torch.rand(len(rows), generator=generator) < self.settings.class_dropout
+        labels = labels.masked_fill(dropped, self.null)
+
+        wanted = target(x0, noise, alphas_cumprod, t, self.settings.prediction_type)
+        noisy = add_noise(x0, noise, alphas_cumprod, t)
+        noisy, wanted, t, labels = (tensor.to(self.device) for tensor in (noisy, wanted, t, labels))
+        return {"loss": loss_per_row(self.model(noisy, t, labels), wanted).mean()}
+
+    def on_train_batch_end(self, outputs: object, batch: int, batch_idx: int) -> None:
+        update_average(self.average.parameters(), self.model.parameters(), self.settings.ema_decay, batch)
+
+
+@torch.no_grad()
+def update_average(average: Iterable[Tensor], current: Iterable[Tensor], decay: float, step: int) -> None:
+    """Move the exponential moving average towards the weights after `step` (from 0), in place.
+
+    The decay grows as (1 + s) / (10 + s), s = step + 1, until it reaches `decay`, as in latent diffusion: the random
+    start is forgotten.
+    """
+    decay = min(decay, (step + 2) / (step + 11))
+    torch._foreach_lerp_(list(average), list(current), 1 - decay)
+
+
+def train_ldm(
+    config: Config,
+    dataset_folder: Path,
+    autoencoder_folder: Path,
+    working_folder: Path,
+    out_folder: Path,
+    events: Events,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> None:
+    """Train on the public latents and write a complete model folder, the autoencoder and a grid of samples in it.
+
+    Steps = ceil(epochs * pictures / batch_size); the averaged weights are what is saved. With class_dropout above 0 the
+    class embedding has a last row for 'no class'. Interruption, resuming and errors as in `train_autoencoder`;
+    `working_folder` also keeps the latents.
+    """
+    device = pick_device(config.compute.device)
+    source = load_info(autoencoder_folder)
+    if (source["size"], source["channels"]) != (config.public.size, config.public.channels):
+        raise InputError(
+            f"{autoencoder_folder}: is for pictures of {source['size']} pixels and {source['channels']} channels, but "
+            f"public.size={config.public.size} and public.channels={config.public.channels}; train it anew"
+        )
+    vae = load_vae(autoencoder_folder, device)
+    dataset = read_dataset(dataset_folder, config.public.classes, "train")
+    latents = encode_dataset(dataset, vae, Path(working_folder) / "latents", device, ENCODE_BATCH, events)
+    module = LdmTraining(config, latents, dataset.labels)
+    sections = {"public": asdict(config.public), "ldm": asdict(config.ldm)}
+    key = digest_value([sections, config.experiment.seed, dataset.digest(), module_digest(vae)])
+    folder = Path(working_folder) / key[:16]
+    settings = config.ldm
+    fit(module, folder, device, "ldm", settings.batch_size, events, settings.gradient_clip, checkpoint_seconds)
+
+    info = model_info(
+        classes=config.public.classes,
+        null_row=settings.class_dropout > 0,
+        size=config.public.size,
+        channels=config.public.channels,
+        prediction_type=settings.prediction_type,
+        trained_on={"source": config.public.source, "digest": dataset.digest()},
+        privacy_status=source["privacy_status"],
+        seed=config.experiment.seed,
+        sections=sections | {"autoencoder": source["config"].get("autoencoder")},
+    )
+    average = module.average.to(device).eval()
+    model = Model(average.unet, vae, module.scheduler, average.embedding.weight, info)
+    _sample_grid(model, config, folder / GRID, device)
+    save_model(out_folder, model.unet, vae, model.scheduler, model.class_embedding, info, extra=[folder / GRID])
+    shutil.rmtree(folder)
+    events.image("samples", Path(out_folder) / GRID)
+
+
+def _sample_grid(model: Model, config: Config, path: Path, device: torch.device) -> None:
+    sampling = replace(
+        config.sampling, steps=GRID_STEPS, eta=0.0, guidance_scale=GRID_GUIDANCE if model.info["null_row"] else 1.0
+    )
+    names = model.classes[:GRID_CLASSES]
+    labels = np.repeat(np.arange(len(names)), GRID_COLUMNS).tolist()
+    indices = list(range(GRID_COLUMNS)) * len(names)
+    images = draw(model, labels, indices, sampling, config.experiment.seed, device)
+    write_grid(path, np.split(images, len(names)), names)

@@ -1,0 +1,135 @@
+"""The working folder of one private fine-tuning: plan.json, ledger.jsonl, checkpoints/, and its result.
+
+It lies outside every output that DVC may delete. A folder belongs to one plan, one config and one private dataset.
+"""
+
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dp_lora.config.schema import Config
+from dp_lora.errors import InputError
+from dp_lora.files import digest_value, read_json, write_json
+from dp_lora.privacy.accounting import calibrate, spent
+from dp_lora.privacy.ledger import Ledger
+from dp_lora.privacy.plan import PrivacyPlan
+
+RELEASE = "release"  # the one folder that may leave the house
+NOT_PRIVATE = "not-private"
+
+
+def binding(config: Config, data_digest: str, base_digest: str) -> dict[str, Any]:
+    """Everything that a fine-tuning resolves, and its data: what a resumed run must have in common with its start."""
+    sections: dict[str, Any] = {name: asdict(getattr(config, name)) for name in ("lora", "privacy", "train")}
+    sections["data"] = {"classes": list(config.data.classes), "n_public": config.data.n_public}
+    sections["seed"] = config.experiment.seed
+    if config.privacy.reproducible:
+        # an exact replay needs the same rounding
+        sections["physical_batch_size"] = config.compute.physical_batch_size
+    # JSON has no infinity
+    return {"config": _finite(sections), "data": data_digest, "base": base_digest}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return "inf" if value == float("inf") else value
+
+
+def binding_digest(bound: dict[str, Any]) -> str:
+    """Name of the working folder that a fine-tuning without a run of its own gets."""
+    return digest_value(bound)[:16]
+
+
+def make_plan(config: Config) -> PrivacyPlan:
+    """The plan of `config`, from public numbers alone."""
+    return calibrate(
+        eps=config.privacy.eps,
+        delta=config.privacy.delta,
+        n_public=config.data.n_public,
+        batch_size=config.privacy.batch_size,
+        epochs=config.privacy.epochs,
+        max_grad_norm=config.privacy.max_grad_norm,
+        k=config.privacy.k,
+        unit=config.privacy.unit,
+    )
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    folder: Path
+    plan: PrivacyPlan
+    bound: dict[str, Any]
+    run_id: str  # random, says nothing about the data
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.folder / "ledger.jsonl")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def result(self) -> Path:
+        """Where the adapter goes: release/ under privacy, not-private/ without."""
+        return self.folder / (RELEASE if self.plan.private else NOT_PRIVATE)
+
+
+@contextmanager
+def open_run_folder(folder: Path, config: Config, bound: dict[str, Any]) -> Iterator[RunFolder]:
+    """Begin or go on in `folder`, alone: a second writer, another config or other data are InputErrors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is writing there; wait for it, or stop it") from None
+        yield _begin(folder, config, bound)
+    finally:
+        os.close(descriptor)
+
+
+def _begin(folder: Path, config: Config, bound: dict[str, Any]) -> RunFolder:
+    path = folder / "plan.json"
+    if not path.exists():
+        if (folder / "ledger.jsonl").exists():
+            raise InputError(f"{folder}: has a ledger and no plan.json; restore it, or start in another folder")
+        plan = make_plan(config)
+        write_json(path, {"plan": plan.as_json(), "bound": bound, "run_id": uuid.uuid4().hex})
+    content = read_json(path)
+    if content["bound"] != bound:
+        changed = sorted(_changed(content["bound"], bound))
+        raise InputError(f"{folder}: was begun with other {', '.join(changed)}; a ledger holds one plan on one dataset")
+    return RunFolder(folder, PrivacyPlan.from_json(content["plan"]), bound, content["run_id"])
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in old.keys() | new.keys():
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _changed(before, after, f"{prefix}{key}." if prefix or key != "config" else "")
+        elif before != after:
+            yield f"{prefix}{key}"
+
+
+def other_ledgers(runs: Path, own: Path, data_digest: str) -> list[str]:
+    """One line for each other run folder below `runs` that spent privacy of the same private data."""
+    lines = []
+    for path in sorted(runs.glob("*/plan.json")):
+        if path.parent.resolve() == own.resolve():
+            continue
+        content = read_json(path)
+        if content["bound"]["data"] != data_digest:
+            continue
+        plan = PrivacyPlan.from_json(content["plan"])
+        ledger = Ledger(path.parent / "ledger.jsonl")
+        if plan.private and (steps := ledger.counted_steps(plan)):
+            lines.append(f"{path.parent}: epsilon {spent(plan, steps).epsilon:.3f} at delta {plan.delta:g}")
+    return lines

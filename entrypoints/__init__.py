@@ -1,0 +1,1 @@
+"""One thin command per entry point: parse, resolve, call one function, track."""

@@ -1,0 +1,146 @@
+"""What all entry points share: parameters, configuration, error lines, the tracked run and its folder."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from dp_lora import tracking
+from dp_lora.config import PARAMETERS, ROOT, Config, load, read_resolved, resolved_yaml
+from dp_lora.errors import InputError
+
+FINETUNE_PARAMETERS = tuple(PARAMETERS)
+HELP = {
+    "config": "experiment: the name of a file in configs/",
+    "eps": "target epsilon, above 0; inf: no privacy",
+    "delta": "target delta, below 1 / data.n_public",
+    "rank": "rank of the LoRA matrices",
+    "k": "noise draws per picture, averaged before the one clip",
+    "max_grad_norm": "bound on the norm of one unit's gradient",
+    "batch_size": "rows per step; in private fine-tuning the expected number of units",
+    "epochs": "passes over the data; in private fine-tuning epochs / sample_rate steps",
+    "lr": "learning rate",
+    "seed": "seed of everything public",
+    "overrides": "section.key=value, blanks between",
+    "adapter": "folder, or MLflow run id of a finetune run; empty: the default experiment's",
+    "samples": "folder, or MLflow run id of a sample run; empty: the default experiment's",
+}
+# The table that MLproject, these commands and README agree on.
+ENTRY_POINTS: dict[str, tuple[str, ...]] = {
+    "main": ("config", *FINETUNE_PARAMETERS, "overrides"),
+    "prepare": ("config", "seed", "overrides"),
+    "pretrain_ae": ("config", "batch_size", "epochs", "lr", "seed", "overrides"),
+    "pretrain_ldm": ("config", "batch_size", "epochs", "lr", "seed", "overrides"),
+    "finetune": ("config", *FINETUNE_PARAMETERS, "overrides"),
+    "sample": ("config", "adapter", "seed", "overrides"),
+    "fid": ("config", "samples", "overrides"),
+    "count_params": ("config", "rank", "overrides"),
+}
+INPUTS = ("adapter", "samples")
+DEFAULT_CONFIG = "mnist5k"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an entry point, parsed and resolved."""
+
+    stage: str
+    config: Config
+    out: Path | None  # where DVC wants the result; None: a folder of the run's own
+    dry_run: bool
+    part: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    typed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def child(self) -> bool:
+        """A stage that DVC started opens a run of its own below the caller's."""
+        return self.out is not None
+
+    @contextmanager
+    def tracked(self, *, system_metrics: bool = False) -> Iterator[tuple[tracking.TrackedRun, Path]]:
+        """The MLflow run of this call and the folder that its result goes to."""
+        with tracking.run(self.stage, self.config, self.child, system_metrics=system_metrics) as run:
+            folder = self.out if self.out is not None else ROOT / "runs" / run.run_id
+            run.output(folder)
+            yield run, folder
+
+    def print_dry_run(self, facts: Mapping[str, Any], writes: list[str]) -> None:
+        """Print what would be done; nothing is touched."""
+        click.echo(resolved_yaml(self.config), nl=False)
+        for name, value in facts.items():
+            click.echo(f"{name}: {value}")
+        click.echo(f"would write: {', '.join(writes)}")
+
+
+def relative(path: Path) -> str:
+    """A path as shown and recorded: from the project's root where it lies below it."""
+    path = Path(os.path.abspath(path))
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[Call], None]], click.Command]:
+    """Make a click command of `stage` from a function of a Call, with the stage's parameters of ENTRY_POINTS."""
+
+    def decorate(function: Callable[[Call], None]) -> click.Command:
+        def command(dry_run: bool, resolved: Path | None, out: Path | None, **values: str) -> None:
+            with one_line_errors(child=out is not None):
+                part = values.pop("part", None)
+                inputs = {name: values.pop(name) for name in INPUTS if name in values}
+                typed = {name: value for name, value in values.items() if value != ""}
+                name = values.pop("config") or DEFAULT_CONFIG
+                overrides = values.pop("overrides", "")
+                config = read_resolved(resolved) if resolved else load(name, values, overrides, stage=stage)
+                function(Call(stage, config, out, dry_run, part, inputs, typed))
+
+        command.__doc__ = function.__doc__
+        for option in reversed(_options(stage, parts)):
+            command = option(command)
+        return click.command(name=stage, context_settings={"max_content_width": 120})(command)
+
+    return decorate
+
+
+def _options(stage: str, parts: tuple[str, ...]) -> list[Callable]:
+    options = [
+        click.option(f"--{name}", name, default=DEFAULT_CONFIG if name == "config" else "", help=HELP[name])
+        for name in ENTRY_POINTS[stage]
+    ]
+    options.append(click.option("--dry-run", is_flag=True, help="print what would be done, touch nothing"))
+    # the two by which a DVC stage says what it resolved and where the result goes
+    options.append(click.option("--resolved", type=click.Path(path_type=Path), hidden=True))
+    options.append(click.option("--out", type=click.Path(path_type=Path), hidden=True))
+    if parts:
+        options.append(click.option("--part", type=click.Choice(parts), hidden=True))
+    return options
+
+
+@contextmanager
+def one_line_errors(child: bool = False) -> Iterator[None]:
+    """End bad input, a full disk, Ctrl-C in one line and a status other than 0; mark the run of `mlflow run`."""
+    try:
+        yield
+    except InputError as error:
+        _stop(str(error), 1, child)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        _stop(f"{error.strerror or error}{where}", 1, child)
+    except KeyboardInterrupt as error:
+        _stop(f"stopped ({error or 'Ctrl-C'}); the same command goes on", 130, child)
+
+
+def _stop(message: str, status: int, child: bool) -> NoReturn:
+    line = " ".join(message.split())
+    tracking.fail_joined_run(line, child)
+    click.echo(f"error: {line}", err=True)
+    sys.exit(status)
+
+
+def echo_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, sort_keys=True))

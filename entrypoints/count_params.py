@@ -1,0 +1,35 @@
+"""Count the parameters of a fine-tuning."""
+
+import click
+
+from dp_lora.files import write_json
+from entrypoints.common import Call, entry_point, relative
+from entrypoints.pipeline import base_folder
+
+
+@entry_point("count_params")
+def main(call: Call) -> None:
+    """Count total, trainable, LoRA (per module kind) and embedding parameters, without making them."""
+    if call.dry_run:
+        call.print_dry_run({}, [relative(call.out) if call.out else "runs/RUN_ID/count_params/count_params.json"])
+        return
+    from dp_lora.models.counting import count_parameters
+
+    counts = count_parameters(call.config, base_folder(call.config))
+    with call.tracked() as (run, folder):
+        rows = {name: value for name, value in counts.items() if isinstance(value, int | float)}
+        rows |= {f"lora {kind}": value for kind, value in counts["lora_per_kind"].items()}
+        width = max(len(name) for name in rows)
+        for name, value in rows.items():
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+            click.echo(f"{name:<{width}}  {shown:>14}")
+        for name in ("unet", "lora", "lora_trained", "class_embedding", "trainable", "trainable_percent"):
+            run.metric(name, counts[name])
+        run.table({"parameters of": list(rows), "number": [float(value) for value in rows.values()]}, "count_params")
+        path = folder / "count_params.json"
+        write_json(path, counts)
+        run.artifact(path)
+
+
+if __name__ == "__main__":
+    main()

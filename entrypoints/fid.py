@@ -1,0 +1,79 @@
+"""Score samples: distance to the private pictures, and what a classifier learns from the samples alone."""
+
+from pathlib import Path
+
+import click
+
+from dp_lora import tracking
+from dp_lora.config import ROOT
+from dp_lora.errors import InputError
+from dp_lora.files import read_json
+from entrypoints.common import Call, entry_point, relative
+from entrypoints.pipeline import PUBLIC_DATA, WORKING, make_missing, outputs, private_data
+from entrypoints.sample import track_privacy
+
+
+@entry_point("fid")
+def main(call: Call) -> None:
+    """Frechet and kernel distances and utility of a folder of samples; every number is for the operator alone."""
+    if call.dry_run:
+        call.print_dry_run({}, [relative(call.out) if call.out else "runs/RUN_ID/evaluation"])
+        return
+    samples = samples_folder(call)
+    with call.tracked() as (run, folder):
+        out = folder if call.child else folder / "evaluation"
+        data = private_data(call.config)
+        make_missing(call.config, call.typed, run.environment(), PUBLIC_DATA, data)
+        _evaluate(call, run, samples, data, out)
+        run.artifact(out)
+        run.output(out)
+
+
+def samples_folder(call: Call) -> Path:
+    """The samples that `samples` names by path or run id; empty: what the experiment's sample stage made."""
+    named = call.inputs.get("samples", "")
+    folder = tracking.resolve_input(named, "samples") if named else outputs(call.config) / "samples"
+    if not (folder / "samples.json").exists():
+        raise InputError(
+            f"samples={named or relative(folder)}: holds no samples; name a folder or run id of `sample`, or run "
+            "`dvc repro sample`"
+        )
+    return folder
+
+
+def _evaluate(call: Call, run: tracking.TrackedRun, samples: Path, data: Path, out: Path) -> None:
+    from dp_lora.evaluation.evaluate import evaluate
+    from dp_lora.models.adapters import untrained_class_embedding, with_embedding
+    from dp_lora.models.device import pick_device
+    from dp_lora.models.folder import load_model
+
+    config = call.config
+    facts = read_json(samples / "samples.json")
+    track_privacy(run, facts["privacy"], facts["rank"], config.privacy.max_grad_norm)
+    run.tags({"samples": relative(samples), "adapter": facts["adapter"], "base": facts["base"]["path"]})
+    base = load_model(ROOT / facts["base"]["path"], pick_device(config.compute.device))
+    classes = list(config.data.classes)
+    start = untrained_class_embedding(base, len(classes), config.train.embedding_noise, config.experiment.seed)
+    untrained = with_embedding(base, start, classes)
+    result = evaluate(config, samples, data, PUBLIC_DATA, base, untrained, WORKING / "evaluation", out, run)
+    for name, value in result.metrics.items():
+        run.metric(name, value)
+    run.tags({"private": ", ".join(sorted(result.private))})
+    run.table(
+        {
+            "metric": [entry.metric for entry in result.entries],
+            "value": [entry.value for entry in result.entries],
+            "low": [entry.low for entry in result.entries],
+            "high": [entry.high for entry in result.entries],
+            "meaning": [entry.meaning for entry in result.entries],
+            "private": [entry.private for entry in result.entries],
+        },
+        "evaluation",
+    )
+    for entry in result.entries:
+        interval = f"  ({entry.low:.4g} to {entry.high:.4g})" if entry.low is not None else ""
+        click.echo(f"{entry.metric:<40} {entry.value:>10.4g}{interval}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Fine-tune the base model on private pictures under (epsilon, delta)-differential privacy."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dp_lora.config import Config
+from dp_lora.errors import InputError
+from dp_lora.files import read_json, whole_folder, write_json
+from dp_lora.privacy.accounting import spent
+from entrypoints.common import Call, entry_point, relative
+from entrypoints.pipeline import RUNS, WORKING, base_folder, make_missing, private_data
+
+
+@entry_point("finetune")
+def main(call: Call) -> None:
+    """Fine-tune LoRA weights and class embedding on the private pictures by DP-SGD."""
+    if call.dry_run:
+        name = "not-private" if call.config.privacy.eps == float("inf") else "release"
+        call.print_dry_run(_planned(call.config), [f"runs/RUN_ID/{name}"])
+        return
+    with call.tracked() as (run, folder):
+        base, data_folder = base_folder(call.config), private_data(call.config)
+        make_missing(call.config, call.typed, run.environment(), base, data_folder)
+        result = _finetune(call, run, folder, base, data_folder)
+        _report(call, run, result)
+
+
+def _planned(config: Config) -> dict[str, Any]:
+    from dp_lora.models.counting import count_parameters
+    from dp_lora.training.run_folder import make_plan
+
+    plan = make_plan(config)
+    facts: dict[str, Any] = {
+        "noise_multiplier": plan.noise_multiplier,
+        "sample_rate": plan.sample_rate,
+        "steps": plan.steps,
+    }
+    if plan.private:
+        facts["expected epsilon"] = spent(plan, plan.steps).epsilon
+    facts["trainable parameters"] = count_parameters(config, base_folder(config))["trainable"]
+    return facts
+
+
+def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path) -> Path:
+    import torch
+
+    from dp_lora.data.latents import encode_dataset
+    from dp_lora.data.layout import read_dataset
+    from dp_lora.grids import write_grid
+    from dp_lora.models.device import pick_device
+    from dp_lora.models.folder import Model, load_model, model_digest
+    from dp_lora.sampling import draw
+    from dp_lora.training.finetune import PrivateData, finetune, units_of
+    from dp_lora.training.run_folder import binding, binding_digest, open_run_folder, other_ledgers
+
+    config = call.config
+    device = pick_device(config.compute.device)
+    model = load_model(base, device)
+    if (model.info["size"], model.info["channels"]) != (config.data.size, config.data.channels):
+        raise InputError(
+            f"data.size={config.data.size}, data.channels={config.data.channels}: the base is for pictures of "
+            f"{model.info['size']} pixels and {model.info['channels']} channels; set both so"
+        )
+    if config.sampling.guidance_scale != 1 and model.null_row is None:
+        raise InputError(
+            f"sampling.guidance_scale={config.sampling.guidance_scale:g}: the base has no null row; must be 1"
+        )
+    dataset = read_dataset(data_folder, list(config.data.classes), "train")
+    base_names = {"path": relative(base), "digest": model_digest(base)}
+    bound = binding(config, dataset.digest(), base_names["digest"])
+    # DVC deletes a stage's output before it runs again: plan, ledger and checkpoints live outside of it
+    working = RUNS / binding_digest(bound) if call.child else folder
+    run.dataset(config.experiment.name, data_folder, dataset.digest(), context="private training", private=True)
+    run.tags({"base": base_names["path"], "base_digest": base_names["digest"], "ledger": relative(working)})
+    for line in other_ledgers(RUNS, working, bound["data"]):
+        run.message(f"the same private data were used before; publishing both adds up: {line}")
+
+    def grid(current: Model, path: Path) -> None:
+        names = list(config.data.classes)
+        labels = [label for label in range(len(names)) for _ in range(4)]
+        images = draw(current, labels, list(range(4)) * len(names), config.sampling, config.experiment.seed, device)
+        write_grid(path, [images[4 * row : 4 * row + 4] for row in range(len(names))], names)
+
+    with open_run_folder(working, config, bound) as opened:
+        run.params(
+            {
+                "noise_multiplier": opened.plan.noise_multiplier,
+                "sample_rate": opened.plan.sample_rate,
+                "steps": opened.plan.steps,
+            }
+        )
+        latents = encode_dataset(dataset, model.vae, WORKING / "latents", device, 256, run)
+        units = units_of(len(dataset), dataset.persons, config.privacy.unit)
+        data = PrivateData(latents, dataset.labels, units)
+        result = finetune(config, model, base_names, data, opened, device, run, grid)
+        if torch.cuda.is_available():
+            run.metric("private/peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30)
+    return _copied(result, folder) if call.child else result
+
+
+def _copied(result: Path, out: Path) -> Path:
+    with whole_folder(out) as temporary:
+        shutil.copytree(result, temporary / result.name)
+        statement = read_json(result / "privacy.json")
+        names = ("epsilon", "delta", "noise_multiplier", "sample_rate", "steps", "max_grad_norm", "k")
+        write_json(temporary / "metrics.json", {name: statement[name] for name in names if name in statement})
+        curve = epsilon_curve(result.parent)
+        (temporary / "epsilon.csv").write_text(curve, encoding="utf-8")
+    return out / result.name
+
+
+def epsilon_curve(working: Path) -> str:
+    """CSV of epsilon over the plan's steps, from the plan in a working folder; without privacy the header alone."""
+    from dp_lora.privacy.plan import PrivacyPlan
+
+    plan = PrivacyPlan.from_json(read_json(working / "plan.json")["plan"])
+    lines = ["step,epsilon"]
+    if plan.private:
+        points = sorted({max(1, round(plan.steps * part / 10)) for part in range(1, 11)})
+        lines += [f"{step},{spent(plan, step).epsilon:.6g}" for step in points]
+    return "\n".join(lines) + "\n"
+
+
+def _report(call: Call, run: Any, result: Path) -> None:
+    from dp_lora.release import read_privacy
+
+    statement = read_privacy(result)
+    config = call.config
+    if statement["private"]:
+        run.metric("epsilon", statement["epsilon"], statement["steps"])
+        run.metric("delta", statement["delta"])
+        run.tags({"privacy": "private-dp", "statement": statement["statement"]})
+    else:
+        run.tags({"privacy": "none"})
+    run.metric("rank", config.lora.rank)
+    run.metric("k", config.privacy.k)
+    run.metric("max_grad_norm", config.privacy.max_grad_norm)
+    run.tags({"adapter": relative(result), "run_id_of_adapter": statement["run_id"]})
+    run.artifact(result)
+    run.output(result)
+    click.echo(f"{relative(result)}: {statement['statement']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The whole chain of an experiment, through DVC."""
+
+import click
+
+from dp_lora.config import Config
+from dp_lora.files import read_json
+from entrypoints.common import Call, entry_point, relative
+from entrypoints.pipeline import dvc, is_up_to_date, outputs, write_params
+
+OPEN_UI = "make ui"
+
+
+@entry_point("main")
+def main(call: Call) -> None:
+    """Make everything that is out of date, from pictures to scores; `dvc repro` with these parameters."""
+    if call.dry_run:
+        call.print_dry_run({}, ["params.yaml", "dvc.lock", "outputs/letters", relative(outputs(call.config))])
+        return
+    write_params(call.typed)
+    if is_up_to_date():
+        click.echo("nothing to do: every stage is up to date")
+    else:
+        with call.tracked() as (run, _):
+            run.output(outputs(call.config))
+            dvc("repro", environment=run.environment())
+            for name, value in summary(call.config).items():
+                if isinstance(value, int | float):
+                    run.metric(name.replace(" ", "_"), value)
+    show(call.config)
+
+
+def summary(config: Config) -> dict[str, object]:
+    """The figures of an experiment that people ask for first, from the files of its stages."""
+    folder = outputs(config)
+    privacy = read_json(folder / "finetune" / "metrics.json")
+    scores = read_json(folder / "evaluation" / "metrics.json")
+    counts = read_json(folder / "count_params" / "count_params.json")
+    distance = "fid" if "fid" in scores else "letter_frechet_distance"
+    figures: dict[str, object] = {}
+    figures["epsilon"] = privacy.get("epsilon", "none: not private")
+    figures["delta"] = privacy.get("delta", "none: not private")
+    figures["rank"] = config.lora.rank
+    figures["trainable parameters"] = counts["trainable"]
+    figures[distance] = scores[distance]
+    figures["accuracy"] = scores["accuracy"]
+    return figures
+
+
+def show(config: Config) -> None:
+    """Print the summary as a table, the sample grid's path, and how to open the UI."""
+    click.echo()
+    for name, value in summary(config).items():
+        shown = f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        click.echo(f"  {name:<24} {shown}")
+    click.echo(f"\nsample grid:  {relative(outputs(config) / 'samples' / 'grid.png')}")
+    click.echo(f"MLflow UI:    {OPEN_UI}")
+
+
+if __name__ == "__main__":
+    main()

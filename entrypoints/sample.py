@@ -1,0 +1,76 @@
+"""Draw images from a base model with an adapter."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dp_lora import tracking
+from dp_lora.errors import InputError
+from entrypoints.common import Call, entry_point, relative
+from entrypoints.pipeline import WORKING, outputs
+
+
+@entry_point("sample")
+def main(call: Call) -> None:
+    """Draw sampling.n images, balanced over the adapter's classes, with a grid and an archive for other tools."""
+    if call.dry_run:
+        call.print_dry_run({}, [relative(call.out) if call.out else "runs/RUN_ID/samples"])
+        return
+    adapter = adapter_folder(call)
+    with call.tracked() as (run, folder):
+        out = folder if call.child else folder / "samples"
+        _sample(call, run, adapter, out)
+        run.artifact(out / "grid.png")
+        run.artifact(out / "samples.json")
+        run.output(out)
+        click.echo(f"{relative(out / 'grid.png')}: {call.config.sampling.n} images")
+
+
+def adapter_folder(call: Call) -> Path:
+    """The adapter that `adapter` names by path or run id; empty: what the experiment's finetune stage made."""
+    named = call.inputs.get("adapter", "")
+    folder = tracking.resolve_input(named, "adapter") if named else outputs(call.config) / "finetune"
+    for candidate in (folder, folder / "release", folder / "not-private"):
+        if (candidate / "privacy.json").exists():
+            return candidate
+    raise InputError(
+        f"adapter={named or relative(folder)}: holds no adapter; name a release/ or not-private/ folder, or the run id "
+        "of a finetune run, or run `dvc repro finetune`"
+    )
+
+
+def track_privacy(run: tracking.TrackedRun, statement: Mapping[str, Any], rank: int, config_norm: float) -> None:
+    """Give a run the privacy of its adapter as metrics of its own, so that one chart shows scores against epsilon."""
+    for name in ("epsilon", "delta"):
+        if name in statement:
+            run.metric(name, statement[name])
+    run.metric("rank", rank)
+    run.metric("k", statement["k"])
+    run.metric("max_grad_norm", statement.get("max_grad_norm", config_norm))
+    run.tags({"privacy": "private-dp" if statement["private"] else "none", "run_id_of_adapter": statement["run_id"]})
+
+
+def _sample(call: Call, run: tracking.TrackedRun, adapter: Path, out: Path) -> None:
+    from dp_lora.config import ROOT
+    from dp_lora.models.adapters import adapter_info, apply_adapter
+    from dp_lora.models.device import pick_device
+    from dp_lora.models.folder import load_model, model_digest
+    from dp_lora.release import read_privacy
+    from dp_lora.sampling import sample
+
+    info, statement = adapter_info(adapter), read_privacy(adapter)
+    base = ROOT / info["base"]["path"]
+    if not base.exists() or model_digest(base) != info["base"]["digest"]:
+        raise InputError(f"{relative(adapter)}: its base {info['base']['path']} is missing or another one; restore it")
+    run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
+    track_privacy(run, statement, info["rank"], call.config.privacy.max_grad_norm)
+    model = apply_adapter(load_model(base, pick_device(call.config.compute.device)), adapter)
+    facts = {"adapter": relative(adapter), "base": info["base"], "rank": info["rank"], "privacy": statement}
+    config = call.config
+    sample(model, config, model.info["classes"], config.sampling.n, WORKING / "samples", out, run, facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The datasets that a config names, written by the functions that the entry point prepare calls."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dp_lora.config import load
+from dp_lora.data import letters
+from dp_lora.data.layout import read_dataset
+from dp_lora.data.prepare import prepare_private, prepare_public
+from dp_lora.errors import InputError
+from dp_lora.events import Events
+from dp_lora.files import digest_folder, read_json
+
+
+def test_public_letters_follow_the_config_and_its_seed(tmp_path: Path) -> None:
+    overrides = "public.n=60 public.classes=[H,O,X] public.size=16 public.channels=3"
+    config = load("mnist5k", {"seed": "3"}, overrides)
+    for name in ("one", "two"):
+        prepare_public(config, tmp_path / name, Events())
+    assert digest_folder(tmp_path / "one") == digest_folder(tmp_path / "two")
+    dataset = read_dataset(tmp_path / "one", config.public.classes, "train")
+    assert dataset.images([0, 59]).shape == (2, 16, 16, 3)
+    assert dataset.labels.tolist() == [0, 1, 2] * 20
+    assert {"name", "origin", "licence", "seed"} <= read_json(tmp_path / "one/dataset.json")["source"].keys()
+    prepare_public(load("mnist5k", {"seed": "4"}, overrides), tmp_path / "two", Events())
+    assert digest_folder(tmp_path / "one") != digest_folder(tmp_path / "two")
+
+
+@pytest.mark.parametrize(("name", "train", "test"), [("mnist5k", 4000, 1000), ("standin", 40, 20)])
+def test_digits_are_balanced_on_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, train: int, test: int
+) -> None:
+    monkeypatch.setattr(letters, "STANDIN_TRAIN", 40)
+    monkeypatch.setattr(letters, "STANDIN_TEST", 20)
+    config = load(name)
+    prepare_private(config, tmp_path / "set", Events())
+    for split, n in (("train", train), ("test", test)):
+        labels = read_dataset(tmp_path / "set", config.data.classes, split).labels.tolist()
+        assert [labels.count(label) for label in range(10)] == [n // 10] * 10
+
+
+def test_a_folder_of_persons_becomes_png_files_with_persons(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    lines = ["file_name,label,person"]
+    for number in range(20):
+        Image.new("L", (9, 9), number).save(mine / f"{number}.png")
+        lines.append(f"{number}.png,{'ab'[number % 2]},p{number // 2}")
+    (mine / "metadata.csv").write_text("\n".join(lines))
+    overrides = f"data.path={mine} data.classes=[a,b] data.n_public=20000 data.size=8 privacy.unit=person"
+    config = load("folder", {}, overrides + " privacy.delta=1e-6")
+    prepare_private(config, tmp_path / "set", Events())
+    assert (tmp_path / "set/images/0.png").exists()
+    dataset = read_dataset(tmp_path / "set", ["a", "b"], "train")
+    for row in range(len(dataset)):
+        number = int(dataset.images([row])[0, 0, 0, 0])
+        assert dataset.persons is not None
+        assert (dataset.persons[row], dataset.labels[row]) == (f"p{number // 2}", number % 2)
+
+
+def test_sources_without_persons_refuse_the_unit_person(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"privacy\.unit=person: the source mnist5k knows no persons"):
+        prepare_private(load("mnist5k", {}, "privacy.unit=person"), tmp_path / "set", Events())
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,176 @@
+"""Checks 1 and 2: per-unit gradients are right, and one unit moves the sum by at most max_grad_norm."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import EMBEDDING, difference, no_privacy, tiny_adapter, tiny_config, tiny_latents, tiny_model, total_norm
+
+from dp_lora.diffusion import add_noise, loss_per_row, target
+from dp_lora.privacy.clipping import clip_factors, clipped_sum
+from dp_lora.privacy.gradients import micro_batches, unit_gradients
+from dp_lora.privacy.step import sum_over_units
+from dp_lora.training.private_loss import diffusion_loss
+
+CPU = torch.device("cpu")
+
+
+def loop_over_units(config, model, adapter, parameters, latents, labels, units, k, seed):
+    """The reference: one ordinary backward pass per unit, over the mean of its rows' losses."""
+    generator = torch.Generator().manual_seed(seed)
+    alphas = model.scheduler.alphas_cumprod
+    kind = model.scheduler.config["prediction_type"]
+    found = []
+    for unit in units:
+        losses = []
+        for picture in unit:
+            for _ in range(k):
+                t = torch.randint(config.train.timestep_min, config.train.timestep_max, (), generator=generator)
+                noise = torch.randn(latents.shape[1:], generator=generator)[None]
+                x0 = torch.from_numpy(latents[picture])[None]
+                context = adapter.embedding[labels[picture]][None, None]
+                prediction = model.unet(add_noise(x0, noise, alphas, t[None]), t[None], context).sample
+                losses.append(loss_per_row(prediction, target(x0, noise, alphas, t[None], kind)))
+        loss = torch.cat(losses).mean()
+        found.append(torch.autograd.grad(loss, list(parameters.values()), allow_unused=True))
+    names = list(parameters)
+    return {
+        name: torch.stack([g[i] if g[i] is not None else torch.zeros_like(parameters[name]) for g in found])
+        for i, name in enumerate(names)
+    }
+
+
+@pytest.mark.parametrize("targets", ["default", "study", "attn1.to_q,attn2.to_out.0"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_unit_gradients_equal_a_loop_over_units_with_autograd(tmp_path, targets, k):
+    config, model = tiny_config(), tiny_model(tmp_path)
+    adapter = tiny_adapter(model, targets)
+    parameters = adapter.parameters("AB")
+    latents, labels = tiny_latents()
+    units = [[0], [1, 2, 3], [4], [5]]
+    expected = loop_over_units(config, model, adapter, parameters, latents, labels, units, k, seed=11)
+
+    loss = diffusion_loss(config, model, latents, labels, CPU)(torch.Generator().manual_seed(11))
+    (rows,) = micro_batches(units, k, 1000, CPU)
+    gradients, _ = unit_gradients(loss, parameters, rows)
+    for unit in range(len(units)):
+        ours = {name: value[unit] for name, value in gradients.items()}
+        reference = {name: value[unit] for name, value in expected.items()}
+        assert total_norm(difference(ours, reference)) < 1e-5 * total_norm(reference)
+    assert total_norm(expected) > 0
+    assert gradients[EMBEDDING].abs().sum() > 0
+
+
+def test_opacus_finds_the_same_per_sample_gradients_for_a_linear_layer():
+    from opacus import GradSampleModule
+
+    from dp_lora.models.adapters import UnitLinear
+
+    torch.manual_seed(0)
+    x, y = torch.randn(5, 3, 7), torch.randn(5, 3, 4)
+    reference = GradSampleModule(torch.nn.Linear(7, 4, bias=False), batch_first=True, loss_reduction="sum")
+    weight = reference._module.weight
+    (reference(x) - y).square().mean((1, 2)).sum().backward()
+
+    layer = UnitLinear(7, 4, bias=False)
+    copies = weight.detach()[None].repeat(5, 1, 1).requires_grad_()
+    layer.unit_weight = (copies, torch.arange(5))
+    (layer(x) - y).square().mean((1, 2)).sum().backward()
+    torch.testing.assert_close(copies.grad, weight.grad_sample, rtol=1e-5, atol=1e-7)
+
+
+def adversarial(kind: str) -> np.ndarray:
+    latent = np.random.default_rng(9).standard_normal((2, 8, 8)).astype(np.float32)
+    return {
+        "huge": latent * np.float32(1e8),
+        "zero": latent * 0,
+        "nan": np.where(latent > 1, np.float32("nan"), latent),
+        "inf": np.where(latent > 1, np.float32("inf"), latent),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["huge", "zero", "nan", "inf"])
+@pytest.mark.parametrize("k", [1, 4, 16])
+def test_one_person_moves_the_sum_by_at_most_max_grad_norm_with_k_draws(tmp_path, kind, k):
+    config, model = tiny_config(), tiny_model(tmp_path)
+    parameters = tiny_adapter(model).parameters("AB")
+    latents, labels = tiny_latents()
+    latents = np.concatenate([latents, adversarial(kind)[None]])
+    labels = np.append(labels, 1)
+    bound = 0.01
+
+    def total(units):
+        # the person in question comes last, so that the draws of all others are the same
+        loss = diffusion_loss(config, model, latents, labels, CPU)(torch.Generator().manual_seed(2))
+        return sum_over_units(loss, parameters, micro_batches(units, k, 5, CPU), bound)[0]
+
+    without = total([[0], [1, 2], [3]])
+    with_person = total([[0], [1, 2], [3], [6]])
+    assert all(torch.isfinite(value).all() for value in with_person.values())
+    assert total_norm(difference(with_person, without)) <= bound * (1 + 1e-6)
+
+
+def test_a_mutant_that_clips_each_draw_apart_breaks_the_bound(tmp_path):
+    """The published fault: k rows of one person are k people to the clip."""
+    config, model = tiny_config("train.timestep_min=980 train.timestep_max=982"), tiny_model(tmp_path)
+    parameters = tiny_adapter(model).parameters("AB")
+    latents, labels = tiny_latents()
+    loss = diffusion_loss(config, model, latents * 50, labels, CPU)(torch.Generator().manual_seed(2))
+    bound, k = 0.01, 4
+    mutant = sum_over_units(loss, parameters, micro_batches([[0]] * k, 1, 100, CPU), bound)[0]
+    ours = sum_over_units(loss, parameters, micro_batches([[0]], k, 100, CPU), bound)[0]
+    assert total_norm(ours) <= bound * (1 + 1e-6)
+    assert total_norm(mutant) > 1.5 * bound
+
+
+def test_a_mutant_that_clips_each_micro_batch_apart_breaks_the_bound(tmp_path):
+    config, model = tiny_config("train.timestep_min=980 train.timestep_max=982"), tiny_model(tmp_path)
+    parameters = tiny_adapter(model).parameters("AB")
+    latents, labels = tiny_latents()
+    bound, k = 0.01, 8
+    loss = diffusion_loss(config, model, latents * 50, labels, CPU)(torch.Generator().manual_seed(2))
+    mutant = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    for rows in micro_batches([[0]], k, 2, CPU):
+        gradients, _ = unit_gradients(loss, parameters, rows)
+        for name, value in clipped_sum(gradients, bound)[0].items():
+            mutant[name] += value
+    ours = sum_over_units(loss, parameters, micro_batches([[0]], k, 2, CPU), bound)[0]
+    assert total_norm(ours) <= bound * (1 + 1e-6)
+    assert total_norm(mutant) > 1.5 * bound
+
+
+@pytest.mark.parametrize("physical_batch_size", [1, 3, 7])
+def test_the_sum_does_not_depend_on_the_physical_batch_size(tmp_path, physical_batch_size):
+    config, model = tiny_config(), tiny_model(tmp_path)
+    parameters = tiny_adapter(model).parameters("AB")
+    latents, labels = tiny_latents()
+    units = [[0, 1, 2], [3], [4, 5]]
+
+    def total(size):
+        loss = diffusion_loss(config, model, latents, labels, CPU)(torch.Generator().manual_seed(4))
+        return sum_over_units(loss, parameters, micro_batches(units, 2, size, CPU), 0.01)
+
+    whole, norms, losses = total(1000)
+    cut, cut_norms, cut_losses = total(physical_batch_size)
+    assert total_norm(difference(cut, whole)) < 1e-5 * total_norm(whole)
+    torch.testing.assert_close(cut_norms, norms, rtol=1e-5, atol=0)
+    torch.testing.assert_close(cut_losses, losses, rtol=1e-5, atol=0)
+    assert len(norms) == 3
+
+
+def test_clipping_handles_zero_and_non_finite_norms():
+    norms = torch.tensor([0.0, 0.5, 2.0, float("inf"), float("nan")], dtype=torch.float64)
+    assert clip_factors(norms, 1.0).tolist() == [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert clip_factors(norms, float("inf")).tolist() == [1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def test_one_broken_person_leaves_the_sum_of_all_others_as_it_was():
+    gradients = {"w": torch.tensor([[3.0, 4.0], [float("nan"), 1.0], [0.3, 0.4]])}
+    total, norms = clipped_sum(gradients, 1.0)
+    torch.testing.assert_close(total["w"], torch.tensor([0.9, 1.2]))
+    assert norms[1].isnan()
+
+
+def test_without_privacy_nothing_is_clipped(tmp_path):
+    assert no_privacy().max_grad_norm == float("inf")
+    total, _ = clipped_sum({"w": torch.tensor([[30.0, 40.0]])}, no_privacy().max_grad_norm)
+    assert total["w"].tolist() == [30.0, 40.0]

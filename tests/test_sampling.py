@@ -1,0 +1,272 @@
+"""Sampling: what decides an image, guidance, and the folder of samples."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+import dp_lora.sampling.folder as folder_module
+from dp_lora.config import load
+from dp_lora.data.layout import read_dataset
+from dp_lora.diffusion import make_scheduler
+from dp_lora.errors import InputError
+from dp_lora.events import Events
+from dp_lora.models.autoencoder import build_autoencoder
+from dp_lora.models.folder import Model, load_model, model_info, save_model
+from dp_lora.models.unet import build_unet
+from dp_lora.sampling import SPLIT, balanced, draw, draw_pixels, model_fingerprint, sample
+from dp_lora.sampling.ddim import timesteps
+from dp_lora.sampling.noise import image_stream, next_noise
+
+CLASSES = ["a", "b", "c"]
+CPU = torch.device("cpu")
+TINY = (
+    "public.size=16 data.size=16 data.classes=[a,b,c] data.n_public=4000 autoencoder.block_out_channels=[8,8] "
+    "autoencoder.norm_num_groups=4 ldm.block_out_channels=[16,16] ldm.attention_head_width=8 ldm.norm_num_groups=8 "
+    "ldm.cross_attention_dim=8 sampling.n=8 sampling.steps=4 sampling.batch_size=3"
+)
+
+
+def tiny_config(more: str = ""):
+    return load("folder", None, f"data.path=none {TINY} {more}")
+
+
+def tiny_model(config, null_row: bool = True) -> Model:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = build_autoencoder(config.autoencoder, channels=1, size=16).eval()
+        unet = build_unet(config.ldm, latent_channels=3, latent_size=8).eval()
+        # random starts are near zero in the last layer: without this every class would look the same
+        for parameter in unet.conv_out.parameters():
+            parameter.data.normal_(std=0.3)
+        embedding = 3 * torch.randn(len(CLASSES) + null_row, 8)
+    ldm = config.ldm
+    scheduler = make_scheduler(ldm.beta_schedule, ldm.beta_start, ldm.beta_end, ldm.prediction_type)
+    info = model_info(
+        classes=CLASSES,
+        null_row=null_row,
+        size=16,
+        channels=1,
+        prediction_type=ldm.prediction_type,
+        trained_on={"source": "nothing"},
+        privacy_status="public",
+        seed=0,
+        sections={},
+    )
+    return Model(unet, vae, scheduler, embedding, info)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model(tiny_config())
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_an_image_depends_on_seed_class_and_index_alone_to_1e_4_in_any_batch(model, eta):
+    sampling = replace(tiny_config().sampling, eta=eta)
+    alone = torch.cat([draw_pixels(model, [c], [i], sampling, 7, CPU) for c, i in [(2, 0), (0, 5), (1, 3)]])
+    together = draw_pixels(model, [0, 1, 1, 2, 0], [5, 3, 4, 0, 1], sampling, 7, CPU)[[3, 0, 1]]
+    assert (alone - together).abs().max() < 1e-4
+    assert (alone[0] - alone[1]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_an_image_is_bit_for_bit_the_same_at_equal_batch_size(model, eta):
+    sampling = replace(tiny_config().sampling, eta=eta)
+    one = draw_pixels(model, [0, 1, 2, 0], [5, 3, 0, 1], sampling, 7, CPU)
+    other = draw_pixels(model, [1, 0, 1, 2], [3, 8, 9, 0], sampling, 7, CPU)
+    assert torch.equal(one[1], other[0])
+    assert torch.equal(one[2], other[3])
+
+
+@pytest.mark.parametrize("change", ["seed", "class", "index"])
+def test_seed_class_and_index_each_change_the_noise(change):
+    key = {"seed": 1, "class": "a", "index": 2}
+    other = {**key, change: "b" if change == "class" else 3}
+    streams = [image_stream(k["seed"], k["class"], k["index"]) for k in (key, key, other)]
+    first, again, changed = next_noise(streams, (3, 4, 4), CPU)
+    assert torch.equal(first, again)
+    assert not torch.isclose(first, changed).any()
+
+
+def test_eta_noise_of_later_steps_is_fresh_and_standard_normal():
+    streams = [image_stream(0, "a", i) for i in range(500)]
+    one, two = next_noise(streams, (4, 8, 8), CPU), next_noise(streams, (4, 8, 8), CPU)
+    assert abs(one.mean()) < 0.01
+    assert abs(one.std() - 1) < 0.01
+    assert abs((one * two).mean()) < 0.01
+
+
+def test_class_noise_does_not_move_when_other_classes_are_added(model):
+    sampling = replace(tiny_config().sampling, guidance_scale=1.0)
+    more = replace(
+        model,
+        class_embedding=torch.cat([torch.zeros(1, 8), model.class_embedding]),
+        info={**model.info, "classes": ["new", *CLASSES]},
+    )
+    assert torch.equal(draw_pixels(model, [1], [4], sampling, 0, CPU), draw_pixels(more, [2], [4], sampling, 0, CPU))
+
+
+def plain_ddim(model: Model, label: int, index: int, sampling, seed: int) -> torch.Tensor:
+    """One image by the equations: DDIM eq. 12 at eta 0, guidance in the prediction, no batching."""
+    a = model.scheduler.alphas_cumprod.double()
+    x = next_noise([image_stream(seed, model.classes[label], index)], (3, 8, 8), CPU)
+    chain = [1 + i * (1000 // sampling.steps) for i in reversed(range(sampling.steps))]
+    for t in chain:
+        e_cond, e_null = (
+            model.unet(x, t, encoder_hidden_states=row.view(1, 1, -1)).sample
+            for row in (model.class_embedding[label], model.class_embedding[-1])
+        )
+        v = e_null + sampling.guidance_scale * (e_cond - e_null)
+        previous = t - 1000 // sampling.steps
+        now, then = a[t], a[previous] if previous >= 0 else a[0]
+        x0 = now.sqrt() * x - (1 - now).sqrt() * v
+        noise = now.sqrt() * v + (1 - now).sqrt() * x
+        x = (then.sqrt() * x0 + (1 - then).sqrt() * noise).float()
+    return model.vae.decode(x).sample.clamp(-1, 1)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+@torch.no_grad()
+def test_guided_sampling_follows_the_equations(model, scale):
+    sampling = replace(tiny_config().sampling, guidance_scale=scale)
+    expected = plain_ddim(model, 2, 6, sampling, seed=1)
+    assert (draw_pixels(model, [2], [6], sampling, 1, CPU) - expected).abs().max() < 1e-4
+
+
+def test_scale_1_makes_no_null_pass_and_needs_no_null_row(model):
+    seen = []
+    hook = model.unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    bare = replace(model, class_embedding=model.class_embedding[:-1], info={**model.info, "null_row": False})
+    sampling = replace(tiny_config().sampling, guidance_scale=1.0)
+    draw(bare, [0, 1], [0, 0], sampling, 0, CPU)
+    draw(model, [0, 1], [0, 0], replace(sampling, guidance_scale=2.0), 0, CPU)
+    hook.remove()
+    assert seen == [2] * 4 + [4] * 4
+
+
+def test_a_base_without_a_null_row_refuses_guidance(model):
+    bare = replace(model, class_embedding=model.class_embedding[:-1], info={**model.info, "null_row": False})
+    with pytest.raises(InputError, match=r"guidance_scale=3.*null row.*guidance_scale=1"):
+        draw(bare, [0], [0], tiny_config().sampling, 0, CPU)
+
+
+def test_broken_weights_are_refused_and_give_no_picture(model):
+    broken = replace(model, class_embedding=model.class_embedding * float("nan"))
+    with pytest.raises(InputError, match="NaN or infinite latents"):
+        draw(broken, [0], [0], tiny_config().sampling, 0, CPU)
+
+
+def test_drawing_leaves_the_caller_s_random_state_and_scheduler_alone(model):
+    state = torch.random.get_rng_state()
+    before = model.scheduler.timesteps.clone()
+    draw(model, [0], [0], tiny_config("sampling.eta=1.0").sampling, 0, CPU)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.equal(before, model.scheduler.timesteps)
+
+
+@pytest.mark.parametrize("steps", [5, 50, 200])
+def test_timesteps_are_those_of_latent_diffusion_where_steps_divide_1000(steps):
+    scheduler = DDIMScheduler.from_config(tiny_model(tiny_config()).scheduler.config)
+    assert timesteps(scheduler, steps) == [1 + i * (1000 // steps) for i in reversed(range(steps))]
+
+
+@pytest.mark.parametrize("steps", [600, 350, 1000, 1001])
+def test_a_chain_that_would_begin_far_below_pure_noise_is_refused(steps, model):
+    with pytest.raises(InputError, match=f"sampling.steps={steps}"):
+        timesteps(DDIMScheduler.from_config(model.scheduler.config), steps)
+
+
+def test_exactly_n_images_with_one_more_for_the_first_classes():
+    assert balanced(["x", "y", "z"], 5) == [("x", 0), ("x", 1), ("y", 0), ("y", 1), ("z", 0)]
+
+
+def test_a_folder_of_samples_holds_the_same_images_in_every_form(model, tmp_path):
+    config = tiny_config()
+    facts = {"base": "0" * 64, "privacy": {"epsilon": 1.0}}
+    sample(model, config, CLASSES, 8, tmp_path / "work", tmp_path / "out", Events(), facts)
+    dataset = read_dataset(tmp_path / "out", CLASSES, SPLIT)
+    images = dataset.images(slice(None))
+    assert images.shape == (8, 16, 16, 1)
+    assert dataset.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    with np.load(tmp_path / "out" / "samples.npz", allow_pickle=False) as archive:
+        assert archive["arr_0"].dtype == np.uint8
+        assert np.array_equal(archive["arr_0"], np.repeat(images, 3, axis=3))
+        assert np.array_equal(archive["arr_1"], dataset.labels)
+    first = draw(model, [0, 0, 0], [0, 1, 2], config.sampling, 0, CPU)
+    assert np.array_equal(images[:3], first)
+    written = json.loads((tmp_path / "out" / "samples.json").read_text())
+    expected = {"seed": 0, "n": 8, "steps": 4, "eta": 0.0, "guidance_scale": 3.0, "model": model_fingerprint(model)}
+    assert written | expected | facts == written
+    assert (tmp_path / "out" / "grid.png").exists()
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_subset_of_the_classes_gets_the_images_that_it_has_among_all(model, tmp_path):
+    config = tiny_config("sampling.batch_size=2")
+    sample(model, config, CLASSES, 6, tmp_path / "work", tmp_path / "all", Events())
+    sample(model, config, ["c"], 2, tmp_path / "work", tmp_path / "one", Events())
+    whole = read_dataset(tmp_path / "all", CLASSES, SPLIT)
+    one = read_dataset(tmp_path / "one", ["c"], SPLIT)
+    assert np.array_equal(whole.images(slice(4, 6)), one.images(slice(None)))
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_killed_sampling_goes_on_where_it_was_and_ends_in_the_same_bytes(model, tmp_path, monkeypatch):
+    config = tiny_config("sampling.eta=0.5")
+    sample(model, config, CLASSES, 8, tmp_path / "work0", tmp_path / "whole", Events())
+    calls = []
+
+    def killed_in_the_third_batch(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    monkeypatch.setattr(folder_module, "draw", killed_in_the_third_batch)
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, config, CLASSES, 8, tmp_path / "work", tmp_path / "resumed", Events())
+    assert not (tmp_path / "resumed").exists()
+    sample(model, config, CLASSES, 8, tmp_path / "work", tmp_path / "resumed", Events())
+    assert len(calls) == 4  # two batches, the killed one, and only that one again
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", ["experiment.seed=1", "sampling.guidance_scale=2.0", "sampling.steps=5"])
+def test_parts_of_other_settings_are_never_mixed_in(model, tmp_path, monkeypatch, change):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    first, other = tiny_config(), tiny_config(change)
+    sample(model, other, CLASSES, 8, tmp_path / "work", tmp_path / "expected", Events())
+    with monkeypatch.context() as patch:
+        drawn = iter([draw, draw, killed])
+        patch.setattr(folder_module, "draw", lambda *arguments: next(drawn)(*arguments))
+        with pytest.raises(KeyboardInterrupt):
+            sample(model, first, CLASSES, 8, tmp_path / "work", tmp_path / "out", Events())
+    sample(model, other, CLASSES, 8, tmp_path / "work", tmp_path / "out", Events())
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_another_adapter_is_another_model(model):
+    changed = replace(model, class_embedding=model.class_embedding + 1e-6)
+    assert model_fingerprint(changed) != model_fingerprint(model)
+    assert model_fingerprint(tiny_model(tiny_config())) == model_fingerprint(model)
+
+
+def test_a_class_that_the_model_does_not_know_is_refused_by_name(model, tmp_path):
+    with pytest.raises(InputError, match="class 'q'"):
+        sample(model, tiny_config(), ["a", "q"], 4, tmp_path / "work", tmp_path / "out", Events())
+
+
+def test_a_saved_model_draws_the_same_images(model, tmp_path):
+    save_model(tmp_path / "m", model.unet, model.vae, model.scheduler, model.class_embedding, model.info)
+    read = load_model(tmp_path / "m")
+    sampling = tiny_config().sampling
+    assert np.array_equal(draw(model, [1], [0], sampling, 0, CPU), draw(read, [1], [0], sampling, 0, CPU))

@@ -1,0 +1,116 @@
+"""A tiny model, tiny private data and a tiny private run, for tests of the private step and of fine-tuning."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dp_lora.config import Config, load
+from dp_lora.data.layout import Picture, write_dataset
+from dp_lora.data.pixels import encode_png
+from dp_lora.diffusion import make_scheduler
+from dp_lora.models.adapters import EMBEDDING, Adapter, add_lora
+from dp_lora.models.autoencoder import build_autoencoder
+from dp_lora.models.folder import Model, load_model, model_info, save_model
+from dp_lora.models.unet import build_unet
+from dp_lora.privacy.plan import PrivacyPlan
+
+TINY = (
+    "public.size=16 data.size=16 public.classes=[A,B,C] data.classes=[x,y] data.n_public=40 public.n=12 "
+    "autoencoder.block_out_channels=[8,8] autoencoder.norm_num_groups=4 autoencoder.latent_channels=2 "
+    "ldm.block_out_channels=[8,16] ldm.attention=[true,true] ldm.attention_head_width=4 ldm.norm_num_groups=4 "
+    "ldm.cross_attention_dim=6 lora.rank=2 privacy.batch_size=8 privacy.epochs=1 privacy.delta=1e-3 "
+    "sampling.steps=2 sampling.n=4 train.grid_every=0 train.checkpoint_every=1 evaluation.public_reference=null"
+)
+
+
+def tiny_config(overrides: str = "") -> Config:
+    return load("mnist5k", {}, f"{TINY} {overrides}")
+
+
+def make_base(folder: Path, config: Config, status: str = "public") -> None:
+    """Write a tiny base model; no weight is zero, so that every gradient path is open."""
+    torch.manual_seed(5)
+    vae = build_autoencoder(config.autoencoder, config.public.channels, config.public.size)
+    unet = build_unet(config.ldm, config.autoencoder.latent_channels, 8)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    ldm = config.ldm
+    scheduler = make_scheduler(ldm.beta_schedule, ldm.beta_start, ldm.beta_end, ldm.prediction_type)
+    info = model_info(
+        classes=list(config.public.classes),
+        null_row=True,
+        size=config.public.size,
+        channels=config.public.channels,
+        prediction_type=ldm.prediction_type,
+        trained_on={"source": "test"},
+        privacy_status=status,
+        seed=5,
+        sections={},
+    )
+    save_model(folder, unet, vae, scheduler, torch.randn(4, ldm.cross_attention_dim), info)
+
+
+def tiny_model(tmp_path: Path, config: Config | None = None) -> Model:
+    config = config or tiny_config()
+    make_base(tmp_path / "base", config)
+    return load_model(tmp_path / "base")
+
+
+def tiny_adapter(model: Model, targets: str = "default", classes: int = 2) -> Adapter:
+    """An adapter whose A and B are both away from zero, so that every trained weight has a gradient."""
+    generator = torch.Generator().manual_seed(3)
+    lora = add_lora(model.unet, 2, None, targets, generator)
+    for name, parameter in model.unet.named_parameters():
+        if "lora_B" in name:
+            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    embedding = torch.randn(classes, model.class_embedding.shape[1], generator=generator).requires_grad_()
+    return Adapter(model.unet, lora, embedding)
+
+
+def tiny_latents(n: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((n, 2, 8, 8)).astype(np.float32), rng.integers(0, 2, n)
+
+
+def tiny_dataset(folder: Path, n: int = 40, seed: int = 0) -> None:
+    """A dataset of classes x and y; its first pictures are the same for every n."""
+    pictures = []
+    for index in range(n):
+        rng = np.random.default_rng([seed, index])
+        image = rng.integers(0, 256, (16, 16, 1), dtype=np.uint8)
+        split = "train" if index % 5 else "test"
+        pictures.append(Picture(f"{index:04d}.png", "xy"[index % 2], split, encode_png(image)))
+    write_dataset(folder, pictures, {"source": "test"}, 16, 1, packed=True)
+
+
+def plan_of(**changes: object) -> PrivacyPlan:
+    values: dict = {
+        "sample_rate": 0.5,
+        "noise_multiplier": 1.0,
+        "max_grad_norm": 0.1,
+        "steps": 10,
+        "expected_batch": 4.0,
+        "delta": 1e-3,
+        "target_epsilon": 5.0,
+        "k": 1,
+        "unit": "picture",
+    }
+    return PrivacyPlan(**{**values, **changes})
+
+
+def no_privacy(**changes: object) -> PrivacyPlan:
+    return plan_of(noise_multiplier=0.0, max_grad_norm=math.inf, target_epsilon=math.inf, **changes)
+
+
+def total_norm(tensors: dict[str, Tensor]) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: a[name].double() - b[name].double() for name in a}
+
+
