@@ -1,4 +1,4 @@
-"""What long work tells its caller: plain scalars, files and lines. Whoever tracks runs listens; the core does not know who."""
+"""What long work tells its caller: plain scalars, files and lines. The core does not know who listens."""
 
 import sys
 from pathlib import Path

@@ -40,7 +40,7 @@ def draw_grid(rows: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> Image.
     step_x, step_y = width * scale + GAP, height * scale + GAP
     columns = max(len(row) for row in rows)
     footer = FONT_SIZE + 3 * GAP if left_out else 0
-    canvas = Image.new("RGB", (margin + columns * step_x + GAP, len(rows) * step_y + GAP + footer), "white")
+    canvas = Image.new("RGB", (margin + columns * step_x, len(rows) * step_y + GAP + footer), "white")
     draw = ImageDraw.Draw(canvas)
     for i, (row, name) in enumerate(zip(rows, names, strict=True)):
         top = GAP + i * step_y

@@ -119,8 +119,9 @@ class NativeBackend(AbstractBackend):
                     logger.error("=== Run (ID '%s') was stopped ===", run_id)
                 raise
             except Exception as error:
-                if run_id:
-                    _end(client, run_id, "FAILED", first_line(error))
+                if not run_id:
+                    raise ExecutionException(first_line(error)) from error
+                _end(client, run_id, "FAILED", first_line(error))
                 raise ExecutionException(f"Run (ID '{run_id}') failed: {first_line(error)}") from error
             status, reason = ended_by(code)
             _end(client, run_id, status, reason)

@@ -1,10 +1,11 @@
 """The stages as DVC knows them: where each writes, and how to make what is missing."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -69,12 +70,18 @@ def read_params() -> dict[str, str]:
 
 
 def dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
-    """Run DVC at the project's root with this interpreter; InputError when it fails."""
+    """Run DVC at the project's root with this interpreter; InputError when it fails. Stopped, it stops its stages."""
     command = [sys.executable, "-m", "dvc", *arguments]
     environment = {**os.environ, **(environment or {}), "DP_LORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
-    status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
-    if status < 0 or status == 130:
-        raise KeyboardInterrupt
+    # a session of its own: a signal to this process alone would leave the stage running
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        status = process.wait()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+        raise
     if status:
         raise InputError(f"dvc {' '.join(arguments)}: failed with status {status}; its own lines above say where")
 

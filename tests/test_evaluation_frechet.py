@@ -35,7 +35,7 @@ def test_distance_equals_clean_fid_s(n):
 
 def test_distance_is_symmetric_and_zero_to_itself():
     a, b = statistics([gaussian(50, 80, 0)]), statistics([gaussian(70, 80, 1)])
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-7)
     assert frechet_distance(a, a) < 1e-4 * np.trace(a.covariance)
 
 

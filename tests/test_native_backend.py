@@ -75,7 +75,11 @@ def client(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DOCKER_HOST", "unix:///there-is-no-docker.sock")
     monkeypatch.setattr(native_backend, "GRACE", 2.0)
-    return use_store(tmp_path, monkeypatch)
+    yield use_store(tmp_path, monkeypatch)
+    # the backend sets it for the whole process
+    import mlflow
+
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> dict:
@@ -169,11 +173,11 @@ def test_without_a_tracking_uri_the_store_is_the_projects_and_an_experiment_keep
     assert mlflow.get_tracking_uri() == store.sqlite_uri(tmp_path / "mlflow.db") == os.environ["MLFLOW_TRACKING_URI"]
 
     # from another folder it is another file, where the command line has made the experiment
-    mlflow.set_tracking_uri(None)
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     monkeypatch.chdir(elsewhere)
     assert client.get_experiment_by_name("mine") is None
     assert native_backend.use_project_store(named) == client.get_experiment_by_name("mine").experiment_id
-    mlflow.set_tracking_uri(None)
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

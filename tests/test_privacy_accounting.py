@@ -11,7 +11,15 @@ from dp_lora.privacy.accounting import bounds, calibrate, pld_epsilon, prv_grid_
 from dp_lora.privacy.plan import PrivacyPlan
 
 SETTINGS = [(0.1, 0.84, 100), (0.1, 4.0, 100), (1 / 14, 1.0, 140), (0.5, 3.0, 10), (1.0, 5.0, 20)]
-PUBLIC = {"delta": 1e-5, "n_public": 4000, "batch_size": 400, "epochs": 10, "max_grad_norm": 0.05, "k": 1, "unit": "picture"}
+PUBLIC = {
+    "delta": 1e-5,
+    "n_public": 4000,
+    "batch_size": 400,
+    "epochs": 10,
+    "max_grad_norm": 0.05,
+    "k": 1,
+    "unit": "picture",
+}
 
 
 @pytest.mark.parametrize(("q", "sigma", "steps"), SETTINGS)
@@ -19,9 +27,7 @@ def test_epsilon_agrees_with_dp_accounting_and_is_never_below_its_optimistic_bou
     import dp_accounting
     from dp_accounting.pld import PLDAccountant
 
-    accountant = PLDAccountant(
-        dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=1e-3
-    )
+    accountant = PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=1e-3)
     event = dp_accounting.GaussianDpEvent(sigma)
     accountant.compose(dp_accounting.PoissonSampledDpEvent(q, event) if q < 1 else event, steps)
     reference = accountant.get_epsilon(1e-5)
@@ -56,7 +62,7 @@ def test_a_mutant_that_accounts_another_sample_rate_prints_too_little():
 
 
 def test_the_published_draws_clipped_apart_are_far_above_their_claim():
-    """k = 2, q = 1/14, 140 steps: noise for sensitivity C where k * C is true; the study's table has 2.4 for claimed 1."""
+    """k = 2, q = 1/14, 140 steps: noise is set for C where k * C is true; a claim of 1 is 2.4."""
     claimed = accounting.noise_multiplier_for(1.0, 1e-5, 1 / 14, 140)
     assert pld_epsilon(1 / 14, claimed / 2, 140, 1e-5) == pytest.approx(2.4, abs=0.1)
 
@@ -103,7 +109,13 @@ def test_rates_above_one_and_noise_of_zero_or_less_have_no_epsilon(q, sigma):
 
 
 def test_a_plan_with_finite_epsilon_and_no_noise_cannot_be_made():
-    for change in ({"noise_multiplier": 0.0}, {"max_grad_norm": math.inf}, {"sample_rate": 1.5}, {"delta": 1.0}, {"k": 0}):
+    for change in (
+        {"noise_multiplier": 0.0},
+        {"max_grad_norm": math.inf},
+        {"sample_rate": 1.5},
+        {"delta": 1.0},
+        {"k": 0},
+    ):
         with pytest.raises(InputError):
             plan_of(**change)
     with pytest.raises(InputError):

@@ -1,4 +1,4 @@
-"""Checks 3, 4, 5, 6 and 7: the law of the noise, that it comes once per step and reaches the sum, Poisson, empty draws."""
+"""Checks 3 to 7: the law of the noise, that it comes once per step and reaches the sum, Poisson, empty draws."""
 
 import math
 from pathlib import Path
@@ -37,11 +37,10 @@ def linear_loss(directions: torch.Tensor):
 
 
 def one_step(tmp_path: Path, plan, directions, units, randomness=None, step=0, physical=1000):
+    tmp_path.mkdir(exist_ok=True)
     ledger = Ledger(tmp_path / "ledger.jsonl")
     parameters = {"w": torch.zeros(directions.shape[1])}
-    return noisy_sum(
-        plan, step, units, linear_loss(directions), parameters, randomness or replayed(), ledger, physical
-    )
+    return noisy_sum(plan, step, units, linear_loss(directions), parameters, randomness or replayed(), ledger, physical)
 
 
 def noise_of(sigma: float, step: int) -> dict[str, torch.Tensor]:
@@ -73,9 +72,7 @@ def test_two_runs_with_one_secret_share_no_noise():
 
 def test_fresh_randomness_never_repeats():
     fresh = Randomness("run")
-    assert not np.array_equal(
-        fresh.numpy("noise", 0).standard_normal(8), fresh.numpy("noise", 0).standard_normal(8)
-    )
+    assert not np.array_equal(fresh.numpy("noise", 0).standard_normal(8), fresh.numpy("noise", 0).standard_normal(8))
 
 
 def test_seeds_of_the_private_draws_keep_more_than_32_bits():
@@ -83,7 +80,9 @@ def test_seeds_of_the_private_draws_keep_more_than_32_bits():
     low = torch.randn(4, generator=torch.Generator().manual_seed(1))
     high = torch.randn(4, generator=torch.Generator().manual_seed(1 + 2**32))
     assert torch.equal(low, high)
-    ours = [np.random.Generator(np.random.Philox(np.random.SeedSequence(s))).random() for s in (1, 1 + 2**32, 1 + 2**200)]
+    ours = [
+        np.random.Generator(np.random.Philox(np.random.SeedSequence(s))).random() for s in (1, 1 + 2**32, 1 + 2**200)
+    ]
     assert len(set(ours)) == 3
 
 
@@ -93,7 +92,9 @@ def test_noise_comes_once_per_step_however_the_batch_is_cut(tmp_path, physical):
     units = [[i] for i in range(12)]
     plan = plan_of(sample_rate=0.9, max_grad_norm=0.5, noise_multiplier=2.0)
     noisy, facts = one_step(tmp_path, plan, directions, units, physical=physical)
-    silent, _ = one_step(tmp_path / "..", no_privacy(sample_rate=0.9), directions / directions.norm(dim=1)[:, None] / 2, units)
+    silent, _ = one_step(
+        tmp_path / "..", no_privacy(sample_rate=0.9), directions / directions.norm(dim=1)[:, None] / 2, units
+    )
     (tmp_path / ".." / "ledger.jsonl").unlink()
     noise = (noisy["w"] - silent["w"]).numpy()
     assert facts.units > 3
@@ -102,7 +103,9 @@ def test_noise_comes_once_per_step_however_the_batch_is_cut(tmp_path, physical):
 
 def test_sigma_1000_moves_the_sum_by_the_closed_form_norm(tmp_path):
     directions = torch.zeros(4, 4000)
-    noisy, _ = one_step(tmp_path, plan_of(noise_multiplier=1000.0, max_grad_norm=0.5), directions, [[i] for i in range(4)])
+    noisy, _ = one_step(
+        tmp_path, plan_of(noise_multiplier=1000.0, max_grad_norm=0.5), directions, [[i] for i in range(4)]
+    )
     assert total_norm(noisy) == pytest.approx(500 * math.sqrt(4000), rel=0.05)
 
 
@@ -188,8 +191,7 @@ def test_neighbours_differ_by_one_clipped_gradient_and_share_the_rest(tmp_path):
     plan = plan_of(sample_rate=1.0, max_grad_norm=0.2)
     directions = torch.randn(9, 30, generator=torch.Generator().manual_seed(0))
     small, _ = one_step(tmp_path, plan, directions, [[i] for i in range(8)])
-    large, _ = one_step(tmp_path / "..", plan, directions, [[i] for i in range(9)])
-    (tmp_path / ".." / "ledger.jsonl").unlink()
+    large, _ = one_step(tmp_path / "large", plan, directions, [[i] for i in range(9)])
     moved = total_norm(difference(large, small))
     assert moved == pytest.approx(0.2, rel=1e-5)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from PIL import Image
 
 import dp_lora.sampling.folder as folder_module
 from dp_lora.config import load
@@ -14,6 +15,7 @@ from dp_lora.data.layout import read_dataset
 from dp_lora.diffusion import make_scheduler
 from dp_lora.errors import InputError
 from dp_lora.events import Events
+from dp_lora.grids import CELL, GAP, draw_grid, write_grid
 from dp_lora.models.autoencoder import build_autoencoder
 from dp_lora.models.folder import Model, load_model, model_info, save_model
 from dp_lora.models.unet import build_unet
@@ -34,7 +36,7 @@ def tiny_config(more: str = ""):
     return load("folder", None, f"data.path=none {TINY} {more}")
 
 
-def tiny_model(config, null_row: bool = True) -> Model:
+def tiny_model(config, null_row: bool = True, classes=CLASSES) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = build_autoencoder(config.autoencoder, channels=1, size=16).eval()
@@ -42,11 +44,11 @@ def tiny_model(config, null_row: bool = True) -> Model:
         # random starts are near zero in the last layer: without this every class would look the same
         for parameter in unet.conv_out.parameters():
             parameter.data.normal_(std=0.3)
-        embedding = 3 * torch.randn(len(CLASSES) + null_row, 8)
+        embedding = 3 * torch.randn(len(classes) + null_row, 8)
     ldm = config.ldm
     scheduler = make_scheduler(ldm.beta_schedule, ldm.beta_start, ldm.beta_end, ldm.prediction_type)
     info = model_info(
-        classes=CLASSES,
+        classes=list(classes),
         null_row=null_row,
         size=16,
         channels=1,
@@ -82,11 +84,9 @@ def test_an_image_is_bit_for_bit_the_same_at_equal_batch_size(model, eta):
     assert torch.equal(one[2], other[3])
 
 
-@pytest.mark.parametrize("change", ["seed", "class", "index"])
-def test_seed_class_and_index_each_change_the_noise(change):
-    key = {"seed": 1, "class": "a", "index": 2}
-    other = {**key, change: "b" if change == "class" else 3}
-    streams = [image_stream(k["seed"], k["class"], k["index"]) for k in (key, key, other)]
+@pytest.mark.parametrize("other", [(2, "a", 2), (1, "b", 2), (1, "a", 3)], ids=["seed", "class", "index"])
+def test_seed_class_and_index_each_change_the_noise(other):
+    streams = [image_stream(*key) for key in ((1, "a", 2), (1, "a", 2), other)]
     first, again, changed = next_noise(streams, (3, 4, 4), CPU)
     assert torch.equal(first, again)
     assert not torch.isclose(first, changed).any()
@@ -218,18 +218,23 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_a_killed_sampling_goes_on_where_it_was_and_ends_in_the_same_bytes(model, tmp_path, monkeypatch):
-    config = tiny_config("sampling.eta=0.5")
-    sample(model, config, CLASSES, 8, tmp_path / "work0", tmp_path / "whole", Events())
-    calls = []
+def kill_in_batch(number, calls):
+    """In the place of `draw`: draws, and is killed in that batch; `calls` counts."""
 
-    def killed_in_the_third_batch(*arguments):
+    def killed_once(*arguments):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == number:
             raise KeyboardInterrupt
         return draw(*arguments)
 
-    monkeypatch.setattr(folder_module, "draw", killed_in_the_third_batch)
+    return killed_once
+
+
+def test_a_killed_sampling_goes_on_where_it_was_and_ends_in_the_same_bytes(model, tmp_path, monkeypatch):
+    config = tiny_config("sampling.eta=0.5")
+    sample(model, config, CLASSES, 8, tmp_path / "work0", tmp_path / "whole", Events())
+    calls: list[int] = []
+    monkeypatch.setattr(folder_module, "draw", kill_in_batch(3, calls))
     with pytest.raises(KeyboardInterrupt):
         sample(model, config, CLASSES, 8, tmp_path / "work", tmp_path / "resumed", Events())
     assert not (tmp_path / "resumed").exists()
@@ -240,16 +245,11 @@ def test_a_killed_sampling_goes_on_where_it_was_and_ends_in_the_same_bytes(model
 
 @pytest.mark.parametrize("change", ["experiment.seed=1", "sampling.guidance_scale=2.0", "sampling.steps=5"])
 def test_parts_of_other_settings_are_never_mixed_in(model, tmp_path, monkeypatch, change):
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
     first, other = tiny_config(), tiny_config(change)
     sample(model, other, CLASSES, 8, tmp_path / "work", tmp_path / "expected", Events())
-    with monkeypatch.context() as patch:
-        drawn = iter([draw, draw, killed])
-        patch.setattr(folder_module, "draw", lambda *arguments: next(drawn)(*arguments))
-        with pytest.raises(KeyboardInterrupt):
-            sample(model, first, CLASSES, 8, tmp_path / "work", tmp_path / "out", Events())
+    monkeypatch.setattr(folder_module, "draw", kill_in_batch(3, []))
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, first, CLASSES, 8, tmp_path / "work", tmp_path / "out", Events())
     sample(model, other, CLASSES, 8, tmp_path / "work", tmp_path / "out", Events())
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
@@ -270,3 +270,24 @@ def test_a_saved_model_draws_the_same_images(model, tmp_path):
     read = load_model(tmp_path / "m")
     sampling = tiny_config().sampling
     assert np.array_equal(draw(model, [1], [0], sampling, 0, CPU), draw(read, [1], [0], sampling, 0, CPU))
+
+
+def test_a_grid_shows_every_image_in_its_row_enlarged_without_blur(tmp_path):
+    rows = [np.full((n, 16, 16, 1), value, np.uint8) for n, value in ((3, 10), (2, 200))]
+    rows[0][:, :8] = 90
+    write_grid(tmp_path / "grid.png", rows, ["a", "longer"])
+    with Image.open(tmp_path / "grid.png") as picture:
+        values = np.asarray(picture)[..., 0]
+    step = CELL + GAP
+    right = values[:, -3 * step :]  # the pictures, without the names
+    cells = right[GAP : GAP + 2 * step].reshape(2, step, 3, step)[:, :CELL, :, :CELL].transpose(0, 2, 1, 3)
+    assert (cells[0, :, : CELL // 2] == 90).all()
+    assert (cells[0, :, CELL // 2 :] == 10).all()
+    assert (cells[1, :2] == 200).all()
+    assert (cells[1, 2] == 255).all()
+    assert (values[:, : -3 * step] < 100).any()  # the names
+
+
+def test_a_grid_of_a_thousand_classes_stays_readable():
+    picture = draw_grid([np.zeros((1, 8, 8, 3), np.uint8)] * 1000, [str(i) for i in range(1000)])
+    assert picture.height < 3000

@@ -22,10 +22,10 @@ def public(tmp_path_factory) -> Path:
     return folder
 
 
-def train(public: Path, out: Path, overrides: str = "", working: Path | None = None) -> Heard:
+def train(public: Path, out: Path, overrides: str = "", checkpoint_seconds: float = 60) -> Heard:
     events = Heard()
-    folder = working or out.with_name(f"{out.name}-working")
-    train_ldm(stage_config(overrides), public / "data", public / "ae", folder, out, events, checkpoint_seconds=0)
+    working = out.with_name(f"{out.name}-working")
+    train_ldm(stage_config(overrides), public / "data", public / "ae", working, out, events, checkpoint_seconds)
     return events
 
 
@@ -71,10 +71,10 @@ def test_without_class_dropout_there_is_no_null_row(public, tmp_path):
 
 
 def test_training_lowers_the_loss_on_separable_latents(public, tmp_path):
-    events = train(public, tmp_path / "ldm", "ldm.epochs=160")
+    events = train(public, tmp_path / "ldm", "ldm.epochs=40")
     losses = events.values("loss")
-    assert len(losses) == 8
-    assert np.mean(losses[-3:]) < 0.8 * losses[0]
+    assert len(losses) == 2
+    assert losses[1] < 0.9 * losses[0]
 
 
 def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(public, tmp_path):
@@ -86,9 +86,10 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(public, tmp_path)
 
 def test_an_interrupted_training_ends_with_the_weights_of_an_unbroken_one(public, tmp_path, monkeypatch):
     train(public, tmp_path / "unbroken")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         stop_at(patch, 2)
-        train(public, tmp_path / "resumed")
+        with pytest.raises(KeyboardInterrupt):
+            train(public, tmp_path / "resumed", checkpoint_seconds=0)
     done = stop_at(monkeypatch, 99)
     events = train(public, tmp_path / "resumed")
     assert done == [2, 3, 4]
@@ -113,7 +114,7 @@ def test_saved_weights_are_those_of_the_average(public, tmp_path, monkeypatch):
         original(self)
 
     monkeypatch.setattr(LdmTraining, "on_train_end", keep)
-    train(public, tmp_path / "ldm", "ldm.ema_decay=0.99 ldm.epochs=40")
+    train(public, tmp_path / "ldm", "ldm.ema_decay=0.99")
     model = load_model(tmp_path / "ldm")
     name = "conv_in.weight"
     saved = model.unet.state_dict()[name]
@@ -166,29 +167,17 @@ def test_the_configured_share_of_rows_sees_the_null_class_and_the_others_their_o
 
 def test_the_gradient_is_clipped_to_the_configured_norm(public, tmp_path, monkeypatch):
     norms = []
-    original = LdmTraining.on_before_optimizer_step
+    original = LdmTraining.optimizer_step
 
-    def measure(self, optimizer):
+    def measured(self, *args, **kwargs):
+        original(self, *args, **kwargs)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norms.append(torch.nn.utils.get_total_norm(gradients).item())
-        original(self, optimizer)
 
-    monkeypatch.setattr(LdmTraining, "optimizer_step", optimizer_step_that(measure))
+    monkeypatch.setattr(LdmTraining, "optimizer_step", measured)
     train(public, tmp_path / "ldm", "ldm.gradient_clip=0.01")
     assert len(norms) == 5
     assert max(norms) == pytest.approx(0.01, rel=1e-3)
-
-
-def optimizer_step_that(measure):
-    def step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
-        def closure():
-            result = optimizer_closure()
-            measure(self, optimizer)
-            return result
-
-        optimizer.step(closure=closure)
-
-    return step
 
 
 def test_an_autoencoder_for_other_pictures_is_refused(public, tmp_path):

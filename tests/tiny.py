@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dp_lora.config import Config, load
 from dp_lora.data.layout import Picture, write_dataset
 from dp_lora.data.pixels import encode_png
 from dp_lora.diffusion import make_scheduler
-from dp_lora.models.adapters import EMBEDDING, Adapter, add_lora
+from dp_lora.models.adapters import Adapter, add_lora
 from dp_lora.models.autoencoder import build_autoencoder
 from dp_lora.models.folder import Model, load_model, model_info, save_model
 from dp_lora.models.unet import build_unet
@@ -112,5 +112,3 @@ def total_norm(tensors: dict[str, Tensor]) -> float:
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: a[name].double() - b[name].double() for name in a}
-
-

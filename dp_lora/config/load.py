@@ -98,7 +98,7 @@ def _parse_overrides(text: str) -> list[str]:
     items = text.split()
     for item in items:
         key, separator, value = item.partition("=")
-        if not separator or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key):
+        if not separator or not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", key):
             raise InputError(f"overrides: {item!r}: must be section.key=value, blanks between, such as train.lr=0.02")
         _refuse_resolvers(value, f"overrides: {key}")
     return items
@@ -113,6 +113,8 @@ def load(
     `pretrain_ae` and `pretrain_ldm` batch_size, epochs and lr are that stage's own. `overrides` is an OmegaConf
     dotlist with blanks between. Raises InputError, one line that names key, value and rule.
     """
+    if name == "base":
+        raise InputError(f"config=base: not an experiment; there are {', '.join(config_names())}")
     config = OmegaConf.structured(Config)
     for layer in _layers(name):
         config = _merge(config, layer, f"configs/{name}.yaml")
@@ -168,7 +170,10 @@ def read_resolved(path: Path) -> Config:
     """Read what `write_resolved` wrote, checked again as if typed."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        _refuse_resolvers(yaml.safe_load(text), str(path))
+        loaded = yaml.safe_load(text)
+        if not isinstance(loaded, dict):
+            raise InputError(f"{path}: must be a mapping of sections")
+        _refuse_resolvers(loaded, str(path))
         config = _merge(OmegaConf.structured(Config), cast(DictConfig, OmegaConf.create(text)), str(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None

@@ -26,7 +26,7 @@ from dp_lora.files import read_json, whole_folder, write_json
 
 FORMAT = 1
 ROW_GROUP = 4096  # rows in memory at a time while writing
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "synthetic")
 IMAGES_SCHEMA = pa.schema([("index", pa.int64()), ("image", pa.binary())])
 
 

@@ -11,7 +11,7 @@ from dp_lora.evaluation.distances import Comparison, fid_and_kid, letter_distanc
 from dp_lora.evaluation.inception import SHA256, Inception, fetch_weights
 from dp_lora.evaluation.letter_features import letter_features
 from dp_lora.evaluation.pictures import require_same_shape, utility_pictures
-from dp_lora.evaluation.references import public_only, train_on_real, untrained_embedding
+from dp_lora.evaluation.references import public_only, require_public_reference, train_on_real, untrained_embedding
 from dp_lora.evaluation.report import Entry, EvaluationResult, write_result
 from dp_lora.evaluation.utility import Task
 from dp_lora.events import Events
@@ -42,6 +42,7 @@ def evaluate(
     Reads private training and test pictures without noise: every number here is for the operator alone.
     Raises InputError for too few images, mixed sizes, classes that do not match and features that are not finite.
     """
+    require_public_reference(config)
     classes = list(config.data.classes)
     samples = read_dataset(samples_folder, classes, SPLIT)
     real = read_dataset(private_folder, classes, "train")

@@ -120,7 +120,8 @@ def inception_distances(
     np.random.seed(0)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # scipy's sqrtm(disp=...), gone in SciPy 1.18
+            # scipy's sqrtm(disp=...), gone in SciPy 1.18; singular covariances, usual below 2,048 images
+            warnings.filterwarnings("ignore", module="cleanfid")
             fid = float(fid_from_feats(features, reference))
         kid = kernel_distance(features, reference)
     finally:

@@ -1,16 +1,19 @@
 """What a score is read against: classifiers of real pictures, of the untrained base's samples, of public pictures."""
 
-import hashlib
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 
 from dp_lora.config.schema import Config
+from dp_lora.data import fonts, letters
 from dp_lora.data.layout import Dataset
-from dp_lora.data.letters import render_digits
+from dp_lora.errors import InputError
 from dp_lora.evaluation.cache import Cache
 from dp_lora.evaluation.classifier import Classifier
 from dp_lora.evaluation.pictures import resized, utility_pictures
 from dp_lora.evaluation.utility import Score, Task
+from dp_lora.files import digest_file
 from dp_lora.models.folder import Model
 from dp_lora.sampling import balanced, draw, model_fingerprint
 
@@ -51,6 +54,13 @@ def untrained_embedding(task: Task, untrained: Model, n: int, config: Config, ca
     return Score.from_json(cache.json("untrained-embedding", facts, lambda: make().to_json()))
 
 
+def require_public_reference(config: Config) -> None:
+    """InputError where evaluation.public_reference has no pictures of the private classes."""
+    other = [name for name in config.data.classes if name not in list(letters.DIGITS)]
+    if config.evaluation.public_reference == "digits" and other:
+        raise InputError(f"evaluation.public_reference=digits: has no pictures of class {other[0]!r}; set it to null")
+
+
 def public_only(task: Task, config: Config, cache: Cache) -> Score | None:
     """Score of a classifier of rendered digits, public pictures of the same classes; None where there are none.
 
@@ -58,11 +68,12 @@ def public_only(task: Task, config: Config, cache: Cache) -> Score | None:
     """
     if config.evaluation.public_reference is None:
         return None
-    channels = task.images.shape[3]
-    images, labels = render_digits(config.public.n, config.experiment.seed, task.size, channels, task.classes)
-    facts = {**task.facts(), "images": hashlib.sha256(images.tobytes()).hexdigest(), "n": len(labels)}
+    arguments = (config.public.n, config.experiment.seed, task.size, task.images.shape[3], task.classes)
+    # rendering is a function of its arguments, its code and the fonts: hashing these spares drawing to look up a number
+    code = [digest_file(Path(str(module.__file__))) for module in (letters, fonts)]
+    facts = {**task.facts(), "digits": arguments, "code": code, "matplotlib": matplotlib.__version__}
 
     def make() -> Score:
-        return task.score(task.train(images, labels, "classifier of public pictures"))
+        return task.score(task.train(*letters.render_digits(*arguments), "classifier of public pictures"))
 
     return Score.from_json(cache.json("public-only", facts, lambda: make().to_json()))

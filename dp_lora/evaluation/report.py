@@ -88,12 +88,12 @@ def write_confusion(path: Path, confusion: NDArray[np.int64], classes: list[str]
     """A picture of `confusion` (classes, classes): rows real, columns predicted, shaded by share of the row."""
     share = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
     numbered = len(classes) <= NUMBERED
-    side = 1.8 + (0.48 * len(classes) if numbered else 14)
+    side = max(4.0, 1.8 + 0.48 * len(classes)) if numbered else 12.0
     figure = Figure(figsize=(side, side), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xlabel("predicted by a classifier that saw synthetic images alone")
-    axes.set_ylabel("real test pictures of class")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("real class")
     if numbered:
         turned = max(len(name) for name in classes) > 3
         axes.set_xticks(range(len(classes)), classes, rotation=90 if turned else 0)

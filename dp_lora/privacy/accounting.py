@@ -125,22 +125,26 @@ def spent(plan: PrivacyPlan, steps: int) -> Bounds:
     return bounds(plan.sample_rate, plan.noise_multiplier, steps, plan.delta)
 
 
-def _noise_multiplier_by_pld(eps: float, delta: float, sample_rate: float, steps: int) -> float:
-    """Smallest noise multiplier, to 1e-4 relative, whose PLD bound is at most `eps`."""
-    low, high = 1e-2, 1.0
-    while pld_epsilon(sample_rate, high, steps, delta) > eps:
-        low, high = high, 2 * high
-        if high > 1e5:
+def _noise_multiplier_by_pld(eps: float, delta: float, sample_rate: float, steps: int, start: float) -> float:
+    """A noise multiplier within about 1e-4 (relative) of the one whose PLD bound is `eps`; searched from `start`."""
+    from scipy.optimize import brentq
+
+    @functools.lru_cache
+    def excess(log_sigma: float) -> float:
+        return pld_epsilon(sample_rate, math.exp(log_sigma), steps, delta) - eps
+
+    low = high = math.log(start)
+    width = 0.02
+    while excess(high) > 0:
+        low, high, width = high, high + width, 2 * width
+        if high > math.log(1e5):
             raise InputError(f"eps={eps}: no noise_multiplier below 1e5 reaches it in {steps} steps; raise eps")
-    while high - low > 1e-4 * high:
-        middle = (low + high) / 2
-        if pld_epsilon(sample_rate, middle, steps, delta) > eps:
-            low = middle
-        else:
-            high = middle
-    return high
+    while excess(low) < 0:
+        low, high, width = low - width, low, 2 * width
+    return math.exp(brentq(excess, low, high, xtol=1e-4) if low < high else high)
 
 
+@functools.lru_cache(maxsize=256)
 def noise_multiplier_for(eps: float, delta: float, sample_rate: float, steps: int) -> float:
     """A noise multiplier whose printed epsilon after `steps` steps is at most `eps`, and close to it.
 
@@ -149,13 +153,13 @@ def noise_multiplier_for(eps: float, delta: float, sample_rate: float, steps: in
 
     Guarantee: `bounds(sample_rate, result, steps, delta).epsilon <= eps`.
     """
-    aim = eps
+    aim, sigma = eps, 1.0
     while True:
-        sigma = _noise_multiplier_by_pld(aim, delta, sample_rate, steps)
+        sigma = _noise_multiplier_by_pld(aim, delta, sample_rate, steps, sigma)
         excess = bounds(sample_rate, sigma, steps, delta).epsilon - eps
         if excess <= 0:
             return sigma
-        aim -= 1.02 * excess
+        aim -= 1.02 * excess + 1e-4 * eps
         if aim <= 0:
             raise InputError(f"eps={eps}: below what the accountants resolve (0.01); raise eps")
 

@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -72,13 +72,17 @@ def has_died(tags: Mapping[str, str]) -> bool:
 
 def close_orphans(client: "MlflowClient | None" = None) -> list[str]:
     """Mark runs of this host that are still RUNNING, but whose process has died, KILLED; returns their ids."""
+    from mlflow.exceptions import MlflowException
+
     client = client or connect()
     with one_line_errors():
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         condition = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
         running = client.search_runs(experiments, filter_string=condition) if experiments else []
-        dead = [run.info.run_id for run in running if has_died(run.data.tags)]
-        for run_id in dead:
+    dead = [run.info.run_id for run in running if has_died(run.data.tags)]
+    for run_id in dead:
+        # on a shared server it may be another user's run, which is no reason to stop here
+        with suppress(MlflowException):
             client.set_tag(run_id, "error", "the process died without closing its run")
             client.set_terminated(run_id, "KILLED")
     return dead

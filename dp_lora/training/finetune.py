@@ -173,9 +173,7 @@ def _train(
     secret = read_secret(Path(config.privacy.seed_file)) if config.privacy.seed_file else None
     randomness = Randomness(binding_digest(run.bound), secret)
     if not randomness.fresh:
-        events.message(
-            "reproducible mode: sampling and noise replay from the seed file; keep it secret"
-        )
+        events.message("reproducible mode: sampling and noise replay from the seed file; keep it secret")
     loss_factory = diffusion_loss(config, model, data.latents, data.labels, device)
     step = 0
     if (checkpoint := load_checkpoint(run.checkpoints)) is not None:

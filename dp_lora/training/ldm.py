@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,8 +89,11 @@ class LdmTraining(Training):
         noisy, wanted, t, labels = (tensor.to(self.device) for tensor in (noisy, wanted, t, labels))
         return {"loss": loss_per_row(self.model(noisy, t, labels), wanted).mean()}
 
-    def on_train_batch_end(self, outputs: object, batch: int, batch_idx: int) -> None:
-        update_average(self.average.parameters(), self.model.parameters(), self.settings.ema_decay, batch)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # here, not in a hook after the batch: a checkpoint is written before those
+        step = self.steps.next - 1
+        update_average(self.average.parameters(), self.model.parameters(), self.settings.ema_decay, step)
 
 
 @torch.no_grad()

@@ -1,0 +1,37 @@
+"""The default experiment at several epsilons: one table beside the runs in the MLflow UI."""
+
+import subprocess
+import sys
+
+import click
+
+from dp_lora.config import ROOT, load
+from entrypoints.common import DEFAULT_CONFIG, one_line_errors
+from entrypoints.main import summary
+
+EPSILONS = ("1", "5", "inf", "")  # the config's own comes last, so that outputs/ ends as `dvc repro` leaves it
+
+
+@click.command()
+def main() -> None:
+    """Run main for eps 1, 5, inf and the config's own; what has been made before comes from DVC's run cache."""
+    with one_line_errors():
+        rows = {}
+        for eps in EPSILONS:
+            command = [sys.executable, "-m", "entrypoints.main", *(["--eps", eps] if eps else [])]
+            status = subprocess.run(command, cwd=ROOT, check=False).returncode
+            if status:
+                sys.exit(status)
+            config = load(DEFAULT_CONFIG, {"eps": eps})
+            rows[config.privacy.eps] = summary(config)
+        click.echo()
+        names = ["eps", *rows[min(rows)]]
+        click.echo("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))
+        for eps_value in sorted(rows):
+            cells = [f"{eps_value:g}"]
+            cells += [f"{value:.4g}" if isinstance(value, float) else str(value) for value in rows[eps_value].values()]
+            click.echo("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

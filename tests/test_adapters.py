@@ -1,0 +1,133 @@
+"""LoRA on the right modules, adapters that load in diffusers and PEFT, only the named parameters trained."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import make_base, tiny_adapter, tiny_config, tiny_model
+
+from dp_lora.errors import InputError
+from dp_lora.models.adapters import (
+    EMBEDDING,
+    WEIGHTS,
+    add_lora,
+    apply_adapter,
+    lora_parameters,
+    matched_modules,
+    save_adapter,
+    untrained_class_embedding,
+    with_embedding,
+)
+from dp_lora.models.counting import count_parameters
+from dp_lora.models.folder import load_model
+
+
+def test_the_default_targets_leave_out_what_gets_no_gradient_from_one_token(tmp_path):
+    model = tiny_model(tmp_path)
+    default = matched_modules(model.unet, "default")
+    study = matched_modules(model.unet, "study")
+    assert default
+    assert all(not name.endswith(("attn2.to_q", "attn2.to_k")) for name in default)
+    assert {name.rsplit("attn", 1)[1] for name in set(study) - set(default)} == {"2.to_q", "2.to_k"}
+
+
+@pytest.mark.parametrize("targets", ["to_out.Linear", "attn1.to_q,attn9.to_q", "to_q,"])
+def test_a_target_that_matches_nothing_is_an_error(tmp_path, targets):
+    model = tiny_model(tmp_path)
+    if targets == "to_q,":
+        assert matched_modules(model.unet, targets)
+        return
+    with pytest.raises(InputError, match="matches no linear layer"):
+        matched_modules(model.unet, targets)
+
+
+def test_the_start_changes_nothing_and_depends_on_the_seed(tmp_path):
+    model = tiny_model(tmp_path)
+    x, t, context = torch.randn(2, 2, 8, 8), torch.tensor([3, 700]), torch.randn(2, 1, 6)
+    before = model.unet(x, t, context).sample
+    add_lora(model.unet, 2, None, "default", torch.Generator().manual_seed(0))
+    assert torch.equal(model.unet(x, t, context).sample, before)
+    a = [p.clone() for n, p in lora_parameters(model.unet, "AB").items() if n.endswith("lora_A")]
+    for seed, equal in ((0, True), (1, False)):
+        other = load_model(tmp_path / "base")
+        add_lora(other.unet, 2, None, "default", torch.Generator().manual_seed(seed))
+        b = [p for n, p in lora_parameters(other.unet, "AB").items() if n.endswith("lora_A")]
+        assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True)) is equal
+
+
+def test_the_adapter_reloads_in_a_fresh_process_through_diffusers_and_peft_with_difference_0(tmp_path):
+    model = tiny_model(tmp_path)
+    adapter = tiny_adapter(model)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_adapter(folder, adapter, ["x", "y"], {"path": "base", "digest": "0"})
+    x, t, context = torch.randn(2, 2, 8, 8), torch.tensor([3, 700]), torch.randn(2, 1, 6)
+    expected = model.unet(x, t, context).sample.detach()
+    torch.save({"x": x, "t": t, "context": context, "expected": expected}, tmp_path / "io.pt")
+    script = f"""
+import torch
+from diffusers import UNet2DConditionModel
+from peft import PeftModel
+io = torch.load({str(tmp_path / "io.pt")!r}, weights_only=True)
+def base():
+    return UNet2DConditionModel.from_pretrained({str(tmp_path / "base" / "unet")!r})
+unet = base()
+unet.load_lora_adapter({str(folder)!r}, weight_name={WEIGHTS!r}, prefix=None)
+peft = PeftModel.from_pretrained(base(), {str(folder / "peft")!r})
+with torch.no_grad():
+    for model in (unet, peft):
+        print(float((model(io["x"], io["t"], io["context"]).sample - io["expected"]).abs().max()))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    # the stock attention adds rounding of its own
+    assert [float(line) < 2e-6 for line in result.stdout.split()] == [True, True]
+    ours = apply_adapter(load_model(tmp_path / "base"), folder)
+    assert torch.equal(ours.unet(x, t, context).sample, expected)
+    assert ours.classes == ["x", "y"]
+    assert torch.equal(ours.class_embedding[:2], adapter.embedding.detach())
+
+
+def test_the_null_row_stays_the_base_s(tmp_path):
+    model = tiny_model(tmp_path)
+    other = with_embedding(model, torch.zeros(2, 6), ["x", "y"])
+    assert torch.equal(other.null_row, model.null_row)
+    assert other.class_embedding.shape == (3, 6)
+
+
+def test_the_untrained_embedding_is_the_mean_of_the_base_plus_noise(tmp_path):
+    model = tiny_model(tmp_path)
+    mean = model.class_embedding[:3].mean(0)
+    assert torch.allclose(untrained_class_embedding(model, 5, 0.0, 0), mean.expand(5, -1))
+    a, b = untrained_class_embedding(model, 5, 0.1, 0), untrained_class_embedding(model, 5, 0.1, 1)
+    assert not torch.equal(a, b)
+
+
+def test_an_adapter_folder_is_not_taken_for_a_base_nor_the_other_way_round(tmp_path):
+    model = tiny_model(tmp_path)
+    with pytest.raises(InputError, match="not an adapter"):
+        apply_adapter(model, tmp_path / "base")
+
+
+@pytest.mark.parametrize("train", ["AB", "B"])
+def test_counted_parameters_are_those_that_are_trained(tmp_path, train):
+    config = tiny_config(f"lora.train={train}")
+    make_base(tmp_path / "base", config)
+    model = load_model(tmp_path / "base")
+    total = sum(p.numel() for p in model.unet.parameters())
+    counts = count_parameters(config, tmp_path / "base")
+    assert counts["unet"] == total
+    parameters = tiny_adapter(model).parameters(train)
+    assert counts["trainable"] == sum(p.numel() for p in parameters.values())
+    assert counts["class_embedding"] == parameters[EMBEDDING].numel()
+    assert sum(counts["lora_per_kind"].values()) == counts["lora"]
+    assert set(counts["lora_per_kind"]) == {
+        "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_v", "attn2.to_out.0",
+    }  # fmt: skip
+
+
+def test_counting_needs_no_weights_and_no_base(tmp_path):
+    config = tiny_config()
+    make_base(tmp_path / "base", config)
+    assert count_parameters(config, tmp_path / "nothing") == count_parameters(config, tmp_path / "base")

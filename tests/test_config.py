@@ -1,0 +1,103 @@
+"""One base file, small overrides, one line for bad input, nothing executed."""
+
+import pytest
+
+from dp_lora.config import PARAMETERS, config_names, flatten, load, read_resolved, write_resolved
+from dp_lora.errors import InputError
+
+
+def error_of(*arguments, **options) -> str:
+    with pytest.raises(InputError) as error:
+        load(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("eps", "abc"), ("eps", "-1"), ("eps", "0"), ("eps", "nan"), ("rank", "0"), ("rank", "2.5"), ("k", "0"),
+        ("delta", "0.00025"), ("delta", "1"), ("delta", "0"), ("batch_size", "0"), ("batch_size", "4001"),
+        ("epochs", "0"), ("lr", "-1"), ("max_grad_norm", "0"), ("max_grad_norm", "inf"), ("seed", "-1"),
+        ("k", "${oc.env:HOME}"),
+    ],
+)  # fmt: skip
+def test_a_senseless_parameter_is_one_line_that_names_it_its_value_and_the_rule(parameter, value):
+    message = error_of("mnist5k", {parameter: value})
+    assert message.startswith(f"{parameter}={value}")
+    assert "must be" in message or "not allowed" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["nope", "../configs/mnist5k", "/etc/passwd", "a.yaml", "x; touch PWN", "", "base", ".."]
+)
+def test_a_config_that_is_no_experiment_s_name_is_refused(name):
+    assert "config=" in error_of(name)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        ("train.foo=1", "unknown key"),
+        ("foo.bar=1", "unknown key"),
+        ("train.lr", "must be section.key=value"),
+        ("train=1", "must be section.key=value"),
+        ("train.lr=${oc.env:HOME}", "resolvers are not allowed"),
+        ("experiment.description=${oc.env:HOME}", "resolvers are not allowed"),
+        ("train.lr=word", "could not be converted"),
+        ("train.betas=[0.9]", "two numbers"),
+        ("train.betas=[0.9", "cannot be read"),
+        ("data.classes=[a,a]", "every class once"),
+        ("lora.targets=", "Incompatible value"),
+        ("ldm.prediction_type=sample", "one of epsilon"),
+        ("privacy.seed_file=x", "reproducible"),
+        ("privacy.reproducible=true", "seed_file"),
+        ("train.timestep_min=900 train.timestep_max=800", "below train.timestep_max"),
+        ("ldm.attention=[true]", "one entry per"),
+    ],
+)
+def test_a_bad_override_is_one_line(overrides, part):
+    assert part in error_of("mnist5k", {}, overrides)
+
+
+def test_a_folder_of_one_s_own_needs_both_public_statements_and_shows_no_count():
+    message = error_of("folder", {}, "data.path=somewhere")
+    assert "data.classes" in message
+    assert "data.n_public=NOMINAL" in message
+    assert "data.path" in error_of("folder", {}, "data.classes=[a,b] data.n_public=1000 privacy.batch_size=100")
+
+
+def test_empty_parameters_mean_as_the_config_says():
+    assert flatten(load("mnist5k", dict.fromkeys(PARAMETERS, ""))) == flatten(load("mnist5k"))
+
+
+def test_parameters_set_their_keys_and_overrides_come_last():
+    config = load("mnist5k", {"eps": "5", "rank": "8", "lr": "1e-2"}, "privacy.eps=3")
+    assert (config.privacy.eps, config.lora.rank, config.train.lr) == (3.0, 8, 0.01)
+    assert load("mnist5k", {"eps": "inf"}).privacy.eps == float("inf")
+
+
+def test_the_same_words_mean_a_stage_s_own_settings_in_pretraining():
+    config = load("mnist5k", {"lr": "0.5", "epochs": "2"}, stage="pretrain_ae")
+    assert (config.autoencoder.lr, config.autoencoder.epochs) == (0.5, 2.0)
+    assert config.train.lr == load("mnist5k").train.lr
+
+
+@pytest.mark.parametrize("name", [name for name in config_names() if name != "folder"])
+def test_every_experiment_resolves_and_survives_its_file(name, tmp_path):
+    config = load(name)
+    write_resolved(config, tmp_path / "resolved.yaml")
+    assert read_resolved(tmp_path / "resolved.yaml") == config
+    assert config.experiment.name == name
+
+
+def test_a_resolved_file_with_a_resolver_or_unknown_key_is_refused(tmp_path):
+    path = tmp_path / "resolved.yaml"
+    for line in ("train: {lr: '${oc.env:HOME}'}", "train: {foo: 1}", "nothing"):
+        path.write_text(line)
+        with pytest.raises(InputError):
+            read_resolved(path)
+
+
+def test_every_leaf_has_a_section_so_no_parameter_is_logged_twice():
+    assert all("." in key for key in flatten(load("mnist5k")))

@@ -1,0 +1,116 @@
+"""The real command line: one line and no traces for bad input, a dry run that touches nothing, help in a moment."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from dp_lora.config import ROOT
+from entrypoints.common import ENTRY_POINTS
+from entrypoints.pipeline import read_params, write_params
+
+
+def call(entry_point: str, *arguments: str, store: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"}
+    environment.pop("MLFLOW_RUN_ID", None)
+    command = [sys.executable, "-m", f"entrypoints.{entry_point}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+def invoke(entry_point: str, *arguments: str):
+    import importlib
+
+    return CliRunner().invoke(importlib.import_module(f"entrypoints.{entry_point}").main, list(arguments))
+
+
+BAD = [
+    ("--eps", "abc"), ("--eps", "-1"), ("--eps", "0"), ("--eps", "nan"), ("--rank", "0"), ("--delta", "0.00025"),
+    ("--k", "0"), ("--config", "nope"), ("--config", "../x"), ("--config", "x; touch PWN"),
+    ("--overrides", "train.foo=1"), ("--overrides", "train.lr=${oc.env:HOME}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "value"), BAD)
+def test_bad_input_ends_in_one_line_and_makes_no_run(option, value, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    before = set(ROOT.iterdir())
+    result = invoke("finetune", option, value)
+    assert result.exit_code == 1
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert value.split("=")[0] in lines[0]
+    assert set(ROOT.iterdir()) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_real_process_ends_in_one_line_too(tmp_path):
+    result = call("finetune", "--config", "x; touch PWN", store=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines() == [
+        "error: config='x; touch PWN': must be the name of an experiment in configs/, such as mnist5k"
+    ]
+    assert not (ROOT / "PWN").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path):
+    before = set(ROOT.iterdir())
+    result = call("finetune", "--eps", "5", "--dry-run", store=tmp_path)
+    assert result.returncode == 0, result.stderr
+    facts = dict(line.split(": ", 1) for line in result.stdout.splitlines() if ": " in line and line[0].isalpha())
+    assert 4.9 < float(facts["expected epsilon"]) <= 5
+    assert float(facts["noise_multiplier"]) > 1
+    assert (facts["sample_rate"], facts["steps"], facts["trainable parameters"]) == ("0.1", "100", "12928")
+    assert facts["would write"] == "runs/RUN_ID/release"
+    resolved = yaml.safe_load(result.stdout.split("noise_multiplier:")[0])
+    assert resolved["privacy"]["eps"] == 5
+    assert set(ROOT.iterdir()) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_without_privacy_promises_no_epsilon():
+    result = invoke("finetune", "--eps", "inf", "--dry-run")
+    assert result.exit_code == 0
+    assert "expected epsilon" not in result.stdout
+    assert "runs/RUN_ID/not-private" in result.stdout
+
+
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_help_names_every_parameter_and_dry_run_needs_no_upstream(entry_point):
+    result = invoke(entry_point, "--help")
+    assert result.exit_code == 0
+    for parameter in ENTRY_POINTS[entry_point]:
+        assert f"--{parameter} " in result.stdout
+    assert "--resolved" not in result.stdout
+    assert invoke(entry_point, "--dry-run").exit_code == 0
+
+
+def test_an_adapter_or_samples_that_are_not_there_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    for entry_point, option in (("sample", "--adapter"), ("fid", "--samples")):
+        for value in ("no/such/folder", "0" * 32):
+            result = invoke(entry_point, option, value)
+            assert result.exit_code == 1
+            assert value in result.stderr
+            assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_params_yaml_is_written_and_read_back(tmp_path, monkeypatch):
+    from entrypoints import pipeline
+
+    monkeypatch.setattr(pipeline, "PARAMS", tmp_path / "params.yaml")
+    for values in (
+        {"config": "mnist5k"},
+        {"config": "mnist5k", "eps": "5", "overrides": "train.lr=1 data.classes=[a,b]"},
+    ):
+        write_params(values)
+        assert read_params() == values
+    (tmp_path / "params.yaml").write_text("foo: 1\n")
+    with pytest.raises(ValueError, match="foo"):
+        read_params()

@@ -1,0 +1,357 @@
+"""Checks 5, 8, 10, 11, 12: what moves, what is released, resume, budget, and refusals of private fine-tuning."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import make_base, tiny_config, tiny_dataset
+
+from dp_lora.data.layout import read_dataset
+from dp_lora.data.pixels import to_pixels
+from dp_lora.errors import InputError
+from dp_lora.events import Events
+from dp_lora.models.autoencoder import encode
+from dp_lora.models.folder import load_model, model_digest
+from dp_lora.privacy.ledger import Ledger
+from dp_lora.training import finetune as module
+from dp_lora.training.finetune import PrivateData, finetune, may_step, units_of
+from dp_lora.training.run_folder import binding, binding_digest, open_run_folder, other_ledgers
+
+CPU = torch.device("cpu")
+
+
+class Heard(Events):
+    def __init__(self):
+        self.metrics, self.lines = {}, []
+
+    def metric(self, name, value, step=None):
+        self.metrics.setdefault(name, []).append(value)
+
+    def message(self, text):
+        self.lines.append(text)
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A base model and a private dataset of 40 pictures, 32 of them for training."""
+    make_base(tmp_path / "base", tiny_config())
+    tiny_dataset(tmp_path / "data")
+    return tmp_path
+
+
+def run(house, folder, overrides="", events=None, data="data", stop_before=None, monkeypatch=None, base="base"):
+    config = tiny_config(overrides)
+    dataset = read_dataset(house / data, ["x", "y"], "train")
+    model = load_model(house / base)
+    with torch.no_grad():
+        latents = encode(model.vae, to_pixels(dataset.images(slice(None)))).numpy()
+    bound = binding(config, dataset.digest(), model_digest(house / base))
+    if stop_before is not None:
+        real = module.noisy_sum
+
+        def crashing(plan, step, *rest):
+            if step == stop_before:
+                raise Crash
+            return real(plan, step, *rest)
+
+        monkeypatch.setattr(module, "noisy_sum", crashing)
+    try:
+        with open_run_folder(house / folder, config, bound) as opened:
+            data_in = PrivateData(latents, dataset.labels, units_of(len(dataset), None, "picture"))
+            names = {"path": "base", "digest": bound["base"]}
+            return finetune(config, model, names, data_in, opened, CPU, events or Heard(), lambda *_: None)
+    finally:
+        if stop_before is not None:
+            monkeypatch.setattr(module, "noisy_sum", real)
+
+
+def weights(folder):
+    return load_file(folder / "peft" / "adapter_model.safetensors") | {
+        "embedding": load_file(folder / "class_embedding.safetensors")["weight"]
+    }
+
+
+def seed_file(house):
+    path = house / "seed"
+    path.write_bytes(b"s" * 32)
+    path.chmod(0o600)
+    return f"privacy.reproducible=true privacy.seed_file={path}"
+
+
+def test_a_release_holds_adapter_statement_and_card_and_nothing_else(house):
+    release = run(house, "run")
+    assert release.name == "release"
+    files = sorted(p.relative_to(release).as_posix() for p in release.rglob("*") if p.is_file())
+    assert files == [
+        "README.md", "class_embedding.safetensors", "model.json", "peft/adapter_config.json",
+        "peft/adapter_model.safetensors", "privacy.json", "pytorch_lora_weights.safetensors",
+    ]  # fmt: skip
+    statement = json.loads((release / "privacy.json").read_text())
+    assert 0.9 * 10 < statement["epsilon"] <= 10
+    assert statement["steps"] == 5
+    assert statement["relation"] == "add-or-remove-one"
+    assert f"({statement['epsilon']:.6g}, 0.001)" in (release / "README.md").read_text()
+
+
+def test_only_the_named_parameters_change(house):
+    before = load_model(house / "base").unet.state_dict()
+    config = tiny_config("lora.train=B")
+    release = run(house, "run", "lora.train=B")
+    model = load_model(house / "base")
+    assert all(torch.equal(value, before[name]) for name, value in model.unet.state_dict().items())
+    from dp_lora.training.finetune import make_adapter
+
+    start = make_adapter(config, model, CPU)
+    trained = weights(release)
+    for name, value in start.unet.state_dict().items():
+        key = f"base_model.model.{name.replace('.default', '')}"
+        if "lora_A" in name:
+            assert torch.equal(trained[key], value), name
+        if "lora_B" in name:
+            assert not torch.equal(trained[key], value), name
+    assert not torch.equal(trained["embedding"], start.embedding)
+
+
+def test_without_noise_every_b_has_a_gradient_at_once_and_every_a_soon_after(house):
+    """On public data and without noise: nothing that is trained stays where it was, so nothing is noise alone."""
+    adapter = run(house, "run", "privacy.eps=inf lora.train=AB privacy.epochs=1")
+    assert adapter.name == "not-private"
+    from dp_lora.training.finetune import make_adapter
+
+    start = make_adapter(tiny_config(), load_model(house / "base"), CPU).unet.state_dict()
+    for name, value in weights(adapter).items():
+        if "lora" in name:
+            key = name.removeprefix("base_model.model.").replace(".weight", ".default.weight")
+            assert not torch.equal(value, start[key]), name
+
+
+def test_eps_inf_makes_no_release_and_no_epsilon(house):
+    heard = Heard()
+    adapter = run(house, "run", "privacy.eps=inf", heard)
+    statement = json.loads((adapter / "privacy.json").read_text())
+    assert statement["private"] is False
+    assert "epsilon" not in statement
+    assert "epsilon" not in heard.metrics
+    assert not (house / "run" / "release").exists()
+    assert "must not leave" in (adapter / "README.md").read_text()
+
+
+def test_neighbours_release_equal_files_apart_from_weights_and_run_id(house):
+    """Check 8: a picture more changes no divisor, no configuration, and no byte of the release beside the weights."""
+    tiny_dataset(house / "more", n=42)
+    one, other = run(house, "one"), run(house, "other", data="more")
+    assert (
+        len(read_dataset(house / "more", ["x", "y"], "train"))
+        == len(read_dataset(house / "data", ["x", "y"], "train")) + 1
+    )
+    for path in sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file()):
+        if path.suffix == ".safetensors":
+            a, b = load_file(one / path), load_file(other / path)
+            assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
+        elif path.name == "privacy.json":
+            a, b = (json.loads((folder / path).read_text()) for folder in (one, other))
+            assert a.pop("run_id") != b.pop("run_id")
+            assert a == b
+        else:
+            assert (one / path).read_bytes() == (other / path).read_bytes(), path
+    plans = [json.loads((house / name / "plan.json").read_text())["plan"] for name in ("one", "other")]
+    assert plans[0] == plans[1]
+
+
+def test_the_update_is_the_noisy_sum_over_a_public_divisor(house, monkeypatch):
+    taken = []
+    real = module.Averaged.step
+    monkeypatch.setattr(module.Averaged, "step", lambda self, g, f: (taken.append(dict(g)), real(self, g, f)))
+    sums = []
+    noisy = module.noisy_sum
+    monkeypatch.setattr(module, "noisy_sum", lambda *a: (sums.append(noisy(*a)), sums[-1])[1])
+    run(house, "run")
+    for gradient, (total, _) in zip(taken, sums, strict=True):
+        for name in total:
+            assert torch.equal(gradient[name], total[name] / 8.0)
+
+
+def test_fresh_runs_differ_and_reproducible_ones_are_equal_bit_for_bit(house):
+    a, b = weights(run(house, "a")), weights(run(house, "b"))
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+    seeded = seed_file(house)
+    c, d = weights(run(house, "c", seeded)), weights(run(house, "d", seeded))
+    assert all(torch.equal(c[name], d[name]) for name in c)
+
+
+def test_a_reproducible_run_that_crashed_and_resumed_equals_an_unbroken_one_bit_for_bit(house, monkeypatch):
+    seeded = seed_file(house) + " train.checkpoint_every=2"
+    unbroken = weights(run(house, "unbroken", seeded))
+    with pytest.raises(Crash):
+        run(house, "broken", seeded, stop_before=3, monkeypatch=monkeypatch)
+    resumed = run(house, "broken", seeded)
+    assert all(torch.equal(unbroken[name], value) for name, value in weights(resumed).items())
+    assert json.loads((resumed / "privacy.json").read_text())["steps"] == 5
+
+
+def test_a_fresh_run_that_lost_steps_counts_them_and_never_passes_its_budget(house, monkeypatch):
+    config = "train.checkpoint_every=2"
+    with pytest.raises(Crash):
+        run(house, "run", config, stop_before=3, monkeypatch=monkeypatch)
+    heard = Heard()
+    release = run(house, "run", config, heard)
+    statement = json.loads((release / "privacy.json").read_text())
+    # step 2 was taken, lost and taken again: five lines in the ledger, four steps in the weights
+    assert statement["steps"] == 5
+    assert statement["epsilon"] <= 10
+    assert any("stopped at step 4 of 5" in line for line in heard.lines)
+    assert len((house / "run" / "ledger.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_resume_draws_anew_where_randomness_is_fresh(house, monkeypatch):
+    """Two continuations of one checkpoint differ: nothing random is stored."""
+    import shutil
+
+    with pytest.raises(Crash):
+        run(house, "one", stop_before=2, monkeypatch=monkeypatch)
+    shutil.copytree(house / "one", house / "two")
+    a, b = weights(run(house, "one")), weights(run(house, "two"))
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_finished_run_trains_and_spends_nothing_when_called_again(house):
+    release = run(house, "run")
+    before, lines = weights(release), (house / "run" / "ledger.jsonl").read_bytes()
+    heard = Heard()
+    run(house, "run", events=heard)
+    assert all(torch.equal(before[name], value) for name, value in weights(release).items())
+    assert (house / "run" / "ledger.jsonl").read_bytes() == lines
+    assert any("finished" in line for line in heard.lines)
+
+
+@pytest.mark.parametrize(
+    "change", ["privacy.eps=5", "privacy.max_grad_norm=0.1", "privacy.batch_size=4", "privacy.k=2", "train.lr=0.1"]
+)
+def test_a_changed_plan_is_refused_and_never_overwritten(house, monkeypatch, change):
+    with pytest.raises(Crash):
+        run(house, "run", stop_before=2, monkeypatch=monkeypatch)
+    before = (house / "run" / "plan.json").read_bytes()
+    with pytest.raises(InputError, match=change.split("=")[0].split(".")[1]):
+        run(house, "run", change)
+    assert (house / "run" / "plan.json").read_bytes() == before
+
+
+def test_other_data_in_the_same_folder_are_refused(house, monkeypatch):
+    tiny_dataset(house / "more", n=42)
+    with pytest.raises(Crash):
+        run(house, "run", stop_before=2, monkeypatch=monkeypatch)
+    with pytest.raises(InputError, match="other data"):
+        run(house, "run", data="more")
+
+
+def test_a_ledger_without_its_plan_is_refused(house):
+    run(house, "run")
+    (house / "run" / "plan.json").unlink()
+    with pytest.raises(InputError, match=r"no plan\.json"):
+        run(house, "run")
+
+
+def test_two_writers_on_one_run_are_refused(house):
+    config = tiny_config()
+    bound = {"config": {}, "data": "d", "base": "b"}
+    second = open_run_folder(house / "run", config, bound)
+    with open_run_folder(house / "run", config, bound), pytest.raises(InputError, match="another process"), second:
+        pass
+
+
+def test_other_ledgers_on_the_same_data_are_named(house):
+    run(house, "runs/one")
+    digest = read_dataset(house / "data", ["x", "y"], "train").digest()
+    (line,) = other_ledgers(house / "runs", house / "runs" / "two", digest)
+    assert "runs/one" in line
+    assert "epsilon" in line
+    assert other_ledgers(house / "runs", house / "runs" / "one", digest) == []
+    assert other_ledgers(house / "runs", house / "runs" / "two", "other data") == []
+
+
+@pytest.mark.parametrize("status", ["unknown", "non-private", "private-dp"])
+def test_a_base_without_a_bound_is_refused_before_anything_is_spent(house, status):
+    make_base(house / "base2", tiny_config(), status)
+    with pytest.raises(InputError, match=f"privacy_status {status}"):
+        run(house, "run", base="base2")
+    assert not (house / "run" / "ledger.jsonl").exists()
+    assert run(house, "free", "privacy.eps=inf", base="base2").name == "not-private"
+
+
+def test_what_the_base_spent_before_is_added(house):
+    make_base(house / "base2", tiny_config(), "private-dp")
+    path = house / "base2" / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "privacy": {"epsilon": 2.0, "delta": 1e-4}}))
+    statement = json.loads((run(house, "run", base="base2") / "privacy.json").read_text())
+    assert statement["epsilon"] == pytest.approx(statement["accountants"]["epsilon"] + 2.0)
+    assert statement["delta"] == pytest.approx(1e-3 + 1e-4)
+
+
+def test_binding_digest_changes_with_plan_and_data_and_not_with_the_micro_batch():
+    def digest(overrides="", data="d"):
+        return binding_digest(binding(tiny_config(overrides), data, "b"))
+
+    assert digest() == digest("compute.physical_batch_size=3")
+    assert (
+        len({digest(), digest("privacy.eps=3"), digest(data="e"), digest("train.lr=1"), digest("privacy.eps=inf")}) == 5
+    )
+
+
+def test_persons_are_units_with_all_their_pictures():
+    assert units_of(4, ["b", "a", "b", "c"], "person") == [[1], [0, 2], [3]]
+    assert units_of(2, None, "picture") == [[0], [1]]
+    with pytest.raises(InputError, match="person"):
+        units_of(2, None, "person")
+
+
+def test_the_step_that_would_pass_the_target_is_refused(house):
+    from tiny import no_privacy, plan_of
+
+    assert may_step(plan_of(steps=3), 2, replay=False)
+    assert not may_step(plan_of(steps=3), 3, replay=False)
+    assert may_step(plan_of(steps=3), 3, replay=True)
+    assert may_step(no_privacy(steps=3), 99, replay=False)
+
+
+def test_a_person_with_k_draws_spans_micro_batches_and_trains(house, monkeypatch):
+    """Rows of one unit may exceed the physical batch: added up, then clipped once."""
+    norms = []
+    real = module.noisy_sum
+    monkeypatch.setattr(module, "noisy_sum", lambda *a: (norms.append(real(*a)[1].mean_norm), real(*a))[1])
+    release = run(house, "run", "privacy.k=5 compute.physical_batch_size=3")
+    assert all(math.isfinite(norm) for norm in norms)
+    assert json.loads((release / "privacy.json").read_text())["k"] == 5
+
+
+def test_epsilon_grows_over_steps_and_ends_at_the_statement(house):
+    heard = Heard()
+    release = run(house, "run", events=heard)
+    curve = heard.metrics["epsilon"]
+    assert curve == sorted(curve)
+    assert curve[-1] == pytest.approx(json.loads((release / "privacy.json").read_text())["epsilon"])
+    assert all(name.startswith("private/") or name == "epsilon" for name in heard.metrics)
+
+
+def test_latents_of_others_do_not_enter_a_picture_s_own(house):
+    """No statistic of the private data: a picture's latent is the same whoever is encoded beside it."""
+    model = load_model(house / "base")
+    images = read_dataset(house / "data", ["x", "y"], "train").images(slice(None))
+    with torch.no_grad():
+        alone = encode(model.vae, to_pixels(images[:1]))
+        beside = encode(model.vae, to_pixels(np.concatenate([images[:1], 255 - images[1:]])))
+    torch.testing.assert_close(beside[:1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_ledger_and_plan_are_read_back_from_the_folder_alone(house):
+    run(house, "run")
+    from dp_lora.privacy.plan import PrivacyPlan
+
+    plan = PrivacyPlan.from_json(json.loads((house / "run" / "plan.json").read_text())["plan"])
+    assert Ledger(house / "run" / "ledger.jsonl").counted_steps(plan) == plan.steps == 5

@@ -1,0 +1,147 @@
+"""The project's own order: who may import whom, one list of parameters, one list of pins, nothing of any machine."""
+
+import ast
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+
+from dp_lora import __version__
+from dp_lora.config import ROOT
+from entrypoints.common import ENTRY_POINTS
+
+COMMON = {"config", "errors", "files", "events", "progress"}
+# room -> rooms of ours that it may import, beside COMMON
+ARROWS = {
+    "errors": set(),
+    "files": set(),
+    "events": set(),
+    "progress": set(),
+    "config": {"errors", "files"},
+    "diffusion": {"errors"},
+    "privacy": {"errors", "files"},
+    "grids": {"files"},
+    "data": {"models"},  # latents.py encodes with the base's autoencoder
+    "models": {"diffusion", "data"},
+    "release": {"privacy", "models"},
+    "sampling": {"models", "diffusion", "data", "grids"},
+    "evaluation": {"models", "diffusion", "data", "sampling"},
+    "training": {"data", "models", "diffusion", "privacy", "release", "sampling", "grids"},
+    "tracking": set(),
+    "native_backend": {"tracking"},
+}
+
+
+def room_of(path) -> str:
+    return path.relative_to(ROOT / "dp_lora").parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def sources():
+    return [
+        path
+        for path in sorted((ROOT / "dp_lora").rglob("*.py"))
+        if path.name != "__init__.py" or path.parent.name != "dp_lora"
+    ]
+
+
+def test_every_room_imports_only_what_it_may_know():
+    for path in sources():
+        room = room_of(path)
+        own = {"errors", "files"} if room in ("privacy", "diffusion") else COMMON
+        for module in imports_of(path):
+            if module.startswith("dp_lora."):
+                other = module.split(".")[1]
+                assert other == room or other in ARROWS[room] | (own if room not in COMMON else set()), (
+                    f"{path}: {module}"
+                )
+
+
+def test_the_numerical_core_knows_neither_mlflow_nor_click_nor_dvc():
+    for path in sources():
+        if room_of(path) not in ("tracking", "native_backend"):
+            roots = {module.split(".")[0] for module in imports_of(path)}
+            assert not roots & {"mlflow", "click", "dvc", "entrypoints"}, path
+
+
+def test_the_private_step_is_given_tensors_and_knows_no_diffusion():
+    for path in sorted((ROOT / "dp_lora" / "privacy").glob("*.py")):
+        roots = {module.split(".")[0] for module in imports_of(path)}
+        assert not roots & {"diffusers", "peft", "lightning", "pyarrow"}, path
+
+
+def test_mlproject_click_and_readme_have_the_same_entry_points_and_parameters():
+    import importlib
+
+    project = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| (`[^|]*`) \|$", readme, flags=re.MULTILINE))
+    assert set(project["entry_points"]) == set(ENTRY_POINTS) == set(rows)
+    for name, parameters in ENTRY_POINTS.items():
+        entry = project["entry_points"][name]
+        assert tuple(entry["parameters"]) == parameters
+        assert {p: spec["default"] for p, spec in entry["parameters"].items() if p != "config"} == {
+            p: "" for p in parameters if p != "config"
+        }
+        # MLflow quotes the values itself; quotes of ours would make them injectable
+        assert entry["command"] == f"python -m entrypoints.{name} " + " ".join(f"--{p} {{{p}}}" for p in parameters)
+        command = importlib.import_module(f"entrypoints.{name}").main
+        visible = [option.name for option in command.params if not option.hidden and option.name != "dry_run"]
+        assert tuple(visible) == parameters
+        assert re.findall(r"`(\w+)`", rows[name]) == list(parameters)
+
+
+def test_conda_yaml_and_pyproject_name_the_same_pins_and_the_lock_keeps_them():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text(encoding="utf-8"))
+    assert conda["dependencies"][-1]["pip"] == project["dependencies"]
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"^([a-z0-9.\-]+)==([^ ]+)", lock, flags=re.MULTILINE))
+    for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        name, version = requirement.split("==")
+        assert pins[name.lower().replace("_", "-")] == version
+    assert tuple(int(part) for part in pins["scipy"].split(".")[:2]) < (1, 18)
+    assert "://" not in lock
+    assert lock.count("--hash=sha256:") > len(pins)
+
+
+def test_versions_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == __version__
+    mlproject = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
+    assert mlproject["docker_env"]["image"].endswith(f":{__version__}")
+    assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_readme_names_only_make_targets_that_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert named
+    assert named <= targets
+
+
+def test_params_yaml_has_the_parameters_of_main_and_leaves_all_to_the_config():
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert tuple(values) == ENTRY_POINTS["main"]
+    assert {value for name, value in values.items() if name != "config"} == {None}
+
+
+def test_the_top_level_is_what_it_is_said_to_be():
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=False)
+    if listed.returncode or not listed.stdout:
+        pytest.fail("not a git checkout")
+    top = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    assert {
+        "MLproject", "conda.yaml", "dvc.yaml", "params.yaml", "data.dvc", "configs", "dp_lora", "entrypoints", "tests",
+        "benchmarks", "pyproject.toml", "requirements.lock", "Makefile", "README.md", "LICENSE", "CITATION.cff", ".ci",
+    } <= top  # fmt: skip
