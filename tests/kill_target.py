@@ -1,0 +1,38 @@
+"""A tiny private fine-tuning in a process of its own, which notes on disk each noise that it draws; to be killed."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from tiny import tiny_config, tiny_latents
+
+from dp_lora.events import Events
+from dp_lora.models.folder import load_model, model_digest
+from dp_lora.privacy import step as step_module
+from dp_lora.training.finetune import PrivateData, finetune, units_of
+from dp_lora.training.run_folder import binding, open_run_folder
+
+house, overrides = Path(sys.argv[1]), sys.argv[2]
+config = tiny_config(overrides)
+real = step_module.add_noise
+
+
+def noted(*arguments):
+    noisy = real(*arguments)
+    with (house / "drawn").open("a") as file:
+        file.write("noise\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return noisy
+
+
+step_module.add_noise = noted
+latents, labels = tiny_latents(30)
+bound = binding(config, "data", model_digest(house / "base"))
+torch.set_num_threads(1)
+with open_run_folder(house / "run", config, bound) as run:
+    print("ready", flush=True)
+    data = PrivateData(latents, labels, units_of(30, None, "picture"))
+    names = {"path": "base", "digest": bound["base"]}
+    finetune(config, load_model(house / "base"), names, data, run, torch.device("cpu"), Events(), lambda *_: None)
