@@ -21,7 +21,7 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 	@[ -x $(RUN) ] || $(PYTHON) -m venv $(VENV)
 	@set -e; uv=$$(command -v uv || true); \
 	if [ -z "$$uv" ]; then $(RUN) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); cp $(VENV)/bin/uv $(VENV)/uv; uv=$(VENV)/uv; fi; \
-	$$uv pip sync --quiet --python $(RUN) --require-hashes requirements.lock; \
+	$$uv pip sync --quiet --compile-bytecode --python $(RUN) --require-hashes requirements.lock; \
 	$$uv pip install --quiet --python $(RUN) --no-deps --no-build-isolation --offline --editable .
 	@touch $@
 

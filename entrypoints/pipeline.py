@@ -88,7 +88,7 @@ def dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
 
 def is_up_to_date() -> bool:
     """Whether `dvc repro` would do nothing."""
-    command = [sys.executable, "-m", "dvc", "status", "--json"]
+    command = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return found.returncode == 0 and found.stdout.strip() == "{}"
 

@@ -12,19 +12,28 @@ from dp_lora.models.device import pick_device
 from dp_lora.models.unet import build_unet
 
 CONFIG = load("mnist5k")
+LDM = replace(
+    CONFIG.ldm,
+    block_out_channels=[64, 128],
+    layers_per_block=1,
+    attention=[False, True],
+    attention_head_width=32,
+    cross_attention_dim=64,
+    norm_num_groups=32,
+)
 # from the original code: constructor arguments whose UNet gives its outputs
 ARGUMENTS = json.loads((Path(__file__).parent / "data" / "cin256-diffusers-arguments.json").read_text())
 
 
-def test_the_default_unet_has_the_parameters_of_the_recipe_and_attends_at_4x4_and_in_the_middle():
-    unet = build_unet(CONFIG.ldm, 3, 8)
+def test_a_unet_with_attention_at_its_lower_resolution_attends_there_and_in_the_middle():
+    unet = build_unet(LDM, 3, 8)
     assert sum(p.numel() for p in unet.parameters()) == 3_917_379
     places = {name.split(".transformer_blocks")[0].rsplit(".attentions", 1)[0] for name in unet.attn_processors}
     assert places == {"down_blocks.1", "mid_block", "up_blocks.0"}
 
 
 def test_heads_have_the_configured_width():
-    ldm = replace(CONFIG.ldm, block_out_channels=[64, 96], attention=[True, True], attention_head_width=16)
+    ldm = replace(LDM, block_out_channels=[64, 96], attention=[True, True], attention_head_width=16)
     unet = build_unet(ldm, 3, 8)
     heads = {name: module.heads for name, module in unet.named_modules() if name.endswith("attn1")}
     widths = {name: module.to_q.out_features for name, module in unet.named_modules() if name.endswith("attn1")}
@@ -41,7 +50,7 @@ def test_heads_have_the_configured_width():
 )
 def test_the_unet_of_cin256_gets_the_arguments_that_reproduce_latent_diffusion(arguments, size):
     dim = arguments["cross_attention_dim"]
-    ldm = replace(CONFIG.ldm, attention=[True] * 3, layers_per_block=2, cross_attention_dim=dim, **size)
+    ldm = replace(LDM, attention=[True] * 3, layers_per_block=2, cross_attention_dim=dim, **size)
     with torch.device("meta"):
         unet = build_unet(ldm, 4, arguments["sample_size"])
     found = {key: value for key, value in dict(unet.config).items() if key in arguments}
@@ -60,7 +69,7 @@ def test_the_unet_of_cin256_gets_the_arguments_that_reproduce_latent_diffusion(a
 )
 def test_a_unet_that_does_not_fit_is_refused_by_key(change, key):
     with pytest.raises(InputError, match=key):
-        build_unet(replace(CONFIG.ldm, **change), 3, 8)
+        build_unet(replace(LDM, **change), 3, 8)
 
 
 def test_an_autoencoder_that_does_not_fit_is_refused_by_key():
