@@ -6,6 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+PERCENT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"  # for private data: no count is shown
+
 
 def progress(items: Iterable | None = None, **options: Any) -> tqdm:
     """A tqdm bar with the options given; in a log file it writes a line every 5 seconds at most."""

@@ -3,6 +3,7 @@
 Nothing in it depends on private data but through the mechanism: no true count, no digest, no hash of private data.
 """
 
+import math
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -25,17 +26,26 @@ RANDOMNESS_REPLAY = (
 )
 
 
-def base_privacy(info: Mapping[str, Any], *, private: bool) -> tuple[float, float]:
+def base_privacy(info: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, float]:
     """Epsilon and delta that the base model has spent before, by its model.json; (0, 0) for a public one.
 
-    Raises InputError, where the result is to be private, for a base that is non-private or of unknown status.
+    Raises InputError, where the result is to be private, for a base that is non-private or of unknown status, or whose
+    unit of privacy or neighbouring relation is another.
     """
-    status = info["privacy_status"]
-    if status == "public" or not private:
+    status = info.get("privacy_status", "unknown")
+    if status == "public" or not plan.private:
         return 0.0, 0.0
-    spent_before = info.get("privacy")
-    if status == "private-dp" and isinstance(spent_before, dict) and {"epsilon", "delta"} <= spent_before.keys():
-        return float(spent_before["epsilon"]), float(spent_before["delta"])
+    before = info.get("privacy")
+    if status == "private-dp" and isinstance(before, dict):
+        same = before.get("unit") == plan.unit and before.get("relation") == plan.relation
+        epsilon, delta = before.get("epsilon", -1), before.get("delta", -1)
+        numbers = isinstance(epsilon, int | float) and isinstance(delta, int | float)
+        if same and numbers and 0 <= epsilon < math.inf and 0 <= delta < 1:
+            return float(epsilon), float(delta)
+        raise InputError(
+            f"model.base: its model.json states privacy {before}: needs epsilon, delta, unit={plan.unit} and "
+            f"relation={plan.relation} to be added to this run's"
+        )
     raise InputError(
         f"model.base: its model.json says privacy_status {status}: what it leaked of its own training pictures has no "
         "bound, so no release can be made from it; use a public base, or eps=inf"
@@ -56,8 +66,10 @@ def privacy_statement(
             "unit": plan.unit,
             "run_id": run_id,
         }
+    if counted_steps < 1:
+        raise InputError("the ledger holds no step: nothing was trained privately, or the ledger is lost")
     bounds = spent(plan, counted_steps)
-    epsilon_before, delta_before = base_privacy(model_info, private=True)
+    epsilon_before, delta_before = base_privacy(model_info, plan)
     return {
         "private": True,
         "statement": (

@@ -8,6 +8,7 @@ import click
 from dp_lora.config import ROOT, load
 from entrypoints.common import DEFAULT_CONFIG, one_line_errors
 from entrypoints.main import summary
+from entrypoints.pipeline import write_params
 
 EPSILONS = ("1", "5", "inf", "")  # the config's own comes last, so that outputs/ ends as `dvc repro` leaves it
 
@@ -17,13 +18,16 @@ def main() -> None:
     """Run main for eps 1, 5, inf and the config's own; what has been made before comes from DVC's run cache."""
     with one_line_errors():
         rows = {}
-        for eps in EPSILONS:
-            command = [sys.executable, "-m", "entrypoints.main", *(["--eps", eps] if eps else [])]
-            status = subprocess.run(command, cwd=ROOT, check=False).returncode
-            if status:
-                sys.exit(status)
-            config = load(DEFAULT_CONFIG, {"eps": eps})
-            rows[config.privacy.eps] = summary(config)
+        try:
+            for eps in EPSILONS:
+                command = [sys.executable, "-m", "entrypoints.main", *(["--eps", eps] if eps else [])]
+                status = subprocess.run(command, cwd=ROOT, check=False).returncode
+                if status:
+                    sys.exit(status)
+                config = load(DEFAULT_CONFIG, {"eps": eps})
+                rows[config.privacy.eps] = summary(config)
+        finally:
+            write_params({"config": DEFAULT_CONFIG})
         click.echo()
         names = ["eps", *rows[min(rows)]]
         click.echo("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from dp_lora import tracking
 from dp_lora.config import Config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, whole_folder, write_json
@@ -54,7 +55,7 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
     from dp_lora.models.folder import Model, load_model, model_digest
     from dp_lora.sampling import draw
     from dp_lora.training.finetune import PrivateData, finetune, units_of
-    from dp_lora.training.run_folder import binding, binding_digest, open_run_folder, other_ledgers
+    from dp_lora.training.run_folder import binding, open_run_folder, other_ledgers, working_folder
 
     config = call.config
     device = pick_device(config.compute.device)
@@ -70,9 +71,17 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
         )
     dataset = read_dataset(data_folder, list(config.data.classes), "train")
     base_names = {"path": relative(base), "digest": model_digest(base)}
-    bound = binding(config, dataset.digest(), base_names["digest"])
-    # DVC deletes a stage's output before it runs again: plan, ledger and checkpoints live outside of it
-    working = RUNS / binding_digest(bound) if call.child else folder
+    bound = binding(config, dataset.digest(), base_names["digest"], device.type)
+    if ".dvc/tmp" in RUNS.as_posix():
+        raise InputError(
+            "finetune: DVC deletes this temporary copy, and the ledger in it; leave out --temp and --queue"
+        )
+    if config.privacy.reproducible:
+        torch.use_deterministic_algorithms(True)
+    # DVC deletes a stage's output before it runs again: plan, ledger and checkpoints live outside of it. A replay has
+    # one ledger wherever it is called from, so that one noise is never added to two sums
+    shared = call.child or config.privacy.reproducible
+    working = working_folder(RUNS, bound) if shared else folder
     run.dataset(config.experiment.name, data_folder, dataset.digest(), context="private training", private=True)
     run.tags({"base": base_names["path"], "base_digest": base_names["digest"], "ledger": relative(working)})
     for line in other_ledgers(RUNS, working, bound["data"]):
@@ -98,7 +107,7 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
         result = finetune(config, model, base_names, data, opened, device, run, grid)
         if torch.cuda.is_available():
             run.metric("private/peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30)
-    return _copied(result, folder) if call.child else result
+    return _copied(result, folder) if shared else result
 
 
 def _copied(result: Path, out: Path) -> Path:
@@ -139,7 +148,10 @@ def _report(call: Call, run: Any, result: Path) -> None:
     run.metric("k", config.privacy.k)
     run.metric("max_grad_norm", config.privacy.max_grad_norm)
     run.tags({"adapter": relative(result), "run_id_of_adapter": statement["run_id"]})
-    run.artifact(result)
+    run.tags({"private": "metrics under private/; digests of private data"})
+    if statement["private"] or tracking.tracking_uri().startswith("sqlite:"):
+        # what must not leave the house is not sent to a server
+        run.artifact(result)
     run.output(result)
     click.echo(f"{relative(result)}: {statement['statement']}")
 

@@ -29,7 +29,7 @@ def noted(*arguments):
 
 step_module.add_noise = noted
 latents, labels = tiny_latents(30)
-bound = binding(config, "data", model_digest(house / "base"))
+bound = binding(config, "data", model_digest(house / "base"), "cpu")
 torch.set_num_threads(1)
 with open_run_folder(house / "run", config, bound) as run:
     print("ready", flush=True)

@@ -27,7 +27,7 @@ def replayed(digest: str = "run") -> Randomness:
 def linear_loss(directions: torch.Tensor):
     """Loss of row r: <directions[picture of r], its unit's copy of w>; the gradient of a unit is its mean direction."""
 
-    def factory(_generator):
+    def factory(_draws):
         def loss(copies, rows):
             return (copies["w"][rows.slot] * directions[rows.picture]).sum(1)
 
@@ -113,7 +113,7 @@ def test_without_noise_the_sum_is_exactly_the_sum_of_clipped_gradients(tmp_path)
     from dp_lora.privacy.step import sum_over_units
 
     directions = torch.tensor([[3.0, 4.0], [0.03, 0.04], [-6.0, 8.0]])
-    loss = linear_loss(directions)(torch.Generator())
+    loss = linear_loss(directions)(None)
     parameters = {"w": torch.zeros(2)}
     total, norms, _ = sum_over_units(loss, parameters, micro_batches([[0], [1], [2]], 2, 100, CPU), 0.1)
     torch.testing.assert_close(total["w"], torch.tensor([0.06 + 0.03 - 0.06, 0.08 + 0.04 + 0.08]))

@@ -130,10 +130,9 @@ def test_readme_names_only_make_targets_that_exist():
     assert named <= targets
 
 
-def test_params_yaml_has_the_parameters_of_main_and_leaves_all_to_the_config():
+def test_params_yaml_has_the_parameters_of_main():
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     assert tuple(values) == ENTRY_POINTS["main"]
-    assert {value for name, value in values.items() if name != "config"} == {None}
 
 
 def test_the_top_level_is_what_it_is_said_to_be():

@@ -6,6 +6,7 @@ public statements of the config, and a message must not tempt anybody to read th
 
 import csv
 import os
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -154,7 +155,8 @@ def _entry(table: Path, line: int, row: dict[str | None, str | None]) -> Entry:
     name = PurePosixPath(name).as_posix()
     if not safe_name(name):
         raise InputError(f"{where}: file_name {name!r} leads out of the folder; it must be a path below it")
-    return Entry(name, label, person if "person" in row else None)
+    # one person, one spelling: two would be two units of privacy
+    return Entry(name, label, unicodedata.normalize("NFC", person.strip()) if "person" in row else None)
 
 
 def read_picture(path: Path, size: int, channels: int) -> np.ndarray:

@@ -14,10 +14,10 @@ from dp_lora.data.layout import Dataset
 from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import digest_value, fsync_folder, read_json, write_json
+from dp_lora.files import digest_value, fsync, read_json, write_json
 from dp_lora.models.autoencoder import encode, latent_size
 from dp_lora.models.folder import module_digest
-from dp_lora.progress import progress
+from dp_lora.progress import PERCENT, progress
 
 RECORD_EVERY = 50  # batches between two records of what is done
 
@@ -68,11 +68,11 @@ def _encode_to(
     unfinished, record = path.with_suffix(".part.npy"), path.with_suffix(".part.json")
     done = int(read_json(record)["rows"]) if unfinished.exists() and record.exists() else 0
     if done:
-        events.message(f"latents: {done} of {len(dataset)} pictures are encoded already")
+        events.message("latents: going on where an earlier run stopped")
         latents = np.lib.format.open_memmap(unfinished, mode="r+")
     else:
         latents = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
-    with progress(total=len(dataset), initial=done, desc="latents", unit="image") as bar:
+    with progress(total=len(dataset), initial=done, desc="latents", bar_format=PERCENT) as bar:
         for number, start in enumerate(range(done, len(dataset), batch_size), start=1):
             rows = slice(start, min(len(dataset), start + batch_size))
             batch = encode(vae, to_pixels(dataset.images(rows)).to(device)).float().cpu().numpy()
@@ -86,5 +86,5 @@ def _encode_to(
     latents.flush()
     del latents
     unfinished.replace(path)
-    fsync_folder(path.parent)
+    fsync(path.parent)
     record.unlink(missing_ok=True)

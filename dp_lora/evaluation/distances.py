@@ -37,8 +37,8 @@ class Comparison:
         for dataset in (self.samples, self.real):
             if len(dataset) < self.min_images:
                 raise InputError(
-                    f"{dataset.folder}: {len(dataset)} pictures are too few for a distance; at least {self.min_images} "
-                    "are needed (evaluation.min_images)"
+                    f"{dataset.folder}: too few pictures for a distance; at least {self.min_images} are needed "
+                    "(evaluation.min_images)"
                 )
 
     @property

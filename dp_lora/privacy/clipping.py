@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+LARGEST = 1e30  # of a norm: beyond it the factor is no normal float32 and would round by more than its last bit
+
 
 def unit_norms(gradients: Mapping[str, Tensor]) -> Tensor:
     """L2 norm (U,), float64, of each unit's gradient over all tensors together; each tensor is (U, *shape)."""
@@ -14,18 +16,18 @@ def unit_norms(gradients: Mapping[str, Tensor]) -> Tensor:
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """min(1, max_grad_norm / norm) for norms (U,) >= 0; 1 for norm 0; 0 for a norm that is inf or NaN."""
+    """min(1, max_grad_norm / norm) for norms (U,) >= 0; 1 for norm 0; 0 for a norm above LARGEST, inf or NaN."""
     factors = torch.ones_like(norms)
     if max_grad_norm != math.inf:
         factors = (max_grad_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)
-    return torch.where(norms.isfinite(), factors, torch.zeros_like(factors))
+    return torch.where(norms <= LARGEST, factors, torch.zeros_like(factors))
 
 
 def clipped_sum(gradients: Mapping[str, Tensor], max_grad_norm: float) -> tuple[dict[str, Tensor], Tensor]:
     """Sum over units of gradients (U, *shape), each unit's scaled to norm at most `max_grad_norm`; and the norms (U,).
 
     Guarantee: adding or removing one unit moves the sum by at most max_grad_norm in L2 over all tensors together,
-    whatever its gradient is: a gradient with an inf or a NaN in it counts as zero.
+    whatever its gradient is: one with an inf, a NaN or a norm above LARGEST counts as zero.
     """
     norms = unit_norms(gradients)
     factors = clip_factors(norms, max_grad_norm)

@@ -1,5 +1,6 @@
 """The record of every step whose noise was, or may have been, drawn. The accountant's history is this file alone."""
 
+import errno
 import json
 import os
 import zlib
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_lora.errors import InputError
-from dp_lora.files import fsync_folder
+from dp_lora.files import fsync
 from dp_lora.privacy.plan import PrivacyPlan
 
 REPLAY = "replay"
@@ -53,12 +54,13 @@ class Ledger:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
                 line = "\n" + line  # a torn line keeps its place, and is counted
-            os.write(descriptor, line.encode())
+            if os.write(descriptor, line.encode()) != len(line.encode()):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         if created:
-            fsync_folder(self.path.parent)
+            fsync(self.path.parent)
 
     def counted_steps(self, plan: PrivacyPlan) -> int:
         """Number of steps that the accountant must count.
@@ -70,9 +72,12 @@ class Ledger:
         Guarantee: never fewer than the number of distinct noisy sums that were computed.
         """
         whole, torn = self._read(plan)
-        replayed = {entry["step"] for entry in whole if entry["randomness"] == REPLAY}
         fresh = sum(entry["randomness"] != REPLAY for entry in whole)
-        return fresh + len(replayed) + torn
+        return fresh + len(self.replayed_steps(plan)) + torn
+
+    def replayed_steps(self, plan: PrivacyPlan) -> set[int]:
+        """Steps of the reproducible mode that stand in whole lines: taking one again is the same release."""
+        return {entry["step"] for entry in self._read(plan)[0] if entry["randomness"] == REPLAY}
 
     def _read(self, plan: PrivacyPlan) -> tuple[list[dict[str, Any]], int]:
         """The entries of whole lines, and the number of torn ones."""

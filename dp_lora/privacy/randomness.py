@@ -2,8 +2,8 @@
 
 Default: 256 fresh bits of the operating system for every stream and step, never stored. Reproducible mode: the bits are
 HMAC-SHA256(secret, digest of the run | stream | step), so that no two plans share noise and a step can be replayed.
-The bits seed statistical generators (numpy's Philox for sampling and noise), not cryptographic ones. Torch's own CPU
-generator is not used for these two: it keeps only 32 bits of its seed, few enough to try them all.
+The bits seed statistical generators (numpy's Philox), not cryptographic ones. Torch's own CPU generator is not used: it
+keeps only 32 bits of its seed, few enough to try them all.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Randomness:
         return hmac.new(self.secret, f"{self.run_digest}|{stream}|{step}".encode(), hashlib.sha256).digest()
 
     def numpy(self, stream: str, step: int) -> np.random.Generator:
-        """Generator for the draws that privacy rests on: who takes part, and the noise."""
+        """Generator of one stream of one step: who takes part, or the noise."""
         seed = np.random.SeedSequence(int.from_bytes(self._bits(stream, step)))
         return np.random.Generator(np.random.Philox(seed))
 
@@ -52,11 +52,23 @@ class Randomness:
             total.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
         return total.hexdigest()
 
-    def torch(self, stream: str, step: int, device: torch.device) -> torch.Generator:
-        """Generator for diffusion timesteps and noise draws, on which no guarantee rests."""
-        generator = torch.Generator(device=device)
-        generator.manual_seed(int.from_bytes(self._bits(stream, step)[:8]) >> 1)
-        return generator
+    def per_item(self, stream: str, step: int) -> "ItemStreams":
+        """One stream for each item of a step: what is drawn for one does not depend on which others take part."""
+        return ItemStreams(int.from_bytes(self._bits(stream, step)))
+
+
+class ItemStreams:
+    """Independent generators by item number, each going on where it was."""
+
+    def __init__(self, entropy: int) -> None:
+        self._entropy = entropy
+        self._open: dict[int, np.random.Generator] = {}
+
+    def __getitem__(self, item: int) -> np.random.Generator:
+        if item not in self._open:
+            seed = np.random.SeedSequence(self._entropy, spawn_key=(item,))
+            self._open[item] = np.random.Generator(np.random.Philox(seed))
+        return self._open[item]
 
 
 def read_secret(path: Path) -> bytes:

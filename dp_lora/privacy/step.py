@@ -5,8 +5,8 @@ multiplier sigma = plan.noise_multiplier under add-or-remove-one unit.
 
 Proof. Let D and D' differ in one unit x.
 (1) Every unit takes part by its own coin with probability q, so D and D' can share the coins of all others.
-(2) The gradient of a unit depends on its own pictures and draws and on the current public weights only, and the draws
-    are independent and identical for all units; so the parts of all others are the same.
+(2) The gradient of a unit depends on its own pictures and draws and on the current public weights only; the draws come
+    from a stream of each picture's own, whoever else takes part; so the parts of all others are the same.
 (3) x adds at most one vector, with norm at most C = plan.max_grad_norm over all tensors together: all of its pictures,
     and all k noise draws of each, are folded into one gradient before the one clip.
 (4) Noise sigma * C * N(0, 1) is added to the sum once.
@@ -25,11 +25,11 @@ from dp_lora.privacy.gradients import LossFunction, Rows, micro_batches, unit_gr
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.noise import add_noise
 from dp_lora.privacy.plan import PrivacyPlan
-from dp_lora.privacy.randomness import Randomness
+from dp_lora.privacy.randomness import ItemStreams, Randomness
 from dp_lora.privacy.sampling import poisson_draw
 
-# generator of the step's draws -> loss function of the step
-LossFactory = Callable[[torch.Generator], LossFunction]
+# streams of the step's draws, one for each picture -> loss function of the step
+LossFactory = Callable[[ItemStreams], LossFunction]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def noisy_sum(
     device = next(iter(parameters.values())).device
     drawn = poisson_draw(len(units), plan.sample_rate, randomness.numpy("sampling", step))
     batches = micro_batches([units[position] for position in drawn], plan.k, physical_batch_size, device)
-    loss = loss_factory(randomness.torch("draws", step, device))
+    loss = loss_factory(randomness.per_item("draws", step))
     total, norms, losses = sum_over_units(loss, parameters, batches, plan.max_grad_norm)
     facts = PrivateFacts(
         units=len(drawn),

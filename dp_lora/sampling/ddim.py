@@ -1,7 +1,6 @@
 """DDIM (Song et al. 2021, arXiv 2010.02502, equation 12) with classifier-free guidance (Ho & Salimans 2022)."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from dp_lora.config.schema import Sampling
 from dp_lora.data.pixels import to_uint8
 from dp_lora.errors import InputError
 from dp_lora.models.autoencoder import decode
+from dp_lora.models.device import full_precision
 from dp_lora.models.folder import Model
 from dp_lora.sampling.noise import image_stream, next_noise
 
@@ -37,18 +37,6 @@ def timesteps(scheduler: DDIMScheduler, steps: int) -> list[int]:
             f"take a divisor of {total}, such as {min(divisors, key=lambda d: abs(d - steps))}"
         )
     return chain
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """On a GPU: no TF32 and no algorithm picked by timing, so that an image is the same in every batch and run."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def _context(model: Model, labels: Tensor, guidance_scale: float) -> Tensor:
@@ -101,7 +89,7 @@ def draw_pixels(
     sampling settings; the other rows and their number change it by rounding alone (below 1e-4). Networks must lie on
     `device`, in evaluation mode. Raises InputError for guidance without a null row and for latents that are not finite.
     """
-    with _full_precision():
+    with full_precision():
         latents = _draw_latents(model, labels, indices, sampling, seed, device)
         rows = max(1, DECODE_VALUES // (model.info["size"] ** 2 * model.info["channels"]))
         return torch.cat([decode(model.vae, part).cpu() for part in latents.split(rows)])

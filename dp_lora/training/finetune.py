@@ -23,6 +23,7 @@ from dp_lora.models.adapters import (
     untrained_class_embedding,
     with_embedding,
 )
+from dp_lora.models.device import full_precision
 from dp_lora.models.folder import Model
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.plan import PrivacyPlan
@@ -145,7 +146,7 @@ def finetune(
     Guarantee: the returned folder, and the grids, are (plan.target_epsilon, plan.delta)-DP under add-or-remove-one unit
     where plan.private, composed with what the base had spent before.
     """
-    base_privacy(model.info, private=run.plan.private)  # refuses before any budget is spent
+    base_privacy(model.info, run.plan)  # refuses before any budget is spent
     if run.result.exists():
         events.message(f"{run.result}: this fine-tuning is finished; nothing is trained, nothing is spent")
         return run.result
@@ -180,16 +181,23 @@ def _train(
         step, tensors = checkpoint
         state.load({name: tensor.to(device) for name, tensor in tensors.items()})
     counted = run.ledger.counted_steps(plan)
+    if step > counted:
+        raise InputError(
+            f"{run.ledger.path}: holds {counted} steps, but {step} were taken: the ledger is lost or was shortened; "
+            "restore it, or start in another folder"
+        )
+    replayed = run.ledger.replayed_steps(plan)
     if counted:
         events.message(f"going on after step {step}; the ledger holds {counted} of {plan.steps} steps")
     bar = progress(total=plan.steps, initial=step, desc="private fine-tuning", unit="step")
-    while step < plan.steps and may_step(plan, counted, replay=not randomness.fresh and step < counted):
+    while step < plan.steps and may_step(plan, counted, replay=step in replayed):
         began = time.perf_counter()
         physical = config.compute.physical_batch_size
-        total, facts = noisy_sum(
-            plan, step, data.units, loss_factory, state.parameters, randomness, run.ledger, physical
-        )
-        counted = counted + 1 if randomness.fresh else max(counted, step + 1)
+        with full_precision():
+            total, facts = noisy_sum(
+                plan, step, data.units, loss_factory, state.parameters, randomness, run.ledger, physical
+            )
+        counted += step not in replayed
         # the divisor is public: the true batch size is private under Poisson sampling
         gradient = {name: value / plan.expected_batch for name, value in total.items()}
         state.step(gradient, lr_factor(config.train.lr_schedule, step, plan.steps, final=config.train.lr_final))

@@ -4,6 +4,7 @@ It lies outside every output that DVC may delete. A folder belongs to one plan, 
 """
 
 import fcntl
+import hmac
 import os
 import uuid
 from collections.abc import Iterator
@@ -12,27 +13,46 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
-from dp_lora.files import digest_value, read_json, write_json
+from dp_lora.files import digest_file, digest_value, read_json, whole_file, write_json
 from dp_lora.privacy.accounting import calibrate, spent
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PrivacyPlan
 
 RELEASE = "release"  # the one folder that may leave the house
 NOT_PRIVATE = "not-private"
+# what a private step runs outside of privacy/
+PRIVATE_CODE = (
+    "training/finetune.py",
+    "training/private_loss.py",
+    "models/adapters.py",
+    "models/attention.py",
+    "data/latents.py",
+    "diffusion.py",
+)
 
 
-def binding(config: Config, data_digest: str, base_digest: str) -> dict[str, Any]:
+def binding(config: Config, data_digest: str, base_digest: str, device: str) -> dict[str, Any]:
     """Everything that a fine-tuning resolves, and its data: what a resumed run must have in common with its start."""
     sections: dict[str, Any] = {name: asdict(getattr(config, name)) for name in ("lora", "privacy", "train")}
     sections["data"] = {"classes": list(config.data.classes), "n_public": config.data.n_public}
     sections["seed"] = config.experiment.seed
     if config.privacy.reproducible:
-        # an exact replay needs the same rounding
+        # an exact replay needs the same rounding: two sums under one noise would reveal their difference
         sections["physical_batch_size"] = config.compute.physical_batch_size
+        sections["machine"] = {"device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
     # JSON has no infinity
-    return {"config": _finite(sections), "data": data_digest, "base": base_digest}
+    return {"config": _finite(sections), "data": data_digest, "base": base_digest, "code": code_digest()}
+
+
+def code_digest() -> str:
+    """SHA-256 over the sources that a private step runs: a mended step must not vouch for what an older one made."""
+    package = Path(__file__).resolve().parents[1]
+    sources = [*sorted((package / "privacy").glob("*.py")), *(package / name for name in PRIVATE_CODE)]
+    return digest_value([[path.name, digest_file(path)] for path in sources])
 
 
 def _finite(value: Any) -> Any:
@@ -42,8 +62,22 @@ def _finite(value: Any) -> Any:
 
 
 def binding_digest(bound: dict[str, Any]) -> str:
-    """Name of the working folder that a fine-tuning without a run of its own gets."""
-    return digest_value(bound)[:16]
+    """What keys the random streams of the reproducible mode: one digest, one run. Depends on private data."""
+    return digest_value(bound)
+
+
+def working_folder(runs: Path, bound: dict[str, Any]) -> Path:
+    """Working folder of a fine-tuning without a run of its own.
+
+    Its name is keyed by a secret of this place (runs/.key), since a bare digest would tell who is in the data.
+    """
+    key = runs / ".key"
+    if not key.exists():
+        runs.mkdir(parents=True, exist_ok=True)
+        with whole_file(key) as temporary:
+            temporary.touch(0o600)
+            temporary.write_bytes(os.urandom(32))
+    return runs / hmac.new(key.read_bytes(), digest_value(bound).encode(), "sha256").hexdigest()[:16]
 
 
 def make_plan(config: Config) -> PrivacyPlan:
@@ -99,15 +133,18 @@ def open_run_folder(folder: Path, config: Config, bound: dict[str, Any]) -> Iter
 def _begin(folder: Path, config: Config, bound: dict[str, Any]) -> RunFolder:
     path = folder / "plan.json"
     if not path.exists():
-        if (folder / "ledger.jsonl").exists():
-            raise InputError(f"{folder}: has a ledger and no plan.json; restore it, or start in another folder")
+        if any((folder / name).exists() for name in ("ledger.jsonl", "checkpoints", RELEASE, NOT_PRIVATE)):
+            raise InputError(f"{folder}: was begun and has no plan.json; restore it, or start in another folder")
         plan = make_plan(config)
         write_json(path, {"plan": plan.as_json(), "bound": bound, "run_id": uuid.uuid4().hex})
     content = read_json(path)
     if content["bound"] != bound:
         changed = sorted(_changed(content["bound"], bound))
         raise InputError(f"{folder}: was begun with other {', '.join(changed)}; a ledger holds one plan on one dataset")
-    return RunFolder(folder, PrivacyPlan.from_json(content["plan"]), bound, content["run_id"])
+    run = RunFolder(folder, PrivacyPlan.from_json(content["plan"]), bound, content["run_id"])
+    if (run.checkpoints.exists() or run.result.exists()) and not run.ledger.path.exists():
+        raise InputError(f"{folder}: was begun and has no ledger.jsonl; restore it, or start in another folder")
+    return run
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
