@@ -1,6 +1,5 @@
 """What all entry points share: parameters, configuration, error lines, the tracked run and its folder."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -140,7 +139,3 @@ def _stop(message: str, status: int, child: bool) -> NoReturn:
     tracking.fail_joined_run(line, child)
     click.echo(f"error: {line}", err=True)
     sys.exit(status)
-
-
-def echo_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, sort_keys=True))

@@ -7,8 +7,6 @@ from dp_lora.files import read_json
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import dvc, is_up_to_date, outputs, write_params
 
-OPEN_UI = "make ui"
-
 
 @entry_point("main")
 def main(call: Call) -> None:
@@ -58,7 +56,7 @@ def show(config: Config) -> None:
         shown = f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
         click.echo(f"  {name:<24} {shown}")
     click.echo(f"\nsample grid:  {relative(outputs(config) / 'samples' / 'grid.png')}")
-    click.echo(f"MLflow UI:    {OPEN_UI}")
+    click.echo("MLflow UI:    make ui")
 
 
 if __name__ == "__main__":
