@@ -19,12 +19,14 @@ class Public:
     classes: list[str] = MISSING
     size: int = MISSING
     channels: int = MISSING
+    folder: str | None = None
 
 
 @dataclass
 class Data:
     source: str = MISSING
     path: str | None = None
+    folder: str | None = None
     classes: list[str] = MISSING
     n_public: int = MISSING
     size: int = MISSING
@@ -37,10 +39,20 @@ class Model:
 
 
 @dataclass
+class Checkpoint:
+    url: str | None = None
+    folder: str | None = None
+    sha256: str | None = None
+
+
+@dataclass
 class Autoencoder:
+    kind: str = MISSING
     block_out_channels: list[int] = MISSING
     layers_per_block: int = MISSING
     latent_channels: int = MISSING
+    attention: list[bool] | None = None
+    num_vq_embeddings: int | None = None
     norm_num_groups: int = MISSING
     mse_weight: float = MISSING
     l1_weight: float = MISSING
@@ -60,6 +72,9 @@ class Ldm:
     layers_per_block: int = MISSING
     attention: list[bool] = MISSING
     attention_head_width: int = MISSING
+    attention_heads: int | None = None
+    scale_shift: bool = MISSING
+    residual_resampling: bool = MISSING
     cross_attention_dim: int = MISSING
     norm_num_groups: int = MISSING
     beta_schedule: str = MISSING
@@ -80,6 +95,8 @@ class Ldm:
 @dataclass
 class Lora:
     rank: int = MISSING
+    rank_schedule: str = MISSING
+    rank_last: int | None = None
     alpha: int | None = None
     targets: str = MISSING
     train: str = MISSING
@@ -94,6 +111,7 @@ class Privacy:
     batch_size: int = MISSING
     epochs: float = MISSING
     unit: str = MISSING
+    accounting: str = MISSING
     reproducible: bool = MISSING
     seed_file: str | None = None
 
@@ -142,6 +160,7 @@ class Config:
     public: Public = field(default_factory=Public)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     autoencoder: Autoencoder = field(default_factory=Autoencoder)
     ldm: Ldm = field(default_factory=Ldm)
     lora: Lora = field(default_factory=Lora)
