@@ -14,8 +14,9 @@ from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, whole_folder, write_json
 from dp_lora.models.adapters import WEIGHTS, Adapter, save_adapter
-from dp_lora.privacy.accounting import spent
-from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.privacy.accounting import Bounds, spent
+from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
+from dp_lora.privacy.published import claimed_epsilon
 
 RANDOMNESS_FRESH = (
     "fresh entropy of the operating system for sampling and noise; statistical generator (Philox), not cryptographic"
@@ -29,11 +30,11 @@ RANDOMNESS_REPLAY = (
 def base_privacy(info: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, float]:
     """Epsilon and delta that the base model has spent before, by its model.json; (0, 0) for a public one.
 
-    Raises InputError, where the result is to be private, for a base that is non-private or of unknown status, or whose
+    Raises InputError, where the result is to be released, for a base that is non-private or of unknown status, or whose
     unit of privacy or neighbouring relation is another.
     """
     status = info.get("privacy_status", "unknown")
-    if status == "public" or not plan.private:
+    if status == "public" or not plan.guaranteed:
         return 0.0, 0.0
     before = info.get("privacy")
     if status == "private-dp" and isinstance(before, dict):
@@ -69,9 +70,12 @@ def privacy_statement(
     if counted_steps < 1:
         raise InputError("the ledger holds no step: nothing was trained privately, or the ledger is lost")
     bounds = spent(plan, counted_steps)
+    if not plan.guaranteed:
+        return _published_statement(plan, counted_steps, bounds, run_id)
     epsilon_before, delta_before = base_privacy(model_info, plan)
     return {
         "private": True,
+        "accounting": plan.accounting,
         "statement": (
             f"({bounds.epsilon + epsilon_before:.6g}, {plan.delta + delta_before:.6g})-differentially private, "
             f"{plan.relation}, unit of privacy: one {plan.unit}"
@@ -97,6 +101,38 @@ def privacy_statement(
         },
         "run_id": run_id,
     }
+
+
+def _published_statement(plan: PrivacyPlan, counted_steps: int, bounds: Bounds, run_id: str) -> dict[str, Any]:
+    """No key here is called epsilon: neither number is a promise."""
+    claimed = claimed_epsilon(plan, counted_steps)
+    return {
+        "private": False,
+        "accounting": plan.accounting,
+        "statement": (
+            f"no guarantee, for comparison only: each of the k={plan.k} draws of a picture was clipped apart, as in "
+            f"the code released with the paper, which claims epsilon {claimed:.4g}; the noise bounds epsilon by "
+            f"{bounds.pld:.4g} (delta {plan.delta:g}); this adapter must not leave the house"
+        ),
+        "claimed_epsilon": claimed,
+        "bounded_epsilon": bounds.pld,
+        "delta": plan.delta,
+        "sensitivity": plan.sensitivity * plan.max_grad_norm,
+        "noise_multiplier": plan.noise_multiplier,
+        "sample_rate": plan.sample_rate,
+        "steps": counted_steps,
+        "max_grad_norm": plan.max_grad_norm,
+        "k": plan.k,
+        "unit": plan.unit,
+        "run_id": run_id,
+    }
+
+
+def privacy_tag(statement: Mapping[str, Any]) -> str:
+    """Tag of a run that made or used an adapter with this statement: private-dp, none or published-no-guarantee."""
+    if statement["private"]:
+        return "private-dp"
+    return "published-no-guarantee" if statement.get("accounting") == PUBLISHED else "none"
 
 
 def read_privacy(folder: Path) -> dict[str, Any]:
@@ -139,10 +175,13 @@ def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str])
             "- Holds for this run alone: several runs on the same data add up.",
             "",
         ]
+    rank = f"{config.lora.rank}"
+    if config.lora.rank_last is not None:
+        rank += f" to {config.lora.rank_last} ({config.lora.rank_schedule} in depth)"
     lines += [
         f"**Base model:** `{base['path']}` (SHA-256 of the folder {base['digest']}).",
         f"**Classes, in the order of class_embedding.safetensors:** {', '.join(config.data.classes)}.",
-        f"**LoRA:** rank {config.lora.rank}, targets {config.lora.targets}, trained factors {config.lora.train}.",
+        f"**LoRA:** rank {rank}, targets {config.lora.targets}, trained factors {config.lora.train}.",
         "",
         "```python",
         f'unet.load_lora_adapter(folder, weight_name="{WEIGHTS}", prefix=None)  # diffusers',

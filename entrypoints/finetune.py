@@ -11,6 +11,7 @@ from dp_lora.config import Config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, whole_folder, write_json
 from dp_lora.privacy.accounting import spent
+from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import RUNS, WORKING, base_folder, make_missing, private_data
 
@@ -19,8 +20,8 @@ from entrypoints.pipeline import RUNS, WORKING, base_folder, make_missing, priva
 def main(call: Call) -> None:
     """Fine-tune LoRA weights and class embedding on the private pictures by DP-SGD."""
     if call.dry_run:
-        name = "not-private" if call.config.privacy.eps == float("inf") else "release"
-        call.print_dry_run(_planned(call.config), [f"runs/RUN_ID/{name}"])
+        facts, name = _planned(call.config)
+        call.print_dry_run(facts, [f"runs/RUN_ID/{name}"])
         return
     with call.tracked() as (run, folder):
         base, data_folder = base_folder(call.config), private_data(call.config)
@@ -29,9 +30,10 @@ def main(call: Call) -> None:
         _report(call, run, result)
 
 
-def _planned(config: Config) -> dict[str, Any]:
+def _planned(config: Config) -> tuple[dict[str, Any], str]:
+    """What a dry run prints, and the name of the folder that the adapter would go to."""
     from dp_lora.models.counting import count_parameters
-    from dp_lora.training.run_folder import make_plan
+    from dp_lora.training.run_folder import NOT_PRIVATE, RELEASE, make_plan
 
     plan = make_plan(config)
     facts: dict[str, Any] = {
@@ -39,10 +41,13 @@ def _planned(config: Config) -> dict[str, Any]:
         "sample_rate": plan.sample_rate,
         "steps": plan.steps,
     }
-    if plan.private:
+    if plan.guaranteed:
         facts["expected epsilon"] = spent(plan, plan.steps).epsilon
+    elif plan.private:
+        facts["epsilon claimed by the released code"] = claimed_epsilon(plan, plan.steps)
+        facts["epsilon bounded by the noise"] = spent(plan, plan.steps).pld
     facts["trainable parameters"] = count_parameters(config, base_folder(config))["trainable"]
-    return facts
+    return facts, RELEASE if plan.guaranteed else NOT_PRIVATE
 
 
 def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path) -> Path:
@@ -114,7 +119,7 @@ def _copied(result: Path, out: Path) -> Path:
     with whole_folder(out) as temporary:
         shutil.copytree(result, temporary / result.name)
         statement = read_json(result / "privacy.json")
-        names = ("epsilon", "delta", "noise_multiplier", "sample_rate", "steps", "max_grad_norm", "k")
+        names = ("epsilon", *EPSILONS, "delta", "noise_multiplier", "sample_rate", "steps", "max_grad_norm", "k")
         write_json(temporary / "metrics.json", {name: statement[name] for name in names if name in statement})
         curve = epsilon_curve(result.parent)
         (temporary / "epsilon.csv").write_text(curve, encoding="utf-8")
@@ -122,28 +127,26 @@ def _copied(result: Path, out: Path) -> Path:
 
 
 def epsilon_curve(working: Path) -> str:
-    """CSV of epsilon over the plan's steps, from the plan in a working folder; without privacy the header alone."""
+    """CSV of epsilon over the plan's steps, from the plan in a working folder; without a guarantee the header alone."""
     from dp_lora.privacy.plan import PrivacyPlan
 
     plan = PrivacyPlan.from_json(read_json(working / "plan.json")["plan"])
     lines = ["step,epsilon"]
-    if plan.private:
+    if plan.guaranteed:
         points = sorted({max(1, round(plan.steps * part / 10)) for part in range(1, 11)})
         lines += [f"{step},{spent(plan, step).epsilon:.6g}" for step in points]
     return "\n".join(lines) + "\n"
 
 
 def _report(call: Call, run: Any, result: Path) -> None:
-    from dp_lora.release import read_privacy
+    from dp_lora.release import privacy_tag, read_privacy
 
     statement = read_privacy(result)
     config = call.config
-    if statement["private"]:
-        run.metric("epsilon", statement["epsilon"], statement["steps"])
-        run.metric("delta", statement["delta"])
-        run.tags({"privacy": "private-dp", "statement": statement["statement"]})
-    else:
-        run.tags({"privacy": "none"})
+    for name in ("epsilon", *EPSILONS, "delta"):
+        if name in statement:
+            run.metric(name, statement[name], statement["steps"])
+    run.tags({"privacy": privacy_tag(statement), "statement": statement["statement"]})
     run.metric("rank", config.lora.rank)
     run.metric("k", config.privacy.k)
     run.metric("max_grad_norm", config.privacy.max_grad_norm)

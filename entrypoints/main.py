@@ -4,6 +4,7 @@ import click
 
 from dp_lora.config import Config
 from dp_lora.files import read_json
+from dp_lora.privacy.published import EPSILONS
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import dvc, is_up_to_date, outputs, write_params
 
@@ -41,6 +42,7 @@ def summary(config: Config) -> dict[str, object]:
     distance = "fid" if "fid" in scores else "letter_frechet_distance"
     figures: dict[str, object] = {}
     figures["epsilon"] = privacy.get("epsilon", "none: not private")
+    figures |= {name: privacy[name] for name in EPSILONS if name in privacy}
     figures["delta"] = privacy.get("delta", "none: not private")
     figures["rank"] = config.lora.rank
     figures["trainable parameters"] = counts["trainable"]

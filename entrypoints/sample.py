@@ -8,6 +8,7 @@ import click
 
 from dp_lora import tracking
 from dp_lora.errors import InputError
+from dp_lora.privacy.published import EPSILONS
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import WORKING, outputs
 
@@ -43,13 +44,15 @@ def adapter_folder(call: Call) -> Path:
 
 def track_privacy(run: tracking.TrackedRun, statement: Mapping[str, Any], rank: int, config_norm: float) -> None:
     """Give a run the privacy of its adapter as metrics of its own, so that one chart shows scores against epsilon."""
-    for name in ("epsilon", "delta"):
+    from dp_lora.release import privacy_tag
+
+    for name in ("epsilon", *EPSILONS, "delta"):
         if name in statement:
             run.metric(name, statement[name])
     run.metric("rank", rank)
     run.metric("k", statement["k"])
     run.metric("max_grad_norm", statement.get("max_grad_norm", config_norm))
-    run.tags({"privacy": "private-dp" if statement["private"] else "none", "run_id_of_adapter": statement["run_id"]})
+    run.tags({"privacy": privacy_tag(statement), "run_id_of_adapter": statement["run_id"]})
 
 
 def _sample(call: Call, run: tracking.TrackedRun, adapter: Path, out: Path) -> None:

@@ -149,7 +149,19 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
         fail("train.timestep_min", f"must be below train.timestep_max ({config.train.timestep_max})")
     if len(config.ldm.attention) != len(config.ldm.block_out_channels):
         fail("ldm.attention", "must have one entry per entry of ldm.block_out_channels")
+    _check_lora_and_accounting(config, fail)
     if config.data.source == "folder" and not config.data.path:
         fail("data.path", "must name the folder of pictures; set overrides='data.path=DIR ...'")
     if config.privacy.reproducible != (config.privacy.seed_file is not None):
         fail("privacy.seed_file", "reproducible=true needs a seed_file, and a seed_file needs reproducible=true")
+
+
+def _check_lora_and_accounting(config: DictConfig, fail: Callable[[str, str], None]) -> None:
+    if config.privacy.accounting == "published" and config.privacy.unit != "picture":
+        fail("privacy.accounting", "the released code knows no persons; set privacy.unit=picture, or per_unit")
+    if config.privacy.accounting == "published" and config.privacy.eps == math.inf:
+        fail("privacy.accounting", "compares two epsilons, and eps=inf has none; set a finite eps, or per_unit")
+    if (config.lora.rank_schedule == "constant") != (config.lora.rank_last is None):
+        fail("lora.rank_last", "must be set with rank_schedule linear or cosine, and null with constant")
+    if config.lora.rank_schedule != "constant" and config.lora.alpha is not None:
+        fail("lora.alpha", "must be null with a rank_schedule: each layer's alpha is its rank")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, write_json
 from dp_lora.models.folder import FORMAT, Model, load_info
+from dp_lora.models.ranks import in_order_of_depth, layer_ranks
 
 ADAPTER = "default"
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -40,7 +41,10 @@ def lora_targets(targets: str) -> tuple[str, ...]:
 
 
 def matched_modules(unet: UNet2DConditionModel, targets: str) -> list[str]:
-    """Full names of the linear layers that `targets` adapt. InputError names a target that matches nothing."""
+    """Full names of the linear layers that `targets` adapt, in order of depth (down, middle, up).
+
+    InputError names a target that matches nothing.
+    """
     linear = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear)]
     matched: set[str] = set()
     for target in lora_targets(targets):
@@ -51,7 +55,7 @@ def matched_modules(unet: UNet2DConditionModel, targets: str) -> list[str]:
                 f"use default, study, or names such as attn1.to_q,attn2.to_out.0"
             )
         matched.update(hits)
-    return [name for name in linear if name in matched]
+    return in_order_of_depth([name for name in linear if name in matched])
 
 
 class UnitLinear(nn.Linear):
@@ -73,15 +77,33 @@ class UnitLinear(nn.Linear):
 
 
 def add_lora(
-    unet: UNet2DConditionModel, rank: int, alpha: int | None, targets: str, generator: torch.Generator
+    unet: UNet2DConditionModel,
+    rank: int,
+    alpha: int | None,
+    targets: str,
+    generator: torch.Generator,
+    rank_schedule: str = "constant",
+    rank_last: int | None = None,
 ) -> LoraConfig:
     """Give `unet` a LoRA adapter: the base frozen, B = 0, A at a seeded random start; alpha None means alpha = rank.
 
-    A ~ N(0, 1 / in_features): rows of about unit norm. Raises InputError for a target without a match.
+    A ~ N(0, 1 / in_features): rows of about unit norm. With a `rank_schedule` (see `layer_ranks`) the ranks are made so
+    before anything is trained, and each layer's alpha is its rank: the scaling stays 1. Raises InputError for a target
+    without a match.
     """
     names = matched_modules(unet, targets)
+    ranks = dict(zip(names, layer_ranks(len(names), rank_schedule, rank, rank_last), strict=True))
     unet.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=names, bias="none", lora_dropout=0.0)
+    others = {name: layer_rank for name, layer_rank in ranks.items() if layer_rank != rank}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha or rank,
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        target_modules=names,
+        bias="none",  # PEFT's lora_only would train the base's own biases
+        lora_dropout=0.0,
+    )
     unet.add_adapter(config, adapter_name=ADAPTER)
     for layer in _lora_layers(unet).values():
         for factors in (layer.lora_A, layer.lora_B):

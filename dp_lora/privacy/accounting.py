@@ -119,10 +119,13 @@ def bounds(sample_rate: float, noise_multiplier: float, steps: int, delta: float
 
 
 def spent(plan: PrivacyPlan, steps: int) -> Bounds:
-    """Bounds after `steps` ledger entries of a plan: a function of these two and of nothing else."""
+    """Bounds after `steps` ledger entries of a plan: a function of these two and of nothing else.
+
+    The noise counts over what one unit really moves the sum by: plan.sensitivity times max_grad_norm.
+    """
     if not plan.private:
         raise InputError("eps=inf: a run without privacy has no epsilon")
-    return bounds(plan.sample_rate, plan.noise_multiplier, steps, plan.delta)
+    return bounds(plan.sample_rate, plan.noise_multiplier / plan.sensitivity, steps, plan.delta)
 
 
 def _noise_multiplier_by_pld(eps: float, delta: float, sample_rate: float, steps: int, start: float) -> float:
@@ -169,6 +172,16 @@ def steps_for(epochs: float, sample_rate: float) -> int:
     return max(1, math.ceil(round(epochs / sample_rate, 9)))
 
 
+def check_public_numbers(eps: float, delta: float, n_public: int, batch_size: int) -> None:
+    """Raise InputError outside the ranges that `calibrate` names."""
+    if math.isnan(eps) or eps <= 0:
+        raise InputError(f"eps={eps}: must be above 0, or inf for no privacy")
+    if not 0 < delta < 1 / n_public:
+        raise InputError(f"delta={delta}: must be above 0 and below 1/n_public ({1 / n_public:.2g})")
+    if not 0 < batch_size <= n_public:
+        raise InputError(f"batch_size={batch_size}: must be in [1, n_public={n_public}]")
+
+
 def calibrate(
     *,
     eps: float,
@@ -188,12 +201,7 @@ def calibrate(
     Guarantee: taking at most `plan.steps` steps of `step.noisy_sum` with this plan, and publishing all their results,
     is (eps, delta)-DP under add-or-remove-one unit.
     """
-    if math.isnan(eps) or eps <= 0:
-        raise InputError(f"eps={eps}: must be above 0, or inf for no privacy")
-    if not 0 < delta < 1 / n_public:
-        raise InputError(f"delta={delta}: must be above 0 and below 1/n_public ({1 / n_public:.2g})")
-    if not 0 < batch_size <= n_public:
-        raise InputError(f"batch_size={batch_size}: must be in [1, n_public={n_public}]")
+    check_public_numbers(eps, delta, n_public, batch_size)
     sample_rate = batch_size / n_public
     steps = steps_for(epochs, sample_rate)
     private = eps != math.inf

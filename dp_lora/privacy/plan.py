@@ -8,6 +8,8 @@ from typing import Any
 from dp_lora.errors import InputError
 
 RELATION = "add-or-remove-one"
+PER_UNIT = "per_unit"
+PUBLISHED = "published"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class PrivacyPlan:
     k: int  # noise draws per picture, averaged before the one clip
     unit: str  # unit of privacy: picture, or person
     relation: str = RELATION
+    accounting: str = PER_UNIT  # PUBLISHED: each draw is clipped apart, sigma is set as if it were not
 
     def __post_init__(self) -> None:
         if not 0 < self.sample_rate <= 1:
@@ -37,6 +40,13 @@ class PrivacyPlan:
             raise InputError(f"delta={self.delta}: must be in (0, 1)")
         if self.relation != RELATION:
             raise InputError(f"relation={self.relation}: only {RELATION} is proved here")
+        if self.accounting not in (PER_UNIT, PUBLISHED):
+            raise InputError(f"privacy.accounting={self.accounting}: must be {PER_UNIT} or {PUBLISHED}")
+        if self.accounting == PUBLISHED and not (self.private and self.unit == "picture"):
+            raise InputError(
+                f"privacy.accounting={PUBLISHED}: needs privacy.unit=picture and a finite eps; set both, or "
+                f"privacy.accounting={PER_UNIT}"
+            )
         if self.private and not (
             0 < self.noise_multiplier < math.inf and 0 < self.max_grad_norm < math.inf and self.target_epsilon > 0
         ):
@@ -51,6 +61,16 @@ class PrivacyPlan:
     def private(self) -> bool:
         """False with eps=inf: the same code, clipping and noise off."""
         return self.target_epsilon != math.inf
+
+    @property
+    def guaranteed(self) -> bool:
+        """True where target_epsilon holds: the result may be released."""
+        return self.private and self.accounting == PER_UNIT
+
+    @property
+    def sensitivity(self) -> int:
+        """Bound on what one unit moves the clipped sum by, in units of max_grad_norm; the proof stands in step.py."""
+        return self.k if self.accounting == PUBLISHED else 1
 
     def as_json(self) -> dict[str, Any]:
         """Fields with infinities spelled 'inf', as JSON has none."""

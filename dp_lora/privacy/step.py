@@ -1,7 +1,8 @@
 """One step of DP-SGD (Abadi et al. 2016, Algorithm 1) on whole units of privacy; the proof stands beside each line.
 
 Claim: one call of `noisy_sum` is a Poisson-subsampled Gaussian mechanism with rate q = plan.sample_rate and noise
-multiplier sigma = plan.noise_multiplier under add-or-remove-one unit.
+multiplier sigma = plan.noise_multiplier / plan.sensitivity under add-or-remove-one unit; plan.sensitivity is 1 but for
+the comparison below.
 
 Proof. Let D and D' differ in one unit x.
 (1) Every unit takes part by its own coin with probability q, so D and D' can share the coins of all others.
@@ -9,9 +10,13 @@ Proof. Let D and D' differ in one unit x.
     from a stream of each picture's own, whoever else takes part; so the parts of all others are the same.
 (3) x adds at most one vector, with norm at most C = plan.max_grad_norm over all tensors together: all of its pictures,
     and all k noise draws of each, are folded into one gradient before the one clip.
-(4) Noise sigma * C * N(0, 1) is added to the sum once.
+(4) Noise plan.noise_multiplier * C * N(0, 1) is added to the sum once.
 So one step is the mechanism that `accounting` composes. The divisor is public (q * n_public), and what follows
 (optimizer, averaging of weights, samples) sees private data through this sum alone: post-processing.
+
+plan.accounting = published repeats a fault of the released code, for comparison. There (3) fails: each draw is clipped
+apart, as if it were a unit, so x adds k vectors, whose sum has norm at most k * C, reached when they are parallel.
+(1), (2) and (4) stand, so plan.sensitivity = k makes the claim true again; what is made so is never released.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +29,7 @@ from dp_lora.privacy.clipping import clipped_sum
 from dp_lora.privacy.gradients import LossFunction, Rows, micro_batches, unit_gradients
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.noise import add_noise
-from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
 from dp_lora.privacy.randomness import ItemStreams, Randomness
 from dp_lora.privacy.sampling import poisson_draw
 
@@ -37,8 +42,8 @@ class PrivateFacts:
     """What the operator may watch; computed from private data without noise, so it carries no guarantee."""
 
     units: int
-    loss: float  # mean over the drawn units; NaN for an empty draw
-    mean_norm: float  # of the units' gradients before the clip
+    loss: float  # mean over what was clipped, units as a rule; NaN for an empty draw
+    mean_norm: float  # of the gradients before the clip
     clipped_share: float
 
 
@@ -90,12 +95,15 @@ def noisy_sum(
     An empty draw is a step like any other: no model call, noise, a ledger line. `physical_batch_size` rows are computed
     at a time; it changes memory, and the result only by rounding. PrivateFacts are for the operator alone.
 
-    Guarantee: the noisy sum is (q, sigma)-subsampled-Gaussian under add-or-remove-one unit, as proved above, and the
+    Guarantee: the noisy sum is (q, sigma)-subsampled Gaussian under add-or-remove-one unit, as proved above, and the
     ledger holds the step before its noise exists.
     """
     device = next(iter(parameters.values())).device
     drawn = poisson_draw(len(units), plan.sample_rate, randomness.numpy("sampling", step))
-    batches = micro_batches([units[position] for position in drawn], plan.k, physical_batch_size, device)
+    clipped, k = [units[position] for position in drawn], plan.k
+    if plan.accounting == PUBLISHED:
+        clipped, k = [unit for unit in clipped for _ in range(k)], 1  # every draw gets a clip of its own
+    batches = micro_batches(clipped, k, physical_batch_size, device)
     loss = loss_factory(randomness.per_item("draws", step))
     total, norms, losses = sum_over_units(loss, parameters, batches, plan.max_grad_norm)
     facts = PrivateFacts(

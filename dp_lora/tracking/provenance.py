@@ -41,6 +41,8 @@ def run_name(stage: str, config: Config) -> str:
     if stage not in PRIVATE_STAGES:
         return f"{config.experiment.name} {stage}"
     name = f"{config.experiment.name} eps={number_text(config.privacy.eps)} r={config.lora.rank} k={config.privacy.k}"
+    if config.privacy.accounting != "per_unit":
+        name += f" accounting={config.privacy.accounting}"  # so that nobody takes its epsilon for a guarantee
     return name if stage in ("finetune", "main") else f"{name} {stage}"
 
 

@@ -63,7 +63,16 @@ def units_of(n_pictures: int, persons: Sequence[str] | None, unit: str) -> list[
 def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
     """The adapter at its public start, seeded by experiment.seed."""
     generator = torch.Generator().manual_seed(config.experiment.seed)
-    lora = add_lora(model.unet, config.lora.rank, config.lora.alpha, config.lora.targets, generator)
+    settings = config.lora
+    lora = add_lora(
+        model.unet,
+        settings.rank,
+        settings.alpha,
+        settings.targets,
+        generator,
+        settings.rank_schedule,
+        settings.rank_last,
+    )
     embedding = untrained_class_embedding(
         model, len(config.data.classes), config.train.embedding_noise, config.experiment.seed
     )
@@ -144,7 +153,7 @@ def finetune(
     crash ends with fewer, never beyond its budget. Returns the folder of the adapter.
 
     Guarantee: the returned folder, and the grids, are (plan.target_epsilon, plan.delta)-DP under add-or-remove-one unit
-    where plan.private, composed with what the base had spent before.
+    where plan.guaranteed, composed with what the base had spent before.
     """
     base_privacy(model.info, run.plan)  # refuses before any budget is spent
     if run.result.exists():
@@ -225,7 +234,7 @@ def _report(run: RunFolder, facts: PrivateFacts, counted: int, step: int, second
     events.metric("private/clipped_share", facts.clipped_share, step)
     events.metric("private/units_per_second", facts.units / seconds, step)
     plan = run.plan
-    if plan.private and (step % max(1, plan.steps // EPSILON_POINTS) == 0 or step == plan.steps):
+    if plan.guaranteed and (step % max(1, plan.steps // EPSILON_POINTS) == 0 or step == plan.steps):
         events.metric("epsilon", spent(plan, counted).epsilon, step)
 
 

@@ -20,7 +20,8 @@ from dp_lora.errors import InputError
 from dp_lora.files import digest_file, digest_value, read_json, whole_file, write_json
 from dp_lora.privacy.accounting import calibrate, spent
 from dp_lora.privacy.ledger import Ledger
-from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
+from dp_lora.privacy.published import published_plan
 
 RELEASE = "release"  # the one folder that may leave the house
 NOT_PRIVATE = "not-private"
@@ -30,6 +31,7 @@ PRIVATE_CODE = (
     "training/private_loss.py",
     "models/adapters.py",
     "models/attention.py",
+    "models/ranks.py",
     "data/latents.py",
     "diffusion.py",
 )
@@ -82,7 +84,8 @@ def working_folder(runs: Path, bound: dict[str, Any]) -> Path:
 
 def make_plan(config: Config) -> PrivacyPlan:
     """The plan of `config`, from public numbers alone."""
-    return calibrate(
+    make = published_plan if config.privacy.accounting == PUBLISHED else calibrate
+    return make(
         eps=config.privacy.eps,
         delta=config.privacy.delta,
         n_public=config.data.n_public,
@@ -111,8 +114,8 @@ class RunFolder:
 
     @property
     def result(self) -> Path:
-        """Where the adapter goes: release/ under privacy, not-private/ without."""
-        return self.folder / (RELEASE if self.plan.private else NOT_PRIVATE)
+        """Where the adapter goes: release/ where the plan's epsilon holds, else not-private/."""
+        return self.folder / (RELEASE if self.plan.guaranteed else NOT_PRIVATE)
 
 
 @contextmanager

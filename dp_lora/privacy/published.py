@@ -1,0 +1,63 @@
+"""The accounting of the code released with the paper, for comparison alone.
+
+It clips each of the k noise draws apart and sets the noise for one of them. The claim that comes out is printed beside
+`accounting.spent`, which counts what a unit really moves.
+"""
+
+import math
+import warnings
+
+from dp_lora.errors import InputError
+from dp_lora.privacy.accounting import check_public_numbers, prv_epsilon, steps_for
+from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
+
+# what a run of this kind reports in the place of epsilon
+EPSILONS = ("claimed_epsilon", "bounded_epsilon")
+
+
+def published_plan(
+    *, eps: float, delta: float, n_public: int, batch_size: int, epochs: float, max_grad_norm: float, k: int, unit: str
+) -> PrivacyPlan:
+    """The plan as the released code makes it through Opacus: rate 1 / len(loader), noise by Opacus' PRV for one draw.
+
+    len(loader) = ceil(n_public / batch_size); the divisor is floor(n_public * rate). Arguments and ranges as in
+    `accounting.calibrate`; eps must be finite, unit a picture (InputError).
+
+    Guarantee: none at `eps`. What holds is `accounting.spent`, with sensitivity k times max_grad_norm.
+    """
+    check_public_numbers(eps, delta, n_public, batch_size)
+    batches = math.ceil(n_public / batch_size)
+    steps = steps_for(epochs, 1 / batches)
+    return PrivacyPlan(
+        sample_rate=1 / batches,
+        noise_multiplier=_noise_multiplier(eps, delta, 1 / batches, steps) if eps != math.inf else 0.0,
+        max_grad_norm=max_grad_norm,
+        steps=steps,
+        expected_batch=float(n_public // batches),
+        delta=delta,
+        target_epsilon=eps,
+        k=k,
+        unit=unit,
+        accounting=PUBLISHED,
+    )
+
+
+def _noise_multiplier(eps: float, delta: float, sample_rate: float, steps: int) -> float:
+    from opacus.accountants.utils import get_noise_multiplier
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 'optimal order is the largest alpha', of the RDP bound that sizes PRV's grid
+        try:
+            return get_noise_multiplier(
+                target_epsilon=eps, target_delta=delta, sample_rate=sample_rate, steps=steps, accountant="prv"
+            )
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"eps={eps}: Opacus' PRV accountant finds no noise for it ({error}); raise eps") from None
+
+
+def claimed_epsilon(plan: PrivacyPlan, steps: int) -> float:
+    """What the released code prints after `steps` steps: PRV's epsilon as if one draw were all that a unit adds."""
+    claimed = prv_epsilon(plan.sample_rate, plan.noise_multiplier, steps, plan.delta) if steps else 0.0
+    if claimed is None:
+        raise InputError(f"privacy.accounting={PUBLISHED}: Opacus' PRV accountant has no answer after {steps} steps")
+    return claimed
