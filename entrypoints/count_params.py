@@ -18,12 +18,21 @@ def main(call: Call) -> None:
     counts = count_parameters(call.config, base_folder(call.config))
     with call.tracked() as (run, folder):
         rows = {name: value for name, value in counts.items() if isinstance(value, int | float)}
+        rows |= {f"first_stage {part}": value for part, value in counts["first_stage_parts"].items()}
         rows |= {f"lora {kind}": value for kind, value in counts["lora_per_kind"].items()}
         width = max(len(name) for name in rows)
         for name, value in rows.items():
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
             click.echo(f"{name:<{width}}  {shown:>14}")
-        for name in ("unet", "lora", "lora_trained", "class_embedding", "trainable", "trainable_percent"):
+        for name in (
+            "unet",
+            "first_stage",
+            "lora",
+            "lora_trained",
+            "class_embedding",
+            "trainable",
+            "trainable_percent",
+        ):
             run.metric(name, counts[name])
         run.table({"parameters of": list(rows), "number": [float(value) for value in rows.values()]}, "count_params")
         path = folder / "count_params.json"

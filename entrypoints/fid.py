@@ -53,7 +53,13 @@ def _evaluate(call: Call, run: tracking.TrackedRun, samples: Path, data: Path, o
     run.tags({"samples": relative(samples), "adapter": facts["adapter"], "base": facts["base"]["path"]})
     base = load_model(ROOT / facts["base"]["path"], pick_device(config.compute.device))
     classes = list(config.data.classes)
-    start = untrained_class_embedding(base, len(classes), config.train.embedding_noise, config.experiment.seed)
+    start = untrained_class_embedding(
+        base,
+        len(classes),
+        config.train.embedding_noise,
+        config.experiment.seed,
+        from_base=config.train.embedding_from_base,
+    )
     untrained = with_embedding(base, start, classes)
     result = evaluate(config, samples, data, PUBLIC_DATA, base, untrained, WORKING / "evaluation", out, run)
     for name, value in result.metrics.items():

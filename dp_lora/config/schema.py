@@ -89,7 +89,7 @@ class Ldm:
     lr_schedule: str = MISSING
     warmup_steps: int = MISSING
     betas: list[float] = MISSING
-    gradient_clip: float = MISSING
+    gradient_clip: float | None = None
 
 
 @dataclass
@@ -123,7 +123,9 @@ class Train:
     betas: list[float] = MISSING
     lr_schedule: str = MISSING
     lr_final: float = MISSING
+    weight_decay: float = MISSING
     ema_decay: float = MISSING
+    embedding_from_base: bool = MISSING
     embedding_noise: float = MISSING
     timestep_min: int = MISSING
     timestep_max: int = MISSING

@@ -155,12 +155,14 @@ def unit_copies(unet: UNet2DConditionModel, copies: Mapping[str, Tensor], slot: 
             linear.unit_weight = None
 
 
-def untrained_class_embedding(model: Model, n_classes: int, noise: float, seed: int) -> Tensor:
-    """Start of a fresh class embedding (n_classes, dim): mean of the base's classes + noise * N(0, 1)."""
+def untrained_class_embedding(
+    model: Model, n_classes: int, noise: float, seed: int, *, from_base: bool = True
+) -> Tensor:
+    """Start of a fresh class embedding (n_classes, dim): mean of the base's classes, or zero, + noise * N(0, 1)."""
     rows = model.class_embedding[: len(model.classes)]
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(n_classes, rows.shape[1], generator=generator).to(rows)
-    return rows.mean(0) + noise * start
+    return rows.mean(0) * from_base + noise * start
 
 
 def with_embedding(model: Model, embedding: Tensor, classes: Sequence[str]) -> Model:

@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from dp_lora.config.schema import Config
 from dp_lora.files import read_json
 from dp_lora.models.adapters import add_lora, lora_parameters, matched_modules
 from dp_lora.models.autoencoder import build_autoencoder, latent_size
+from dp_lora.models.folder import load_info
+from dp_lora.models.ranks import layer_ranks
 from dp_lora.models.unet import build_unet
 
 
@@ -23,15 +27,46 @@ def meta_unet(config: Config, base: Path) -> UNet2DConditionModel:
         return build_unet(config.ldm, config.autoencoder.latent_channels, latent_size(vae))
 
 
-def count_parameters(config: Config, base: Path) -> dict[str, Any]:
-    """Parameters of the UNet, of LoRA per module kind (both factors), of the embedding, and how many are trained.
+def meta_vae(config: Config, base: Path) -> AutoencoderKL | VQModel:
+    """The base's autoencoder without weights: of its folder where it is there, else as `config` would build it."""
+    with torch.device("meta"):
+        if (base / "vae" / "config.json").exists():
+            stored = read_json(base / "vae" / "config.json")
+            kind = VQModel if stored["_class_name"] == VQModel.__name__ else AutoencoderKL
+            return kind.from_config(stored)
+        return build_autoencoder(config.autoencoder, config.public.channels, config.public.size)
 
-    Raises InputError for a LoRA target that matches nothing. Takes seconds at any width.
+
+def _base_classes(config: Config, base: Path) -> int:
+    return len(load_info(base)["classes"] if (base / "model.json").exists() else config.public.classes)
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_parameters(config: Config, base: Path) -> dict[str, Any]:
+    """Parameters of the base's parts, of LoRA per module kind (both factors), of the embedding, and what is trained.
+
+    The fresh embedding has one row per class of data.classes; `trainable_with_base_rows` counts one per class of the
+    base in its place, as the released code does, which keeps the base's table. `lora_modules` and `lora_ranks` list the
+    adapted layers in order of depth. Raises InputError for a LoRA target that matches nothing. Takes seconds at any
+    width.
     """
     unet = meta_unet(config, base)
-    total = sum(parameter.numel() for parameter in unet.parameters())
-    modules = matched_modules(unet, config.lora.targets)
-    add_lora(unet, config.lora.rank, config.lora.alpha, config.lora.targets, torch.Generator())
+    vae = meta_vae(config, base)
+    total = _size(unet)
+    settings = config.lora
+    modules = matched_modules(unet, settings.targets)
+    add_lora(
+        unet,
+        settings.rank,
+        settings.alpha,
+        settings.targets,
+        torch.Generator(),
+        settings.rank_schedule,
+        settings.rank_last,
+    )
     per_kind: Counter[str] = Counter()
     lora = lora_parameters(unet, "AB")
     for name, parameter in lora.items():
@@ -39,14 +74,20 @@ def count_parameters(config: Config, base: Path) -> dict[str, Any]:
         per_kind[f"attn{attention}.{kind}"] += parameter.numel()
     trained_lora = sum(parameter.numel() for parameter in lora_parameters(unet, config.lora.train).values())
     embedding = len(config.data.classes) * unet.config["cross_attention_dim"]
+    base_embedding = _base_classes(config, base) * unet.config["cross_attention_dim"]
     trainable = trained_lora + embedding
     return {
         "unet": total,
+        "first_stage": _size(vae),
+        "first_stage_parts": {name: _size(part) for name, part in vae.named_children()},
+        "base_class_embedding": base_embedding,
         "lora": sum(parameter.numel() for parameter in lora.values()),
         "lora_trained": trained_lora,
         "lora_per_kind": dict(per_kind),
         "lora_modules": modules,
+        "lora_ranks": layer_ranks(len(modules), settings.rank_schedule, settings.rank, settings.rank_last),
         "class_embedding": embedding,
         "trainable": trainable,
+        "trainable_with_base_rows": trained_lora + base_embedding,
         "trainable_percent": 100 * trainable / (total + trainable),
     }

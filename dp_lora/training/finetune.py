@@ -74,22 +74,27 @@ def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
         settings.rank_last,
     )
     embedding = untrained_class_embedding(
-        model, len(config.data.classes), config.train.embedding_noise, config.experiment.seed
+        model,
+        len(config.data.classes),
+        config.train.embedding_noise,
+        config.experiment.seed,
+        from_base=config.train.embedding_from_base,
     )
     return Adapter(model.unet, lora, embedding.clone().to(device).requires_grad_())
 
 
 class Averaged:
-    """Parameters, their Adam state and their moving average: everything that a checkpoint holds."""
+    """Parameters, their AdamW state and their moving average: everything that a checkpoint holds."""
 
     def __init__(self, config: Config, parameters: Mapping[str, Tensor]) -> None:
         self.parameters = parameters
         self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         self.decay = config.train.ema_decay
         self.rates = {name: config.train.embedding_lr if name == EMBEDDING else config.train.lr for name in parameters}
-        self.optimizer = torch.optim.Adam(
+        self.optimizer = torch.optim.AdamW(
             [{"params": [parameter], "lr": self.rates[name]} for name, parameter in parameters.items()],
             betas=(config.train.betas[0], config.train.betas[1]),
+            weight_decay=config.train.weight_decay,
         )
 
     def step(self, gradient: Mapping[str, Tensor], lr_factor: float) -> None:
