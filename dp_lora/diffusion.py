@@ -15,12 +15,18 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 def make_scheduler(
-    beta_schedule: str, beta_start: float, beta_end: float, prediction_type: str, steps: int = 1000
+    beta_schedule: str,
+    beta_start: float,
+    beta_end: float,
+    prediction_type: str,
+    steps: int = 1000,
+    trained_betas: list[float] | None = None,
 ) -> DDIMScheduler:
     """A DDIM scheduler with latent diffusion's arguments.
 
     `beta_schedule`: "linear" (from beta_start to beta_end, linear in sqrt(beta)) or "cosine" (Nichol & Dhariwal 2021,
     section 3.2, s = 0.008; beta_start and beta_end do not matter). `prediction_type`: "epsilon" or "v_prediction".
+    `trained_betas` (steps,), the very values a model was trained with, take the place of the formula.
     Its `alphas_cumprod` (steps,) float32 is what the functions below take. Raises InputError for other names.
     """
     if beta_schedule not in SCHEDULES:
@@ -31,6 +37,7 @@ def make_scheduler(
         beta_schedule=SCHEDULES[beta_schedule],
         beta_start=beta_start,
         beta_end=beta_end,
+        trained_betas=trained_betas,
         prediction_type=prediction_type,
         # latent diffusion's DDIM: timesteps 1, 1 + c, ...; the last step goes to alphas_cumprod[0], not to 1
         clip_sample=False,

@@ -36,6 +36,7 @@ ENTRY_POINTS: dict[str, tuple[str, ...]] = {
     "prepare": ("config", "seed", "overrides"),
     "pretrain_ae": ("config", "batch_size", "epochs", "lr", "seed", "overrides"),
     "pretrain_ldm": ("config", "batch_size", "epochs", "lr", "seed", "overrides"),
+    "import_base": ("config", "overrides"),
     "finetune": ("config", *FINETUNE_PARAMETERS, "overrides"),
     "sample": ("config", "adapter", "seed", "overrides"),
     "fid": ("config", "samples", "overrides"),
@@ -43,6 +44,7 @@ ENTRY_POINTS: dict[str, tuple[str, ...]] = {
 }
 INPUTS = ("adapter", "samples")
 DEFAULT_CONFIG = "mnist5k"
+DEFAULT_CONFIGS = {"import_base": "cin256"}  # of stages that the default experiment has no use for
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
+def default_config(stage: str) -> str:
+    """The experiment that an entry point works on when none is named."""
+    return DEFAULT_CONFIGS.get(stage, DEFAULT_CONFIG)
+
+
 def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[Call], None]], click.Command]:
     """Make a click command of `stage` from a function of a Call, with the stage's parameters of ENTRY_POINTS."""
 
@@ -93,7 +100,7 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
                 part = values.pop("part", None)
                 inputs = {name: values.pop(name) for name in INPUTS if name in values}
                 typed = {name: value for name, value in values.items() if value != ""}
-                name = values.pop("config") or DEFAULT_CONFIG
+                name = values.pop("config") or default_config(stage)
                 overrides = values.pop("overrides", "")
                 config = read_resolved(resolved) if resolved else load(name, values, overrides, stage=stage)
                 function(Call(stage, config, out, dry_run, part, inputs, typed))
@@ -108,7 +115,7 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
 
 def _options(stage: str, parts: tuple[str, ...]) -> list[Callable]:
     options = [
-        click.option(f"--{name}", name, default=DEFAULT_CONFIG if name == "config" else "", help=HELP[name])
+        click.option(f"--{name}", name, default=default_config(stage) if name == "config" else "", help=HELP[name])
         for name in ENTRY_POINTS[stage]
     ]
     options.append(click.option("--dry-run", is_flag=True, help="print what would be done, touch nothing"))

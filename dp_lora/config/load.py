@@ -34,6 +34,8 @@ STAGE_PARAMETERS = {
     "pretrain_ae": {name: f"autoencoder.{name}" for name in ("batch_size", "epochs", "lr")},
     "pretrain_ldm": {name: f"ldm.{name}" for name in ("batch_size", "epochs", "lr")},
 }
+# What reads private pictures.
+PRIVATE_STAGES = ("main", "finetune", "fid")
 
 
 def config_names() -> list[str]:
@@ -140,6 +142,11 @@ def load(
         except (OmegaConfBaseException, yaml.YAMLError):
             raise InputError(f"overrides: {item}: the value cannot be read") from None
         config = _merge(config, layer, f"overrides: {item}")
+    if stage in PRIVATE_STAGES and config.data.source == "none":
+        raise InputError(
+            f"config={name}: has no private pictures (data.source=none): it makes a base model; name an experiment "
+            "that fine-tunes one"
+        )
     return _frozen(config, typed)
 
 

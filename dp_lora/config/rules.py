@@ -40,7 +40,7 @@ RULES: dict[str, Rule] = {
     "public.classes": CLASSES,
     "public.size": (lambda v: v in (8, 16, 32, 64, 128, 256, 512), "must be a power of two from 8 to 512"),
     "public.channels": (lambda v: v in (1, 3), "must be 1 or 3"),
-    "data.source": _one_of("mnist5k", "digits", "folder", "mnist", "huggingface"),
+    "data.source": _one_of("mnist5k", "digits", "folder", "mnist", "huggingface", "none"),
     "data.classes": CLASSES,
     "data.n_public": AT_LEAST_1,
     "data.size": (lambda v: v in (8, 16, 32, 64, 128, 256, 512), "must be a power of two from 8 to 512"),
@@ -116,6 +116,9 @@ RULES: dict[str, Rule] = {
     "compute.physical_batch_size": AT_LEAST_1,
 }
 
+# rules on private pictures, of which a config that only makes a base model (data.source: none) has none
+PRIVATE_RULES = ("data.classes", "data.n_public")
+
 PUBLIC_STATEMENTS = (
     "data.classes and data.n_public are public statements and are never read off the data; set both, for example: "
     "overrides='data.classes=[CLASS_A,CLASS_B] data.n_public=NOMINAL_NUMBER_OF_UNITS'"
@@ -134,14 +137,15 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
         shown = f"{typed[key]} ({key})" if key in typed else f"{key}={OmegaConf.select(config, key)}"
         raise InputError(f"{shown}: {rule}")
 
+    private = config.data.source != "none"
     for key, (holds, rule) in RULES.items():
         value = OmegaConf.select(config, key)
-        if not holds(value):
+        if (private or key not in PRIVATE_RULES) and not holds(value):
             fail(key, rule)
-    bound = 1 / config.data.n_public
+    bound = 1 / config.data.n_public if private else 1
     if not 0 < config.privacy.delta < bound:
         fail("privacy.delta", f"must be above 0 and below 1/n_public ({bound:.2g})")
-    if config.privacy.batch_size > config.data.n_public:
+    if private and config.privacy.batch_size > config.data.n_public:
         fail(
             "privacy.batch_size",
             f"must be at most data.n_public ({config.data.n_public}): the sample rate is at most 1",
@@ -151,6 +155,12 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
     if len(config.ldm.attention) != len(config.ldm.block_out_channels):
         fail("ldm.attention", "must have one entry per entry of ldm.block_out_channels")
     _check_lora_and_accounting(config, fail)
+    autoencoder = config.autoencoder
+    if autoencoder.attention is not None and len(autoencoder.attention) != len(autoencoder.block_out_channels):
+        fail("autoencoder.attention", "must be null, or have one entry per entry of autoencoder.block_out_channels")
+    entries = autoencoder.num_vq_embeddings
+    if (entries is not None) != (autoencoder.kind == "vq") or (entries is not None and entries < 1):
+        fail("autoencoder.num_vq_embeddings", "must be at least 1 with autoencoder.kind=vq, and null with kl")
     if config.data.source == "folder" and not config.data.path:
         fail("data.path", "must name the folder of pictures; set overrides='data.path=DIR ...'")
     if config.privacy.reproducible != (config.privacy.seed_file is not None):

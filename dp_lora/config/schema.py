@@ -43,6 +43,7 @@ class Checkpoint:
     url: str | None = None
     folder: str | None = None
     sha256: str | None = None
+    ema: bool = MISSING
 
 
 @dataclass

@@ -8,32 +8,33 @@ from typing import cast
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from dp_lora.data.layout import Dataset
 from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_value, fsync, read_json, write_json
-from dp_lora.models.autoencoder import encode, latent_size
+from dp_lora.models.autoencoder import Vae, encode, latent_size
 from dp_lora.models.folder import module_digest
 from dp_lora.progress import PERCENT, progress
 
 RECORD_EVERY = 50  # batches between two records of what is done
+ENCODE_VALUES = 2**22  # pixel values encoded at once, whatever the batch size: bounds the encoder's memory
 
 
 def encode_dataset(
     dataset: Dataset,
-    vae: AutoencoderKL,
+    vae: Vae,
     cache_folder: Path,
     device: torch.device | str,
     batch_size: int,
     events: Events,
 ) -> np.memmap:
-    """Normalised posterior means of all pictures, read-only float32 (N, c, h, w), in its order; vae on `device`.
+    """Normalised latents of all pictures, read-only float32 (N, c, h, w), in the dataset's order; vae on `device`.
 
-    Kept in `cache_folder` under the digest of data and autoencoder, so that neither can change unseen. The file appears
-    when it is complete; an interrupted encoding goes on where it was. Memory does not grow with N. Raises InputError
+    As `encode` gives them. Kept in `cache_folder` under the digest of data and autoencoder, so that neither can change
+    unseen. The file appears when it is complete; an interrupted encoding goes on where it was. Memory does not grow
+    with N, nor with `batch_size` beyond ENCODE_VALUES pixel values. Raises InputError
     for latents that are not finite.
     """
     side = latent_size(vae)
@@ -59,12 +60,13 @@ def _lock(path: Path) -> Iterator[None]:
 def _encode_to(
     path: Path,
     dataset: Dataset,
-    vae: AutoencoderKL,
+    vae: Vae,
     shape: tuple[int, int, int, int],
     device: torch.device,
     batch_size: int,
     events: Events,
 ) -> None:
+    batch_size = max(1, min(batch_size, ENCODE_VALUES // (dataset.size**2 * dataset.channels)))
     unfinished, record = path.with_suffix(".part.npy"), path.with_suffix(".part.json")
     done = int(read_json(record)["rows"]) if unfinished.exists() and record.exists() else 0
     if done:

@@ -1,16 +1,23 @@
-"""The KL autoencoder of latent diffusion (Rombach et al. 2022, section 3.1): pixels <-> normalised latents."""
+"""The first stages of latent diffusion (Rombach et al. 2022, section 3.1), KL and VQ: pixels <-> normalised latents."""
+
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor
 
 from dp_lora.config.schema import Autoencoder
 from dp_lora.errors import InputError
 
+VAE_CLASSES = (AutoencoderKL, VQModel)
+Vae = AutoencoderKL | VQModel
 
-def build_autoencoder(autoencoder: Autoencoder, channels: int, size: int) -> AutoencoderKL:
+
+def build_autoencoder(autoencoder: Autoencoder, channels: int, size: int) -> Vae:
     """A fresh autoencoder for pixels (N, channels, size, size) in [-1, 1]; each width but the last halves the side.
 
+    `autoencoder.attention` says at which resolutions, highest first, self-attention stands; the middle always has it.
     Random weights from torch's global generator. Raises InputError where widths, groups and size do not fit.
     """
     widths = list(autoencoder.block_out_channels)
@@ -24,30 +31,36 @@ def build_autoencoder(autoencoder: Autoencoder, channels: int, size: int) -> Aut
             f"autoencoder.block_out_channels={widths}: halves the side {size} {len(widths) - 1} times, which leaves no "
             "whole number; use fewer widths"
         )
-    return AutoencoderKL(
-        in_channels=channels,
-        out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
-        block_out_channels=tuple(widths),
-        layers_per_block=autoencoder.layers_per_block,
-        latent_channels=autoencoder.latent_channels,
-        norm_num_groups=autoencoder.norm_num_groups,
-        sample_size=size,
-        scaling_factor=1.0,  # the latents are normalised per channel instead: latents_mean, latents_std
-        force_upcast=False,
-    )
+    attention = autoencoder.attention or [False] * len(widths)
+    arguments: dict[str, Any] = {
+        "in_channels": channels,
+        "out_channels": channels,
+        "down_block_types": tuple("AttnDownEncoderBlock2D" if here else "DownEncoderBlock2D" for here in attention),
+        "up_block_types": tuple("AttnUpDecoderBlock2D" if here else "UpDecoderBlock2D" for here in reversed(attention)),
+        "block_out_channels": tuple(widths),
+        "layers_per_block": autoencoder.layers_per_block,
+        "latent_channels": autoencoder.latent_channels,
+        "norm_num_groups": autoencoder.norm_num_groups,
+        "sample_size": size,
+        "scaling_factor": 1.0,  # the latents are normalised per channel instead: latents_mean, latents_std
+        "force_upcast": False,
+    }
+    if autoencoder.kind == "vq":
+        entries = autoencoder.num_vq_embeddings
+        return VQModel(**arguments, num_vq_embeddings=entries, vq_embed_dim=autoencoder.latent_channels)
+    return AutoencoderKL(**arguments)
 
 
-def latent_size(vae: AutoencoderKL) -> int:
+def latent_size(vae: Vae) -> int:
     """Side of the latent that belongs to a picture of the autoencoder's own size."""
     return vae.config["sample_size"] // 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
-def _normalisation(vae: AutoencoderKL, like: Tensor) -> tuple[Tensor, Tensor]:
+def _normalisation(vae: Vae, like: Tensor) -> tuple[Tensor, Tensor]:
     channels = vae.config["latent_channels"]
-    mean = vae.config["latents_mean"] or [0.0] * channels
-    std = vae.config["latents_std"] or [1.0] * channels
+    # a VQ autoencoder has none of its own accord
+    mean = vae.config.get("latents_mean") or [0.0] * channels
+    std = vae.config.get("latents_std") or [1.0] * channels
     shape = (1, channels, 1, 1)
     return (
         torch.tensor(mean, device=like.device, dtype=like.dtype).view(shape),
@@ -55,18 +68,20 @@ def _normalisation(vae: AutoencoderKL, like: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Normalised mean of the posterior: pixels (N, C, H, W) in [-1, 1] -> latents (N, c, h, w).
+def encode(vae: Vae, pixels: Tensor) -> Tensor:
+    """Normalised latents (N, c, h, w) of pixels (N, C, H, W) in [-1, 1].
 
-    Normalised by the per-channel mean and std of the public pictures, which stand in the autoencoder's config: no
-    statistic of the pictures encoded here enters.
+    KL: the mean of the posterior; VQ: before quantisation, as latent diffusion trains on them. Normalised by the
+    per-channel mean and std of the public pictures, which stand in the autoencoder's config: no statistic of the
+    pictures encoded here enters.
     """
-    latents = vae.encode(pixels).latent_dist.mean
+    encoded = vae.encode(pixels)
+    latents = encoded.latents if isinstance(vae, VQModel) else encoded.latent_dist.mean
     mean, std = _normalisation(vae, latents)
     return (latents - mean) / std
 
 
-def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Normalised latents (N, c, h, w) -> pixels (N, C, H, W), clamped to [-1, 1]."""
+def decode(vae: Vae, latents: Tensor) -> Tensor:
+    """Normalised latents (N, c, h, w) -> pixels (N, C, H, W), clamped to [-1, 1]; VQ quantises them first."""
     mean, std = _normalisation(vae, latents)
     return vae.decode(latents * std + mean).sample.clamp(-1, 1)

@@ -10,10 +10,9 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from dp_lora.config.schema import Config
-from dp_lora.files import read_json
 from dp_lora.models.adapters import add_lora, lora_parameters, matched_modules
 from dp_lora.models.autoencoder import build_autoencoder, latent_size
-from dp_lora.models.folder import load_info
+from dp_lora.models.folder import load_info, unweighted_unet
 from dp_lora.models.ranks import layer_ranks
 from dp_lora.models.unet import build_unet
 
@@ -22,7 +21,7 @@ def meta_unet(config: Config, base: Path) -> UNet2DConditionModel:
     """The base's UNet without weights: of its folder where it is there, else as `config` would build it."""
     with torch.device("meta"):
         if (base / "unet" / "config.json").exists():
-            return UNet2DConditionModel.from_config(read_json(base / "unet" / "config.json"))
+            return unweighted_unet(base)
         vae = build_autoencoder(config.autoencoder, config.public.channels, config.public.size)
         return build_unet(config.ldm, config.autoencoder.latent_channels, latent_size(vae))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors import SafetensorError
@@ -22,10 +22,12 @@ from torch import Tensor
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, digest_folder, digest_value, read_json, whole_folder, write_json
 from dp_lora.models.attention import use_one_token_attention
+from dp_lora.models.autoencoder import VAE_CLASSES, Vae
+from dp_lora.models.unet import UNET_CLASSES
 
 FORMAT = 1
 PRIVACY_STATUSES = ("public", "private-dp", "non-private", "unknown")
-Part = TypeVar("Part", AutoencoderKL, UNet2DConditionModel, DDIMScheduler)
+Part = TypeVar("Part", bound=ConfigMixin)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Model:
     """
 
     unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    vae: Vae
     scheduler: DDIMScheduler
     class_embedding: Tensor
     info: dict[str, Any]
@@ -87,7 +89,7 @@ def model_info(
 def save_model(
     folder: Path,
     unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
+    vae: Vae,
     scheduler: DDIMScheduler,
     class_embedding: Tensor,
     info: dict[str, Any],
@@ -106,7 +108,7 @@ def save_model(
             shutil.copyfile(path, temporary / path.name)
 
 
-def save_autoencoder(folder: Path, vae: AutoencoderKL, info: dict[str, Any], extra: Sequence[Path] = ()) -> None:
+def save_autoencoder(folder: Path, vae: Vae, info: dict[str, Any], extra: Sequence[Path] = ()) -> None:
     """Write an autoencoder folder, as `save_model` does."""
     with whole_folder(Path(folder)) as temporary:
         _save_part(vae, temporary / "vae")
@@ -115,7 +117,7 @@ def save_autoencoder(folder: Path, vae: AutoencoderKL, info: dict[str, Any], ext
             shutil.copyfile(path, temporary / path.name)
 
 
-def _save_part(part: AutoencoderKL | UNet2DConditionModel | DDIMScheduler, folder: Path) -> None:
+def _save_part(part: Vae | UNet2DConditionModel | DDIMScheduler, folder: Path) -> None:
     # what was loaded from a folder remembers that folder's path, which must not travel
     part.register_to_config(_name_or_path="")
     part.save_pretrained(folder)
@@ -130,15 +132,15 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         embedding = load_file(embedding_file)["weight"].to(device)
     except (OSError, KeyError, SafetensorError) as error:
         raise InputError(f"{embedding_file}: cannot be read ({_line(error)}); make the model folder again") from None
-    unet = _load_part(UNet2DConditionModel, folder / "unet").to(device).eval().requires_grad_(False)
+    unet = _load_part(UNET_CLASSES, folder / "unet").to(device).eval().requires_grad_(False)
     use_one_token_attention(unet)
     _check_embedding(embedding, unet, info, str(embedding_file))
-    return Model(unet, load_vae(folder, device), _load_part(DDIMScheduler, folder / "scheduler"), embedding, info)
+    return Model(unet, load_vae(folder, device), _load_part((DDIMScheduler,), folder / "scheduler"), embedding, info)
 
 
-def load_vae(folder: Path, device: torch.device | str = "cpu") -> AutoencoderKL:
+def load_vae(folder: Path, device: torch.device | str = "cpu") -> Vae:
     """The autoencoder of a model or autoencoder folder, in evaluation mode and without gradients."""
-    return _load_part(AutoencoderKL, Path(folder) / "vae").to(device).eval().requires_grad_(False)
+    return _load_part(VAE_CLASSES, Path(folder) / "vae").to(device).eval().requires_grad_(False)
 
 
 def load_info(folder: Path) -> dict[str, Any]:
@@ -159,16 +161,29 @@ def _check_embedding(embedding: Tensor, unet: UNet2DConditionModel, info: dict[s
         raise InputError(f"{where}: has shape {tuple(embedding.shape)}, but ({rows}, {dim}) belongs to this model")
 
 
-def _load_part(kind: type[Part], folder: Path) -> Part:
+def unweighted_unet(folder: Path) -> UNet2DConditionModel:
+    """The UNet of a model folder with random weights, or with none inside `torch.device("meta")`."""
+    config = Path(folder) / "unet"
+    return cast(UNet2DConditionModel, _part_class(UNET_CLASSES, config).from_config(read_json(config / "config.json")))
+
+
+def _part_class(kinds: Sequence[type[Part]], folder: Path) -> type[Part]:
+    name = "scheduler_config.json" if DDIMScheduler in kinds else "config.json"
+    found = read_json(folder / name).get("_class_name")
+    for kind in kinds:
+        if found == kind.__name__:
+            return kind
+    raise InputError(f"{folder}: holds a {found}; must be a {' or '.join(kind.__name__ for kind in kinds)}")
+
+
+def _load_part(kinds: Sequence[type[Part]], folder: Path) -> Part:
     # checked here: diffusers takes a missing folder for the name of a repository on the internet
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; the model folder is not complete")
+    scheduler = DDIMScheduler in kinds
+    options: dict[str, Any] = {} if scheduler else {"use_safetensors": True, "low_cpu_mem_usage": False}
     try:
-        name = "scheduler_config.json" if kind is DDIMScheduler else "config.json"
-        found = read_json(folder / name).get("_class_name")
-        if found != kind.__name__:
-            raise InputError(f"{folder}: holds a {found}; must be a {kind.__name__}")
-        options: dict[str, Any] = {} if kind is DDIMScheduler else {"use_safetensors": True, "low_cpu_mem_usage": False}
+        kind: Any = _part_class(kinds, folder)
         part = kind.from_pretrained(str(folder), local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, InputError):
@@ -188,7 +203,7 @@ def model_digest(folder: Path) -> str:
     return digest_value([(path.name, digest_folder(path) if path.is_dir() else digest_file(path)) for path in found])
 
 
-def module_digest(module: AutoencoderKL | UNet2DConditionModel) -> str:
+def module_digest(module: Vae | UNet2DConditionModel) -> str:
     """SHA-256 over a network's weights and config, wherever it lies and whichever library version wrote it."""
     total = hashlib.sha256()
     config = {key: value for key, value in dict(module.config).items() if not key.startswith("_")}

@@ -5,6 +5,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from dp_lora.config.schema import Ldm
 from dp_lora.errors import InputError
 from dp_lora.models.attention import use_one_token_attention
+from dp_lora.models.resampling import ResidualUNet2DConditionModel
+
+UNET_CLASSES = (UNet2DConditionModel, ResidualUNet2DConditionModel)
 
 
 def build_unet(ldm: Ldm, latent_channels: int, latent_size: int) -> UNet2DConditionModel:
@@ -15,7 +18,8 @@ def build_unet(ldm: Ldm, latent_channels: int, latent_size: int) -> UNet2DCondit
     """
     widths = list(ldm.block_out_channels)
     _check(ldm, widths, latent_size)
-    unet = UNet2DConditionModel(
+    kind = ResidualUNet2DConditionModel if ldm.residual_resampling else UNet2DConditionModel
+    unet = kind(
         sample_size=latent_size,
         in_channels=latent_channels,
         out_channels=latent_channels,
@@ -27,17 +31,24 @@ def build_unet(ldm: Ldm, latent_channels: int, latent_size: int) -> UNet2DCondit
         norm_num_groups=ldm.norm_num_groups,
         cross_attention_dim=ldm.cross_attention_dim,
         # diffusers' attention_head_dim is the NUMBER of heads, per resolution
-        attention_head_dim=tuple(max(1, width // ldm.attention_head_width) for width in widths),
+        attention_head_dim=heads(ldm),
         flip_sin_to_cos=True,
         freq_shift=0,
         downsample_padding=1,
         act_fn="silu",
         norm_eps=1e-5,
         use_linear_projection=False,
-        resnet_time_scale_shift="default",
+        resnet_time_scale_shift="scale_shift" if ldm.scale_shift else "default",
     )
     use_one_token_attention(unet)
     return unet
+
+
+def heads(ldm: Ldm) -> int | tuple[int, ...]:
+    """Number of attention heads: one number for all resolutions, or one per resolution, highest first."""
+    if ldm.attention_heads is not None:
+        return ldm.attention_heads
+    return tuple(max(1, width // ldm.attention_head_width) for width in ldm.block_out_channels)
 
 
 def _check(ldm: Ldm, widths: list[int], latent_size: int) -> None:
@@ -46,10 +57,11 @@ def _check(ldm: Ldm, widths: list[int], latent_size: int) -> None:
             raise InputError(
                 f"ldm.norm_num_groups={ldm.norm_num_groups}: must divide every width in ldm.block_out_channels={widths}"
             )
-        if here and width % ldm.attention_head_width:
+        key = "attention_head_width" if ldm.attention_heads is None else "attention_heads"
+        if here and width % getattr(ldm, key):
             raise InputError(
-                f"ldm.attention_head_width={ldm.attention_head_width}: must divide the width {width} of "
-                f"ldm.block_out_channels={widths}, where attention stands"
+                f"ldm.{key}={getattr(ldm, key)}: must divide the width {width} of ldm.block_out_channels={widths}, "
+                "where attention stands"
             )
     if latent_size % 2 ** (len(widths) - 1):
         raise InputError(

@@ -13,6 +13,7 @@ from torch import Tensor
 from dp_lora.config.schema import Config
 from dp_lora.data.layout import Dataset, read_dataset
 from dp_lora.data.pixels import to_uint8
+from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_value
 from dp_lora.grids import write_grid
@@ -42,7 +43,13 @@ class AutoencoderTraining(Training):
         self.pictures, self.perceptual = pictures, perceptual
         self.order = EpochOrder(n, settings.batch_size, self.seed)
         with seeded(self.seed, "autoencoder"):
-            self.vae = build_autoencoder(settings, config.public.channels, config.public.size)
+            vae = build_autoencoder(settings, config.public.channels, config.public.size)
+            if not isinstance(vae, AutoencoderKL):
+                raise InputError(
+                    f"autoencoder.kind={settings.kind}: pretrain_ae trains KL autoencoders, a VQ one comes with an "
+                    "imported checkpoint; set autoencoder.kind=kl autoencoder.num_vq_embeddings=null"
+                )
+            self.vae = vae
             adversarial = settings.disc_start is not None
             self.discriminator = PatchDiscriminator(config.public.channels, config.public.size) if adversarial else None
 
