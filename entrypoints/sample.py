@@ -9,7 +9,8 @@ import click
 from dp_lora import tracking
 from dp_lora.errors import InputError
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import WORKING, outputs
+from entrypoints.pipeline import WORKING
+from entrypoints.pipelines import outputs
 
 
 @entry_point("sample")
