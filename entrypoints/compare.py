@@ -9,6 +9,7 @@ from dp_lora.config import ROOT, load
 from entrypoints.common import DEFAULT_CONFIG, one_line_errors
 from entrypoints.main import summary
 from entrypoints.pipeline import write_params
+from entrypoints.pipelines import PIPELINES
 
 EPSILONS = ("1", "5", "inf", "")  # the config's own comes last, so that outputs/ ends as `dvc repro` leaves it
 
@@ -27,7 +28,7 @@ def main() -> None:
                 config = load(DEFAULT_CONFIG, {"eps": eps})
                 rows[config.privacy.eps] = summary(config)
         finally:
-            write_params({"config": DEFAULT_CONFIG})
+            write_params(PIPELINES["letters"], {"config": DEFAULT_CONFIG})
         click.echo()
         names = ["eps", *rows[min(rows)]]
         click.echo("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))

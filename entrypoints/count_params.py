@@ -4,7 +4,7 @@ import click
 
 from dp_lora.files import write_json
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import base_folder
+from entrypoints.pipelines import base_folder
 
 
 @entry_point("count_params")

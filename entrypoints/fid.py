@@ -9,7 +9,8 @@ from dp_lora.config import ROOT
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import PUBLIC_DATA, WORKING, make_missing, outputs, private_data
+from entrypoints.pipeline import WORKING, make_missing
+from entrypoints.pipelines import outputs, private_data, public_data, require
 from entrypoints.sample import track_privacy
 
 
@@ -20,11 +21,14 @@ def main(call: Call) -> None:
         call.print_dry_run({}, [relative(call.out) if call.out else "runs/RUN_ID/evaluation"])
         return
     samples = samples_folder(call)
+    data = private_data(call.config)
+    public = None if call.config.checkpoint.folder else public_data(call.config)
+    needed = [data] if public is None else [public, data]
+    require(call.config, needed)
     with call.tracked() as (run, folder):
         out = folder if call.child else folder / "evaluation"
-        data = private_data(call.config)
-        make_missing(call.config, call.typed, run.environment(), PUBLIC_DATA, data)
-        _evaluate(call, run, samples, data, out)
+        make_missing(call.config, call.typed, run.environment(), *needed)
+        _evaluate(call, run, samples, data, public, out)
         run.artifact(out)
         run.output(out)
 
@@ -41,7 +45,7 @@ def samples_folder(call: Call) -> Path:
     return folder
 
 
-def _evaluate(call: Call, run: tracking.TrackedRun, samples: Path, data: Path, out: Path) -> None:
+def _evaluate(call: Call, run: tracking.TrackedRun, samples: Path, data: Path, public: Path | None, out: Path) -> None:
     from dp_lora.evaluation.evaluate import evaluate
     from dp_lora.models.adapters import untrained_class_embedding, with_embedding
     from dp_lora.models.device import pick_device
@@ -61,7 +65,7 @@ def _evaluate(call: Call, run: tracking.TrackedRun, samples: Path, data: Path, o
         from_base=config.train.embedding_from_base,
     )
     untrained = with_embedding(base, start, classes)
-    result = evaluate(config, samples, data, PUBLIC_DATA, base, untrained, WORKING / "evaluation", out, run)
+    result = evaluate(config, samples, data, public, base, untrained, WORKING / "evaluation", out, run)
     for name, value in result.metrics.items():
         run.metric(name, value)
     run.tags({"private": ", ".join(sorted(result.private))})

@@ -13,7 +13,8 @@ from dp_lora.files import read_json, whole_folder, write_json
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import RUNS, WORKING, base_folder, make_missing, private_data
+from entrypoints.pipeline import RUNS, WORKING, make_missing
+from entrypoints.pipelines import base_folder, private_data, require
 
 
 @entry_point("finetune")
@@ -23,8 +24,9 @@ def main(call: Call) -> None:
         facts, name = _planned(call.config)
         call.print_dry_run(facts, [f"runs/RUN_ID/{name}"])
         return
+    base, data_folder = base_folder(call.config), private_data(call.config)
+    require(call.config, [data_folder])
     with call.tracked() as (run, folder):
-        base, data_folder = base_folder(call.config), private_data(call.config)
         make_missing(call.config, call.typed, run.environment(), base, data_folder)
         result = _finetune(call, run, folder, base, data_folder)
         _report(call, run, result)

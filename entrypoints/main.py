@@ -6,19 +6,23 @@ from dp_lora.config import Config
 from dp_lora.files import read_json
 from dp_lora.privacy.published import EPSILONS
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import dvc, is_up_to_date, outputs, write_params
+from entrypoints.pipeline import dvc, is_up_to_date, repro, write_params
+from entrypoints.pipelines import from_outside, outputs, pipeline_of, require
 
 
 @entry_point("main")
 def main(call: Call) -> None:
-    """Make everything that is out of date, from pictures to scores; `dvc repro` with these parameters."""
+    """Make everything that is out of date, from pictures to scores; `dvc repro` of the config's pipeline."""
+    pipeline = pipeline_of(call.config)
     if call.dry_run:
-        call.print_dry_run({}, ["params.yaml", "dvc.lock", "outputs/letters", relative(outputs(call.config))])
+        shared = [*pipeline.made, relative(outputs(call.config))]
+        call.print_dry_run({"pipeline": pipeline.file}, [relative(pipeline.params), relative(pipeline.lock), *shared])
         return
-    write_params(call.typed)
+    require(call.config, from_outside(call.config))
+    write_params(pipeline, {"config": call.config.experiment.name, **call.typed})
     # DVC does not see into a folder of the user's own, from which a person may have been taken out
     source_may_change = call.config.data.source == "folder"
-    if not source_may_change and is_up_to_date():
+    if not source_may_change and is_up_to_date(pipeline):
         click.echo("nothing to do: every stage is up to date")
     else:
         with call.tracked() as (run, _):
@@ -26,7 +30,7 @@ def main(call: Call) -> None:
             run.tags({"private": "accuracy, fid, letter_frechet_distance"})
             if source_may_change:
                 dvc("repro", "--force", "--single-item", "resolve", "prepare", environment=run.environment())
-            dvc("repro", environment=run.environment())
+            repro(pipeline, run.environment())
             for name, value in summary(call.config).items():
                 if isinstance(value, int | float):
                     run.metric(name.replace(" ", "_"), value)

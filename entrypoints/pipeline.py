@@ -1,5 +1,6 @@
-"""The stages as DVC knows them: where each writes, and how to make what is missing."""
+"""The pipelines as DVC runs them: their parameters, and how to make what is missing."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,38 +15,20 @@ import yaml
 from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
 from dp_lora.files import whole_file
-from entrypoints.common import DEFAULT_CONFIG, ENTRY_POINTS, relative
+from entrypoints.common import ENTRY_POINTS, relative
+from entrypoints.pipelines import Pipeline, outside_folders, pipeline_of, private_data, require
 
-PARAMS = ROOT / "params.yaml"
-LETTERS = ROOT / "outputs" / "letters"
-PUBLIC_DATA = LETTERS / "data"
-AUTOENCODER = LETTERS / "autoencoder"
-LDM = LETTERS / "ldm"
 RUNS = ROOT / "runs"
 WORKING = RUNS / "working"  # unfinished work and caches: outside of every DVC output, safe to delete
-STAGES = {PUBLIC_DATA: "prepare_public", AUTOENCODER: "pretrain_ae", LDM: "pretrain_ldm"}
 
 
-def outputs(config: Config) -> Path:
-    """Folder of what the stages of an experiment make."""
-    return ROOT / "outputs" / config.experiment.name
-
-
-def private_data(config: Config) -> Path:
-    return outputs(config) / "data"
-
-
-def base_folder(config: Config) -> Path:
-    """The base model's folder; model.base counts from the project's root."""
-    return ROOT / config.model.base
-
-
-def write_params(values: Mapping[str, str]) -> None:
-    """Write params.yaml: `values` of main's parameters, null (as the config says) for the rest."""
+def write_params(pipeline: Pipeline, values: Mapping[str, str]) -> None:
+    """Write a pipeline's params.yaml: `values` of main's parameters, null (as the config says) for the rest."""
     names = ENTRY_POINTS["main"]
-    lines = ["# Parameters of `dvc repro`; null means: as the config says."]
+    target = "" if pipeline.file == "dvc.yaml" else f" {pipeline.file}"
+    lines = [f"# Parameters of `dvc repro{target}`; null means: as the config says."]
     lines += [f"{name}: {_scalar(values.get(name))}" for name in names]
-    with whole_file(PARAMS) as temporary:
+    with whole_file(pipeline.params) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -55,17 +38,18 @@ def _scalar(value: str | None) -> str:
     return yaml.safe_dump(value, width=10**6).splitlines()[0]
 
 
-def read_params() -> dict[str, str]:
-    """params.yaml as parameters that were typed; InputError for unknown names."""
+def read_params(pipeline: Pipeline) -> dict[str, str]:
+    """A pipeline's params.yaml as parameters that were typed; InputError for unknown names and without a config."""
+    path = relative(pipeline.params)
     try:
-        values = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+        values = yaml.safe_load(pipeline.params.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"params.yaml: cannot be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or values.get("config") is None:
+        raise InputError(f"{path}: names no experiment; set config")
     unknown = set(values) - set(ENTRY_POINTS["main"])
     if unknown:
-        raise InputError(
-            f"params.yaml: {', '.join(sorted(unknown))}: unknown; there are {', '.join(ENTRY_POINTS['main'])}"
-        )
+        raise InputError(f"{path}: {', '.join(sorted(unknown))}: unknown; there are {', '.join(ENTRY_POINTS['main'])}")
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
@@ -86,36 +70,52 @@ def dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
         raise InputError(f"dvc {' '.join(arguments)}: failed with status {status}; its own lines above say where")
 
 
-def is_up_to_date() -> bool:
-    """Whether `dvc repro` would do nothing."""
-    command = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"]
+def repro(pipeline: Pipeline, environment: Mapping[str, str]) -> None:
+    """`dvc repro` of a whole pipeline."""
+    dvc("repro", pipeline.file, environment=environment)
+
+
+def is_up_to_date(pipeline: Pipeline) -> bool:
+    """Whether `dvc repro` of a pipeline would do nothing."""
+    command = [sys.executable, "-m", "dvc", "status", "--json", pipeline.file]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return found.returncode == 0 and found.stdout.strip() == "{}"
+    if found.returncode:
+        return False
+    # resolve runs at every `dvc repro`, so that it can say what is missing; what matters is whether its inputs changed
+    return all(reasons == ["always changed"] for reasons in json.loads(found.stdout).values())
 
 
 @contextmanager
-def _parameters(values: Mapping[str, str]) -> Iterator[None]:
-    before = PARAMS.read_bytes()
-    write_params(values)
+def _parameters(pipeline: Pipeline, values: Mapping[str, str]) -> Iterator[None]:
+    before = pipeline.params.read_bytes()
+    write_params(pipeline, values)
     try:
         yield
     finally:
-        with whole_file(PARAMS) as temporary:
+        with whole_file(pipeline.params) as temporary:
             temporary.write_bytes(before)
 
 
 def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[str, str], *folders: Path) -> None:
-    """Make by `dvc repro STAGE` what is missing upstream, and say so; nothing is run where all is there."""
-    stages = STAGES | {private_data(config): "prepare"}
+    """Make by `dvc repro STAGE` what is missing upstream, and say so; nothing is run where all is there.
+
+    Raises InputError, which says what to type, for what has to come from outside.
+    """
+    require(config, folders)
     missing = [folder for folder in folders if not folder.exists()]
     if not missing:
         return
-    unknown = [folder for folder in missing if folder not in stages]
-    if unknown:
+    pipeline = pipeline_of(config)
+    stages = {ROOT / folder: stage for folder, stage in pipeline.made.items()}
+    if config.data.folder is None:
+        stages[private_data(config)] = "prepare"
+    if any(folder not in stages for folder in missing):
         raise InputError(f"model.base={config.model.base}: no such folder; make it first, or name another")
-    names = [stages[folder] for folder in missing]
-    click.echo(f"{', '.join(relative(f) for f in missing)} missing: dvc repro {' '.join(names)}", err=True)
+    checkpoint, public, _ = outside_folders(config)
+    require(config, [ROOT / folder for folder in (checkpoint, public) if folder is not None])
+    targets = [pipeline.target(stages[folder]) for folder in missing]
+    click.echo(f"{', '.join(relative(f) for f in missing)} missing: dvc repro {' '.join(targets)}", err=True)
     wanted = {name: typed[name] for name in ("config", "seed", "overrides") if name in typed}
     # stages that DVC starts read params.yaml; it comes back as it was
-    with _parameters({"config": DEFAULT_CONFIG, **wanted}):
-        dvc("repro", *names, environment=environment)
+    with _parameters(pipeline, {"config": config.experiment.name, **wanted}):
+        dvc("repro", *targets, environment=environment)

@@ -4,20 +4,21 @@ from pathlib import Path
 
 from dp_lora.tracking import TrackedRun
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import PUBLIC_DATA, dvc, private_data, write_params
+from entrypoints.pipeline import dvc, write_params
+from entrypoints.pipelines import pipeline_of, private_data, public_data
 
 
 @entry_point("prepare", parts=("public", "private"))
 def main(call: Call) -> None:
     """Prepare the public letters and the private pictures (outputs/letters/data, outputs/EXPERIMENT/data)."""
     if call.dry_run:
-        call.print_dry_run({}, [relative(PUBLIC_DATA), relative(private_data(call.config))])
+        call.print_dry_run({}, [relative(public_data(call.config)), relative(private_data(call.config))])
         return
     from dp_lora.data.prepare import prepare_private, prepare_public
 
     with call.tracked() as (run, folder):
         if call.out is None:
-            write_params(call.typed)
+            write_params(pipeline_of(call.config), {"config": call.config.experiment.name, **call.typed})
             dvc("repro", "prepare_public", "prepare", environment=run.environment())
             return
         if call.part == "public":

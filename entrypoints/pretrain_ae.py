@@ -1,7 +1,8 @@
 """Train the autoencoder on public pictures."""
 
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import PUBLIC_DATA, WORKING, make_missing
+from entrypoints.pipeline import WORKING, make_missing
+from entrypoints.pipelines import public_data, require
 
 
 @entry_point("pretrain_ae")
@@ -13,13 +14,15 @@ def main(call: Call) -> None:
     from dp_lora.data.layout import read_dataset
     from dp_lora.training.autoencoder import train_autoencoder
 
+    pictures = public_data(call.config)
+    require(call.config, [pictures])
     with call.tracked(system_metrics=True) as (run, folder):
-        make_missing(call.config, call.typed, run.environment(), PUBLIC_DATA)
-        data = read_dataset(PUBLIC_DATA, list(call.config.public.classes), "train")
-        run.dataset("letters", PUBLIC_DATA, data.digest())
+        make_missing(call.config, call.typed, run.environment(), pictures)
+        data = read_dataset(pictures, list(call.config.public.classes), "train")
+        run.dataset(call.config.public.source, pictures, data.digest())
         out = folder if call.child else folder / "autoencoder"
         run.output(out)
-        train_autoencoder(call.config, PUBLIC_DATA, WORKING, out, run)
+        train_autoencoder(call.config, pictures, WORKING, out, run)
 
 
 if __name__ == "__main__":

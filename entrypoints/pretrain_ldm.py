@@ -1,7 +1,8 @@
 """Train the class-conditional latent diffusion model on public pictures."""
 
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import AUTOENCODER, PUBLIC_DATA, WORKING, make_missing
+from entrypoints.pipeline import WORKING, make_missing
+from entrypoints.pipelines import autoencoder_folder, public_data, require
 
 
 @entry_point("pretrain_ldm")
@@ -13,13 +14,15 @@ def main(call: Call) -> None:
     from dp_lora.data.layout import read_dataset
     from dp_lora.training.ldm import train_ldm
 
+    pictures, autoencoder = public_data(call.config), autoencoder_folder(call.config)
+    require(call.config, [pictures])
     with call.tracked(system_metrics=True) as (run, folder):
-        make_missing(call.config, call.typed, run.environment(), PUBLIC_DATA, AUTOENCODER)
-        data = read_dataset(PUBLIC_DATA, list(call.config.public.classes), "train")
-        run.dataset("letters", PUBLIC_DATA, data.digest())
+        make_missing(call.config, call.typed, run.environment(), pictures, autoencoder)
+        data = read_dataset(pictures, list(call.config.public.classes), "train")
+        run.dataset(call.config.public.source, pictures, data.digest())
         out = folder if call.child else folder / "ldm"
         run.output(out)
-        train_ldm(call.config, PUBLIC_DATA, AUTOENCODER, WORKING, out, run)
+        train_ldm(call.config, pictures, autoencoder, WORKING, out, run)
 
 
 if __name__ == "__main__":

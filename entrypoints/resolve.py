@@ -1,22 +1,32 @@
-"""First stage of the pipeline: params.yaml and configs/ become one resolved YAML; the stages depend on its sections."""
+"""First stage of a pipeline: params.yaml and configs/ become one resolved YAML; the stages depend on its sections."""
 
 import click
 
 from dp_lora.config import ROOT, load, write_resolved
-from entrypoints.common import DEFAULT_CONFIG, one_line_errors
+from dp_lora.errors import InputError
+from entrypoints.common import one_line_errors, relative
 from entrypoints.pipeline import read_params
-
-RESOLVED = ROOT / "outputs" / "resolved.yaml"
+from entrypoints.pipelines import PIPELINES, from_outside, pipeline_of, what_to_type
 
 
 @click.command()
-def main() -> None:
-    """Write outputs/resolved.yaml."""
+@click.option("--pipeline", "name", type=click.Choice(list(PIPELINES)), default="letters", show_default=True)
+def main(name: str) -> None:
+    """Write the resolved config of a pipeline's params.yaml, and say what has to come from outside and is missing."""
     with one_line_errors(child=True):
-        values = read_params()
-        name = values.pop("config", DEFAULT_CONFIG)
-        overrides = values.pop("overrides", "")
-        write_resolved(load(name, values, overrides), RESOLVED)
+        pipeline = PIPELINES[name]
+        values = read_params(pipeline)
+        config = load(values.pop("config"), values, values.pop("overrides", ""))
+        if pipeline_of(config) != pipeline:
+            raise InputError(
+                f"{relative(pipeline.params)}: config={config.experiment.name} belongs to {pipeline_of(config).file}; "
+                f"run that one, or `main`, which picks it"
+            )
+        write_resolved(config, ROOT / pipeline.resolved)
+        # no error: a single stage may need less
+        line = what_to_type(config, from_outside(config))
+        if line is not None:
+            click.echo(line, err=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from dp_lora import tracking
 from dp_lora.errors import InputError
 from dp_lora.privacy.published import EPSILONS
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import WORKING, outputs
+from entrypoints.pipeline import WORKING
+from entrypoints.pipelines import outputs
 
 
 @entry_point("sample")

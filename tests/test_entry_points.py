@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import yaml
 from click.testing import CliRunner
 
 from dp_lora.config import ROOT
+from dp_lora.errors import InputError
 from entrypoints.common import ENTRY_POINTS
 from entrypoints.pipeline import read_params, write_params
+from entrypoints.pipelines import PIPELINES
 
 
 def call(entry_point: str, *arguments: str, store: Path) -> subprocess.CompletedProcess:
@@ -101,16 +104,47 @@ def test_an_adapter_or_samples_that_are_not_there_are_named(tmp_path, monkeypatc
             assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_params_yaml_is_written_and_read_back(tmp_path, monkeypatch):
-    from entrypoints import pipeline
-
-    monkeypatch.setattr(pipeline, "PARAMS", tmp_path / "params.yaml")
+def test_params_yaml_is_written_and_read_back(tmp_path):
+    pipeline = replace(PIPELINES["letters"], file=str(tmp_path / "dvc.yaml"))
     for values in (
         {"config": "mnist5k"},
         {"config": "mnist5k", "eps": "5", "overrides": "train.lr=1 data.classes=[a,b]"},
     ):
-        write_params(values)
-        assert read_params() == values
-    (tmp_path / "params.yaml").write_text("foo: 1\n")
-    with pytest.raises(ValueError, match="foo"):
-        read_params()
+        write_params(pipeline, values)
+        assert read_params(pipeline) == values
+    for text, wrong in (("config: a\nfoo: 1\n", "foo"), ("eps: 1\n", "config"), ("- a\n", "config")):
+        pipeline.params.write_text(text)
+        with pytest.raises(InputError, match=wrong):
+            read_params(pipeline)
+
+
+OUTSIDE = "data.folder=data/celebahq checkpoint.folder=data/cin256"
+
+
+@pytest.mark.parametrize("entry_point", ["main", "finetune"])
+def test_what_prepare_has_to_bring_is_named_before_anything_starts(entry_point, tmp_path, monkeypatch):
+    assert not (ROOT / "data" / "celebahq").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    before = PIPELINES["celebahq"].params.read_bytes()
+    result = invoke(entry_point, "--overrides", OUTSIDE)
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert "data/celebahq: missing; type `mlflow run . -b native -e prepare -P config=mnist5k`" in line
+    assert "dvc pull" in line
+    assert PIPELINES["celebahq"].params.read_bytes() == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_main_says_which_pipeline_a_config_belongs_to():
+    for overrides, file in (("", "dvc.yaml"), (OUTSIDE, "pipelines/celebahq/dvc.yaml")):
+        result = invoke("main", "--dry-run", "--overrides", overrides)
+        assert result.exit_code == 0
+        assert f"pipeline: {file}\n" in result.stdout
+
+
+def test_a_stage_that_the_pipeline_lacks_is_refused_in_one_line():
+    for entry_point in ("pretrain_ae", "pretrain_ldm"):
+        result = invoke(entry_point, "--overrides", OUTSIDE)
+        assert result.exit_code == 1
+        assert "its base is imported from data/cin256" in result.stderr

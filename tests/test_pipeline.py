@@ -1,4 +1,4 @@
-"""The DVC pipeline: what a parameter reruns, and that every key of the config is somebody's dependency."""
+"""The DVC pipelines: what a parameter reruns, that every key of the config is somebody's dependency, which is whose."""
 
 import re
 
@@ -6,65 +6,183 @@ import pytest
 import yaml
 
 from dp_lora.config import ROOT, flatten, load
+from dp_lora.errors import InputError
+from entrypoints.pipelines import (
+    PIPELINES,
+    autoencoder_folder,
+    from_outside,
+    outside_folders,
+    pipeline_of,
+    private_data,
+    public_data,
+    require,
+)
 
-PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+FILES = {
+    name: yaml.safe_load((ROOT / pipeline.file).read_text(encoding="utf-8")) for name, pipeline in PIPELINES.items()
+}
 # what no result depends on: names, and where and in which portions the work is done
 NOT_RESULTS = ("experiment.name", "experiment.description", "compute.")
+# what puts a config into a pipeline
+FOLDERS = {
+    "letters": "",
+    "celebahq": "checkpoint.folder=data/cin256 data.folder=data/celebahq model.base=outputs/cin256/base",
+    "emnist": "public.folder=data/emnist data.folder=data/mnist model.base=outputs/emnist/ldm",
+}
+each_pipeline = pytest.mark.parametrize("name", PIPELINES)
 
 
-def keys_of(stage: str) -> list[str]:
+def config_of(name: str):
+    return load("mnist5k", {}, FOLDERS[name])
+
+
+def keys_of(name: str, stage: str) -> list[str]:
     """Sections or keys of the resolved config that a stage lists under params."""
-    listed = PIPELINE["stages"][stage].get("params", [])
-    return [key for item in listed if isinstance(item, dict) for key in item["outputs/resolved.yaml"]]
+    listed = FILES[name]["stages"][stage].get("params", [])
+    resolved = PIPELINES[name].resolved
+    return [key for item in listed if isinstance(item, dict) for key in item.get(resolved, [])]
 
 
-def depends(stage: str, leaf: str) -> bool:
-    return any(leaf == key or leaf.startswith(f"{key}.") for key in keys_of(stage))
+def depends(name: str, stage: str, leaf: str) -> bool:
+    return any(leaf == key or leaf.startswith(f"{key}.") for key in keys_of(name, stage))
 
 
-def stages_of(leaf: str) -> set[str]:
-    return {stage for stage in PIPELINE["stages"] if depends(stage, leaf)}
+def stages_of(name: str, leaf: str) -> set[str]:
+    return {stage for stage in FILES[name]["stages"] if depends(name, stage, leaf)}
 
 
+@each_pipeline
 @pytest.mark.parametrize("parameter", ["eps", "delta", "k", "max_grad_norm", "batch_size", "epochs", "lr"])
-def test_a_privacy_parameter_reruns_finetune_and_nothing_before(parameter):
+def test_a_privacy_parameter_reruns_finetune_and_nothing_before(name, parameter):
     values = {"eps": "1", "delta": "1e-6", "k": "2", "max_grad_norm": "0.1", "batch_size": "200"}
     values |= {"epochs": "5", "lr": "0.01"}
     before, after = flatten(load("mnist5k")), flatten(load("mnist5k", {parameter: values[parameter]}))
     changed = [key for key in before if before[key] != after[key]]
     assert len(changed) == 1
-    assert stages_of(changed[0]) == {"finetune"}
+    assert stages_of(name, changed[0]) == {"finetune"}
 
 
 def test_every_leaf_of_the_config_is_a_dependency_of_some_stage():
     for leaf in flatten(load("mnist5k")):
         if not leaf.startswith(NOT_RESULTS):
-            assert stages_of(leaf), leaf
+            assert any(stages_of(name, leaf) for name in PIPELINES), leaf
 
 
-def test_every_listed_key_exists():
+@each_pipeline
+def test_every_listed_key_exists(name):
     leaves = set(flatten(load("mnist5k")))
-    for stage in PIPELINE["stages"]:
-        for key in keys_of(stage):
+    for stage in FILES[name]["stages"]:
+        for key in keys_of(name, stage):
             assert any(leaf == key or leaf.startswith(f"{key}.") for leaf in leaves), f"{stage}: {key}"
 
 
-def test_plan_ledger_and_checkpoints_lie_outside_every_output():
-    outs = [out for stage in PIPELINE["stages"].values() for out in stage["outs"]]
+@each_pipeline
+def test_plan_ledger_checkpoints_and_what_comes_from_outside_lie_outside_every_output(name):
+    outs = [out for stage in FILES[name]["stages"].values() for out in stage["outs"]]
     assert outs
     assert all(out.startswith("outputs/") for out in outs)
 
 
-def test_every_stage_runs_an_entry_point_that_exists_without_a_shell_s_help():
-    for name, stage in PIPELINE["stages"].items():
+@each_pipeline
+def test_every_stage_runs_an_entry_point_at_the_root_without_a_shell_s_help(name):
+    for stage_name, stage in FILES[name]["stages"].items():
         words = stage["cmd"].split()
         assert words[0] == "entrypoints/run"
-        assert (ROOT / "entrypoints" / f"{words[1]}.py").exists(), name
+        if stage_name != "import_base":
+            assert (ROOT / "entrypoints" / f"{words[1]}.py").exists(), stage_name
         assert not re.search(r"[;&|<>`]|\$\(", stage["cmd"])
+        folder = (ROOT / PIPELINES[name].file).parent
+        assert (folder / stage.get("wdir", ".")).resolve() == ROOT
 
 
-def test_every_dependency_on_code_exists():
-    for stage in PIPELINE["stages"].values():
-        for dependency in stage.get("deps", []):
-            if not dependency.startswith("outputs/"):
-                assert (ROOT / dependency).exists(), dependency
+@each_pipeline
+def test_every_dependency_is_code_that_exists_another_stage_s_output_or_a_folder_of_the_table(name):
+    stages = FILES[name]["stages"]
+    outs = {out for stage in stages.values() for out in stage["outs"]}
+    outside = {folder for folder in PIPELINES[name].folders if folder is not None}
+    used = {dependency for stage in stages.values() for dependency in stage.get("deps", [])}
+    assert outside == {dependency for dependency in used if dependency.startswith("data/")}
+    for dependency in used - outside - outs:
+        assert not dependency.startswith("outputs/"), dependency
+        assert (ROOT / dependency).exists(), dependency
+
+
+@each_pipeline
+def test_the_table_and_dvc_yaml_name_the_same_stages_and_folders(name):
+    pipeline, stages = PIPELINES[name], FILES[name]["stages"]
+    assert stages["resolve"]["outs"] == [pipeline.resolved]
+    for folder, stage in pipeline.made.items():
+        assert stages[stage]["outs"] == [folder]
+    base = list(pipeline.made)[-1]
+    for stage in ("count_params", "finetune", "sample", "fid"):
+        assert base in stages[stage]["deps"]
+        assert pipeline.resolved in stages[stage]["cmd"]
+
+
+def test_the_pipelines_differ_in_nothing_but_where_data_and_base_come_from():
+    for stage in ("count_params", "finetune", "sample", "fid"):
+        said = set()
+        for name, pipeline in PIPELINES.items():
+            text = FILES[name]["stages"][stage]
+            words = text["cmd"].replace(pipeline.resolved, "RESOLVED").split()
+            code = [dependency for dependency in text["deps"] if dependency.startswith("dp_lora/")]
+            said.add((*words, *code, *text["outs"]))
+        assert len(said) == 1, stage
+
+
+@each_pipeline
+def test_params_yaml_stands_beside_each_pipeline_and_its_stages_read_that_one(name):
+    from entrypoints.common import ENTRY_POINTS
+
+    values = yaml.safe_load(PIPELINES[name].params.read_text(encoding="utf-8"))
+    assert tuple(values) == ENTRY_POINTS["main"]
+    listed = FILES[name]["stages"]["resolve"]["params"]
+    path = PIPELINES[name].params.relative_to(ROOT).as_posix()
+    assert (listed if name == "letters" else listed[0][path]) == list(values)
+
+
+@each_pipeline
+def test_a_config_belongs_to_the_pipeline_whose_folders_it_names(name):
+    config = config_of(name)
+    assert pipeline_of(config) is PIPELINES[name]
+    assert outside_folders(config) == PIPELINES[name].folders
+    outside = [folder for folder in PIPELINES[name].folders if folder is not None]
+    assert from_outside(config) == [ROOT / folder for folder in outside]
+    expected = PIPELINES[name].private or "outputs/mnist5k/data"
+    assert private_data(config) == ROOT / expected
+    assert config.model.base == list(PIPELINES[name].made)[-1]
+
+
+def test_autoencoder_and_public_pictures_are_the_pipeline_s():
+    for name, public in (("letters", "outputs/letters/data"), ("emnist", "data/emnist")):
+        assert public_data(config_of(name)) == ROOT / public
+        autoencoder = autoencoder_folder(config_of(name)).relative_to(ROOT).as_posix()
+        assert PIPELINES[name].made[autoencoder] == "pretrain_ae"
+    with pytest.raises(InputError, match="imported from data/cin256"):
+        public_data(config_of("celebahq"))
+
+
+def test_a_config_that_fits_no_pipeline_is_refused_in_one_line():
+    config = load("mnist5k", {}, "data.folder=data/other")
+    with pytest.raises(InputError, match=r"no pipeline depends on .*data\.folder=data/other; there are dvc\.yaml, "):
+        pipeline_of(config)
+
+
+def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_source_json(tmp_path, monkeypatch):
+    from entrypoints import pipelines
+
+    monkeypatch.setattr(pipelines, "ROOT", tmp_path)
+    config = config_of("celebahq")
+    with pytest.raises(InputError) as error:
+        require(config, from_outside(config))
+    assert str(error.value) == (
+        "data/cin256 and data/celebahq: missing; type `mlflow run . -b native -e prepare -P config=mnist5k` or, where "
+        "a DVC remote has it, `dvc pull data/cin256 data/celebahq`"
+    )
+    for folder in ("data/cin256", "data/celebahq"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "data/cin256/source.json").write_text("{}")
+    with pytest.raises(InputError, match=r"^data/celebahq: missing; .* `dvc pull data/celebahq`$"):
+        require(config, from_outside(config))
+    (tmp_path / "data/celebahq/source.json").write_text("{}")
+    require(config, from_outside(config))

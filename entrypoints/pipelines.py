@@ -1,0 +1,149 @@
+"""The pipelines, one per shape of experiment, and where what their stages share lies.
+
+A config belongs to the pipeline whose folders of things from outside it names: checkpoint.folder, public.folder and
+data.folder. These lie below data/, are made by `prepare`, tracked by data.dvc, and never written by a stage.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dp_lora.config import ROOT, Config
+from dp_lora.errors import InputError
+
+SOURCE = "source.json"  # `prepare` writes it last: a folder without it is not whole
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A dvc.yaml, with its params.yaml and dvc.lock beside it; all paths count from the project's root."""
+
+    name: str
+    file: str
+    resolved: str  # what its first stage writes
+    made: Mapping[str, str]  # folders that its experiments share, and the stage that makes each
+    checkpoint: str | None = None
+    public: str | None = None
+    private: str | None = None  # None: a stage makes outputs/EXPERIMENT/data
+
+    @property
+    def params(self) -> Path:
+        return (ROOT / self.file).with_name("params.yaml")
+
+    @property
+    def lock(self) -> Path:
+        return (ROOT / self.file).with_name("dvc.lock")
+
+    @property
+    def folders(self) -> tuple[str | None, str | None, str | None]:
+        return self.checkpoint, self.public, self.private
+
+    def target(self, stage: str) -> str:
+        """A stage as an argument of `dvc repro`."""
+        return stage if self.file == "dvc.yaml" else f"{self.file}:{stage}"
+
+
+PIPELINES = {
+    pipeline.name: pipeline
+    for pipeline in (
+        Pipeline(
+            "letters",
+            "dvc.yaml",
+            "outputs/resolved.yaml",
+            made={
+                "outputs/letters/data": "prepare_public",
+                "outputs/letters/autoencoder": "pretrain_ae",
+                "outputs/letters/ldm": "pretrain_ldm",
+            },
+        ),
+        Pipeline(
+            "celebahq",
+            "pipelines/celebahq/dvc.yaml",
+            "outputs/celebahq/resolved.yaml",
+            made={"outputs/cin256/base": "import_base"},
+            checkpoint="data/cin256",
+            private="data/celebahq",
+        ),
+        Pipeline(
+            "emnist",
+            "pipelines/emnist/dvc.yaml",
+            "outputs/emnist/resolved.yaml",
+            made={"outputs/emnist/autoencoder": "pretrain_ae", "outputs/emnist/ldm": "pretrain_ldm"},
+            public="data/emnist",
+            private="data/mnist",
+        ),
+    )
+}
+
+
+def outside_folders(config: Config) -> tuple[str | None, str | None, str | None]:
+    """The folders of checkpoint, public and private pictures that `prepare` makes; None: there is none from outside."""
+    return config.checkpoint.folder, config.public.folder, config.data.folder
+
+
+def pipeline_of(config: Config) -> Pipeline:
+    """The pipeline that a config belongs to. InputError where no dvc.yaml depends on the config's folders."""
+    for pipeline in PIPELINES.values():
+        if pipeline.folders == outside_folders(config):
+            return pipeline
+    names = ("checkpoint.folder", "public.folder", "data.folder")
+    given = ", ".join(f"{name}={folder}" for name, folder in zip(names, outside_folders(config), strict=True))
+    known = ", ".join(pipeline.file for pipeline in PIPELINES.values())
+    raise InputError(f"config={config.experiment.name}: no pipeline depends on {given}; there are {known}")
+
+
+def outputs(config: Config) -> Path:
+    """Folder of what the stages of an experiment make."""
+    return ROOT / "outputs" / config.experiment.name
+
+
+def private_data(config: Config) -> Path:
+    """The private dataset: prepared from outside, or by a stage of the experiment's own."""
+    return ROOT / config.data.folder if config.data.folder else outputs(config) / "data"
+
+
+def public_data(config: Config) -> Path:
+    """The public dataset that autoencoder and LDM are trained on; InputError where the base is an imported one."""
+    if config.checkpoint.folder is not None:
+        raise InputError(
+            f"config={config.experiment.name}: its base is imported from {config.checkpoint.folder}; there are no "
+            "public pictures to pretrain on"
+        )
+    return ROOT / (config.public.folder or "outputs/letters/data")
+
+
+def autoencoder_folder(config: Config) -> Path:
+    """What `pretrain_ae` makes in the config's pipeline."""
+    return ROOT / "outputs" / pipeline_of(config).name / "autoencoder"
+
+
+def base_folder(config: Config) -> Path:
+    """The base model's folder; model.base counts from the project's root."""
+    return ROOT / config.model.base
+
+
+def from_outside(config: Config) -> list[Path]:
+    """Every folder that a config needs from outside."""
+    return [ROOT / folder for folder in outside_folders(config) if folder is not None]
+
+
+def what_to_type(config: Config, folders: Iterable[Path]) -> str | None:
+    """One line that says how to get those of `folders` that are from outside and not there; None: all are there."""
+    missing = [
+        folder.relative_to(ROOT).as_posix() if folder.is_relative_to(ROOT) else str(folder)
+        for folder in folders
+        if folder in from_outside(config) and not (folder / SOURCE).exists()
+    ]
+    if not missing:
+        return None
+    return (
+        f"{' and '.join(missing)}: missing; type `mlflow run . -b native -e prepare -P config={config.experiment.name}`"
+        f" or, where a DVC remote has it, `dvc pull {' '.join(missing)}`"
+    )
+
+
+def require(config: Config, folders: Iterable[Path]) -> None:
+    """InputError that says what to type where one of `folders` has to come from outside and is not there."""
+    line = what_to_type(config, folders)
+    if line is not None:
+        raise InputError(line)
