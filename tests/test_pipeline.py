@@ -8,8 +8,8 @@ import yaml
 from dp_lora.config import ROOT, flatten, load
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-# what no result depends on: names, and where and in which portions the work is done
-NOT_RESULTS = ("experiment.name", "experiment.description", "compute.")
+# what no result depends on: names, what `prepare` downloads (DVC knows data/ by its hash), portions of the work
+NOT_RESULTS = ("experiment.name", "experiment.description", "huggingface.", "checkpoint.", "compute.")
 
 
 def keys_of(stage: str) -> list[str]:
