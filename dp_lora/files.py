@@ -1,5 +1,6 @@
 """Files that are whole or absent: write to a temporary name, fsync, rename. Digests of files and folders."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -55,6 +56,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
         fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which ends with the process; BlockingIOError where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,7 +1,8 @@
-"""Make the datasets of an experiment in the project's one layout."""
+"""Make the datasets of an experiment in the project's one layout; bring what comes from outside to data/."""
 
 from pathlib import Path
 
+from dp_lora.config import ROOT, Config
 from dp_lora.tracking import TrackedRun
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import dvc, write_params
@@ -10,23 +11,56 @@ from entrypoints.pipelines import pipeline_of, private_data, public_data
 
 @entry_point("prepare", parts=("public", "private"))
 def main(call: Call) -> None:
-    """Prepare the public letters and the private pictures (outputs/letters/data, outputs/EXPERIMENT/data)."""
+    """Prepare what the experiment needs: its public and private pictures, and the checkpoint that it starts from.
+
+    What comes from outside goes to data/NAME and is recorded in data.dvc; else outputs/letters/data and
+    outputs/EXPERIMENT/data are made.
+    """
+    downloads = _downloads(call.config)
     if call.dry_run:
-        call.print_dry_run({}, [relative(public_data(call.config)), relative(private_data(call.config))])
+        made = [*downloads, ROOT / "data.dvc"] if downloads else [public_data(call.config), private_data(call.config)]
+        call.print_dry_run({}, [relative(path) for path in made])
         return
     from dp_lora.data.prepare import prepare_private, prepare_public
 
     with call.tracked() as (run, folder):
-        if call.out is None:
+        if call.out is None and downloads:
+            _bring(call.config, run)
+            dvc("commit", "--force", "data.dvc")
+        elif call.out is None:
             write_params(pipeline_of(call.config), {"config": call.config.experiment.name, **call.typed})
             dvc("repro", "prepare_public", "prepare", environment=run.environment())
-            return
-        if call.part == "public":
+        elif call.part == "public":
             prepare_public(call.config, folder, run)
             _track(run, folder, "letters", list(call.config.public.classes), private=False)
         else:
             prepare_private(call.config, folder, run)
             _track(run, folder, call.config.experiment.name, list(call.config.data.classes), private=True)
+
+
+def _downloads(config: Config) -> list[Path]:
+    """The folders below data/ that the experiment fills."""
+    names = (config.checkpoint.folder, config.public.folder, config.data.folder)
+    return [ROOT / name for name in names if name is not None]
+
+
+def _bring(config: Config, run: TrackedRun) -> None:
+    from dp_lora.data.checkpoint import prepare_checkpoint
+    from dp_lora.data.prepare import prepare_private, prepare_public
+    from dp_lora.data.versioned import read_source
+
+    checkpoint, public, data = config.checkpoint, config.public, config.data
+    if data.folder is not None:
+        prepare_private(config, ROOT / data.folder, run)
+        _track(run, ROOT / data.folder, Path(data.folder).name, list(data.classes), private=True)
+    if public.folder is not None:
+        prepare_public(config, ROOT / public.folder, run)
+        _track(run, ROOT / public.folder, Path(public.folder).name, list(public.classes), private=False)
+    if checkpoint.folder is not None:
+        folder = ROOT / checkpoint.folder
+        prepare_checkpoint(checkpoint, folder, run)
+        source = read_source(folder) or {}
+        run.dataset(folder.name, folder, source.get("sha256"), context="prepared")
 
 
 def _track(run: TrackedRun, folder: Path, name: str, classes: list[str], *, private: bool) -> None:

@@ -21,8 +21,8 @@ from entrypoints.pipelines import (
 FILES = {
     name: yaml.safe_load((ROOT / pipeline.file).read_text(encoding="utf-8")) for name, pipeline in PIPELINES.items()
 }
-# what no result depends on: names, and where and in which portions the work is done
-NOT_RESULTS = ("experiment.name", "experiment.description", "compute.")
+# what no result depends on: names, what `prepare` downloads (DVC knows data/ by its hash), how the work is portioned
+NOT_RESULTS = ("experiment.name", "experiment.description", "huggingface.", "checkpoint.", "compute.")
 # what puts a config into a pipeline
 FOLDERS = {
     "letters": "",

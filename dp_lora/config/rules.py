@@ -1,6 +1,7 @@
 """What a value may be. Each error names the key as it was typed, the value, the rule and the way out."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,21 @@ def _one_of(*names: str) -> Rule:
     return (lambda v: v in names, f"must be one of {', '.join(names)}")
 
 
+def _hex(digits: int) -> Callable[[str], bool]:
+    return lambda v: re.fullmatch(rf"[0-9a-f]{{{digits}}}", v) is not None
+
+
+FOLDER: Rule = (
+    lambda v: v is None or re.fullmatch(r"data/[A-Za-z0-9][A-Za-z0-9_-]*", v) is not None,
+    "must be null, or data/NAME",
+)
+MIRROR: Rule = (
+    lambda v: v is None or v.startswith(("http://", "https://")),
+    "must be null, or an address that begins with http",
+)
+MD5_SUMS: Rule = (lambda v: v is None or all(map(_hex(32), v)), "must be null, or a list of MD5 sums")
+
+
 def _distinct(value: list[str]) -> bool:
     return len(value) >= 1 and len(set(value)) == len(value) and all(value)
 
@@ -45,6 +61,22 @@ RULES: dict[str, Rule] = {
     "data.n_public": AT_LEAST_1,
     "data.size": (lambda v: v in (8, 16, 32, 64, 128, 256, 512), "must be a power of two from 8 to 512"),
     "data.channels": (lambda v: v in (1, 3), "must be 1 or 3"),
+    "public.folder": FOLDER,
+    "public.mirror": MIRROR,
+    "public.mirror_md5": MD5_SUMS,
+    "data.folder": FOLDER,
+    "data.mirror": MIRROR,
+    "data.mirror_md5": MD5_SUMS,
+    "huggingface.revision": (lambda v: v is None or _hex(40)(v), "must be null, or a commit of 40 hex digits"),
+    "huggingface.train_rows": (lambda v: v is None or v >= 1, "must be null, or a whole number of at least 1"),
+    "huggingface.test_rows": (lambda v: v is None or v >= 0, "must be null, or a whole number of at least 0"),
+    "huggingface.size": (lambda v: v is None or v >= 1, "must be null, or a number of bytes"),
+    "huggingface.image_column": (bool, "must name a column"),
+    "huggingface.label_column": (bool, "must name a column"),
+    "checkpoint.folder": FOLDER,
+    "checkpoint.sha256": (lambda v: v is None or _hex(64)(v), "must be null, or 64 hex digits"),
+    "checkpoint.member": (lambda v: re.fullmatch(r"\w[\w.-]*", v) is not None, "must be the name of a file"),
+    "checkpoint.max_size": AT_LEAST_1,
     "autoencoder.kind": _one_of("kl", "vq"),
     "autoencoder.block_out_channels": WIDTHS,
     "autoencoder.layers_per_block": AT_LEAST_1,
@@ -163,6 +195,7 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
         fail("autoencoder.num_vq_embeddings", "must be at least 1 with autoencoder.kind=vq, and null with kl")
     if config.data.source == "folder" and not config.data.path:
         fail("data.path", "must name the folder of pictures; set overrides='data.path=DIR ...'")
+    _check_downloads(config, fail)
     if config.privacy.reproducible != (config.privacy.seed_file is not None):
         fail("privacy.seed_file", "reproducible=true needs a seed_file, and a seed_file needs reproducible=true")
 
@@ -176,3 +209,23 @@ def _check_lora_and_accounting(config: DictConfig, fail: Callable[[str, str], No
         fail("lora.rank_last", "must be set with rank_schedule linear or cosine, and null with constant")
     if config.lora.rank_schedule != "constant" and config.lora.alpha is not None:
         fail("lora.alpha", "must be null with a rank_schedule: each layer's alpha is its rank")
+
+
+def _check_downloads(config: DictConfig, fail: Callable[[str, str], None]) -> None:
+    for section, downloaded in (("public", ("emnist",)), ("data", ("mnist", "huggingface"))):
+        source = config[section].source
+        if (config[section].folder is not None) != (source in downloaded):
+            wanted = "must name a folder, such as data/NAME" if source in downloaded else "must be null"
+            fail(f"{section}.folder", f"{wanted}: {section}.source is {source}")
+        for key in ("mirror", "mirror_md5"):
+            if config[section][key] is not None and source not in ("emnist", "mnist"):
+                fail(f"{section}.{key}", f"must be null: {section}.source is {source}")
+    if (config.checkpoint.url is None) != (config.checkpoint.folder is None):
+        fail("checkpoint.folder", "checkpoint.url and checkpoint.folder go together: set both, or none")
+    if config.data.source == "huggingface":
+        for key in ("repo", "revision", "train_files", "test_files", "train_rows", "test_rows", "size", "licence"):
+            if config.huggingface[key] is None:
+                fail(f"huggingface.{key}", "must be set: data.source is huggingface")
+    folders = [config[section].folder for section in ("public", "data", "checkpoint")]
+    if len(set(folders) - {None}) < len([folder for folder in folders if folder is not None]):
+        fail("data.folder", "public.folder, data.folder and checkpoint.folder must differ")

@@ -20,6 +20,8 @@ class Public:
     size: int = MISSING
     channels: int = MISSING
     folder: str | None = None
+    mirror: str | None = None
+    mirror_md5: list[str] | None = None
 
 
 @dataclass
@@ -27,10 +29,26 @@ class Data:
     source: str = MISSING
     path: str | None = None
     folder: str | None = None
+    mirror: str | None = None
+    mirror_md5: list[str] | None = None
     classes: list[str] = MISSING
     n_public: int = MISSING
     size: int = MISSING
     channels: int = MISSING
+
+
+@dataclass
+class Huggingface:
+    repo: str | None = None
+    revision: str | None = None
+    train_files: list[str] | None = None
+    test_files: list[str] | None = None
+    train_rows: int | None = None
+    test_rows: int | None = None
+    size: int | None = None
+    image_column: str = MISSING
+    label_column: str = MISSING
+    licence: str | None = None
 
 
 @dataclass
@@ -44,6 +62,8 @@ class Checkpoint:
     folder: str | None = None
     sha256: str | None = None
     ema: bool = MISSING
+    member: str = MISSING
+    max_size: int = MISSING
 
 
 @dataclass
@@ -162,6 +182,7 @@ class Config:
     experiment: Experiment = field(default_factory=Experiment)
     public: Public = field(default_factory=Public)
     data: Data = field(default_factory=Data)
+    huggingface: Huggingface = field(default_factory=Huggingface)
     model: Model = field(default_factory=Model)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     autoencoder: Autoencoder = field(default_factory=Autoencoder)

@@ -16,12 +16,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dp_lora.data.layout import Picture, safe_name
-from dp_lora.data.pixels import MODES, encode_png
+from dp_lora.data.png import FORMATS, converted, encode_png
 from dp_lora.data.split import split_of
 from dp_lora.errors import InputError
 from dp_lora.progress import progress
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # raster formats that PIL decodes by itself
 MAX_PIXELS = 2**26  # of a picture before it is cropped; more is taken for a decompression bomb
 SOURCE = {"origin": "a folder of the operator's own pictures", "licence": "the operator's own"}
 
@@ -190,12 +189,5 @@ def _square(image: Image.Image, size: int, channels: int) -> np.ndarray:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError("more than 16 bits per pixel; save it with 8 or 16")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB").convert(MODES[channels]).resize((size, size), Image.Resampling.BICUBIC)
+    image = converted(image, channels).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image, np.uint8).reshape(size, size, channels)

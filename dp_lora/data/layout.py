@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dp_lora.data.pixels import MODES, decode_png
+from dp_lora.data.png import MODES, decode_png
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, whole_folder, write_json
 
@@ -80,8 +80,27 @@ def write_dataset(
             metadata.close()
             if images is not None:
                 images.close()
-        facts = {"format": FORMAT, "size": size, "channels": channels, "packed": packed, "source": source}
-        write_json(temporary / "dataset.json", facts)
+        _write_facts(temporary, source, size, channels, packed)
+
+
+def write_index(folder: Path, rows: Iterable[Sequence[str]], source: dict[str, Any], size: int, channels: int) -> None:
+    """Make a dataset of a folder whose images/ is filled already.
+
+    `rows` are file_name, label, split and sha256 of each picture, in the order of their index; read once, ROW_GROUP of
+    them in memory.
+    """
+    metadata = _Table(folder / "metadata.parquet", _metadata_schema(False))
+    try:
+        for index, row in enumerate(rows):
+            metadata.append([index, *row])
+    finally:
+        metadata.close()
+    _write_facts(folder, source, size, channels, packed=False)
+
+
+def _write_facts(folder: Path, source: dict[str, Any], size: int, channels: int, packed: bool) -> None:
+    facts = {"format": FORMAT, "size": size, "channels": channels, "packed": packed, "source": source}
+    write_json(folder / "dataset.json", facts)
 
 
 def _metadata_schema(with_person: bool) -> pa.Schema:

@@ -2,21 +2,26 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dp_lora.config import Config
+from dp_lora.config.schema import Data, Public
 from dp_lora.data import folder as own_folder
-from dp_lora.data import letters, mnist5k
+from dp_lora.data import letters, mnist5k, torchvision_sets
 from dp_lora.data.layout import Picture, write_dataset
+from dp_lora.data.versioned import publish, read_source, unfinished, write_source
 from dp_lora.errors import InputError
 from dp_lora.events import Events
+from dp_lora.files import digest_file, digest_value
 from dp_lora.progress import progress
 
 
 def prepare_public(config: Config, folder: Path, events: Events) -> None:
     """Write the public dataset (config.public) to `folder`, whole or not at all; drawn from experiment.seed."""
     public = config.public
-    if public.source != "letters":
-        raise InputError(f"public.source={public.source}: must be letters")
+    if public.source == "emnist":
+        _prepare_torchvision(public, folder, events)
+        return
     pictures = letters.letter_pictures(public.n, public.classes, config.experiment.seed, public.size, public.channels)
     shown = progress(pictures, desc="letters", total=public.n)
     source = {"name": "letters", "seed": config.experiment.seed, **letters.FONTS_SOURCE}
@@ -27,13 +32,21 @@ def prepare_public(config: Config, folder: Path, events: Events) -> None:
 def prepare_private(config: Config, folder: Path, events: Events) -> None:
     """Write the private dataset (config.data) to `folder`, whole or not at all.
 
-    A user's own pictures become PNG files, the others one packed file. Raises InputError that names the bad picture,
-    or the part of the config that the source cannot serve.
+    A user's own pictures and those of a Hugging Face dataset become PNG files, the others one packed file. Raises
+    InputError that names the bad picture, or the part of the config that the source cannot serve.
     """
     data = config.data
     by_person = config.privacy.unit == "person"
     if by_person and data.source != "folder":
         raise InputError(f"privacy.unit=person: the source {data.source} knows no persons; set privacy.unit=picture")
+    if data.source == "mnist":
+        _prepare_torchvision(data, folder, events)
+        return
+    if data.source == "huggingface":
+        from dp_lora.data.hub import prepare_huggingface
+
+        prepare_huggingface(config, folder, events)
+        return
     pictures, source = _private_source(config, by_person)
     packed = data.source != "folder"  # never by the number of pictures, which is private
     write_dataset(folder, pictures, {"name": data.source, **source}, data.size, data.channels, packed)
@@ -51,4 +64,37 @@ def _private_source(config: Config, by_person: bool) -> tuple[Iterator[Picture],
     if data.source == "folder" and data.path:
         path = Path(data.path)
         return own_folder.folder_pictures(path, data.classes, data.size, data.channels, by_person), own_folder.SOURCE
-    raise InputError(f"data.source={data.source}: must be mnist5k, digits, or folder with data.path")
+    raise InputError(
+        f"data.source={data.source}: must be mnist5k, digits, mnist, huggingface, or folder with data.path"
+    )
+
+
+def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -> None:
+    """Fill a folder below data/ with EMNIST or MNIST, and source.json; one that is there is left as it is."""
+    name, source = section.source, torchvision_sets.SOURCES[section.source]
+    key = digest_value([name, list(section.classes), section.size, section.channels, section.mirror_md5])
+    with unfinished(folder) as part:
+        recorded, images = read_source(folder), folder / "images.parquet"
+        there = recorded is not None and recorded.get("settings") == key and images.is_file()
+        if there and recorded is not None and recorded.get("sha256") == digest_file(images):
+            events.message(f"{folder}: there, {source['origin']}")
+            return
+        counts = {"train": 0, "test": 0}
+
+        def counted(pictures: Iterator[Picture]) -> Iterator[Picture]:
+            for picture in pictures:
+                counts[picture.split] += 1
+                yield picture
+
+        pictures = torchvision_sets.digit_pictures(section, part / "raw", events)
+        shown = progress(counted(pictures), desc=name, unit=" images")
+        built = part / "dataset"
+        write_dataset(built, shown, {"name": name, **source}, section.size, section.channels, packed=True)
+        if isinstance(section, Public) and counts["train"] != section.n:
+            raise InputError(f"public.n={section.n}: {name} has {counts['train']} training pictures of these classes")
+        images = built / "images.parquet"
+        facts: dict[str, Any] = {**source, "url": torchvision_sets.addresses(name, section.mirror)[0]}
+        facts |= {"counts": counts, "size": images.stat().st_size, "sha256": digest_file(images), "settings": key}
+        write_source(built, facts)
+        publish(built, folder)
+    events.message(f"{folder}: {counts['train']} pictures for training, {counts['test']} for testing")

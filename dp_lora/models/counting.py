@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from dp_lora.config.schema import Config
+from dp_lora.files import read_json
 from dp_lora.models.adapters import add_lora, lora_parameters, matched_modules
 from dp_lora.models.autoencoder import build_autoencoder, latent_size
 from dp_lora.models.folder import load_info, unweighted_unet

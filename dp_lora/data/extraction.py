@@ -1,0 +1,173 @@
+"""Parquet files of pictures -> PNG files, on all cores; a killed extraction goes on.
+
+What is finished stands in a record, one line of JSON per picture (file name, label, split, sha256, bytes) in the order
+of the rows. A line is written after its picture, and believed only where the picture's bytes have that hash.
+"""
+
+import json
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from dp_lora.data.parquet import PictureBatch, PictureFile, read_batches
+from dp_lora.data.picture_worker import begin, store, verified_rows
+from dp_lora.errors import InputError
+from dp_lora.progress import progress
+
+IN_FLIGHT = 1 << 27  # bytes of pictures on their way to the workers at a time
+LINES = 512  # finished rows that are checked at a time
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How to read the files, and what their pictures must be."""
+
+    image_column: str
+    label_column: str
+    classes: tuple[str, ...]
+    size: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished picture."""
+
+    file_name: str
+    label: str
+    split: str
+    sha256: str
+    size: int
+
+
+def extract(files: Sequence[PictureFile], wanted: Wanted, images: Path, record: Path, keep: int, name: str) -> None:
+    """Write every picture of the files to the folder `images`, and its line to `record`.
+
+    Goes on after the rows that `record` has, `keep` of them at most. A picture is called SPLIT-ROW.png, its row counted
+    in its split. In memory at a time: IN_FLIGHT bytes of pictures. Raises InputError for the first bad row; what was
+    finished before it stays.
+    """
+    images.mkdir(parents=True, exist_ok=True)
+    total = sum(file.rows for file in files)
+    with _workers() as (pool, workers):
+        done = _believed(record, images, keep, pool)
+        batches = _batches(files, wanted, done)
+        shown = progress(total=total, initial=done, desc=name, unit=" images")
+        with record.open("ab") as lines, shown as bar:
+            for rows in _stored(pool, workers, batches, wanted, images):
+                lines.write(b"".join(json.dumps(list(vars(row).values())).encode() + b"\n" for row in rows))
+                lines.flush()
+                bar.update(len(rows))
+
+
+def read_record(record: Path) -> Iterator[Row]:
+    """The finished rows, in their order; ends before a line that is not whole."""
+    if record.exists():
+        with record.open("rb") as lines:
+            for line in lines:
+                row = _row(line)
+                if row is None:
+                    return
+                yield row
+
+
+def _row(line: bytes) -> Row | None:
+    try:
+        return Row(*json.loads(line)) if line.endswith(b"\n") else None
+    except (ValueError, TypeError):
+        return None
+
+
+def workers_of_this_machine() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def _workers() -> Iterator[tuple[ProcessPoolExecutor, int]]:
+    number = workers_of_this_machine()
+    # not forked: MLflow's and Arrow's threads would be copied in whatever state they are
+    pool = ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"), initializer=begin)
+    try:
+        yield pool, number
+    except BrokenProcessPool:
+        raise InputError("a worker process was killed, perhaps for want of memory; the same command goes on") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _believed(record: Path, images: Path, keep: int, pool: ProcessPoolExecutor) -> int:
+    """Cut the record after the last row that can be believed; returns how many rows that leaves."""
+    rows, offset = 0, 0
+    if record.exists():
+        with record.open("rb") as lines:
+            while chunk := list(islice(lines, min(LINES, keep - rows))):
+                found = [row for row in map(_row, chunk) if row is not None]
+                good = pool.submit(verified_rows, images, [(row.file_name, row.sha256) for row in found]).result()
+                rows, offset = rows + good, offset + sum(map(len, chunk[:good]))
+                if good < len(chunk):
+                    break
+        with record.open("r+b") as lines:
+            lines.truncate(offset)
+    return rows
+
+
+def _batches(files: Sequence[PictureFile], wanted: Wanted, done: int) -> Iterator[tuple[int, PictureBatch]]:
+    """Batches of the rows after the first `done`, each with the place of its first row in its split."""
+    placed: dict[str, int] = {}
+    for file in files:
+        start = placed.get(file.split, 0)
+        placed[file.split] = start + file.rows
+        skip = min(done, file.rows)
+        done -= skip
+        if skip < file.rows:
+            for batch in read_batches(file, wanted.image_column, wanted.label_column, wanted.classes, skip):
+                yield start + batch.first, batch
+
+
+def _stored(
+    pool: ProcessPoolExecutor,
+    workers: int,
+    batches: Iterable[tuple[int, PictureBatch]],
+    wanted: Wanted,
+    images: Path,
+) -> Iterator[list[Row]]:
+    """Finished rows, batch by batch in order, while the workers are kept busy."""
+    waiting: deque[tuple[list[str], list[str], str, int, Future]] = deque()
+    in_flight = 0
+
+    def first() -> list[Row]:
+        nonlocal in_flight
+        names, labels, split, size, future = waiting.popleft()
+        in_flight -= size
+        stored = future.result()
+        return [
+            Row(name, label, split, digest, length)
+            for name, label, (digest, length) in zip(names, labels, stored, strict=True)
+        ]
+
+    try:
+        for start, batch in batches:
+            size = sum(map(len, batch.pictures))
+            while waiting and (in_flight + size > IN_FLIGHT or len(waiting) > 2 * workers):
+                yield first()
+            split = batch.file.split
+            names = [f"{split}-{row:06d}.png" for row in range(start, start + len(batch.pictures))]
+            future = pool.submit(
+                store, images, names, batch.pictures, wanted.size, wanted.channels, batch.file.name, batch.first
+            )
+            waiting.append((names, batch.labels, split, size, future))
+            in_flight += size
+    except InputError:
+        # what was read before the bad row is good
+        while waiting:
+            yield first()
+        raise
+    while waiting:
+        yield first()

@@ -1,0 +1,61 @@
+"""What the processes of an extraction do. Light to import: each of them starts anew."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from dp_lora.data.png import as_png
+from dp_lora.errors import InputError
+
+
+def begin() -> None:
+    """Leave Ctrl-C to the parent, and end with it however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+def store(
+    folder: Path, names: Sequence[str], pictures: Sequence[bytes], size: int, channels: int, file: str, first: int
+) -> list[tuple[str, int]]:
+    """Write pictures as PNG files; returns SHA-256 and bytes of each.
+
+    `file` and `first` say where the pictures are from. Raises InputError for the first that is no picture of this size,
+    or cannot be written.
+    """
+    stored = []
+    for row, (name, picture) in enumerate(zip(names, pictures, strict=True), start=first):
+        try:
+            png = as_png(picture, size, channels)
+        except ValueError as error:
+            raise InputError(f"{file}, row {row}: {error}") from None
+        path = folder / name
+        try:
+            path.write_bytes(png)
+        except OSError as error:
+            raise InputError(
+                f"{file}, row {row}: {path}: {error.strerror}; make room, then the same command goes on"
+            ) from None
+        stored.append((hashlib.sha256(png).hexdigest(), len(png)))
+    return stored
+
+
+def verified_rows(folder: Path, expected: Sequence[tuple[str, str]]) -> int:
+    """How many of these (file name, SHA-256), from the first on, lie in the folder unchanged."""
+    for place, (name, digest) in enumerate(expected):
+        try:
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+                return place
+        except OSError:
+            return place
+    return len(expected)

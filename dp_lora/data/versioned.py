@@ -1,0 +1,77 @@
+"""Folders below data/: filled by `prepare`, tracked by DVC, each with a source.json that says where it is from."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dp_lora.errors import InputError
+from dp_lora.files import exclusive, fsync, read_json, write_json
+
+SOURCE = "source.json"  # origin; revision or url; counts; size in bytes; sha256
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """The folder beside `folder` that unfinished work is kept in (`data/.NAME.part`, which DVC ignores).
+
+    It stays when the block ends early, for the next call. Raises InputError while another process works there.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        with exclusive(folder.with_name(f".{folder.name}.lock")):
+            # temporary folders of a process that was killed
+            for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)
+            part.mkdir(exist_ok=True)
+            yield part
+            shutil.rmtree(part, ignore_errors=True)
+    except BlockingIOError:
+        raise InputError(f"{folder}: another process prepares it; wait until it has ended") from None
+    except OSError as error:
+        where = error.filename or folder
+        raise InputError(f"{where}: {error.strerror or error}; mend this, then the same command goes on") from None
+
+
+def publish(built: Path, folder: Path) -> None:
+    """Let a finished folder take the place of `folder`; what lies in it is on disk before."""
+    # one call for all files: tens of thousands of single ones take minutes
+    os.sync()
+    if folder.exists():
+        shutil.rmtree(folder)
+    built.replace(folder)
+    fsync(folder.parent)
+
+
+def write_source(folder: Path, facts: dict[str, Any]) -> None:
+    write_json(folder / SOURCE, facts)
+
+
+def read_source(folder: Path) -> dict[str, Any] | None:
+    """source.json of a folder, None where there is none. Raises InputError for one that cannot be read."""
+    path = folder / SOURCE
+    try:
+        facts = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}; prepare the folder again") from None
+    if not isinstance(facts, dict):
+        raise InputError(f"{path}: must be a mapping; remove the folder and prepare it again")
+    return facts
+
+
+def gigabytes(size: float) -> str:
+    """A number of bytes as people say it."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def check_space(folder: Path, needed: int) -> int:
+    """Free bytes where `folder` lies, or will. Raises InputError where they are fewer than `needed`."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise InputError(f"{folder}: {gigabytes(needed)} needed on this disk, {gigabytes(free)} free; make room")
+    return free

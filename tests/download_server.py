@@ -1,0 +1,90 @@
+"""A small server on this machine that the real clients download from: files, ranges, ETags, and its faults."""
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Server:
+    """`files`: path -> bytes. Everything that is asked for stands in `requests`: (method, path, Range or None)."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.ranges = True  # whether it understands them
+        self.cut: list[int] = []  # the next answers end after so many bytes
+        self.token: str | None = None  # what a client must show
+        self.url = ""
+
+    def etag(self, path: str) -> str:
+        return hashlib.sha256(self.files[path]).hexdigest()
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """A server on a free port of 127.0.0.1 until the block ends."""
+    server = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self._answer(send=False)
+
+        def do_GET(self) -> None:
+            self._answer(send=True)
+
+        def _answer(self, send: bool) -> None:
+            path, asked = self.path.partition("?")[0], self.headers.get("Range")
+            server.requests.append((self.command, path, asked))
+            if server.token is not None and self.headers.get("Authorization") != f"Bearer {server.token}":
+                self.send_error(401)
+                return
+            # a file of a Hugging Face dataset is named with its revision
+            body = server.files.get(path)
+            if body is None:
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            start = self._start(path, asked, len(body))
+            if start == len(body):
+                self.send_response(416)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            self.send_header("Content-Length", str(len(body) - start))
+            self.send_header("ETag", f'"{server.etag(path)}"')
+            if found := re.search("/resolve/([0-9a-f]{40})/", path):
+                self.send_header("X-Repo-Commit", found[1])
+            self.end_headers()
+            if send:
+                end = start + server.cut.pop(0) if server.cut else len(body)
+                self.wfile.write(body[start:end])
+                self.close_connection = end < len(body)
+
+        def _start(self, path: str, asked: str | None, size: int) -> int:
+            found = re.fullmatch(r"bytes=(\d+)-", asked or "")
+            same = self.headers.get("If-Range") in (None, f'"{server.etag(path)}"')
+            return min(int(found[1]), size) if found and same and server.ranges else 0
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.url = f"http://127.0.0.1:{http.server_address[1]}"
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
