@@ -23,17 +23,13 @@ FILES = {
 }
 # what no result depends on: names, what `prepare` downloads (DVC knows data/ by its hash), how the work is portioned
 NOT_RESULTS = ("experiment.name", "experiment.description", "huggingface.", "checkpoint.", "compute.")
-# what puts a config into a pipeline
-FOLDERS = {
-    "letters": "",
-    "celebahq": "checkpoint.folder=data/cin256 data.folder=data/celebahq model.base=outputs/cin256/base",
-    "emnist": "public.folder=data/emnist data.folder=data/mnist model.base=outputs/emnist/ldm",
-}
+# one experiment of each pipeline
+EXPERIMENTS = {"letters": "mnist5k", "celebahq": "celebahq-eps10", "emnist": "mnist32-class-dp-eps10"}
 each_pipeline = pytest.mark.parametrize("name", PIPELINES)
 
 
 def config_of(name: str):
-    return load("mnist5k", {}, FOLDERS[name])
+    return load(EXPERIMENTS[name])
 
 
 def keys_of(name: str, stage: str) -> list[str]:
@@ -163,7 +159,7 @@ def test_autoencoder_and_public_pictures_are_the_pipeline_s():
 
 
 def test_a_config_that_fits_no_pipeline_is_refused_in_one_line():
-    config = load("mnist5k", {}, "data.folder=data/other")
+    config = load("celebahq-eps10", {}, "data.folder=data/other")
     with pytest.raises(InputError, match=r"no pipeline depends on .*data\.folder=data/other; there are dvc\.yaml, "):
         pipeline_of(config)
 
@@ -176,8 +172,8 @@ def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_sour
     with pytest.raises(InputError) as error:
         require(config, from_outside(config))
     assert str(error.value) == (
-        "data/cin256 and data/celebahq: missing; type `mlflow run . -b native -e prepare -P config=mnist5k` or, where "
-        "a DVC remote has it, `dvc pull data/cin256 data/celebahq`"
+        "data/cin256 and data/celebahq: missing; type `mlflow run . -b native -e prepare -P config=celebahq-eps10` or, "
+        "where a DVC remote has it, `dvc pull data/cin256 data/celebahq`"
     )
     for folder in ("data/cin256", "data/celebahq"):
         (tmp_path / folder).mkdir(parents=True)
