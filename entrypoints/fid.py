@@ -57,12 +57,9 @@ def _evaluate(call: Call, run: tracking.TrackedRun, samples: Path, data: Path, p
     run.tags({"samples": relative(samples), "adapter": facts["adapter"], "base": facts["base"]["path"]})
     base = load_model(ROOT / facts["base"]["path"], pick_device(config.compute.device))
     classes = list(config.data.classes)
+    train = config.train
     start = untrained_class_embedding(
-        base,
-        len(classes),
-        config.train.embedding_noise,
-        config.experiment.seed,
-        from_base=config.train.embedding_from_base,
+        base, train.embedding_start, len(classes), train.embedding_noise, config.experiment.seed
     )
     untrained = with_embedding(base, start, classes)
     result = evaluate(config, samples, data, public, base, untrained, WORKING / "evaluation", out, run)

@@ -99,9 +99,16 @@ def test_the_null_row_stays_the_base_s(tmp_path):
 def test_the_untrained_embedding_is_the_mean_of_the_base_plus_noise(tmp_path):
     model = tiny_model(tmp_path)
     mean = model.class_embedding[:3].mean(0)
-    assert torch.allclose(untrained_class_embedding(model, 5, 0.0, 0), mean.expand(5, -1))
-    a, b = untrained_class_embedding(model, 5, 0.1, 0), untrained_class_embedding(model, 5, 0.1, 1)
+    assert torch.allclose(untrained_class_embedding(model, "mean", 5, 0.0, 0), mean.expand(5, -1))
+    a, b = (untrained_class_embedding(model, "mean", 5, 0.1, seed) for seed in (0, 1))
     assert not torch.equal(a, b)
+
+
+def test_an_embedding_started_at_zero_is_noise_alone(tmp_path):
+    model = tiny_model(tmp_path)
+    start = untrained_class_embedding(model, "zero", 5, 1.0, 0)
+    offset = untrained_class_embedding(model, "mean", 5, 1.0, 0) - start
+    assert torch.allclose(offset, model.class_embedding[:3].mean(0).expand(5, -1), atol=1e-6)
 
 
 def test_an_adapter_folder_is_not_taken_for_a_base_nor_the_other_way_round(tmp_path):

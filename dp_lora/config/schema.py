@@ -140,13 +140,14 @@ class Privacy:
 @dataclass
 class Train:
     lr: float = MISSING
+    lr_noise_exponent: float = MISSING
     embedding_lr: float = MISSING
     betas: list[float] = MISSING
     lr_schedule: str = MISSING
     lr_final: float = MISSING
     weight_decay: float = MISSING
     ema_decay: float = MISSING
-    embedding_from_base: bool = MISSING
+    embedding_start: str = MISSING
     embedding_noise: float = MISSING
     timestep_min: int = MISSING
     timestep_max: int = MISSING

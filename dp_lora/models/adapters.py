@@ -155,14 +155,12 @@ def unit_copies(unet: UNet2DConditionModel, copies: Mapping[str, Tensor], slot: 
             linear.unit_weight = None
 
 
-def untrained_class_embedding(
-    model: Model, n_classes: int, noise: float, seed: int, *, from_base: bool = True
-) -> Tensor:
-    """Start of a fresh class embedding (n_classes, dim): mean of the base's classes, or zero, + noise * N(0, 1)."""
+def untrained_class_embedding(model: Model, start: str, n_classes: int, noise: float, seed: int) -> Tensor:
+    """A fresh class embedding (n_classes, dim): mean of the base's classes, or zero (`start`), + noise * N(0, 1)."""
     rows = model.class_embedding[: len(model.classes)]
+    begin = {"mean": rows.mean(0), "zero": torch.zeros_like(rows[0])}[start]
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(n_classes, rows.shape[1], generator=generator).to(rows)
-    return rows.mean(0) * from_base + noise * start
+    return begin + noise * torch.randn(n_classes, rows.shape[1], generator=generator).to(rows)
 
 
 def with_embedding(model: Model, embedding: Tensor, classes: Sequence[str]) -> Model:

@@ -34,7 +34,7 @@ from dp_lora.release import base_privacy, write_result
 from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder, binding_digest
-from dp_lora.training.steps import lr_factor
+from dp_lora.training.steps import lr_factor, noise_aware_lr
 
 EPSILON_POINTS = 10  # the curve of epsilon over steps has about this many
 
@@ -73,12 +73,9 @@ def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
         settings.rank_schedule,
         settings.rank_last,
     )
+    train = config.train
     embedding = untrained_class_embedding(
-        model,
-        len(config.data.classes),
-        config.train.embedding_noise,
-        config.experiment.seed,
-        from_base=config.train.embedding_from_base,
+        model, train.embedding_start, len(config.data.classes), train.embedding_noise, config.experiment.seed
     )
     return Adapter(model.unet, lora, embedding.clone().to(device).requires_grad_())
 
@@ -86,11 +83,12 @@ def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
 class Averaged:
     """Parameters, their AdamW state and their moving average: everything that a checkpoint holds."""
 
-    def __init__(self, config: Config, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, config: Config, parameters: Mapping[str, Tensor], noise_multiplier: float) -> None:
         self.parameters = parameters
         self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         self.decay = config.train.ema_decay
-        self.rates = {name: config.train.embedding_lr if name == EMBEDDING else config.train.lr for name in parameters}
+        lr = noise_aware_lr(config.train.lr, noise_multiplier, config.train.lr_noise_exponent)
+        self.rates = {name: config.train.embedding_lr if name == EMBEDDING else lr for name in parameters}
         self.optimizer = torch.optim.AdamW(
             [{"params": [parameter], "lr": self.rates[name]} for name, parameter in parameters.items()],
             betas=(config.train.betas[0], config.train.betas[1]),
@@ -165,7 +163,7 @@ def finetune(
         events.message(f"{run.result}: this fine-tuning is finished; nothing is trained, nothing is spent")
         return run.result
     adapter = make_adapter(config, model, device)
-    state = Averaged(config, adapter.parameters(config.lora.train))
+    state = Averaged(config, adapter.parameters(config.lora.train), run.plan.noise_multiplier)
     _train(config, model, adapter, state, data, run, device, events, grid)
     with state.released():
         counted = run.ledger.counted_steps(run.plan)
