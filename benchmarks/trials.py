@@ -1,10 +1,14 @@
 """One trial: fine-tune, sample and score with given settings, by the project's own commands; finished ones are kept."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from dp_lora.config import ROOT
 from dp_lora.files import read_json
@@ -12,25 +16,44 @@ from dp_lora.files import read_json
 RUNS = ROOT / "runs" / "trials"
 
 
-def trial(config: str, eps: str, seed: int, overrides: str = "") -> dict[str, float]:
-    """Scores of one trial, by name; read from its folder where it has been run before."""
-    key = hashlib.sha256(f"{config}|{eps}|{seed}|{overrides}".encode()).hexdigest()[:12]
-    folder = RUNS / f"{config}-eps{eps or 'own'}-seed{seed}-{key}"
-    scores = folder / "evaluation" / "metrics.json"
-    if not scores.exists():
+class Trial(NamedTuple):
+    """What is fine-tuned, sampled and scored."""
+
+    config: str
+    eps: str
+    seed: int
+    overrides: str = ""
+
+    @property
+    def folder(self) -> Path:
+        key = hashlib.sha256("|".join(map(str, self)).encode()).hexdigest()[:12]
+        return RUNS / f"{self.config}-eps{self.eps}-seed{self.seed}-{key}"
+
+
+def scores(trials: Sequence[Trial], jobs: int) -> dict[Trial, dict[str, float]]:
+    """Scores of every trial, by name; `jobs` at a time, which share the processor's cores; finished ones are read."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        return dict(zip(trials, pool.map(lambda trial: _score(trial, threads), trials), strict=True))
+
+
+def _score(trial: Trial, threads: int) -> dict[str, float]:
+    metrics = trial.folder / "evaluation" / "metrics.json"
+    if not metrics.exists():
         began = time.monotonic()
-        common = ["--config", config, "--overrides", overrides]
-        _run("finetune", *common, "--eps", eps, "--seed", str(seed), "--out", str(folder / "finetune"))
-        adapter = str(folder / "finetune")
-        samples = str(folder / "samples")
-        _run("sample", *common, "--seed", str(seed), "--adapter", adapter, "--out", samples)
-        _run("fid", *common, "--samples", samples, "--out", str(folder / "evaluation"))
-        print(f"{folder.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    return read_json(scores)
+        common = ["--config", trial.config, "--overrides", trial.overrides]
+        adapter, samples = str(trial.folder / "finetune"), str(trial.folder / "samples")
+        _run(threads, "finetune", *common, "--eps", trial.eps, "--seed", str(trial.seed), "--out", adapter)
+        _run(threads, "sample", *common, "--seed", str(trial.seed), "--adapter", adapter, "--out", samples)
+        _run(threads, "fid", *common, "--samples", samples, "--out", str(metrics.parent))
+        print(f"{trial.folder.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return read_json(metrics)
 
 
-def _run(entry_point: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", f"entrypoints.{entry_point}", *arguments], cwd=ROOT, check=True)
+def _run(threads: int, entry_point: str, *arguments: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", f"entrypoints.{entry_point}", *arguments]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
