@@ -10,11 +10,10 @@ from benchmarks.trials import Trial, markdown, scores, write_report
 # what differs from the default, one thing at a time; the first line is the default itself
 CANDIDATES = [
     "",
+    "train.embedding_start=mean",
     "train.lr_noise_exponent=0",
-    "train.lr_noise_exponent=1",
     "privacy.max_grad_norm=0.1",
     "lora.train=AB",
-    "lora.rank=2",
     "sampling.guidance_scale=2",
 ]
 

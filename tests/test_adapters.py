@@ -104,6 +104,17 @@ def test_the_untrained_embedding_is_the_mean_of_the_base_plus_noise(tmp_path):
     assert not torch.equal(a, b)
 
 
+def test_an_embedding_starts_from_the_classes_that_are_named(tmp_path):
+    model = tiny_model(tmp_path)
+    first, second = model.classes[:2]
+    start = untrained_class_embedding(model, f"{second}, {first}", 2, 0.0, 0)
+    assert torch.equal(start, model.class_embedding[[1, 0]])
+    with pytest.raises(InputError, match=r"train\.embedding_start=nothing: 'nothing' is no class of the base"):
+        untrained_class_embedding(model, "nothing", 1, 0.0, 0)
+    with pytest.raises(InputError, match="1 names, 2 classes"):
+        untrained_class_embedding(model, first, 2, 0.0, 0)
+
+
 def test_an_embedding_started_at_zero_is_noise_alone(tmp_path):
     model = tiny_model(tmp_path)
     start = untrained_class_embedding(model, "zero", 5, 1.0, 0)

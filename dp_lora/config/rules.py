@@ -132,7 +132,7 @@ RULES: dict[str, Rule] = {
     "train.lr_final": (lambda v: 0 <= v <= 1, "must be in [0, 1]"),
     "train.weight_decay": NOT_NEGATIVE,
     "train.ema_decay": SHARE,
-    "train.embedding_start": _one_of("mean", "zero"),
+    "train.embedding_start": (bool, "must be mean, zero, or a class of the base per class, commas between"),
     "train.embedding_noise": NOT_NEGATIVE,
     "train.timestep_min": (lambda v: 0 <= v < 1000, "must be in [0, 1000)"),
     "train.timestep_max": (lambda v: 0 < v <= 1000, "must be in (0, 1000]"),

@@ -26,6 +26,7 @@ from dp_lora.models.folder import FORMAT, Model, load_info
 from dp_lora.models.ranks import in_order_of_depth, layer_ranks
 
 ADAPTER = "default"
+EMBEDDING_STARTS = ("mean", "zero")
 WEIGHTS = "pytorch_lora_weights.safetensors"
 EMBEDDING = "class_embedding.weight"
 TARGETS = {
@@ -156,9 +157,24 @@ def unit_copies(unet: UNet2DConditionModel, copies: Mapping[str, Tensor], slot: 
 
 
 def untrained_class_embedding(model: Model, start: str, n_classes: int, noise: float, seed: int) -> Tensor:
-    """A fresh class embedding (n_classes, dim): mean of the base's classes, or zero (`start`), + noise * N(0, 1)."""
+    """A fresh class embedding (n_classes, dim): `start` (train.embedding_start) + noise * N(0, 1).
+
+    `start`: mean of the base's classes, zero, or a class of the base for each row, commas between. Raises InputError
+    where these are not n_classes classes of the base.
+    """
     rows = model.class_embedding[: len(model.classes)]
-    begin = {"mean": rows.mean(0), "zero": torch.zeros_like(rows[0])}[start]
+    if start in EMBEDDING_STARTS:
+        begin = rows.mean(0) if start == "mean" else torch.zeros_like(rows[0])
+    else:
+        names = [name.strip() for name in start.split(",")]
+        unknown = [name for name in names if name not in model.classes]
+        if unknown or len(names) != n_classes:
+            wrong = f"{unknown[0]!r} is no class of the base" if unknown else f"{len(names)} names, {n_classes} classes"
+            raise InputError(
+                f"train.embedding_start={start}: {wrong}; must be {', '.join(EMBEDDING_STARTS)}, or a class of the base "
+                "for each of data.classes, commas between"
+            )
+        begin = rows[[model.classes.index(name) for name in names]]
     generator = torch.Generator().manual_seed(seed)
     return begin + noise * torch.randn(n_classes, rows.shape[1], generator=generator).to(rows)
 
