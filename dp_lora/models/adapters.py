@@ -171,8 +171,8 @@ def untrained_class_embedding(model: Model, start: str, n_classes: int, noise: f
         if unknown or len(names) != n_classes:
             wrong = f"{unknown[0]!r} is no class of the base" if unknown else f"{len(names)} names, {n_classes} classes"
             raise InputError(
-                f"train.embedding_start={start}: {wrong}; must be {', '.join(EMBEDDING_STARTS)}, or a class of the base "
-                "for each of data.classes, commas between"
+                f"train.embedding_start={start}: {wrong}; must be {', '.join(EMBEDDING_STARTS)}, or a class of the "
+                "base for each of data.classes, commas between"
             )
         begin = rows[[model.classes.index(name) for name in names]]
     generator = torch.Generator().manual_seed(seed)
