@@ -530,4 +530,15 @@ def test_a_store_below_a_folder_with_odd_characters_works(tmp_path, monkeypatch,
         run.artifact(Path(__file__))
     assert client.get_run(run.run_id).info.status == "FINISHED"
     assert (artifacts(run.run_id) / Path(__file__).name).is_file()
-    assert sorted(path.name for path in folder.iterdir()) == ["mlartifacts", "mlflow.db"]
+    assert sorted(path.name for path in folder.iterdir()) == ["mlartifacts", "mlflow.db", "mlflow.db.lock"]
+
+
+@pytest.mark.slow
+def test_processes_that_open_a_new_store_at_once_all_find_it_whole(tmp_path):
+    code = "from dp_lora.tracking.store import connect, experiment_id; print(experiment_id(connect()))"
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store.sqlite_uri(tmp_path / "mlflow.db")}
+    command = [sys.executable, "-c", code]
+    started = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in "123"]
+    found = [process.communicate()[0].strip() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert len(set(found)) == 1

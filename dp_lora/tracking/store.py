@@ -1,5 +1,6 @@
 """Where runs are kept: the store's address, its client, the experiment that a new run belongs to."""
 
+import fcntl
 import os
 import re
 import sys
@@ -64,8 +65,20 @@ def connect() -> "MlflowClient":
             raise InputError(f"tracking store {shown_uri()}: cannot be written; set MLFLOW_TRACKING_URI")
     from mlflow import MlflowClient
 
-    with one_line_errors():
+    with one_line_errors(), _alone(path):
         return MlflowClient(tracking_uri())
+
+
+@contextmanager
+def _alone(store: Path | None) -> Iterator[None]:
+    """One process at a time: MLflow makes the tables of a new SQLite store without a lock of its own."""
+    if store is None:
+        yield
+        return
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with store.with_name(f"{store.name}.lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
