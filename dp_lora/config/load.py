@@ -42,7 +42,7 @@ def config_names() -> list[str]:
 
 
 def _read(name: str) -> DictConfig:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or ".." in name:
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or ".." in name:
         raise InputError(f"config={name!r}: must be the name of an experiment in configs/, such as mnist5k")
     if name != "base" and name not in config_names():
         raise InputError(f"config={name}: no such experiment; there are {', '.join(config_names())}")
