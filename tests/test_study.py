@@ -1,5 +1,6 @@
 """The study's experiments: each differs from its parent in one thing, has the study's size, and takes a step."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -78,6 +79,9 @@ SMALL_OF = {
 }
 
 
+resolved = functools.cache(load)
+
+
 def test_the_experiments_are_the_study_s_and_one_of_ours():
     names = set(config_names())
     assert {name for name in names if name.startswith("celebahq-")} == set(CELEBAHQ)
@@ -94,7 +98,7 @@ def test_each_differs_from_its_parent_in_the_one_thing_it_is_named_after(name):
     assert written.pop("experiment").keys() == {"description"}
     keys = {f"{section}.{key}" for section, leaves in written.items() for key in leaves}
     assert keys == set(differs)
-    ours, theirs = flatten(load(name)), flatten(load(parent))
+    ours, theirs = flatten(resolved(name)), flatten(resolved(parent))
     for key, value in ours.items():
         if key in differs:
             assert value == differs[key], key
@@ -103,7 +107,7 @@ def test_each_differs_from_its_parent_in_the_one_thing_it_is_named_after(name):
 
 
 def test_the_values_that_all_celebahq_experiments_share_are_the_study_s():
-    config = load("celebahq")
+    config = resolved("celebahq")
     assert (config.privacy.k, config.privacy.delta, config.privacy.max_grad_norm) == (2, 1e-5, 5e-4)
     assert (config.privacy.batch_size, config.privacy.epochs, config.data.n_public) == (2048, 10.0, 28000)
     assert config.train.lr == config.train.embedding_lr == pytest.approx(1e-6 * 2048)
@@ -118,7 +122,7 @@ def test_the_values_that_all_celebahq_experiments_share_are_the_study_s():
 
 
 def test_the_values_of_the_mnist_experiments_are_the_study_s():
-    config = load("mnist32-class-dp-eps10")
+    config = resolved("mnist32-class-dp-eps10")
     assert (config.privacy.k, config.privacy.max_grad_norm, config.privacy.batch_size) == (12, 1e-3, 2000)
     assert (config.train.lr, config.train.embedding_lr, config.lora.rank) == (2e-5, 2e-5, 8)
     assert (config.ldm.attention_heads, config.ldm.beta_end) == (2, 0.0155)
@@ -132,7 +136,7 @@ def test_sample_rate_and_steps_are_those_of_the_public_numbers():
     from dp_lora.privacy.accounting import steps_for
 
     for name, rate, steps in (("celebahq", 2048 / 28000, 137), ("mnist32-class-dp-eps10", 1 / 30, 6000)):
-        config = load(name)
+        config = resolved(name)
         found = config.privacy.batch_size / config.data.n_public
         assert (found, steps_for(config.privacy.epochs, found)) == (rate, steps)
 
@@ -145,7 +149,7 @@ def test_the_readme_tables_what_the_files_hold():
         for name, row in re.findall(r"^\| `([\w.-]+)`[^|]*\| `[\w.-]+` \| (.*) \|$", text, flags=re.MULTILINE)
     }
     for name in PRIVATE:
-        config = load(name)
+        config = resolved(name)
         _, eps, rank, k, norm, *lora = rows[name]
         last = "" if config.lora.rank_last is None else f" to {config.lora.rank_last}"
         assert (float(eps), rank, int(k)) == (config.privacy.eps, f"{config.lora.rank}{last}", config.privacy.k), name
@@ -172,7 +176,7 @@ COUNTED = {
 @pytest.mark.parametrize("name", COUNTED.values())
 def test_count_params_gives_the_study_s_lora_parameters_at_real_width(name):
     model = COUNTS["cin256" if name.startswith("celebahq") else "emnist32-conditional"]
-    counts = count_parameters(load(name), NOWHERE)
+    counts = count_parameters(resolved(name), NOWHERE)
     setting = model["lora"][PRIVATE[name][2] or ALL_RANK_8]
     left_out = 0 if PRIVATE[name][2] else setting["of_which_attn2_to_q_to_k"]
     assert counts["lora"] == counts["lora_trained"] == setting["lora_parameters"] - left_out
@@ -180,7 +184,7 @@ def test_count_params_gives_the_study_s_lora_parameters_at_real_width(name):
     if "ranks" in setting:
         assert counts["lora_ranks"] == setting["ranks"]
     rows, width = model["class_embedder_shape"]
-    assert counts["class_embedding"] == len(load(name).data.classes) * width
+    assert counts["class_embedding"] == len(resolved(name).data.classes) * width
     assert counts["base_class_embedding"] == rows * width
     assert counts["trainable_with_base_rows"] == setting["lora_plus_class_embedder"] - left_out
     if model is COUNTS["cin256"]:
@@ -191,7 +195,7 @@ def test_count_params_gives_the_study_s_lora_parameters_at_real_width(name):
 @pytest.mark.parametrize("name", ["celebahq", *PRETRAINING])
 def test_the_parts_of_the_base_have_the_original_s_numbers_of_parameters(name):
     model = COUNTS["cin256" if name == "celebahq" else "emnist32-conditional"]
-    counts = count_parameters(load(name), NOWHERE)
+    counts = count_parameters(resolved(name), NOWHERE)
     assert counts["first_stage"] == model["first_stage"]
     assert counts["first_stage_parts"] == model["first_stage_parts"]
     if name != "autoencoder_kl_emnist32_4x4x3":
@@ -252,7 +256,7 @@ def test_the_pretraining_experiments_take_a_step_at_small_width(tmp_path, monkey
     letters = [
         Picture(f"{i}.png", "ABC"[i % 3], "train", encode_png(np.full((32, 32, 3), 40 * i, np.uint8))) for i in range(6)
     ]
-    write_dataset(tmp_path / "data", letters, {"source": "test"}, 32, 3)
+    write_dataset(tmp_path / "data", letters, {"source": "test"}, 32, 3, packed=True)
     one_step = f"{SMALL_OF['mnist32']} autoencoder.batch_size=6 autoencoder.epochs=1 ldm.batch_size=6 ldm.epochs=1"
     events = Heard()
     config = load("autoencoder_kl_emnist32_4x4x3", {}, one_step)
