@@ -43,6 +43,7 @@ ENTRY_POINTS: dict[str, tuple[str, ...]] = {
     "count_params": ("config", "rank", "overrides"),
 }
 INPUTS = ("adapter", "samples")
+COMPUTING = ("main", "pretrain_ae", "pretrain_ldm", "finetune", "sample", "fid")  # what runs on compute.device
 DEFAULT_CONFIG = "mnist5k"
 DEFAULT_CONFIGS = {"import_base": "cin256"}  # of stages that the default experiment has no use for
 
@@ -103,6 +104,8 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
                 name = values.pop("config") or default_config(stage)
                 overrides = values.pop("overrides", "")
                 config = read_resolved(resolved) if resolved else load(name, values, overrides, stage=stage)
+                if stage in COMPUTING and not dry_run:
+                    _require_device(config)
                 function(Call(stage, config, out, dry_run, part, inputs, typed))
 
         command.__doc__ = function.__doc__
@@ -111,6 +114,13 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
         return click.command(name=stage, context_settings={"max_content_width": 120})(command)
 
     return decorate
+
+
+def _require_device(config: Config) -> None:
+    if config.compute.device == "cuda":
+        from dp_lora.models.device import pick_device
+
+        pick_device("cuda")  # before anything is made, or a run opened
 
 
 def _options(stage: str, parts: tuple[str, ...]) -> list[Callable]:

@@ -1,8 +1,10 @@
 """One base file, small overrides, one line for bad input, nothing executed."""
 
+import sys
+
 import pytest
 
-from dp_lora.config import PARAMETERS, config_names, flatten, load, read_resolved, write_resolved
+from dp_lora.config import PARAMETERS, ROOT, config_names, flatten, load, read_resolved, write_resolved
 from dp_lora.errors import InputError
 
 
@@ -101,3 +103,43 @@ def test_a_resolved_file_with_a_resolver_or_unknown_key_is_refused(tmp_path):
 
 def test_every_leaf_has_a_section_so_no_parameter_is_logged_twice():
     assert all("." in key for key in flatten(load("mnist5k")))
+
+
+HOSTILE = {
+    "unknown key": ("train: {foo: 1}", "train.foo: unknown key"),
+    "unknown section": ("other: {foo: 1}", "unknown key"),
+    "resolver": ("train: {lr: '${oc.env:HOME}'}", "resolvers are not allowed"),
+    "resolver in extends": ("extends: '${oc.env:HOME}'", "resolvers are not allowed"),
+    "path in extends": ("extends: ../../etc/passwd", "must be the name of an experiment"),
+    "list in extends": ("extends: [mnist5k]", "must be the name of an experiment"),
+    "itself in extends": ("extends: hostile", "extends itself"),
+    "python object": ("train: !!python/object/apply:os.system ['touch PWNED']", "cannot be read"),
+    "python name": ("train: {lr: !!python/name:os.system }", "cannot be read"),
+    "twice the same key": ("train: {lr: 1.0}\ntrain: {lr: 2.0}", "cannot be read"),
+    "no mapping": ("[1, 2]", "must be a mapping"),
+    "not YAML": ("train: {lr: ", "cannot be read"),
+    "not text": (b"\xff\xfe\x00", "cannot be read"),
+    "section that is a number": ("train: 1", "train: must be a section of keys"),
+    "type": ("train: {lr: fast}", "could not be converted"),
+}
+
+
+@pytest.mark.parametrize(("text", "part"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_config_file_ends_in_one_line_through_the_command_line(text, part, tmp_path, monkeypatch):
+    """Check 15: nothing in a config file is executed or followed."""
+    from click.testing import CliRunner
+
+    from entrypoints.finetune import main
+
+    for name in ("base", "mnist5k"):
+        (tmp_path / f"{name}.yaml").write_bytes((ROOT / "configs" / f"{name}.yaml").read_bytes())
+    (tmp_path / "hostile.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    monkeypatch.setattr(sys.modules["dp_lora.config.load"], "CONFIGS", tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["--config", "hostile"])
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: config")
+    assert part in line
+    assert {path.name for path in tmp_path.iterdir()} == {"base.yaml", "mnist5k.yaml", "hostile.yaml"}

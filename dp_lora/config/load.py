@@ -1,5 +1,7 @@
 """Base file <- experiment's file <- parameters that the user typed <- overrides; then typed, checked and frozen."""
 
+import copy
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,18 +46,26 @@ def config_names() -> list[str]:
 
 
 def _read(name: str) -> DictConfig:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or ".." in name:
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or ".." in name:
         raise InputError(f"config={name!r}: must be the name of an experiment in configs/, such as mnist5k")
     if name != "base" and name not in config_names():
         raise InputError(f"config={name}: no such experiment; there are {', '.join(config_names())}")
     try:
         text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
-        loaded = yaml.safe_load(text)
+        return copy.deepcopy(_parsed(text, f"configs/{name}.yaml"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"configs/{name}.yaml: cannot be read: {' '.join(str(error).split())}") from None
+
+
+@functools.lru_cache(maxsize=64)  # most experiments share the layers below them
+def _parsed(text: str, shown: str) -> DictConfig:
+    loaded = yaml.safe_load(text)
     if not isinstance(loaded, dict):
-        raise InputError(f"configs/{name}.yaml: must be a mapping of sections")
-    _refuse_resolvers(loaded, f"configs/{name}.yaml")
+        raise InputError(f"{shown}: must be a mapping of sections")
+    _refuse_resolvers(loaded, shown)
+    for section, keys in loaded.items():
+        if section != "extends" and not isinstance(keys, dict):
+            raise InputError(f"{shown}: {section}: must be a section of keys")
     # YAML 1.1 reads 1.0e-5 as a number but 1e-5 as a word; OmegaConf's own parser, used here, reads both as numbers
     return cast(DictConfig, OmegaConf.create(text))
 
@@ -88,7 +98,8 @@ def _layers(name: str) -> list[DictConfig]:
 
 def _merge(config: DictConfig, layer: DictConfig, shown: str) -> DictConfig:
     try:
-        return cast(DictConfig, OmegaConf.merge(config, layer))
+        config.merge_with(layer)  # in place: OmegaConf.merge copies the whole config, for each override
+        return config
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
         cause = str(error).splitlines()[0]

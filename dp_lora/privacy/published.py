@@ -4,6 +4,7 @@ It clips each of the k noise draws apart and sets the noise for one of them. The
 `accounting.spent`, which counts what a unit really moves.
 """
 
+import functools
 import math
 import warnings
 
@@ -42,6 +43,7 @@ def published_plan(
     )
 
 
+@functools.lru_cache(maxsize=64)
 def _noise_multiplier(eps: float, delta: float, sample_rate: float, steps: int) -> float:
     from opacus.accountants.utils import get_noise_multiplier
 

@@ -1,0 +1,187 @@
+"""Ranks that fall with depth: as the study lists them, scaling 1, through every door that an adapter has."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import TINY, difference, make_base, tiny_config, tiny_latents, tiny_model, total_norm
+
+from dp_lora.config import load
+from dp_lora.errors import InputError
+from dp_lora.models.adapters import (
+    WEIGHTS,
+    Adapter,
+    add_lora,
+    apply_adapter,
+    lora_parameters,
+    matched_modules,
+    save_adapter,
+)
+from dp_lora.models.counting import count_parameters
+from dp_lora.models.folder import load_model
+from dp_lora.models.ranks import in_order_of_depth, layer_ranks
+from dp_lora.privacy.gradients import micro_batches, unit_gradients
+from dp_lora.privacy.randomness import ItemStreams
+from dp_lora.training.private_loss import diffusion_loss
+
+COUNTS = json.loads((Path(__file__).parent / "data" / "parameter-counts.json").read_text())
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("model", ["cin256", "emnist32-conditional"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_ranks_fall_from_16_to_4_as_the_study_lists_them(model, schedule):
+    expected = COUNTS[model]["lora"][f"layer-wise {schedule} 16 to 4"]
+    assert layer_ranks(expected["modules"], schedule, 16, 4) == expected["ranks"]
+
+
+def test_a_constant_rank_and_a_single_layer_need_no_last_rank():
+    assert layer_ranks(3, "constant", 8, None) == [8, 8, 8]
+    assert layer_ranks(1, "linear", 16, 4) == [16]
+    assert layer_ranks(3, "cosine", 2, 8) == [2, 5, 8]
+    for schedule, part in (("linear", "rank_last"), ("steep", "one of")):
+        with pytest.raises(InputError, match=part):
+            layer_ranks(3, schedule, 8, None)
+
+
+def test_depth_runs_down_then_the_middle_then_up(tmp_path):
+    names = matched_modules(tiny_model(tmp_path).unet, "study")
+    blocks = [name.split(".")[0] for name in names]
+    assert blocks == sorted(blocks, key=["down_blocks", "mid_block", "up_blocks"].index)
+    assert set(blocks) == {"down_blocks", "mid_block", "up_blocks"}
+    assert (
+        in_order_of_depth(["up_blocks.0.a", "time_embedding.linear_1", "mid_block.a"])[0] == "time_embedding.linear_1"
+    )
+
+
+def adapter_of(model, schedule: str = "linear") -> Adapter:
+    """Ranks 6 to 2, A and B away from zero."""
+    generator = torch.Generator().manual_seed(3)
+    lora = add_lora(model.unet, 6, None, "study", generator, schedule, 2)
+    for name, parameter in model.unet.named_parameters():
+        if "lora_B" in name:
+            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return Adapter(model.unet, lora, torch.randn(2, 6, generator=generator).requires_grad_())
+
+
+def test_every_layer_has_its_rank_in_both_factors_and_scaling_1(tmp_path):
+    model = tiny_model(tmp_path)
+    adapter_of(model)
+    names = matched_modules(load_model(tmp_path / "base").unet, "study")
+    ranks = dict(zip(names, layer_ranks(len(names), "linear", 6, 2), strict=True))
+    assert len(set(ranks.values())) == 5
+    parameters = lora_parameters(model.unet, "AB")
+    for name, rank in ranks.items():
+        assert parameters[f"{name}.lora_A"].shape[0] == parameters[f"{name}.lora_B"].shape[1] == rank
+        assert model.unet.get_submodule(name).scaling == {"default": 1.0}
+
+
+def test_an_adapter_of_falling_ranks_reloads_in_a_fresh_process_through_diffusers_and_peft(tmp_path):
+    model = tiny_model(tmp_path)
+    adapter = adapter_of(model)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_adapter(folder, adapter, ["x", "y"], {"path": "base", "digest": "0"})
+    x, t, context = torch.randn(2, 2, 8, 8), torch.tensor([3, 700]), torch.randn(2, 1, 6)
+    expected = model.unet(x, t, context).sample.detach()
+    ours = apply_adapter(load_model(tmp_path / "base"), folder)
+    assert torch.equal(ours.unet(x, t, context).sample, expected)
+    torch.save({"x": x, "t": t, "context": context, "expected": expected}, tmp_path / "io.pt")
+    script = f"""
+import torch
+from diffusers import UNet2DConditionModel
+from peft import PeftModel
+io = torch.load({str(tmp_path / "io.pt")!r}, weights_only=True)
+def base():
+    return UNet2DConditionModel.from_pretrained({str(tmp_path / "base" / "unet")!r})
+unet = base()
+unet.load_lora_adapter({str(folder)!r}, weight_name={WEIGHTS!r}, prefix=None)
+peft = PeftModel.from_pretrained(base(), {str(folder / "peft")!r})
+with torch.no_grad():
+    for model in (unet, peft):
+        print(float((model(io["x"], io["t"], io["context"]).sample - io["expected"]).abs().max()))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert [float(line) < 2e-6 for line in result.stdout.split()] == [True, True]
+    stored = json.loads((folder / "peft" / "adapter_config.json").read_text())
+    assert stored["rank_pattern"] == stored["alpha_pattern"]
+    assert stored["r"] == json.loads((folder / "model.json").read_text())["rank"] == 6
+
+
+def test_a_mutant_without_the_alpha_pattern_computes_something_else(tmp_path):
+    """Alpha left at the first rank would scale the deeper layers up."""
+    model = tiny_model(tmp_path)
+    adapter = adapter_of(model)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_adapter(folder, adapter, ["x", "y"], {"path": "base", "digest": "0"})
+    from diffusers import UNet2DConditionModel
+    from peft import PeftModel
+
+    path = folder / "peft" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "alpha_pattern": {}}))
+    mutant = PeftModel.from_pretrained(
+        UNet2DConditionModel.from_pretrained(tmp_path / "base" / "unet"), str(folder / "peft")
+    )
+    x, t, context = torch.randn(2, 2, 8, 8), torch.tensor([3, 700]), torch.randn(2, 1, 6)
+    with torch.no_grad():
+        assert (mutant(x, t, context).sample - model.unet(x, t, context).sample).abs().max() > 1e-3
+
+
+def test_unit_gradients_of_falling_ranks_equal_autograd_unit_by_unit(tmp_path):
+    config, model = tiny_config(), tiny_model(tmp_path)
+    parameters = adapter_of(model, "cosine").parameters("AB")
+    latents, labels = tiny_latents(3)
+
+    def gradients(units):
+        loss = diffusion_loss(config, model, latents, labels, CPU)(ItemStreams(11))
+        (rows,) = micro_batches(units, 2, 100, CPU)
+        return unit_gradients(loss, parameters, rows)[0]
+
+    together = gradients([[0], [1], [2]])
+    for unit in range(3):
+        alone = {name: value[0] for name, value in gradients([[unit]]).items()}
+        ours = {name: value[unit] for name, value in together.items()}
+        assert total_norm(difference(ours, alone)) < 1e-5 * total_norm(alone)
+
+
+def test_falling_ranks_are_counted_as_they_are_made(tmp_path):
+    config = load("mnist5k", {}, f"{TINY} lora.rank=6 lora.rank_schedule=linear lora.rank_last=2 lora.targets=study")
+    make_base(tmp_path / "base", config)
+    model = load_model(tmp_path / "base")
+    adapter_of(model)
+    counts = count_parameters(config, tmp_path / "base")
+    assert counts["lora"] == sum(parameter.numel() for parameter in lora_parameters(model.unet, "AB").values())
+    assert counts["lora_ranks"][0] == 6
+    assert counts["lora_ranks"][-1] == 2
+    assert len(counts["lora_ranks"]) == len(counts["lora_modules"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        ("lora.rank_schedule=linear", "lora.rank_last"),
+        ("lora.rank_last=4", "lora.rank_last=4"),
+        ("lora.rank_schedule=linear lora.rank_last=4 lora.alpha=8", "lora.alpha=8"),
+        ("lora.rank_schedule=steep lora.rank_last=4", "one of constant, linear, cosine"),
+        ("lora.rank_schedule=linear lora.rank_last=0", "at least 1"),
+    ],
+)
+def test_a_schedule_that_says_half_of_what_it_needs_is_refused(overrides, part):
+    with pytest.raises(InputError, match=part):
+        load("mnist5k", {}, overrides)
+
+
+def test_a_trained_adapter_keeps_its_ranks(tmp_path):
+    model = tiny_model(tmp_path)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_adapter(folder, adapter_of(model), ["x", "y"], {"path": "base", "digest": "0"})
+    shapes = {name: value.shape for name, value in load_file(folder / WEIGHTS).items()}
+    ranks = {shape[0] for name, shape in shapes.items() if "lora_A" in name}
+    assert ranks == {2, 3, 4, 5, 6}
