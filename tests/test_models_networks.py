@@ -1,6 +1,5 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +21,9 @@ LDM = replace(
     norm_num_groups=32,
 )
 # from the original code: constructor arguments whose UNet gives its outputs
-ARGUMENTS = json.loads((Path(__file__).parent / "data" / "cin256-diffusers-arguments.json").read_text())
+ARGUMENTS = json.loads(
+    (Path(__file__).parent / "data" / "golden" / "cin256-tiny" / "diffusers-arguments.json").read_text()
+)
 
 
 def test_a_unet_with_attention_at_its_lower_resolution_attends_there_and_in_the_middle():

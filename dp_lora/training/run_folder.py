@@ -30,6 +30,7 @@ PRIVATE_CODE = (
     "training/private_loss.py",
     "models/adapters.py",
     "models/attention.py",
+    "models/resampling.py",
     "data/latents.py",
     "diffusion.py",
 )
