@@ -58,6 +58,7 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
     from dp_lora.data.latents import encode_dataset
     from dp_lora.data.layout import read_dataset
     from dp_lora.grids import write_grid
+    from dp_lora.models.agreement import check_agreement
     from dp_lora.models.device import pick_device
     from dp_lora.models.folder import Model, load_model, model_digest
     from dp_lora.sampling import draw
@@ -72,6 +73,7 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
             f"data.size={config.data.size}, data.channels={config.data.channels}: the base is for pictures of "
             f"{model.info['size']} pixels and {model.info['channels']} channels; set both so"
         )
+    check_agreement(config.ldm, model.unet, model.scheduler, f"{relative(base)}'s")
     if config.sampling.guidance_scale != 1 and model.null_row is None:
         raise InputError(
             f"sampling.guidance_scale={config.sampling.guidance_scale:g}: the base has no null row; must be 1"

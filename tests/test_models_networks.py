@@ -1,9 +1,9 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from golden import golden_json
 
 from dp_lora.config import load
 from dp_lora.errors import InputError
@@ -22,7 +22,7 @@ LDM = replace(
     norm_num_groups=32,
 )
 # from the original code: constructor arguments whose UNet gives its outputs
-ARGUMENTS = json.loads((Path(__file__).parent / "data" / "cin256-diffusers-arguments.json").read_text())
+ARGUMENTS = golden_json("cin256-tiny/diffusers-arguments.json")
 
 
 def test_a_unet_with_attention_at_its_lower_resolution_attends_there_and_in_the_middle():

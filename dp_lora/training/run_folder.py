@@ -32,6 +32,7 @@ PRIVATE_CODE = (
     "models/adapters.py",
     "models/attention.py",
     "models/ranks.py",
+    "models/resampling.py",
     "data/latents.py",
     "diffusion.py",
 )

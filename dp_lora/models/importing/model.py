@@ -1,6 +1,7 @@
 """The parts of an original checkpoint as a model of ours, every tensor accounted for."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 from dp_lora.config.schema import Config, Ldm
 from dp_lora.diffusion import make_scheduler
 from dp_lora.errors import InputError
+from dp_lora.models.agreement import check_schedule
 from dp_lora.models.autoencoder import Vae, build_autoencoder, latent_size
 from dp_lora.models.folder import Model, model_info
 from dp_lora.models.importing.checkpoint import read_state_dict
@@ -30,8 +32,7 @@ from dp_lora.models.unet import build_unet
 
 SHOWN = 12  # keys in one error line; the others are counted
 TIMESTEPS = 1000
-# betas are stored in float32; the schedules of two configurations differ by 1e-4 and more
-BETAS_TOLERANCE = 1e-6
+MOST_CLASSES = 100_000
 ALPHAS_TOLERANCE = 1e-5
 
 
@@ -56,16 +57,17 @@ def import_model(path: Path, config: Config, sha256: str) -> Model:
             f"ldm.prediction_type={config.ldm.prediction_type}: an original latent-diffusion checkpoint predicts the "
             "noise; set ldm.prediction_type=epsilon"
         )
+    classes = class_names(config.public.classes)
     state = read_state_dict(path)
     try:
         check_finite(state)
         networks = import_networks(state, config)
         scheduler = import_scheduler(state, config.ldm)
-        null_row = _null_row(networks.class_embedding, config)
+        null_row = _null_row(networks.class_embedding, classes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     info = model_info(
-        classes=list(config.public.classes),
+        classes=classes,
         null_row=null_row,
         size=config.public.size,
         channels=config.public.channels,
@@ -76,6 +78,20 @@ def import_model(path: Path, config: Config, sha256: str) -> Model:
         sections={name: asdict(getattr(config, name)) for name in ("public", "checkpoint", "autoencoder", "ldm")},
     )
     return Model(networks.unet, networks.vae, scheduler, networks.class_embedding, info)
+
+
+def class_names(classes: Sequence[str]) -> list[str]:
+    """`public.classes` with every entry A..B as the whole numbers from A to B: a thousand classes in one word."""
+    names: list[str] = []
+    for entry in classes:
+        if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", entry):
+            first, last = (int(number) for number in numbers.groups())
+            if not first <= last < first + MOST_CLASSES:
+                raise InputError(f"public.classes={entry}: must go upwards, over at most {MOST_CLASSES} numbers")
+            names += [str(number) for number in range(first, last + 1)]
+        else:
+            names.append(entry)
+    return names
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
@@ -154,32 +170,24 @@ def _fitted(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32).reshape(like.shape).contiguous()
 
 
-def _null_row(embedding: Tensor, config: Config) -> bool:
-    classes = len(config.public.classes)
-    if len(embedding) not in (classes, classes + 1):
+def _null_row(embedding: Tensor, classes: Sequence[str]) -> bool:
+    if len(embedding) not in (len(classes), len(classes) + 1):
         raise InputError(
-            f"{CLASS_EMBEDDING} has {len(embedding)} rows, but public.classes names {classes} classes: must be one row "
-            "per class, or one more for 'no class'"
+            f"{CLASS_EMBEDDING} has {len(embedding)} rows, but public.classes names {len(classes)} classes: must be "
+            "one row per class, or one more for 'no class'"
         )
-    return len(embedding) == classes + 1
+    return len(embedding) == len(classes) + 1
 
 
 def import_scheduler(state: Mapping[str, Tensor], ldm: Ldm) -> DDIMScheduler:
     """DDIM with the checkpoint's own betas (1000,), the ones its model was trained with.
 
-    The released fine-tuning configurations name a cosine schedule, which the buffers then silently replace: here a
-    schedule in `ldm` that is not the checkpoint's is an InputError.
+    Raises InputError where `ldm` names another schedule.
     """
     betas = state[BETAS].double()
     if betas.shape != (TIMESTEPS,):
         raise InputError(f"{BETAS} has shape {tuple(betas.shape)}, must be ({TIMESTEPS},)")
-    expected = make_scheduler(ldm.beta_schedule, ldm.beta_start, ldm.beta_end, ldm.prediction_type)
-    if (betas - expected.betas.double()).abs().max() > BETAS_TOLERANCE:
-        raise InputError(
-            f"ldm.beta_schedule={ldm.beta_schedule}, ldm.beta_start={ldm.beta_start:g}, ldm.beta_end={ldm.beta_end:g} "
-            f"contradict its own betas, which go from {float(betas[0]):.6g} to {float(betas[-1]):.6g}; the model was "
-            f"trained with these: set {_suggested(betas)}"
-        )
+    check_schedule(ldm, betas, "its")
     own = betas.float().tolist()
     arguments = (ldm.beta_schedule, ldm.beta_start, ldm.beta_end, ldm.prediction_type, TIMESTEPS)
     scheduler = make_scheduler(*arguments, trained_betas=own)
@@ -187,12 +195,3 @@ def import_scheduler(state: Mapping[str, Tensor], ldm: Ldm) -> DDIMScheduler:
     if kept.shape != betas.shape or (scheduler.alphas_cumprod - kept).abs().max() > ALPHAS_TOLERANCE:
         raise InputError(f"{ALPHAS_CUMPROD} is not the cumulative product of 1 - {BETAS}; the file is damaged")
     return scheduler
-
-
-def _suggested(betas: Tensor) -> str:
-    start, end = float(betas[0]), float(betas[-1])
-    linear = make_scheduler("linear", start, end, "epsilon").betas.double()
-    if (betas - linear).abs().max() <= BETAS_TOLERANCE:
-        return f"ldm.beta_schedule=linear ldm.beta_start={start:.4g} ldm.beta_end={end:.4g}"
-    cosine = make_scheduler("cosine", start, end, "epsilon").betas.double()
-    return "ldm.beta_schedule=" + ("cosine" if (betas - cosine).abs().max() <= BETAS_TOLERANCE else "the right one")

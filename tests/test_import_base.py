@@ -1,0 +1,215 @@
+"""The entry point import_base through the real command line, and a private step and samples from what it makes."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from golden import GOLDEN, TINY, checkpoint, golden_config
+from safetensors.torch import load_file
+from test_tracking import use_store
+
+import entrypoints.import_base
+from dp_lora.config import load
+from dp_lora.data.latents import encode_dataset
+from dp_lora.data.layout import Picture, read_dataset, write_dataset
+from dp_lora.data.pixels import encode_png
+from dp_lora.errors import InputError
+from dp_lora.events import Events
+from dp_lora.files import digest_file
+from dp_lora.models.adapters import apply_adapter
+from dp_lora.models.counting import count_parameters
+from dp_lora.models.folder import load_model, model_digest
+from dp_lora.models.importing import import_model
+from dp_lora.sampling import sample
+from dp_lora.training.autoencoder import train_autoencoder
+from dp_lora.training.finetune import PrivateData, finetune, units_of
+from dp_lora.training.run_folder import binding, open_run_folder
+
+CPU = torch.device("cpu")
+# a private experiment on the tiny cin256: two classes, one step
+PRIVATE = (
+    "data.source=folder data.path=x data.classes=[female,male] data.n_public=8 data.size=64 data.channels=3 "
+    "privacy.batch_size=8 privacy.epochs=1 privacy.delta=1e-2 privacy.k=2 lora.rank=2 lora.targets=study lora.train=AB "
+    "train.grid_every=0 sampling.n=4 sampling.steps=2 sampling.eta=1.0 sampling.batch_size=4 compute.device=cpu"
+)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project's root with a tiny checkpoint where `prepare` puts the real one, and an MLflow store of its own."""
+    folder = tmp_path / "data" / "cin256"
+    folder.mkdir(parents=True)
+    shutil.copyfile(checkpoint("cin256"), folder / "model.ckpt")
+    monkeypatch.setattr(entrypoints.import_base, "ROOT", tmp_path)
+    return tmp_path
+
+
+def import_base(project: Path, *arguments: str, overrides: str = TINY["cin256"]):
+    command = ["--overrides", overrides, "--out", str(project / "base"), *arguments]
+    return CliRunner().invoke(entrypoints.import_base.main, command)
+
+
+def source_json(project: Path, sha256: str) -> None:
+    facts = {"url": "https://x/cin.zip", "sha256": "0" * 64, "file": {"name": "model.ckpt", "sha256": sha256}}
+    (project / "data" / "cin256" / "source.json").write_text(json.dumps(facts))
+
+
+def refused(project: Path, *arguments: str, **options: str) -> str:
+    result = import_base(project, *arguments, **options)
+    assert result.exit_code == 1
+    line = result.stderr.strip()
+    assert line.startswith("error: ")
+    assert "\n" not in line
+    assert not (project / "base").exists()
+    assert not list(project.glob(".base*"))
+    return line
+
+
+def private_pictures(folder: Path, n: int = 8) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (n, 64, 64, 3), dtype=np.uint8)
+    pictures = (
+        Picture(f"{i}.png", ("female", "male")[i % 2], "train", encode_png(image)) for i, image in enumerate(images)
+    )
+    write_dataset(folder, pictures, {"source": "test"}, 64, 3, packed=False)
+
+
+def test_from_checkpoint_to_base_to_a_private_step_to_four_pictures(project, tmp_path, monkeypatch):
+    client = use_store(tmp_path, monkeypatch)
+    digest = digest_file(project / "data" / "cin256" / "model.ckpt")
+    source_json(project, digest)
+    result = import_base(project)
+    assert result.exit_code == 0, result.output
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["output"] == str(project / "base")
+    assert run.data.metrics["class_embedding_parameters"] == 12000
+    assert {tag.value for tag in run.inputs.dataset_inputs[0].tags if tag.key == "digest"} == {digest}
+
+    base = load_model(project / "base")
+    assert base.info["trained_on"] == {"source": "imagenet", "checkpoint": digest, "ema": False}
+    assert base.info["privacy_status"] == "public"
+    assert base.classes == [str(number) for number in range(1000)]
+    assert (base.info["size"], base.info["channels"], base.info["null_row"]) == (64, 3, False)
+    before = {name: tensor.clone() for name, tensor in base.unet.state_dict().items()}
+
+    config = load("cin256", {}, f"{TINY['cin256']} {PRIVATE}")
+    private_pictures(project / "pictures")
+    dataset = read_dataset(project / "pictures", config.data.classes, "train")
+    latents = encode_dataset(dataset, base.vae, project / "latents", CPU, 256, Events())
+    assert latents.shape == (8, 4, 8, 8)
+    names = {"path": "base", "digest": model_digest(project / "base")}
+    bound = binding(config, dataset.digest(), names["digest"], "cpu")
+    with open_run_folder(project / "run", config, bound) as opened:
+        assert opened.plan.steps == 1
+        data = PrivateData(latents, dataset.labels, units_of(len(dataset), None, "picture"))
+        release = finetune(config, base, names, data, opened, CPU, Events(), lambda *_: None)
+    assert release.name == "release"
+    assert json.loads((release / "privacy.json").read_text())["steps"] == 1
+    adapter = load_file(release / "pytorch_lora_weights.safetensors")
+    assert len(adapter) == 2 * 128
+    base.unet.delete_adapters("default")
+    after = {name.replace(".base_layer", ""): tensor for name, tensor in base.unet.state_dict().items()}
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+    model = apply_adapter(load_model(project / "base"), release)
+    sample(model, config, model.info["classes"], 4, project / "working", project / "samples", Events())
+    with np.load(project / "samples" / "samples.npz") as archive:
+        assert archive["arr_0"].shape == (4, 64, 64, 3)
+        assert archive["arr_1"].tolist() == [0, 0, 1, 1]
+    drawn = read_dataset(project / "samples", config.data.classes, "synthetic")
+    assert drawn.images(slice(None)).shape == (4, 64, 64, 3)
+    counts = count_parameters(config, project / "base")
+    assert counts["unet"] == sum(tensor.numel() for tensor in before.values())
+
+
+def test_a_missing_or_changed_checkpoint_says_what_to_type(project, tmp_path, monkeypatch):
+    use_store(tmp_path, monkeypatch)
+    path = project / "data" / "cin256" / "model.ckpt"
+    source_json(project, "1" * 64)
+    assert "has SHA-256" in (line := refused(project))
+    assert "1" * 64 in line
+    (path.parent / "source.json").write_text("{}")
+    assert "states no SHA-256" in refused(project)
+    path.unlink()
+    line = refused(project)
+    assert f"{path}: missing" in line
+    assert "-e prepare -P config=cin256" in line
+    assert "`dvc pull data/cin256`" in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        ("ldm.beta_schedule=cosine", "set ldm.beta_schedule=linear ldm.beta_start=0.0015 ldm.beta_end=0.0195"),
+        ("ldm.prediction_type=v_prediction", "set ldm.prediction_type=epsilon"),
+        ("ldm.attention=[false,true,true]", "left over"),
+        ("public.classes=[a,b]", "1000 rows, but public.classes names 2 classes"),
+        ("checkpoint.folder=null checkpoint.url=null", "checkpoint.folder: null"),
+        ("ldm.attention_heads=3", "ldm.attention_heads=3: must divide"),
+        ("autoencoder.num_vq_embeddings=null", "autoencoder.num_vq_embeddings"),
+        ("autoencoder.attention=[true]", "autoencoder.attention"),
+    ],
+)
+def test_a_config_that_contradicts_the_checkpoint_is_one_line_and_writes_nothing(
+    project, tmp_path, monkeypatch, overrides, part
+):
+    use_store(tmp_path, monkeypatch)
+    assert part in refused(project, overrides=f"{TINY['cin256']} {overrides}")
+
+
+def test_a_hostile_checkpoint_fails_the_run_in_one_line_and_nothing_of_it_runs(project, tmp_path, monkeypatch):
+    client = use_store(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    path = project / "data" / "cin256" / "model.ckpt"
+    shutil.copyfile(GOLDEN / "hostile" / "payload-in-callbacks.ckpt", path)
+    assert "io.open" in refused(project)
+    assert not (tmp_path / "PWNED").exists()
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [run.info.status for run in runs] == ["FAILED"]
+
+
+def test_a_row_more_than_classes_is_the_null_row(tmp_path):
+    config = golden_config("emnist")
+    fewer = replace(config, public=replace(config.public, classes=config.public.classes[:25]))
+    model = import_model(checkpoint("emnist"), fewer, "0" * 64)
+    assert model.info["null_row"] is True
+    assert torch.equal(model.null_row, model.class_embedding[25])
+    assert model.classes == config.public.classes[:25]
+
+
+def test_the_encoder_s_memory_is_bounded_whatever_the_batch_size(tmp_path, monkeypatch):
+    from dp_lora.data import latents
+
+    private_pictures(tmp_path / "pictures")
+    dataset = read_dataset(tmp_path / "pictures", ["female", "male"], "train")
+    vae = import_model(checkpoint("cin256"), golden_config("cin256"), "0" * 64).vae
+    whole = encode_dataset(dataset, vae, tmp_path / "whole", CPU, 256, Events())
+    seen = []
+    encode = latents.encode
+    monkeypatch.setattr(latents, "encode", lambda vae, pixels: seen.append(len(pixels)) or encode(vae, pixels))
+    monkeypatch.setattr(latents, "ENCODE_VALUES", 3 * 64 * 64 * 3)
+    parts = encode_dataset(dataset, vae, tmp_path / "parts", CPU, 256, Events())
+    assert seen == [3, 3, 2]
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+
+
+def test_an_experiment_without_private_pictures_is_not_fine_tuned():
+    for stage in ("finetune", "main", "fid"):
+        with pytest.raises(InputError, match=r"config=cin256: has no private pictures"):
+            load("cin256", stage=stage)
+    assert load("cin256", stage="import_base").data.classes == []
+
+
+def test_a_vq_autoencoder_is_not_trained_by_pretrain_ae(tmp_path):
+    config = golden_config("cin256", "compute.device=cpu public.classes=[female,male]")
+    private_pictures(tmp_path / "pictures")
+    with pytest.raises(InputError, match=r"autoencoder\.kind=vq"):
+        train_autoencoder(config, tmp_path / "pictures", tmp_path / "working", tmp_path / "out", Events())
+    assert not (tmp_path / "out").exists()
