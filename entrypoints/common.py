@@ -40,6 +40,7 @@ ENTRY_POINTS: dict[str, tuple[str, ...]] = {
     "sample": ("config", "adapter", "seed", "overrides"),
     "fid": ("config", "samples", "overrides"),
     "count_params": ("config", "rank", "overrides"),
+    "export": ("config", "adapter", "overrides"),
 }
 INPUTS = ("adapter", "samples")
 DEFAULT_CONFIG = "mnist5k"
