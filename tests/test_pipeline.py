@@ -16,6 +16,7 @@ from entrypoints.pipelines import (
     private_data,
     public_data,
     require,
+    require_distance,
 )
 
 FILES = {
@@ -166,6 +167,13 @@ def test_a_config_that_fits_no_pipeline_is_refused_in_one_line():
     config = load("mnist5k", {}, "data.folder=data/other")
     with pytest.raises(InputError, match=r"no pipeline depends on .*data\.folder=data/other; there are dvc\.yaml, "):
         pipeline_of(config)
+
+
+def test_a_config_without_public_letters_needs_inception_before_it_starts():
+    with pytest.raises(InputError, match=r"inception_weights=null.*FID alone"):
+        require_distance(config_of("celebahq"))
+    require_distance(load("mnist5k", {}, f"{FOLDERS['celebahq']} evaluation.inception_weights=weights.pt"))
+    require_distance(config_of("emnist"))
 
 
 def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_source_json(tmp_path, monkeypatch):
