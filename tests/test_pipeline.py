@@ -194,3 +194,40 @@ def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_sour
         require(config, from_outside(config))
     (tmp_path / "data/celebahq/source.json").write_text("{}")
     require(config, from_outside(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("letters", "pretrain_ldm"), ("celebahq", "pipelines/celebahq/dvc.yaml:import_base"),
+     ("emnist", "pipelines/emnist/dvc.yaml:pretrain_ldm")],
+)  # fmt: skip
+def test_a_missing_base_is_made_by_its_own_pipeline_whose_params_come_back(name, stage, tmp_path, monkeypatch):
+    from entrypoints import pipeline, pipelines
+
+    for module in (pipeline, pipelines):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    seen = {}
+
+    def dvc(*arguments, environment):
+        seen["arguments"], seen["params"] = arguments, yaml.safe_load(PIPELINES[name].params.read_text())
+
+    monkeypatch.setattr(pipeline, "dvc", dvc)
+    config, params = config_of(name), PIPELINES[name].params
+    params.parent.mkdir(parents=True, exist_ok=True)
+    params.write_text("config: before\n")
+    base = tmp_path / config.model.base
+    outside = [folder for folder in PIPELINES[name].folders[:2] if folder is not None]
+    typed = {"config": "mnist5k", "eps": "5"} | ({"overrides": FOLDERS[name]} if FOLDERS[name] else {})
+    if outside:
+        with pytest.raises(InputError, match=f"^{outside[0]}: missing; type"):
+            pipeline.make_missing(config, typed, {}, base)
+        assert not seen
+    for folder in outside:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "source.json").write_text("{}")
+    pipeline.make_missing(config, typed, {}, base)
+    assert seen["arguments"] == ("repro", stage)
+    assert {key: value for key, value in seen["params"].items() if value is not None} == {
+        "config": "mnist5k", **({"overrides": FOLDERS[name]} if FOLDERS[name] else {})
+    }  # fmt: skip
+    assert params.read_text() == "config: before\n"
