@@ -183,10 +183,17 @@ def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str])
         f"**Classes, in the order of class_embedding.safetensors:** {', '.join(config.data.classes)}.",
         f"**LoRA:** rank {rank}, targets {config.lora.targets}, trained factors {config.lora.train}.",
         "",
+        *loading_lines(),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def loading_lines() -> list[str]:
+    """Lines of a model card: how `folder`, an adapter's, is put on the base model's UNet."""
+    return [
         "```python",
         f'unet.load_lora_adapter(folder, weight_name="{WEIGHTS}", prefix=None)  # diffusers',
         'PeftModel.from_pretrained(unet, folder + "/peft")  # PEFT',
         "```",
-        "",
     ]
-    return "\n".join(lines)

@@ -41,6 +41,7 @@ ENTRY_POINTS: dict[str, tuple[str, ...]] = {
     "sample": ("config", "adapter", "seed", "overrides"),
     "fid": ("config", "samples", "overrides"),
     "count_params": ("config", "rank", "overrides"),
+    "export": ("config", "adapter", "overrides"),
 }
 INPUTS = ("adapter", "samples")
 COMPUTING = ("main", "pretrain_ae", "pretrain_ldm", "finetune", "sample", "fid")  # what runs on compute.device

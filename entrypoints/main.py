@@ -7,7 +7,7 @@ from dp_lora.files import read_json
 from dp_lora.privacy.published import EPSILONS
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import dvc, is_up_to_date, repro, write_params
-from entrypoints.pipelines import from_outside, outputs, pipeline_of, require
+from entrypoints.pipelines import from_outside, outputs, pipeline_of, require, require_distance
 
 
 @entry_point("main")
@@ -19,6 +19,7 @@ def main(call: Call) -> None:
         call.print_dry_run({"pipeline": pipeline.file}, [relative(pipeline.params), relative(pipeline.lock), *shared])
         return
     require(call.config, from_outside(call.config))
+    require_distance(call.config)
     write_params(pipeline, {"config": call.config.experiment.name, **call.typed})
     # DVC does not see into a folder of the user's own, from which a person may have been taken out
     source_may_change = call.config.data.source == "folder"

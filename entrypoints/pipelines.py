@@ -142,6 +142,15 @@ def what_to_type(config: Config, folders: Iterable[Path]) -> str | None:
     )
 
 
+def require_distance(config: Config) -> None:
+    """InputError for a config that could be trained for hours and then not be scored."""
+    if config.checkpoint.folder is not None and config.evaluation.inception_weights is None:
+        raise InputError(
+            f"evaluation.inception_weights=null: the images of {config.experiment.name} can be scored by FID alone; "
+            "set it to the path or address of a copy of inception-2015-12-05.pt"
+        )
+
+
 def require(config: Config, folders: Iterable[Path]) -> None:
     """InputError that says what to type where one of `folders` has to come from outside and is not there."""
     line = what_to_type(config, folders)

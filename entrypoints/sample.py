@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dp_lora import tracking
+from dp_lora.config import ROOT
 from dp_lora.errors import InputError
 from dp_lora.privacy.published import EPSILONS
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import WORKING
 from entrypoints.pipelines import outputs
+
+if TYPE_CHECKING:
+    from dp_lora.models.folder import Model
 
 
 @entry_point("sample")
@@ -56,23 +60,30 @@ def track_privacy(run: tracking.TrackedRun, statement: Mapping[str, Any], rank: 
     run.tags({"privacy": privacy_tag(statement), "run_id_of_adapter": statement["run_id"]})
 
 
-def _sample(call: Call, run: tracking.TrackedRun, adapter: Path, out: Path) -> None:
-    from dp_lora.config import ROOT
-    from dp_lora.models.adapters import adapter_info, apply_adapter
+def base_of(adapter: Path, device: str) -> "Model":
+    """The base model that an adapter was trained on; InputError where it is missing or has changed since."""
+    from dp_lora.models.adapters import adapter_info
     from dp_lora.models.device import pick_device
     from dp_lora.models.folder import load_model, model_digest
+
+    named = adapter_info(adapter)["base"]
+    folder = ROOT / named["path"]
+    if not folder.exists() or model_digest(folder) != named["digest"]:
+        raise InputError(f"{relative(adapter)}: its base {named['path']} is missing or another one; restore it")
+    return load_model(folder, pick_device(device))
+
+
+def _sample(call: Call, run: tracking.TrackedRun, adapter: Path, out: Path) -> None:
+    from dp_lora.models.adapters import adapter_info, apply_adapter
     from dp_lora.release import read_privacy
     from dp_lora.sampling import sample
 
-    info, statement = adapter_info(adapter), read_privacy(adapter)
-    base = ROOT / info["base"]["path"]
-    if not base.exists() or model_digest(base) != info["base"]["digest"]:
-        raise InputError(f"{relative(adapter)}: its base {info['base']['path']} is missing or another one; restore it")
+    info, statement, config = adapter_info(adapter), read_privacy(adapter), call.config
+    base = base_of(adapter, config.compute.device)
     run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
-    track_privacy(run, statement, info["rank"], call.config.privacy.max_grad_norm)
-    model = apply_adapter(load_model(base, pick_device(call.config.compute.device)), adapter)
+    track_privacy(run, statement, info["rank"], config.privacy.max_grad_norm)
+    model = apply_adapter(base, adapter)
     facts = {"adapter": relative(adapter), "base": info["base"], "rank": info["rank"], "privacy": statement}
-    config = call.config
     sample(model, config, model.info["classes"], config.sampling.n, WORKING / "samples", out, run, facts)
 
 

@@ -214,8 +214,8 @@ def test_no_public_reference_leaves_that_number_out(world):
 @pytest.mark.slow  # four roots of 2048 x 2048 matrices
 def test_with_inception_weights_fid_and_kid_stand_beside_the_reconstruction_s(world, tmp_path):
     digest = write_stand_in(tmp_path / "weights.pt")
-    config = tiny_config(f"{OPTIONS} evaluation.inception_weights={tmp_path / 'weights.pt'}")
-    changes = {"config": config, "public_folder": None, "weights_sha256": digest}
+    weights = f"evaluation.inception_weights={tmp_path / 'weights.pt'} evaluation.inception_sha256={digest}"
+    changes = {"config": tiny_config(f"{OPTIONS} {weights}"), "public_folder": None}
     metrics = world.evaluate(world.faithful, **changes).metrics
     assert {"fid", "kid", "reconstruction_fid", "reconstruction_kid"} <= set(metrics)
     assert "letter_frechet_distance" not in metrics

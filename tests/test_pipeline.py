@@ -16,13 +16,14 @@ from entrypoints.pipelines import (
     private_data,
     public_data,
     require,
+    require_distance,
 )
 
 FILES = {
     name: yaml.safe_load((ROOT / pipeline.file).read_text(encoding="utf-8")) for name, pipeline in PIPELINES.items()
 }
 # what no result depends on: names, what `prepare` downloads (DVC knows data/ by its hash), how the work is portioned
-NOT_RESULTS = ("experiment.name", "experiment.description", "huggingface.", "checkpoint.", "compute.")
+NOT_RESULTS = ("experiment.name", "experiment.description", "huggingface.", "checkpoint.url", "checkpoint.sha256", "compute.")
 # one experiment of each pipeline
 EXPERIMENTS = {"letters": "mnist5k", "celebahq": "celebahq-eps10", "emnist": "mnist32-class-dp-eps10"}
 each_pipeline = pytest.mark.parametrize("name", PIPELINES)
@@ -122,7 +123,7 @@ def test_the_pipelines_differ_in_nothing_but_where_data_and_base_come_from():
             text = FILES[name]["stages"][stage]
             words = text["cmd"].replace(pipeline.resolved, "RESOLVED").split()
             code = [dependency for dependency in text["deps"] if dependency.startswith("dp_lora/")]
-            said.add((*words, *code, *text["outs"]))
+            said.add((*words, *code, *text["outs"], *keys_of(name, stage)))
         assert len(said) == 1, stage
 
 
@@ -164,6 +165,13 @@ def test_a_config_that_fits_no_pipeline_is_refused_in_one_line():
         pipeline_of(config)
 
 
+def test_a_config_without_public_letters_needs_inception_before_it_starts():
+    with pytest.raises(InputError, match=r"inception_weights=null.*FID alone"):
+        require_distance(config_of("celebahq"))
+    require_distance(load("mnist5k", {}, f"{FOLDERS['celebahq']} evaluation.inception_weights=weights.pt"))
+    require_distance(config_of("emnist"))
+
+
 def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_source_json(tmp_path, monkeypatch):
     from entrypoints import pipelines
 
@@ -182,3 +190,40 @@ def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_sour
         require(config, from_outside(config))
     (tmp_path / "data/celebahq/source.json").write_text("{}")
     require(config, from_outside(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("letters", "pretrain_ldm"), ("celebahq", "pipelines/celebahq/dvc.yaml:import_base"),
+     ("emnist", "pipelines/emnist/dvc.yaml:pretrain_ldm")],
+)  # fmt: skip
+def test_a_missing_base_is_made_by_its_own_pipeline_whose_params_come_back(name, stage, tmp_path, monkeypatch):
+    from entrypoints import pipeline, pipelines
+
+    for module in (pipeline, pipelines):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    seen = {}
+
+    def dvc(*arguments, environment):
+        seen["arguments"], seen["params"] = arguments, yaml.safe_load(PIPELINES[name].params.read_text())
+
+    monkeypatch.setattr(pipeline, "dvc", dvc)
+    config, params = config_of(name), PIPELINES[name].params
+    params.parent.mkdir(parents=True, exist_ok=True)
+    params.write_text("config: before\n")
+    base = tmp_path / config.model.base
+    outside = [folder for folder in PIPELINES[name].folders[:2] if folder is not None]
+    typed = {"config": "mnist5k", "eps": "5"} | ({"overrides": FOLDERS[name]} if FOLDERS[name] else {})
+    if outside:
+        with pytest.raises(InputError, match=f"^{outside[0]}: missing; type"):
+            pipeline.make_missing(config, typed, {}, base)
+        assert not seen
+    for folder in outside:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "source.json").write_text("{}")
+    pipeline.make_missing(config, typed, {}, base)
+    assert seen["arguments"] == ("repro", stage)
+    assert {key: value for key, value in seen["params"].items() if value is not None} == {
+        "config": "mnist5k", **({"overrides": FOLDERS[name]} if FOLDERS[name] else {})
+    }  # fmt: skip
+    assert params.read_text() == "config: before\n"

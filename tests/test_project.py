@@ -26,6 +26,7 @@ ARROWS = {
     "data": {"models"},  # latents.py encodes with the base's autoencoder
     "models": {"diffusion", "data"},
     "release": {"privacy", "models"},
+    "export": {"release", "models"},
     "sampling": {"models", "diffusion", "data", "grids"},
     "evaluation": {"models", "diffusion", "data", "sampling"},
     "training": {"data", "models", "diffusion", "privacy", "release", "sampling", "grids"},

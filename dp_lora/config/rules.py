@@ -143,6 +143,10 @@ RULES: dict[str, Rule] = {
     "sampling.eta": (lambda v: 0 <= v <= 1, "must be in [0, 1]"),
     "sampling.guidance_scale": NOT_NEGATIVE,
     "sampling.batch_size": AT_LEAST_1,
+    "evaluation.inception_sha256": (
+        lambda v: v is None or re.fullmatch(r"[0-9a-f]{64}", v) is not None,
+        "must be null, or 64 hex digits",
+    ),
     "evaluation.classifier_steps": AT_LEAST_1,
     "evaluation.public_reference": (lambda v: v in (None, "digits"), "must be null or digits"),
     "evaluation.min_images": (lambda v: v >= 2, "must be at least 2"),

@@ -167,6 +167,7 @@ class Sampling:
 @dataclass
 class Evaluation:
     inception_weights: str | None = None
+    inception_sha256: str | None = None
     classifier_steps: int = MISSING
     public_reference: str | None = None
     min_images: int = MISSING

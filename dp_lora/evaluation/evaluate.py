@@ -8,7 +8,7 @@ from dp_lora.errors import InputError
 from dp_lora.evaluation.cache import Cache
 from dp_lora.evaluation.classifier import Training, predict
 from dp_lora.evaluation.distances import Comparison, fid_and_kid, letter_distances
-from dp_lora.evaluation.inception import SHA256, Inception, fetch_weights
+from dp_lora.evaluation.inception import NAME, SHA256, Inception, fetch_weights
 from dp_lora.evaluation.letter_features import letter_features
 from dp_lora.evaluation.pictures import require_same_shape, utility_pictures
 from dp_lora.evaluation.references import public_only, require_public_reference, train_on_real, untrained_embedding
@@ -32,7 +32,6 @@ def evaluate(
     cache_folder: Path,
     out_folder: Path,
     events: Events,
-    weights_sha256: str = SHA256,
 ) -> EvaluationResult:
     """Score the samples against the real pictures and write `out_folder`, whole or not at all.
 
@@ -56,10 +55,11 @@ def evaluate(
     comparison.require_enough()
     entries = [Entry("samples", len(samples), "number of samples evaluated", private=False)]
     if config.evaluation.inception_weights is not None:
+        weights_sha256 = config.evaluation.inception_sha256 or SHA256
         folder = fetch_weights(config.evaluation.inception_weights, cache.folder, weights_sha256)
         entries += fid_and_kid(comparison, Inception(folder, device), weights_sha256)
     elif public_folder is None:
-        raise InputError("evaluation.inception_weights=null: a distance then needs the public letters; prepare them")
+        raise InputError(f"evaluation.inception_weights=null: without public letters a distance needs a copy of {NAME}")
     if public_folder is not None:
         letters = letter_features(public_folder, list(config.public.classes), training, cache, device)
         entries += letter_distances(comparison, letters)

@@ -1,0 +1,36 @@
+"""Write base and adapter as one folder for stock diffusers."""
+
+import click
+
+from dp_lora.release import read_privacy
+from entrypoints.common import Call, entry_point, relative
+from entrypoints.sample import adapter_folder, base_of, track_privacy
+
+
+@entry_point("export")
+def main(call: Call) -> None:
+    """Merge the adapter into its base: a folder that diffusers' from_pretrained loads, with an example that samples."""
+    if call.dry_run:
+        call.print_dry_run({}, ["runs/RUN_ID/export, or runs/RUN_ID/not-private where the adapter is not private"])
+        return
+    adapter = adapter_folder(call)
+    with call.tracked() as (run, folder):
+        from dp_lora.export import NOT_STOCK, export
+        from dp_lora.models.adapters import adapter_info
+
+        statement, info = read_privacy(adapter), adapter_info(adapter)
+        out = folder / ("export" if statement["private"] else "not-private")
+        run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
+        track_privacy(run, statement, info["rank"], call.config.privacy.max_grad_norm)
+        stock = export(base_of(adapter, "cpu"), adapter, call.config.sampling, out)
+        if not stock:
+            run.message(f"{relative(out)}: {NOT_STOCK} load them with dp_lora.models.folder.load_model")
+        # the weights stay where they are: a base of this kind has gigabytes
+        run.artifact(out / "README.md")
+        run.artifact(out / "privacy.json")
+        run.output(out)
+        click.echo(f"{relative(out)}: {statement['statement']}")
+
+
+if __name__ == "__main__":
+    main()
