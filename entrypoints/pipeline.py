@@ -32,7 +32,8 @@ def outputs(config: Config) -> Path:
 
 
 def private_data(config: Config) -> Path:
-    return outputs(config) / "data"
+    """The private pictures: below data/ where they were downloaded, else what the stage prepare makes."""
+    return ROOT / config.data.folder if config.data.folder is not None else outputs(config) / "data"
 
 
 def base_folder(config: Config) -> Path:
@@ -110,6 +111,13 @@ def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[
     missing = [folder for folder in folders if not folder.exists()]
     if not missing:
         return
+    downloads = [folder for folder in missing if folder.is_relative_to(ROOT / "data")]
+    if downloads:
+        name = relative(downloads[0])
+        raise InputError(
+            f"{name} missing: `python -m entrypoints.prepare --config {config.experiment.name}` brings it, or "
+            f"`dvc pull {name}` where a remote has it"
+        )
     unknown = [folder for folder in missing if folder not in stages]
     if unknown:
         raise InputError(f"model.base={config.model.base}: no such folder; make it first, or name another")

@@ -16,8 +16,6 @@ from dp_lora.files import digest_file, read_json
 from tests.download_server import Server, serving
 from tests.prepare_call import CHECKPOINT, Project
 
-pytest_plugins = ("tests.prepare_call",)
-
 HOSTILE = sorted((Path(__file__).parent / "data" / "hostile").glob("*.zip"))
 PATH = "/files/cin.zip"
 WEIGHTS = os.urandom(100_000)
@@ -200,5 +198,5 @@ def test_whoever_reads_the_checkpoint_can_have_it_checked(project: Project, serv
     project.prepare("mnist5k", overrides)
     assert checked_checkpoint(folder, settings) == folder / "model.ckpt"
     other = load("mnist5k", {}, f"{overrides} checkpoint.sha256={'e' * 64}").checkpoint
-    with pytest.raises(InputError, match="not checkpoint.sha256=eeee"):
+    with pytest.raises(InputError, match=r"not checkpoint\.sha256=eeee"):
         checked_checkpoint(folder, other)
