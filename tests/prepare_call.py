@@ -29,7 +29,7 @@ class Project:
         assert len(lines) == 1
         assert result.stderr.rstrip().splitlines()[-1] == lines[0]
         for word in words:
-            assert word in lines[0]
+            assert word in lines[0], lines[0]
         assert not self.commits
         return lines[0]
 

@@ -23,7 +23,8 @@ FILES = {
     name: yaml.safe_load((ROOT / pipeline.file).read_text(encoding="utf-8")) for name, pipeline in PIPELINES.items()
 }
 # what no result depends on: names, what `prepare` downloads (DVC knows data/ by its hash), how the work is portioned
-NOT_RESULTS = ("experiment.name", "experiment.description", "huggingface.", "checkpoint.url", "checkpoint.sha256", "compute.")
+DOWNLOAD = ("huggingface.", "checkpoint.url", "checkpoint.sha256", "checkpoint.member", "checkpoint.max_size")
+NOT_RESULTS = ("experiment.name", "experiment.description", *DOWNLOAD, "compute.")
 # one experiment of each pipeline
 EXPERIMENTS = {"letters": "mnist5k", "celebahq": "celebahq-eps10", "emnist": "mnist32-class-dp-eps10"}
 each_pipeline = pytest.mark.parametrize("name", PIPELINES)
@@ -168,7 +169,7 @@ def test_a_config_that_fits_no_pipeline_is_refused_in_one_line():
 def test_a_config_without_public_letters_needs_inception_before_it_starts():
     with pytest.raises(InputError, match=r"inception_weights=null.*FID alone"):
         require_distance(config_of("celebahq"))
-    require_distance(load("mnist5k", {}, f"{FOLDERS['celebahq']} evaluation.inception_weights=weights.pt"))
+    require_distance(load("celebahq-eps10", {}, "evaluation.inception_weights=weights.pt"))
     require_distance(config_of("emnist"))
 
 
@@ -213,7 +214,7 @@ def test_a_missing_base_is_made_by_its_own_pipeline_whose_params_come_back(name,
     params.write_text("config: before\n")
     base = tmp_path / config.model.base
     outside = [folder for folder in PIPELINES[name].folders[:2] if folder is not None]
-    typed = {"config": "mnist5k", "eps": "5"} | ({"overrides": FOLDERS[name]} if FOLDERS[name] else {})
+    typed = {"config": EXPERIMENTS[name], "eps": "5"}
     if outside:
         with pytest.raises(InputError, match=f"^{outside[0]}: missing; type"):
             pipeline.make_missing(config, typed, {}, base)
@@ -223,7 +224,5 @@ def test_a_missing_base_is_made_by_its_own_pipeline_whose_params_come_back(name,
         (tmp_path / folder / "source.json").write_text("{}")
     pipeline.make_missing(config, typed, {}, base)
     assert seen["arguments"] == ("repro", stage)
-    assert {key: value for key, value in seen["params"].items() if value is not None} == {
-        "config": "mnist5k", **({"overrides": FOLDERS[name]} if FOLDERS[name] else {})
-    }  # fmt: skip
+    assert {key: value for key, value in seen["params"].items() if value is not None} == {"config": EXPERIMENTS[name]}
     assert params.read_text() == "config: before\n"

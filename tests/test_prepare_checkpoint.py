@@ -16,8 +16,6 @@ from dp_lora.files import digest_file, read_json
 from tests.download_server import Server, serving
 from tests.prepare_call import CHECKPOINT, Project
 
-pytest_plugins = ("tests.prepare_call",)
-
 HOSTILE = sorted((Path(__file__).parent / "data" / "hostile").glob("*.zip"))
 PATH = "/files/cin.zip"
 WEIGHTS = os.urandom(100_000)

@@ -113,7 +113,7 @@ def test_the_values_that_all_celebahq_experiments_share_are_the_study_s():
     assert config.train.lr == config.train.embedding_lr == pytest.approx(1e-6 * 2048)
     assert (config.train.lr_schedule, config.train.ema_decay, config.train.weight_decay) == ("constant", 0.0, 0.01)
     assert (config.train.timestep_min, config.train.timestep_max) == (0, 1000)
-    assert (config.train.embedding_from_base, config.train.embedding_noise) == (False, 1.0)
+    assert (config.train.embedding_start, config.train.embedding_noise) == ("zero", 1.0)
     assert (config.lora.rank, config.lora.targets, config.lora.train, config.lora.alpha) == (8, "study", "AB", None)
     assert (config.sampling.n, config.sampling.steps, config.sampling.eta) == (10000, 200, 1.0)
     assert (config.sampling.guidance_scale, config.compute.device, config.compute.physical_batch_size) == (1, "cuda", 8)
@@ -272,10 +272,10 @@ def test_the_embedding_starts_anew_where_the_study_s_does(bases):
     from dp_lora.models.adapters import untrained_class_embedding
 
     model = load_model(bases / "celebahq")
-    fresh = untrained_class_embedding(model, 500, 1.0, 0, from_base=False)
+    fresh = untrained_class_embedding(model, "zero", 500, 1.0, 0)
     assert abs(float(fresh.mean())) < 0.1
     assert float(fresh.std()) == pytest.approx(1.0, abs=0.05)
-    moved = untrained_class_embedding(model, 500, 1.0, 0) - fresh
+    moved = untrained_class_embedding(model, "mean", 500, 1.0, 0) - fresh
     torch.testing.assert_close(moved, model.class_embedding[:3].mean(0).expand(500, -1), atol=1e-6, rtol=0)
 
 

@@ -104,7 +104,7 @@ def _downloaded_file(repo: str, revision: str, name: str) -> Path:
         endpoint = os.environ.get("HF_ENDPOINT")
         return Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision, endpoint=endpoint))
     except errors.GatedRepoError:
-        raise InputError(f"{where}: access must be asked for on its page, and HF_TOKEN be set") from None
+        raise InputError(f"{where}: ask for access on the dataset's page, and set HF_TOKEN") from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError):
         raise InputError(f"{where}: no such file there; a private dataset needs HF_TOKEN") from None
     except errors.LocalEntryNotFoundError:
@@ -114,6 +114,8 @@ def _downloaded_file(repo: str, revision: str, name: str) -> Path:
         ) from None
     # errors of HTTP, of Xet and of the disk: families of several libraries
     except Exception as error:
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise InputError(f"{where}: the server refuses; set HF_TOKEN to one that may read it") from None
         cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"{where}: {cause.rstrip('.')}; the same command goes on") from None
 

@@ -70,21 +70,17 @@ def read_batches(
     row = 0
     try:
         with _parquet(file.path) as parquet:
-            groups: list[int] = []
-            for group in range(parquet.num_row_groups):
-                group_rows = parquet.metadata.row_group(group).num_rows
-                if not groups and row + group_rows <= skip:
-                    row += group_rows
-                else:
-                    groups.append(group)
-            if not groups:
-                return
             columns = [image_column, label_column]
-            for batch in parquet.iter_batches(size, row_groups=groups, columns=columns, use_threads=False):
-                row += len(batch)
-                if row > skip:
-                    wanted = batch.slice(max(0, len(batch) - (row - skip)))
-                    yield _batch(file, row - len(wanted), wanted, image_column, label_column, classes)
+            for group in range(parquet.num_row_groups):
+                end = row + parquet.metadata.row_group(group).num_rows
+                if end <= skip:
+                    row = end
+                    continue
+                for batch in parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
+                    row += len(batch)
+                    if row > skip:
+                        wanted = batch.slice(max(0, len(batch) - (row - skip)))
+                        yield _batch(file, row - len(wanted), wanted, image_column, label_column, classes)
     except (OSError, pa.ArrowException) as error:
         raise InputError(_unreadable(file.name, file.path, row, error)) from None
 

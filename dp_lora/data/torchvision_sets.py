@@ -52,6 +52,11 @@ def digit_pictures(section: Public | Data, raw: Path, events: Events) -> Iterato
     for path in [path for path in raw.rglob("*") if path.is_file() and path.suffix not in (".zip", ".gz")]:
         path.unlink()
     _say_space(section, raw, events)
+    return _pictures(section, raw)
+
+
+def _pictures(section: Public | Data, raw: Path) -> Iterator[Picture]:
+    name, classes, known = section.source, list(section.classes), CLASSES[section.source]
     for split in ("train", "test"):
         images, labels = _load(section, split == "train", raw)
         for row, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):

@@ -14,6 +14,7 @@ from dp_lora.files import read_json
 from dp_lora.models.adapters import add_lora, lora_parameters, matched_modules
 from dp_lora.models.autoencoder import build_autoencoder, latent_size
 from dp_lora.models.folder import load_info, unweighted_unet
+from dp_lora.models.importing.model import class_names
 from dp_lora.models.ranks import layer_ranks
 from dp_lora.models.unet import build_unet
 
@@ -38,7 +39,9 @@ def meta_vae(config: Config, base: Path) -> AutoencoderKL | VQModel:
 
 
 def _base_classes(config: Config, base: Path) -> int:
-    return len(load_info(base)["classes"] if (base / "model.json").exists() else config.public.classes)
+    if (base / "model.json").exists():
+        return len(load_info(base)["classes"])
+    return len(class_names(config.public.classes))
 
 
 def _size(module: torch.nn.Module) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_lora.config import ROOT, Config
+from dp_lora.files import read_json
 from dp_lora.tracking.metrics import number_text
 
 # what DVC and its users change from run to run: not code
@@ -71,6 +72,15 @@ def dvc_hash(path: Path) -> str:
     entries = [{"md5": _md5(files[name]), "relpath": name} for name in sorted(files)]
     listing = json.dumps(entries, sort_keys=True).encode()
     return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
+
+
+def origin_tags(path: Path) -> dict[str, str]:
+    """Where a folder below data/ is from, by its source.json: origin, revision or url, sha256. Empty without one."""
+    try:
+        facts = read_json(path / "source.json")
+        return {name: str(facts[name]) for name in ("origin", "revision", "url", "sha256") if name in facts}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def is_in_dvc(path: Path) -> bool:

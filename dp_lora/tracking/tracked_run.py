@@ -17,7 +17,7 @@ from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.tracking.metrics import MetricBuffer
 from dp_lora.tracking.process import close_orphans, process_tags, stop_signals_raise, stop_signals_wait
-from dp_lora.tracking.provenance import dvc_hash, git_tags, is_in_dvc, param_text, run_name
+from dp_lora.tracking.provenance import dvc_hash, git_tags, is_in_dvc, origin_tags, param_text, run_name
 from dp_lora.tracking.store import (
     ERROR_LENGTH,
     connect,
@@ -99,7 +99,8 @@ class TrackedRun(Events):
         """Record an input: a file or folder, or the URI of one elsewhere.
 
         `digest` is ours (64 hex digits; None: MLflow makes one from name and source). What lies in data/ or outputs/
-        also carries its DVC hash. `private` marks digests that depend on private data: they stay with the operator.
+        also carries its DVC hash, and a folder what its source.json says of the origin. `private` marks digests that
+        depend on private data: they stay with the operator.
         """
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
@@ -118,6 +119,8 @@ class TrackedRun(Events):
             tags["digest"] = digest
         if local and is_in_dvc(Path(source)):
             tags["dvc"] = dvc_hash(Path(source))
+        if local:
+            tags |= origin_tags(Path(source))
         inputs = [InputTag(key, value) for key, value in tags.items()]
         self._client.log_inputs(self.run_id, [DatasetInput(data._to_mlflow_entity(), inputs)])
 

@@ -1,0 +1,415 @@
+"""A Hugging Face dataset through its own client and a server of the test's own; every fault names file and row."""
+
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import constants
+from PIL import Image
+
+from dp_lora.config import load
+from dp_lora.data import extraction
+from dp_lora.data.layout import read_dataset
+from dp_lora.data.png import as_png, decode_png, encode_png
+from dp_lora.files import digest_file, read_json
+from tests.download_server import Server, serving
+from tests.prepare_call import Project
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+FILES = ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]
+TEST_FILE = "data/validation-00000-of-00001.parquet"
+ROWS = {FILES[0]: 30, FILES[1]: 20, TEST_FILE: 10}
+CLASSES = ["female", "male"]
+SETTINGS = (
+    "checkpoint.url=null checkpoint.folder=null huggingface.repo=somebody/faces "
+    f"huggingface.revision={REVISION} huggingface.train_files=[{','.join(FILES)}] huggingface.test_files=[{TEST_FILE}] "
+    "huggingface.train_rows=50 huggingface.test_rows=10 huggingface.size=100000 data.size=16"
+)
+
+
+def image_of(file: str, row: int) -> np.ndarray:
+    """A picture that says which row it is of, and which class it has: its label can be read off its pixels."""
+    image = np.random.default_rng([sorted(ROWS).index(file), row]).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    image[0, 0] = (sorted(ROWS).index(file), row, label_of(file, row))
+    return image
+
+
+def label_of(file: str, row: int) -> int:
+    return int(np.random.default_rng([7, sorted(ROWS).index(file), row]).integers(2))
+
+
+def rows_of(file: str) -> tuple[list[bytes], list[int]]:
+    rows = range(ROWS[file])
+    return [encode_png(image_of(file, row)) for row in rows], [label_of(file, row) for row in rows]
+
+
+def parquet(pictures: list, labels: list, names: list[str] | None = CLASSES, column: str = "image", **options) -> bytes:
+    """A file as the library datasets writes it, in several row groups."""
+    image = pa.array([{"bytes": p, "path": f"{i}.png"} for i, p in enumerate(pictures)], pa.struct(
+        [("bytes", pa.binary()), ("path", pa.string())]
+    ))  # fmt: skip
+    features = {column: {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if names else None
+    table = pa.table({column: image, "label": pa.array(labels)}).replace_schema_metadata(metadata)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **{"row_group_size": 8, "write_page_checksum": True, **options})
+    return buffer.getvalue()
+
+
+def path_of(file: str) -> str:
+    return f"/datasets/somebody/faces/resolve/{REVISION}/{file}"
+
+
+@pytest.fixture(scope="module")
+def contents() -> dict[str, bytes]:
+    return {path_of(file): parquet(*rows_of(file)) for file in ROWS}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, contents: dict[str, bytes]) -> Iterator[Server]:
+    # two workers whatever the machine has; the library reads its settings once, when it is imported
+    monkeypatch.setattr(extraction, "workers_of_this_machine", lambda: 2)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serving() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        server.files |= contents
+        yield server
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers' work in this process, for the many faults that are the same wherever they are met."""
+    from concurrent.futures import ThreadPoolExecutor
+    from contextlib import contextmanager
+
+    @contextmanager
+    def threads():
+        with ThreadPoolExecutor(1) as pool:
+            yield pool, 1
+
+    monkeypatch.setattr(extraction, "_workers", threads)
+
+
+def downloads(server: Server) -> list[str]:
+    return [path.rpartition("/")[2] for method, path, _ in server.requests if method == "GET"]
+
+
+def test_every_picture_keeps_its_label_its_split_and_its_very_bytes(project: Project, hub: Server):
+    result = project.prepare("celebahq", SETTINGS)
+    assert result.exit_code == 0, result.output
+    assert "images/s" in result.stderr
+    assert "free" in result.stderr.partition("images/s")[0]  # the disk, before it starts
+    assert not multiprocessing.active_children()
+    folder = project.root / "data/celebahq"
+    assert project.shown() == ["celebahq"]
+    assert sorted(p.name for p in folder.iterdir()) == ["dataset.json", "images", "metadata.parquet", "source.json"]
+    for split, files in (("train", FILES), ("test", [TEST_FILE])):
+        dataset = read_dataset(folder, CLASSES, split)
+        expected = [(file, row) for file in files for row in range(ROWS[file])]
+        assert len(dataset) == len(expected)
+        for place, (file, row) in enumerate(expected):
+            # pixel and label of the same row: seen where they are shifted by one, or files swapped
+            assert dataset.images([place])[0, 0, 0].tolist() == image_of(file, row)[0, 0].tolist()
+            assert dataset.labels[place] == label_of(file, row) == dataset.images([place])[0, 0, 0, 2]
+            stored = (folder / "images" / dataset.file_names[place]).read_bytes()
+            assert stored == encode_png(image_of(file, row))
+        assert 0 < dataset.labels.sum() < len(dataset)
+
+
+def test_source_json_names_the_origin_and_what_came(project: Project, hub: Server, one_process: None):
+    assert project.prepare("celebahq", SETTINGS).exit_code == 0
+    folder = project.root / "data/celebahq"
+    source = read_json(folder / "source.json")
+    assert source["origin"] == f"Hugging Face dataset somebody/faces at {REVISION}"
+    assert (source["revision"], source["counts"]) == (REVISION, {"train": 50, "test": 10})
+    assert source["size"] == sum(p.stat().st_size for p in (folder / "images").iterdir())
+    assert source["sha256"] == digest_file(folder / "metadata.parquet")
+    assert [f["sha256"] for f in source["files"]] == [hub.etag(path_of(file)) for file in (*FILES, TEST_FILE)]
+    assert "CelebA" in read_json(folder / "dataset.json")["source"]["licence"]
+    # the run in MLflow names it too
+    from mlflow import MlflowClient
+
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("dp-lora")
+    assert experiment is not None
+    (newest,) = client.search_runs([experiment.experiment_id], max_results=1)
+    (dataset,) = newest.inputs.dataset_inputs
+    tags = {tag.key: tag.value for tag in dataset.tags}
+    assert (dataset.dataset.name, tags["origin"], tags["revision"]) == ("celebahq", source["origin"], REVISION)
+
+
+def test_a_second_call_asks_nobody_and_another_revision_replaces_it(project: Project, hub: Server, one_process: None):
+    assert project.prepare("celebahq", SETTINGS).exit_code == 0
+    hub.requests.clear()
+    assert project.prepare("celebahq", SETTINGS).exit_code == 0
+    assert not hub.requests
+    # a picture that is lost is seen
+    (project.root / "data/celebahq/images/train-000007.png").unlink()
+    assert project.prepare("celebahq", SETTINGS).exit_code == 0
+    assert not downloads(hub)
+    assert (project.root / "data/celebahq/images/train-000007.png").exists()
+    other = "f" * 40
+    for file in ROWS:
+        hub.files[path_of(file).replace(REVISION, other)] = hub.files.pop(path_of(file))
+    assert project.prepare("celebahq", SETTINGS.replace(REVISION, other)).exit_code == 0
+    assert read_json(project.root / "data/celebahq/source.json")["revision"] == other
+
+
+def test_pictures_in_other_formats_become_png_of_the_same_pixels(project: Project, hub: Server, one_process: None):
+    pictures, labels = rows_of(FILES[1])
+    image = Image.fromarray(image_of(FILES[1], 3))
+    for row, form in ((3, "BMP"), (4, "GIF")):
+        buffer = io.BytesIO()
+        (image if form == "BMP" else image.convert("L")).save(buffer, form)
+        pictures[row] = buffer.getvalue()
+    hub.files[path_of(FILES[1])] = parquet(pictures, labels)
+    assert project.prepare("celebahq", SETTINGS).exit_code == 0
+    images = project.root / "data/celebahq/images"
+    assert (decode_png((images / "train-000033.png").read_bytes(), 16, 3) == np.asarray(image)).all()
+    grey = decode_png((images / "train-000034.png").read_bytes(), 16, 3)
+    assert (grey == np.asarray(image.convert("L"))[..., None]).all()
+
+
+def test_png_bytes_are_copied_only_where_they_are_right():
+    image = image_of(FILES[0], 0)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    right = buffer.getvalue()
+    assert as_png(right, 16, 3) is right
+    alpha = io.BytesIO()
+    Image.fromarray(np.dstack([image, np.zeros((16, 16), np.uint8)])).save(alpha, "PNG")
+    assert (decode_png(as_png(alpha.getvalue(), 16, 3), 16, 3) == 255).all()
+    for wrong in (right[:-40], right[:100], b"", right[:60] + b"xxxx" + right[64:]):
+        with pytest.raises(ValueError, match="picture"):
+            as_png(wrong, 16, 3)
+
+
+def _with(file: str, row: int, picture: object = None, label: object = None) -> bytes:
+    pictures, labels = rows_of(file)
+    if label is None:
+        pictures[row] = picture  # type: ignore[call-overload]
+    else:
+        labels[row] = label  # type: ignore[call-overload]
+    return parquet(pictures, labels)
+
+
+def _png(size: int) -> bytes:
+    return encode_png(np.zeros((size, size, 3), np.uint8))
+
+
+def _damaged(file: str) -> bytes:
+    """One byte of the picture data of the last row group is another."""
+    body = bytearray(parquet(*rows_of(file)))
+    column = pq.ParquetFile(io.BytesIO(bytes(body))).metadata.row_group(1).column(0)
+    body[(column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size // 2] ^= 0xFF
+    return bytes(body)
+
+
+FAULTS = {
+    "truncated": (lambda f: parquet(*rows_of(f))[:-200], ["cannot be read"]),
+    "no Parquet": (lambda f: b"<html>not found</html>", ["cannot be read"]),
+    "empty": (lambda f: b"PAR1", ["cannot be read"]),
+    "a damaged page": (_damaged, ["row 8 or after cannot be read"]),
+    "no image column": (lambda f: parquet(*rows_of(f), column="picture"), ["no column 'image'", "picture, label"]),
+    "no bytes": (lambda f: parquet([None] * 20, [0] * 20), ["row 0: no picture"]),
+    "a null picture": (lambda f: _with(f, 11, None), ["row 11: no picture"]),
+    "no image": (lambda f: _with(f, 12, b"hello"), ["row 12: not a picture"]),
+    "half an image": (lambda f: _with(f, 13, encode_png(image_of(f, 13))[:200]), ["row 13: not a whole picture"]),
+    "another size": (lambda f: _with(f, 14, _png(8)), ["row 14: the picture is 8 x 8, not 16 x 16"]),
+    "a class too many": (lambda f: _with(f, 15, label=2), ["row 15: label 2", "female, male"]),
+    "a negative class": (lambda f: _with(f, 15, label=-1), ["row 15: label -1"]),
+    "classes in another order": (lambda f: parquet(*rows_of(f), names=["male", "female"]), ["male, female"]),
+    "labels as fractions": (lambda f: parquet(rows_of(f)[0], [0.5] * 20), ["'label' is of type double"]),
+    "a row too few": (lambda f: parquet(rows_of(f)[0][1:], rows_of(f)[1][1:]), ["49 rows", "train_rows=50"]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_line_that_names_file_and_row(
+    project: Project, hub: Server, one_process: None, fault: str, contents: dict[str, bytes]
+):
+    make, words = FAULTS[fault]
+    hub.files[path_of(FILES[1])] = make(FILES[1])
+    project.refused("celebahq", SETTINGS, FILES[1], *words)
+    assert project.shown() == []
+
+
+def test_what_was_good_before_a_fault_is_kept(
+    project: Project, hub: Server, one_process: None, contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+):
+    hub.files[path_of(FILES[1])] = _with(FILES[1], 17, b"hello")
+    project.refused("celebahq", SETTINGS, f"{FILES[1]}, row 17")
+    record = project.root / "data/.celebahq.part/rows.jsonl"
+    kept = len(record.read_text().splitlines())
+    assert 30 <= kept < 50
+    # the first of them is not written again, the second file is another one now
+    first = project.root / "data/.celebahq.part/dataset/images/train-000000.png"
+    before = first.stat().st_mtime_ns
+    hub.files |= contents
+    cache = Path(constants.HF_HUB_CACHE)
+    for pointer in cache.rglob(Path(FILES[1]).name):
+        pointer.unlink()
+    assert project.prepare("celebahq", SETTINGS).exit_code == 0
+    assert (project.root / "data/celebahq/images/train-000000.png").stat().st_mtime_ns == before
+    dataset = read_dataset(project.root / "data/celebahq", CLASSES, "train")
+    assert dataset.images([47])[0, 0, 0].tolist() == image_of(FILES[1], 17)[0, 0].tolist()
+
+
+def test_a_file_that_lost_its_bytes_in_the_cache_is_named(project: Project, hub: Server, one_process: None):
+    hub.files[path_of(FILES[1])] = parquet(*rows_of(FILES[1]), write_page_checksum=False)
+    hub.files[path_of(TEST_FILE)] = b"no Parquet file"
+    project.refused("celebahq", SETTINGS, TEST_FILE)
+    blob = Path(constants.HF_HUB_CACHE) / "datasets--somebody--faces/blobs" / hub.etag(path_of(FILES[1]))
+    body = bytearray(blob.read_bytes())
+    body[300] ^= 1
+    blob.write_bytes(body)
+    hub.files[path_of(TEST_FILE)] = parquet(*rows_of(TEST_FILE))
+    for pointer in Path(constants.HF_HUB_CACHE).rglob(Path(TEST_FILE).name):
+        pointer.unlink()
+    project.refused("celebahq", SETTINGS, FILES[1], "sha256 differs", str(blob))
+
+
+def test_an_interrupted_extraction_goes_on_and_mends_what_is_not_whole(
+    project: Project, hub: Server, one_process: None
+):
+    hub.files[path_of(FILES[1])] = _with(FILES[1], 17, b"hello")
+    project.refused("celebahq", SETTINGS, "row 17")
+    part = project.root / "data/.celebahq.part"
+    lines = (part / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    # a torn last line, a picture that a crash left empty, one that is gone
+    (part / "rows.jsonl").write_bytes(b"".join(lines[:25]) + lines[25][:20])
+    (part / "dataset/images/train-000020.png").write_bytes(b"")
+    (part / "dataset/images/train-000023.png").unlink()
+    project.refused("celebahq", SETTINGS, "row 17")
+    again = (part / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    assert again == lines
+    assert decode_png((part / "dataset/images/train-000020.png").read_bytes(), 16, 3)[0, 0, 1] == 20
+    assert (part / "dataset/images/train-000023.png").exists()
+
+
+def test_row_groups_of_any_size_and_a_start_within_one_give_the_same_rows(tmp_path: Path):
+    from dp_lora.data.parquet import open_file, read_batches
+
+    for group in (1, 7, 1000):
+        (tmp_path / "a").write_bytes(parquet(*rows_of(FILES[0]), row_group_size=group))
+        file = open_file("a", tmp_path / "a", "train", "image", "label", CLASSES)
+        for skip in (0, 1, 7, 8, 29, 30):
+            batches = list(read_batches(file, "image", "label", CLASSES, skip))
+            assert [p for b in batches for p in b.pictures] == rows_of(FILES[0])[0][skip:]
+            assert [CLASSES.index(label) for b in batches for label in b.labels] == rows_of(FILES[0])[1][skip:]
+            assert not batches or batches[0].first == skip
+
+
+def test_labels_may_be_names_and_pictures_a_plain_column(tmp_path: Path):
+    from dp_lora.data.parquet import open_file, read_batches
+
+    names = ["male", "female", "male"]
+    table = pa.table({"jpg": pa.array([b"a", b"b", b"c"], pa.large_binary()), "sex": names})
+    pq.write_table(table, tmp_path / "a")
+    file = open_file("a", tmp_path / "a", "train", "jpg", "sex", CLASSES)
+    (batch,) = read_batches(file, "jpg", "sex", CLASSES, 0)
+    assert (batch.pictures, batch.labels) == ([b"a", b"b", b"c"], names)
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(project: Project, hub: Server):
+    images = project.root / "data/.celebahq.part/dataset/images"
+    hub.files[path_of(FILES[1])] = _with(FILES[1], 17, b"hello")
+    project.refused("celebahq", SETTINGS, "row 17")
+    # every write to this file fails as on a full disk
+    record = project.root / "data/.celebahq.part/rows.jsonl"
+    record.write_bytes(b"".join(record.read_bytes().splitlines(keepends=True)[:22]))
+    (images / "train-000025.png").unlink()
+    (images / "train-000025.png").symlink_to("/dev/full")
+    line = project.refused("celebahq", SETTINGS, f"{FILES[0]}, row 25", "No space left on device", "make room")
+    assert "goes on" in line
+    (images / "train-000025.png").unlink()
+    project.refused("celebahq", SETTINGS, "row 17")
+    assert not multiprocessing.active_children()
+
+
+def test_a_disk_that_is_too_small_is_seen_before_it_starts(project: Project, hub: Server, one_process: None):
+    line = project.refused(
+        "celebahq", SETTINGS.replace("size=100000", f"size={10**17}"), "100000000.0 GB needed", "free"
+    )
+    assert "make room" in line
+    assert not downloads(hub)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(project: Project, hub: Server, one_process: None):
+    (project.root / "data").write_text("a file in the place of the folder")
+    project.refused("celebahq", SETTINGS, "data")
+
+
+def test_two_at_a_time_on_one_folder_are_refused(project: Project, hub: Server, one_process: None):
+    from dp_lora.files import exclusive
+
+    with exclusive(project.root / "data/.celebahq.lock"):
+        project.refused("celebahq", SETTINGS, "another process")
+
+
+def test_the_token_is_sent_and_its_want_is_one_line(project: Project, hub: Server, one_process: None, monkeypatch):
+    hub.token = "hf_secret"
+    line = project.refused("celebahq", SETTINGS, FILES[0], "HF_TOKEN")
+    assert "secret" not in line
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert project.prepare("celebahq", SETTINGS).exit_code == 0
+
+
+def test_a_missing_file_is_one_line(project: Project, hub: Server, one_process: None):
+    del hub.files[path_of(TEST_FILE)]
+    project.refused("celebahq", SETTINGS, TEST_FILE, "no such file")
+
+
+def test_offline_the_cache_is_used_and_its_gaps_are_one_line(
+    project: Project, hub: Server, one_process: None, monkeypatch
+):
+    hub.files[path_of(FILES[1])] = _with(FILES[1], 17, b"hello")
+    project.refused("celebahq", SETTINGS, "row 17")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    project.refused("celebahq", SETTINGS, "row 17")
+    other = SETTINGS.replace(TEST_FILE, "data/other.parquet")
+    project.refused("celebahq", other, "data/other.parquet", "HF_HUB_OFFLINE")
+    assert not hub.requests
+
+
+def test_a_broken_transfer_is_resumed_by_the_client(project: Project, hub: Server, one_process: None, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)
+    hub.cut = [1000]
+    assert project.prepare("celebahq", SETTINGS).exit_code == 0
+    ranges = [asked for method, path, asked in hub.requests if method == "GET" and path.endswith(FILES[0])]
+    assert ranges == [None, "bytes=1000-"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        ("huggingface.revision=main", "40 hex digits"),
+        ("huggingface.repo=null", "huggingface.repo"),
+        ("data.folder=null", "data.folder"),
+        ("data.folder=/tmp/x", "data/NAME"),
+        ("data.folder=data/../x", "data/NAME"),
+        ("data.folder=data/cin256", "must differ"),
+        ("checkpoint.url=null", "go together"),
+        ("data.mirror=http://127.0.0.1", "data.source is huggingface"),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_line(overrides: str, part: str):
+    with pytest.raises(ValueError, match=part):
+        load("celebahq", {}, overrides)
+
+
+def test_the_config_names_the_published_dataset():
+    config = load("celebahq")
+    assert config.huggingface.repo == "korexyz/celeba-hq-256x256"
+    assert len(config.huggingface.train_files or []) == 6
+    assert (config.huggingface.train_rows, config.huggingface.test_rows) == (28000, 2000)
+    assert (list(config.data.classes), config.data.size, config.data.channels) == (CLASSES, 256, 3)
+    assert os.path.basename(config.checkpoint.url or "") == "cin.zip"
