@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dp_lora.training.seeds import seeded
-from dp_lora.training.steps import EpochOrder, Steps, lr_factor, noise_aware_lr, step_generator, total_steps
+from dp_lora.training.steps import EpochOrder, Steps, lr_factor, noise_scale, step_generator, total_steps
 
 
 def test_steps_cover_the_epochs_rounded_up():
@@ -76,6 +76,5 @@ def test_a_seeded_start_leaves_the_global_generator_as_it_was():
 
 
 def test_the_learning_rate_falls_with_the_noise_multiplier_and_never_rises():
-    assert noise_aware_lr(0.05, 0.0, 0.67) == noise_aware_lr(0.05, 1.0, 0.67) == 0.05
-    assert noise_aware_lr(0.05, 8.0, 1 / 3) == pytest.approx(0.025)
-    assert noise_aware_lr(0.05, 8.0, 0.0) == 0.05
+    assert noise_scale(0.0, 0.67) == noise_scale(1.0, 0.67) == noise_scale(8.0, 0.0) == 1.0
+    assert noise_scale(8.0, 1 / 3) == pytest.approx(0.5)

@@ -34,7 +34,7 @@ from dp_lora.release import base_privacy, write_result
 from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder, binding_digest
-from dp_lora.training.steps import lr_factor, noise_aware_lr
+from dp_lora.training.steps import lr_factor, noise_scale
 
 EPSILON_POINTS = 10  # the curve of epsilon over steps has about this many
 
@@ -87,8 +87,10 @@ class Averaged:
         self.parameters = parameters
         self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         self.decay = config.train.ema_decay
-        lr = noise_aware_lr(config.train.lr, noise_multiplier, config.train.lr_noise_exponent)
-        self.rates = {name: config.train.embedding_lr if name == EMBEDDING else lr for name in parameters}
+        scale = noise_scale(noise_multiplier, config.train.lr_noise_exponent)
+        self.rates = {
+            name: scale * (config.train.embedding_lr if name == EMBEDDING else config.train.lr) for name in parameters
+        }
         self.optimizer = torch.optim.AdamW(
             [{"params": [parameter], "lr": self.rates[name]} for name, parameter in parameters.items()],
             betas=(config.train.betas[0], config.train.betas[1]),

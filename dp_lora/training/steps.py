@@ -55,13 +55,13 @@ def lr_factor(schedule: str, step: int, total: int, warmup_steps: int = 0, final
     return factor * min(1.0, (step + 1) / (warmup_steps + 1))
 
 
-def noise_aware_lr(lr: float, noise_multiplier: float, exponent: float) -> float:
-    """Learning rate under noise: lr / max(1, noise_multiplier) ** exponent; a rule on public numbers alone.
+def noise_scale(noise_multiplier: float, exponent: float) -> float:
+    """Share of the learning rate that is left under noise: max(1, noise_multiplier) ** -exponent, in (0, 1].
 
-    Adam divides by the gradient's scale, so noise does not shrink its steps: where noise dominates, weights walk at
-    random by lr a step, and the walk has to be kept short.
+    A rule on public numbers alone. Adam divides by the gradient's scale, so noise does not shrink its steps: where
+    noise dominates, the weights walk at random by lr a step, and the walk has to be kept short.
     """
-    return lr / max(1.0, noise_multiplier) ** exponent
+    return max(1.0, noise_multiplier) ** -exponent
 
 
 class Steps:
