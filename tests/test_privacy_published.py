@@ -206,3 +206,44 @@ def test_what_it_makes_goes_to_not_private_and_spends_what_the_ledger_says(tmp_p
     card = (result / "README.md").read_text()
     assert "no guarantee" in card
     assert "must not leave the house" in card
+
+
+class FakeRun:
+    def __init__(self):
+        self.metrics, self.tagged, self.artifacts = {}, {}, []
+
+    def metric(self, name, value, step=None):
+        self.metrics[name] = value
+
+    def tags(self, values):
+        self.tagged |= values
+
+    def artifact(self, path):
+        self.artifacts.append(path)
+
+    def output(self, folder):
+        pass
+
+
+def test_mlflow_is_told_both_numbers_a_tag_of_its_own_and_never_an_epsilon(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from dp_lora.files import write_json
+    from entrypoints.finetune import _report
+    from entrypoints.sample import track_privacy
+
+    config = tiny_config("privacy.accounting=published privacy.k=2")
+    plan = make_plan(config)
+    statement = privacy_statement(plan, plan.steps, "id", config, {"privacy_status": "public"})
+    write_json(tmp_path / "privacy.json", statement)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    run, samples = FakeRun(), FakeRun()
+    _report(SimpleNamespace(config=config), run, tmp_path)
+    track_privacy(samples, statement, 2, 0.05)
+    for told in (run, samples):
+        assert told.tagged["privacy"] == "published-no-guarantee"
+        assert told.metrics["bounded_epsilon"] == statement["bounded_epsilon"]
+        assert told.metrics["claimed_epsilon"] == statement["claimed_epsilon"]
+        assert "epsilon" not in told.metrics
+    assert "no guarantee" in run.tagged["statement"]
+    assert run.artifacts == []  # it must not leave the house
