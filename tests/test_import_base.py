@@ -13,6 +13,7 @@ from golden import GOLDEN, TINY, checkpoint, golden_config
 from safetensors.torch import load_file
 from test_tracking import use_store
 
+import entrypoints.finetune
 import entrypoints.import_base
 from dp_lora.config import load
 from dp_lora.data.latents import encode_dataset
@@ -127,6 +128,23 @@ def test_from_checkpoint_to_base_to_a_private_step_to_four_pictures(project, tmp
     assert drawn.images(slice(None)).shape == (4, 64, 64, 3)
     counts = count_parameters(config, project / "base")
     assert counts["unet"] == sum(tensor.numel() for tensor in before.values())
+
+
+def test_a_fine_tuning_that_names_other_heads_or_another_schedule_than_its_base_is_one_line(
+    project, tmp_path, monkeypatch
+):
+    use_store(tmp_path, monkeypatch)
+    assert import_base(project).exit_code == 0
+    private_pictures(project / "pictures")
+    monkeypatch.setattr(entrypoints.finetune, "private_data", lambda _: project / "pictures")
+    monkeypatch.setattr(entrypoints.finetune, "RUNS", project / "runs")
+    for wrong in ("ldm.attention_heads=4", "ldm.beta_schedule=cosine"):
+        overrides = f"{TINY['cin256']} {PRIVATE} model.base={project / 'base'} {wrong}"
+        result = CliRunner().invoke(entrypoints.finetune.main, ["--config", "cin256", "--overrides", overrides])
+        assert result.exit_code == 1
+        assert wrong in (line := result.stderr.strip().splitlines()[-1])
+        assert f"{project / 'base'}'s" in line
+    assert not (project / "runs").exists()
 
 
 def test_a_missing_or_changed_checkpoint_says_what_to_type(project, tmp_path, monkeypatch):

@@ -169,7 +169,8 @@ def unweighted_unet(folder: Path) -> UNet2DConditionModel:
 
 def _part_class(kinds: Sequence[type[Part]], folder: Path) -> type[Part]:
     name = "scheduler_config.json" if DDIMScheduler in kinds else "config.json"
-    found = read_json(folder / name).get("_class_name")
+    config = read_json(folder / name)
+    found = config.get("_class_name") if isinstance(config, dict) else None
     for kind in kinds:
         if found == kind.__name__:
             return kind

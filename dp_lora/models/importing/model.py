@@ -104,7 +104,9 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
 def import_networks(state: Mapping[str, Tensor], config: Config) -> Networks:
     """The networks of a state dict, built without weights of their own, so also of one on the meta device.
 
-    With `config.checkpoint.ema` the UNet's weights are the moving averages. Raises InputError that lists the keys
+    The UNet's weights are those as trained, or with `config.checkpoint.ema` their moving averages, which a checkpoint
+    has for the UNet alone. As trained is the default, for that is what the study fine-tunes: its code loads the
+    checkpoint into a model without EMA. The other set must be whole all the same. Raises InputError that lists the keys
     where one is missing, left over or of another shape: nothing is guessed, nothing is dropped.
     """
     with torch.device("meta"):
