@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, VQModel
 from diffusers.models.resnet import ResnetBlock2D
 from peft import PeftModel
 from PIL import Image
@@ -116,6 +116,10 @@ def test_the_model_card_s_example_draws_our_image_where_our_package_cannot_be_im
         text = example_of(folder)
         assert len(text.partition("\n\n")[2].splitlines()) <= 12  # below the imports
         script += f"os.chdir({str(folder)!r})\n{text}torch.save(pixels, 'pixels.pt')\n"
+    folder = tmp_path / "codebook"
+    assert export(with_codebook(load_model(tmp_path / "noisy/base")), release, config.sampling, folder)
+    assert "VQModel" in example_of(folder)
+    script += f"os.chdir({str(folder)!r})\n{example_of(folder)}torch.save((latents, pixels), 'drawn.pt')\n"
     # one process for all: most of its time goes into imports
     command = [sys.executable, "-I", "-c", f"{script}assert sys.modules['dp_lora'] is None\n"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -132,6 +136,20 @@ def test_the_model_card_s_example_draws_our_image_where_our_package_cannot_be_im
         with Image.open(tmp_path / name / "export/sample.png") as image:
             shown = np.asarray(image.convert("L"), dtype=np.float32)
         assert np.abs(shown - (expected[0, 0].numpy() + 1) * 127.5).max() < 1
+
+    latents, pixels = torch.load(tmp_path / "codebook/drawn.pt", weights_only=True)
+    with torch.no_grad():
+        decoded = VQModel.from_pretrained(tmp_path / "codebook/vae").decode(latents).sample.clamp(-1, 1)
+    assert (pixels - decoded).abs().max() < 1e-5
+
+
+def with_codebook(base: Model) -> Model:
+    """The base with a first stage that quantises, as cin256 has."""
+    torch.manual_seed(2)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = VQModel(1, 1, block_out_channels=(8, 8), **blocks, latent_channels=2, norm_num_groups=4, num_vq_embeddings=16,
+                  scaling_factor=1.0)  # fmt: skip
+    return replace(base, vae=vae.eval())
 
 
 def test_a_model_without_a_null_row_is_drawn_without_guidance(made):
@@ -197,39 +215,37 @@ def test_an_adapter_that_is_not_finite_is_refused_and_nothing_is_written(made, t
     assert not (tmp_path / "export").exists()
 
 
-def invoke(store: Path, *arguments: str, monkeypatch):
-    from entrypoints.export import main
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    return CliRunner().invoke(main, list(arguments))
-
-
-@pytest.mark.parametrize("private", [True, False])
-def test_the_entry_point_exports_into_its_run_s_folder(made, private, tmp_path, monkeypatch):
+def test_the_entry_point_exports_into_its_run_s_folder_and_refuses_a_base_that_changed_since(
+    made, tmp_path, monkeypatch
+):
     from mlflow import MlflowClient
 
-    adapter = make_release(made[0], tmp_path / "adapter", private)
-    result = invoke(tmp_path, "--adapter", str(adapter), monkeypatch=monkeypatch)
-    assert result.exit_code == 0, result.stderr
+    from entrypoints.export import main
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    folder = ROOT / run.data.tags["output"]
-    try:
-        assert folder.name == ("export" if private else "not-private")
-        assert run.data.tags["privacy"] == ("private-dp" if private else "none")
-        assert ("epsilon" in run.data.metrics) is private
-        assert UNet2DConditionModel.from_pretrained(folder / "unet").config["sample_size"] == 8
-        assert str(folder.relative_to(ROOT)) in result.stdout
-    finally:
-        shutil.rmtree(folder.parent, ignore_errors=True)
-
-
-def test_a_base_that_changed_since_is_refused(made, tmp_path, monkeypatch):
     shutil.copytree(made[0], tmp_path / "base")
-    adapter = make_release(tmp_path / "base", tmp_path / "adapter")
+    folders = []
+    try:
+        for private in (True, False):
+            adapter = make_release(tmp_path / "base", tmp_path / f"adapter-{private}", private)
+            result = CliRunner().invoke(main, ["--adapter", str(adapter)])
+            assert result.exit_code == 0, result.stderr
+            run = client.search_runs([e.experiment_id for e in client.search_experiments()])[0]
+            folders.append(ROOT / run.data.tags["output"])
+            assert run.data.tags["adapter"] == str(adapter)
+            assert folders[-1].name == ("export" if private else "not-private")
+            assert run.data.tags["privacy"] == ("private-dp" if private else "none")
+            assert ("epsilon" in run.data.metrics) is private
+            assert UNet2DConditionModel.from_pretrained(folders[-1] / "unet").config["sample_size"] == 8
+            assert run.data.tags["output"] in result.stdout
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+
     normalise(tmp_path / "base", scaling=0.5)
-    result = invoke(tmp_path, "--adapter", str(adapter), monkeypatch=monkeypatch)
+    result = CliRunner().invoke(main, ["--adapter", str(adapter)])
     assert result.exit_code == 1
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    (line,) = result.stderr.strip().splitlines()
     assert "is missing or another one; restore it" in line
