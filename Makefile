@@ -5,7 +5,7 @@ UV_VERSION := 0.13.9
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup quickstart compare utility standin-search ui test test-slow lint format lock clean
+.PHONY: help setup quickstart compare utility standin-search bench-prepare ui test test-slow lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -36,6 +36,9 @@ utility: setup ## accuracy over eps, mean of three seeds (about 40 minutes on 2 
 
 standin-search: setup ## choose hyper-parameters on public rendered digits
 	@$(RUN) -m benchmarks.standin_search
+
+bench-prepare: setup ## extraction beside plain pyarrow and file writes: time and memory
+	@$(RUN) -m benchmarks.prepare
 
 ui: setup ## open the MLflow UI over the local store
 	@echo "http://127.0.0.1:5000  (Ctrl-C ends it)"

@@ -4,6 +4,8 @@ import io
 import json
 import multiprocessing
 import os
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from PIL import Image
 from dp_lora.config import load
 from dp_lora.data import extraction
 from dp_lora.data.layout import read_dataset
-from dp_lora.data.png import as_png, decode_png, encode_png
+from dp_lora.data.png import SIGNATURE, as_png, decode_png, encode_png, is_whole_png
 from dp_lora.files import digest_file, read_json
 from tests.download_server import Server, serving
 from tests.prepare_call import Project
@@ -189,6 +191,48 @@ def test_png_bytes_are_copied_only_where_they_are_right():
     for wrong in (right[:-40], right[:100], b"", right[:60] + b"xxxx" + right[64:]):
         with pytest.raises(ValueError, match="picture"):
             as_png(wrong, 16, 3)
+
+
+def test_a_png_that_is_called_whole_can_be_decoded_and_its_damage_is_seen():
+    rng = np.random.default_rng(1)
+    for channels in (1, 3):
+        image = rng.integers(0, 256, (16, 16, channels), dtype=np.uint8)
+        image[4:12] = 7
+        png = encode_png(image)
+        assert is_whole_png(png, 16, channels)
+        assert not is_whole_png(png, 8, channels)
+        assert not is_whole_png(png, 16, 4 - channels)
+        for place in range(len(png)):
+            # a flipped bit anywhere, an early end, something after the end
+            assert not is_whole_png(png[:place] + bytes([png[place] ^ 1 << place % 8]) + png[place + 1 :], 16, channels)
+            assert not is_whole_png(png[:place], 16, channels)
+        assert not is_whole_png(png + b"x", 16, channels)
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_a_png_whose_checksums_are_right_and_whose_pixels_are_not_is_not_whole():
+    header = struct.pack(">IIBBBBB", 16, 16, 8, 2, 0, 0, 0)
+    lines = (b"\0" + bytes(48)) * 16
+
+    def png(raw: bytes, *extra: bytes, compressed: bytes | None = None) -> bytes:
+        data = zlib.compress(raw) if compressed is None else compressed
+        return SIGNATURE + _chunk(b"IHDR", header) + b"".join(extra) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+
+    assert is_whole_png(png(lines), 16, 3)
+    assert is_whole_png(png(lines, _chunk(b"tEXt", b"a\0b"), _chunk(b"gAMA", bytes(4))), 16, 3)
+    wrong = [png(lines[:-1]), png(lines + b"\0"), png(b"\5" + lines[1:]), png(b"", compressed=b"nothing")]
+    wrong += [png(b"", compressed=zlib.compress(lines)[:-4]), png(lines, _chunk(b"tRNS", bytes(6)))]
+    wrong += [png(lines, _chunk(b"PLTE", bytes(3)))]
+    for bad in wrong:
+        assert not is_whole_png(bad, 16, 3)
+    half = zlib.compress(lines)
+    two = _chunk(b"IDAT", half[:10]), _chunk(b"IDAT", half[10:])
+    start, end = SIGNATURE + _chunk(b"IHDR", header), _chunk(b"IEND", b"")
+    assert is_whole_png(start + two[0] + two[1] + end, 16, 3)
+    assert not is_whole_png(start + two[0] + _chunk(b"tEXt", b"a\0b") + two[1] + end, 16, 3)
 
 
 def _with(file: str, row: int, picture: object = None, label: object = None) -> bytes:

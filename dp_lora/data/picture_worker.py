@@ -39,15 +39,26 @@ def store(
             png = as_png(picture, size, channels)
         except ValueError as error:
             raise InputError(f"{file}, row {row}: {error}") from None
-        path = folder / name
+        path = f"{folder}/{name}"
         try:
-            path.write_bytes(png)
+            _write(path, png)
         except OSError as error:
             raise InputError(
                 f"{file}, row {row}: {path}: {error.strerror}; make room, then the same command goes on"
             ) from None
         stored.append((hashlib.sha256(png).hexdigest(), len(png)))
     return stored
+
+
+def _write(path: str, data: bytes) -> None:
+    # a third of the time that a file object takes, which counts with tens of thousands of small pictures
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+    finally:
+        os.close(descriptor)
 
 
 def verified_rows(folder: Path, expected: Sequence[tuple[str, str]]) -> int:

@@ -1,10 +1,14 @@
 """Pictures as PNG bytes and uint8 arrays; light to import, for processes that do nothing else."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image, ImageOps
 
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+COLOUR_TYPES = {1: 0, 3: 2}  # PNG's number for so many channels
 MODES = {1: "L", 3: "RGB"}  # PIL's name for a picture of so many channels
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # raster formats that PIL decodes by itself
 
@@ -43,12 +47,48 @@ def converted(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("RGB").convert(MODES[channels])
 
 
+def is_whole_png(png: bytes, size: int, channels: int) -> bool:
+    """Whether these are a PNG picture of this size with 8 bits per channel, every checksum right, every pixel there.
+
+    False too for what is rare, not wrong: interlacing, a palette, a transparent colour. A fifth of the time that
+    decoding takes (PNG specification, sections 5.3, 9.2, 10, 11.2).
+    """
+    header = SIGNATURE + struct.pack(">I4sIIBBBBB", 13, b"IHDR", size, size, 8, COLOUR_TYPES[channels], 0, 0, 0)
+    if not png.startswith(header):
+        return False
+    view, place, pixels, kinds = memoryview(png), len(SIGNATURE), [], []
+    while not kinds or kinds[-1] != b"IEND":
+        end = place + 8 + int.from_bytes(view[place : place + 4])
+        if end + 4 > len(png) or zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4]):
+            return False
+        kinds.append(png[place + 4 : place + 8])
+        if kinds[-1] == b"IDAT":
+            pixels.append(view[place + 8 : end])
+        place = end + 4
+    first = kinds.index(b"IDAT") if pixels else 0
+    others = set(kinds) - {b"IHDR", b"IDAT", b"IEND"}
+    in_a_row = kinds[first : first + len(pixels)] == [b"IDAT"] * len(pixels)
+    # an upper-case first letter: a chunk that every decoder must understand
+    if place != len(png) or not pixels or not in_a_row or any(kind == b"tRNS" or kind[0] < 97 for kind in others):
+        return False
+    line = 1 + size * channels
+    unpacker = zlib.decompressobj()
+    try:
+        raw = unpacker.decompress(b"".join(pixels), size * line + 1)
+    except zlib.error:
+        return False
+    # the first byte of a line names its filter
+    return unpacker.eof and not unpacker.unused_data and len(raw) == size * line and max(raw[::line]) <= 4
+
+
 def as_png(picture: bytes, size: int, channels: int) -> bytes:
     """The bytes of a picture file as PNG of this size and number of channels.
 
-    PNG bytes that are already right come back as they are; every picture is decoded once, so that what comes back can
+    PNG bytes that are already right come back as they are; every picture is unpacked once, so that what comes back can
     be read. Raises ValueError for another size, and for bytes that are no whole picture.
     """
+    if is_whole_png(picture, size, channels):
+        return picture
     try:
         with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
             if image.size != (size, size):
