@@ -118,33 +118,30 @@ def test_params_yaml_is_written_and_read_back(tmp_path):
             read_params(pipeline)
 
 
-OUTSIDE = "data.folder=data/celebahq checkpoint.folder=data/cin256"
-
-
 @pytest.mark.parametrize("entry_point", ["main", "finetune"])
 def test_what_prepare_has_to_bring_is_named_before_anything_starts(entry_point, tmp_path, monkeypatch):
     assert not (ROOT / "data" / "celebahq").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     before = PIPELINES["celebahq"].params.read_bytes()
-    result = invoke(entry_point, "--overrides", OUTSIDE)
+    result = invoke(entry_point, "--config", "celebahq-eps10", "--overrides", "compute.device=cpu")
     assert result.exit_code == 1
     (line,) = result.stderr.strip().splitlines()
-    assert "data/celebahq: missing; type `mlflow run . -b native -e prepare -P config=mnist5k`" in line
+    assert "data/celebahq: missing; type `mlflow run . -b native -e prepare -P config=celebahq-eps10`" in line
     assert "dvc pull" in line
     assert PIPELINES["celebahq"].params.read_bytes() == before
     assert not list(tmp_path.iterdir())
 
 
 def test_main_says_which_pipeline_a_config_belongs_to():
-    for overrides, file in (("", "dvc.yaml"), (OUTSIDE, "pipelines/celebahq/dvc.yaml")):
-        result = invoke("main", "--dry-run", "--overrides", overrides)
+    for config, file in (("mnist5k", "dvc.yaml"), ("celebahq-eps10", "pipelines/celebahq/dvc.yaml")):
+        result = invoke("main", "--dry-run", "--config", config, "--overrides", "compute.device=cpu")
         assert result.exit_code == 0
         assert f"pipeline: {file}\n" in result.stdout
 
 
 def test_a_stage_that_the_pipeline_lacks_is_refused_in_one_line():
     for entry_point in ("pretrain_ae", "pretrain_ldm"):
-        result = invoke(entry_point, "--overrides", OUTSIDE)
+        result = invoke(entry_point, "--config", "celebahq-eps10", "--overrides", "compute.device=cpu")
         assert result.exit_code == 1
         assert "its base is imported from data/cin256" in result.stderr

@@ -82,6 +82,12 @@ def _refuse_resolvers(value: Any, where: str) -> None:
         raise InputError(f"{where}={value}: interpolation and resolvers are not allowed; write the value itself")
 
 
+def _refuse_unset(value: str, where: str) -> None:
+    # OmegaConf's word for a value that is still to be given: merging it would keep what stands there
+    if "???" in value:
+        raise InputError(f"{where}: must be a value")
+
+
 def _layers(name: str) -> list[DictConfig]:
     chain: list[DictConfig] = []
     seen: list[str] = []
@@ -114,6 +120,9 @@ def _parse_overrides(text: str) -> list[str]:
         if not separator or not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", key):
             raise InputError(f"overrides: {item!r}: must be section.key=value, blanks between, such as train.lr=0.02")
         _refuse_resolvers(value, f"overrides: {key}")
+        _refuse_unset(value, f"overrides: {item}")
+        if key == "experiment.name":
+            raise InputError(f"overrides: {item}: an experiment is named by its file in configs/")
     return items
 
 
@@ -139,6 +148,7 @@ def load(
             continue
         key = keys[parameter]
         _refuse_resolvers(str(value), parameter)
+        _refuse_unset(str(value), f"{parameter}={value}")
         typed[key] = f"{parameter}={value}"
         layer = OmegaConf.create({})
         OmegaConf.update(layer, key, str(value))

@@ -117,9 +117,10 @@ RULES: dict[str, Rule] = {
     "lora.alpha": (lambda v: v is None or v >= 1, "must be null, or a whole number of at least 1"),
     "lora.targets": (bool, "must be default, study, or module names with commas between"),
     "lora.train": _one_of("AB", "B"),
-    "privacy.eps": (lambda v: v > 0, "must be above 0, or inf for no privacy"),
-    "privacy.k": AT_LEAST_1,
-    "privacy.max_grad_norm": POSITIVE,
+    "privacy.eps": (lambda v: 0 < v <= 100 or v == math.inf, "must be in (0, 100], or inf for no privacy"),
+    "privacy.k": (lambda v: 1 <= v <= 1000, "must be a whole number in [1, 1000]"),
+    # float32 holds sums and noise within these bounds
+    "privacy.max_grad_norm": (lambda v: 1e-6 <= v <= 1e6, "must be in [1e-6, 1e6]"),
     "privacy.batch_size": AT_LEAST_1,
     "privacy.epochs": POSITIVE,
     "privacy.accounting": _one_of("per_unit", "published"),
@@ -183,11 +184,8 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
     bound = 1 / config.data.n_public if private else 1
     if not 0 < config.privacy.delta < bound:
         fail("privacy.delta", f"must be above 0 and below 1/n_public ({bound:.2g})")
-    if private and config.privacy.batch_size > config.data.n_public:
-        fail(
-            "privacy.batch_size",
-            f"must be at most data.n_public ({config.data.n_public}): the sample rate is at most 1",
-        )
+    if private:
+        _check_sampling(config, fail)
     if config.train.timestep_min >= config.train.timestep_max:
         fail("train.timestep_min", f"must be below train.timestep_max ({config.train.timestep_max})")
     if len(config.ldm.attention) != len(config.ldm.block_out_channels):
@@ -235,3 +233,11 @@ def _check_downloads(config: DictConfig, fail: Callable[[str, str], None]) -> No
     folders = [config[section].folder for section in ("public", "data", "checkpoint")]
     if len(set(folders) - {None}) < len([folder for folder in folders if folder is not None]):
         fail("data.folder", "public.folder, data.folder and checkpoint.folder must differ")
+
+
+def _check_sampling(config: DictConfig, fail: Callable[[str, str], None]) -> None:
+    n_public, batch_size = config.data.n_public, config.privacy.batch_size
+    if batch_size > n_public:
+        fail("privacy.batch_size", f"must be at most data.n_public ({n_public}): the sample rate is at most 1")
+    if config.privacy.epochs * n_public > 1e6 * batch_size:
+        fail("privacy.epochs", "must give at most 1,000,000 steps: steps = epochs * n_public / batch_size")

@@ -70,7 +70,7 @@ def frechet_distance(a: Statistics, b: Statistics, min_images: int = 2) -> float
     for side in (a, b):
         if side.n < min_images:
             raise InputError(
-                f"Frechet distance: {side.n} images are too few, its bias would hide the result; "
+                "Frechet distance: too few images, its bias would hide the result; "
                 f"at least {min_images} are needed on each side (evaluation.min_images)"
             )
         if not (np.isfinite(side.mean).all() and np.isfinite(side.covariance).all()):

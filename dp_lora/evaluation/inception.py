@@ -110,8 +110,7 @@ def inception_distances(
     for side in (features, reference):
         if len(side) < min_images:
             raise InputError(
-                f"fid: {len(side)} images are too few; at least {min_images} are needed on each side "
-                "(evaluation.min_images)"
+                f"fid: too few images; at least {min_images} are needed on each side (evaluation.min_images)"
             )
         if not np.isfinite(side).all():
             raise InputError("fid: NaN or infinite Inception features; the images or the weights are broken")

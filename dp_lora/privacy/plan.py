@@ -78,8 +78,12 @@ class PrivacyPlan:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "PrivacyPlan":
-        """Inverse of `as_json`; raises InputError for missing, unknown or mistyped fields."""
+        """Inverse of `as_json`; raises InputError for missing, unknown or mistyped fields.
+
+        Plans from before `accounting` was a field are per unit.
+        """
         types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
+        value = {"accounting": PER_UNIT, **value}
         if set(value) != set(types):
             raise InputError(f"plan.json: fields {sorted(set(value) ^ set(types))} are missing or unknown")
         fields: dict[str, Any] = {}

@@ -1,9 +1,9 @@
 """Where the randomness of the private step comes from.
 
-Default: 256 fresh bits of the operating system for every stream and step, never stored. Reproducible mode: the bits are
-HMAC-SHA256(secret, digest of the run | stream | step), so that no two plans share noise and a step can be replayed.
-The bits seed statistical generators (numpy's Philox), not cryptographic ones. Torch's own CPU generator is not used: it
-keeps only 32 bits of its seed, few enough to try them all.
+Default: 256 bits of the operating system for every stream and step, never stored, of which a generator's key keeps
+128. Reproducible mode: the bits are HMAC-SHA256(secret, digest of the run | stream | step), so that no two plans share
+noise and a step can be replayed. The bits seed statistical generators (numpy's Philox), not cryptographic ones. Torch's
+own CPU generator is not used: it keeps only 32 bits of its seed, few enough to try them all.
 """
 
 import hashlib

@@ -6,10 +6,12 @@ It lies outside every output that DVC may delete. A folder belongs to one plan, 
 import fcntl
 import hmac
 import os
+import platform
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
-from dp_lora.files import digest_file, digest_value, read_json, whole_file, write_json
+from dp_lora.files import digest_file, digest_value, read_json, write_json
 from dp_lora.privacy.accounting import calibrate, spent
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
@@ -46,7 +48,8 @@ def binding(config: Config, data_digest: str, base_digest: str, device: str) -> 
     if config.privacy.reproducible:
         # an exact replay needs the same rounding: two sums under one noise would reveal their difference
         sections["physical_batch_size"] = config.compute.physical_batch_size
-        sections["machine"] = {"device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        sections["machine"] = {"device": device, "threads": torch.get_num_threads(), "cpu": platform.processor()}
+        sections["versions"] = {name: version(name) for name in ("torch", "numpy", "diffusers", "peft")}
     # JSON has no infinity
     return {"config": _finite(sections), "data": data_digest, "base": base_digest, "code": code_digest()}
 
@@ -77,9 +80,12 @@ def working_folder(runs: Path, bound: dict[str, Any]) -> Path:
     key = runs / ".key"
     if not key.exists():
         runs.mkdir(parents=True, exist_ok=True)
-        with whole_file(key) as temporary:
-            temporary.touch(0o600)
-            temporary.write_bytes(os.urandom(32))
+        own = runs / f".key.{uuid.uuid4().hex}"
+        own.touch(0o600)
+        own.write_bytes(os.urandom(32))
+        with suppress(FileExistsError):
+            os.link(own, key)  # of two processes one is first, and both read its key
+        own.unlink()
     return runs / hmac.new(key.read_bytes(), digest_value(bound).encode(), "sha256").hexdigest()[:16]
 
 
@@ -141,7 +147,7 @@ def _begin(folder: Path, config: Config, bound: dict[str, Any]) -> RunFolder:
             raise InputError(f"{folder}: was begun and has no plan.json; restore it, or start in another folder")
         plan = make_plan(config)
         write_json(path, {"plan": plan.as_json(), "bound": bound, "run_id": uuid.uuid4().hex})
-    content = read_json(path)
+    content = _read_plan(path)
     if content["bound"] != bound:
         changed = sorted(_changed(content["bound"], bound))
         raise InputError(f"{folder}: was begun with other {', '.join(changed)}; a ledger holds one plan on one dataset")
@@ -166,11 +172,27 @@ def other_ledgers(runs: Path, own: Path, data_digest: str) -> list[str]:
     for path in sorted(runs.glob("*/plan.json")):
         if path.parent.resolve() == own.resolve():
             continue
-        content = read_json(path)
+        content = _read_plan(path)
         if content["bound"]["data"] != data_digest:
             continue
         plan = PrivacyPlan.from_json(content["plan"])
         ledger = Ledger(path.parent / "ledger.jsonl")
-        if plan.private and (steps := ledger.counted_steps(plan)):
+        if not plan.private and (path.parent / "checkpoints").exists():
+            lines.append(f"{path.parent}: without privacy")
+        elif plan.private and (steps := ledger.counted_steps(plan)):
             lines.append(f"{path.parent}: epsilon {spent(plan, steps).epsilon:.3f} at delta {plan.delta:g}")
     return lines
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+        PrivacyPlan.from_json(content["plan"])
+        if not isinstance(content["bound"]["data"], str) or not isinstance(content["run_id"], str):
+            raise ValueError("no digest of data, or no run id")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        line = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read ({line}); restore it, or move its folder away") from None
+    return content
