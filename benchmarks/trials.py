@@ -1,6 +1,5 @@
 """One trial: fine-tune, sample and score with given settings, by the project's own commands; finished ones are kept."""
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -10,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from dp_lora.config import ROOT
-from dp_lora.files import read_json
+from dp_lora.config import ROOT, flatten, load
+from dp_lora.files import digest_folder, digest_value, read_json
+from dp_lora.training.run_folder import code_digest
 
 RUNS = ROOT / "runs" / "trials"
 
@@ -26,13 +26,20 @@ class Trial(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        key = hashlib.sha256("|".join(map(str, self)).encode()).hexdigest()[:12]
+        """Named by all that decides the result: settings and code."""
+        resolved = flatten(load(self.config, {"eps": self.eps, "seed": str(self.seed)}, self.overrides))
+        code = [digest_folder(ROOT / "dp_lora" / room) for room in ("training", "sampling", "evaluation")]
+        key = digest_value([{name: str(value) for name, value in resolved.items()}, code_digest(), code])[:12]
         return RUNS / f"{self.config}-eps{self.eps}-seed{self.seed}-{key}"
 
 
 def scores(trials: Sequence[Trial], jobs: int) -> dict[Trial, dict[str, float]]:
     """Scores of every trial, by name; `jobs` at a time, which share the processor's cores; finished ones are read."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
+    for config in {trial.config for trial in trials}:
+        # upstream is made once, before several trials would make it at once
+        if not (ROOT / "outputs" / config / "data").exists():
+            _score(next(trial for trial in trials if trial.config == config), threads)
     with ThreadPoolExecutor(jobs) as pool:
         return dict(zip(trials, pool.map(lambda trial: _score(trial, threads), trials), strict=True))
 

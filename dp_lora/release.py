@@ -156,7 +156,9 @@ def write_result(
     """Write the adapter's folder, whole or not at all; `run_id` is random, `base` names the base model."""
     statement = privacy_statement(plan, counted_steps, run_id, config, model_info)
     with whole_folder(folder) as temporary:
-        save_adapter(temporary, adapter, config.data.classes, base)
+        trained_on = {"source": config.data.source, "unit": config.privacy.unit, "n_public": config.data.n_public}
+        status = "private-dp" if statement["private"] else "non-private"
+        save_adapter(temporary, adapter, config.data.classes, base, trained_on, status)
         write_json(temporary / "privacy.json", statement)
         (temporary / "README.md").write_text(_card(config, statement, base), encoding="utf-8")
 

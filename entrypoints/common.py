@@ -66,6 +66,11 @@ class Call:
         """A stage that DVC started opens a run of its own below the caller's."""
         return self.out is not None
 
+    @property
+    def joined(self) -> bool:
+        """Whether `mlflow run` made the run of this call."""
+        return not self.child and tracking.joined_run_id() is not None
+
     @contextmanager
     def tracked(self, *, system_metrics: bool = False) -> Iterator[tuple[tracking.TrackedRun, Path]]:
         """The MLflow run of this call and the folder that its result goes to."""
@@ -149,7 +154,9 @@ def one_line_errors(child: bool = False) -> Iterator[None]:
         where = f": {error.filename}" if error.filename else ""
         _stop(f"{error.strerror or error}{where}", 1, child)
     except KeyboardInterrupt as error:
-        _stop(f"stopped ({error or 'Ctrl-C'}); the same command goes on", 130, child)
+        # `mlflow run` makes a new run each time; a stage's unfinished work is found again, a fine-tuning's is not
+        goes_on = "" if tracking.joined_run_id() and not child else "; the same command goes on"
+        _stop(f"stopped ({error or 'Ctrl-C'}){goes_on}", 130, child)
 
 
 def _stop(message: str, status: int, child: bool) -> NoReturn:

@@ -5,13 +5,12 @@ from pathlib import Path
 import click
 
 from dp_lora import tracking
-from dp_lora.config import ROOT
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import WORKING, make_missing
 from entrypoints.pipelines import outputs, private_data, public_data, require
-from entrypoints.sample import track_privacy
+from entrypoints.sample import base_of, track_privacy
 
 
 @entry_point("fid")
@@ -48,14 +47,12 @@ def samples_folder(call: Call) -> Path:
 def _evaluate(call: Call, run: tracking.TrackedRun, samples: Path, data: Path, public: Path | None, out: Path) -> None:
     from dp_lora.evaluation.evaluate import evaluate
     from dp_lora.models.adapters import untrained_class_embedding, with_embedding
-    from dp_lora.models.device import pick_device
-    from dp_lora.models.folder import load_model
 
     config = call.config
     facts = read_json(samples / "samples.json")
     track_privacy(run, facts["privacy"], facts["rank"], config.privacy.max_grad_norm)
     run.tags({"samples": relative(samples), "adapter": facts["adapter"], "base": facts["base"]["path"]})
-    base = load_model(ROOT / facts["base"]["path"], pick_device(config.compute.device))
+    base = base_of(facts["base"], config, relative(samples), config.compute.device)
     classes = list(config.data.classes)
     train = config.train
     start = untrained_class_embedding(

@@ -7,32 +7,52 @@ from typing import Any
 import click
 
 from dp_lora import tracking
-from dp_lora.config import Config
+from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, whole_folder, write_json
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import RUNS, WORKING, make_missing
-from entrypoints.pipelines import base_folder, private_data, require
+from entrypoints.pipelines import base_folder, pipeline_of, private_data, require
 
 
 @entry_point("finetune")
 def main(call: Call) -> None:
     """Fine-tune LoRA weights and class embedding on the private pictures by DP-SGD."""
     if call.dry_run:
-        facts, name = _planned(call.config)
+        _check(call.config, base_folder(call.config))
+        facts, name = planned(call.config)
         call.print_dry_run(facts, [f"runs/RUN_ID/{name}"])
         return
     base, data_folder = base_folder(call.config), private_data(call.config)
     require(call.config, [data_folder])
+    _check(call.config, base)
     with call.tracked() as (run, folder):
         make_missing(call.config, call.typed, run.environment(), base, data_folder)
         result = _finetune(call, run, folder, base, data_folder)
         _report(call, run, result)
 
 
-def _planned(config: Config) -> tuple[dict[str, Any], str]:
+def _check(config: Config, base: Path) -> None:
+    """Refuse what would be refused after the work upstream: targets, seed file, and the base where it is there."""
+    from dp_lora.models.adapters import matched_modules
+    from dp_lora.models.counting import meta_unet
+    from dp_lora.models.folder import load_info
+    from dp_lora.privacy.randomness import read_secret
+    from dp_lora.release import base_privacy
+    from dp_lora.training.run_folder import make_plan
+
+    if not base.exists() and relative(base) not in pipeline_of(config).made:
+        raise InputError(f"model.base={config.model.base}: no such folder; make it first, or name another")
+    matched_modules(meta_unet(config, base), config.lora.targets)
+    if config.privacy.seed_file:
+        read_secret(Path(config.privacy.seed_file))
+    if base.exists():
+        base_privacy(load_info(base), make_plan(config))
+
+
+def planned(config: Config) -> tuple[dict[str, Any], str]:
     """What a dry run prints, and the name of the folder that the adapter would go to."""
     from dp_lora.models.counting import count_parameters
     from dp_lora.training.run_folder import NOT_PRIVATE, RELEASE, make_plan
@@ -79,7 +99,9 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
             f"sampling.guidance_scale={config.sampling.guidance_scale:g}: the base has no null row; must be 1"
         )
     dataset = read_dataset(data_folder, list(config.data.classes), "train")
-    base_names = {"path": relative(base), "digest": model_digest(base)}
+    # a release names no folder of this machine
+    shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
+    base_names = {"path": shown, "digest": model_digest(base)}
     bound = binding(config, dataset.digest(), base_names["digest"], device.type)
     if ".dvc/tmp" in RUNS.as_posix():
         raise InputError(
@@ -87,9 +109,10 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
         )
     if config.privacy.reproducible:
         torch.use_deterministic_algorithms(True)
-    # DVC deletes a stage's output before it runs again: plan, ledger and checkpoints live outside of it. A replay has
-    # one ledger wherever it is called from, so that one noise is never added to two sums
-    shared = call.child or config.privacy.reproducible
+    # DVC deletes a stage's output before it runs again: plan, ledger and checkpoints live outside of it. A direct call
+    # goes on when it is typed again; a replay has one ledger wherever it is called from, so that one noise is never
+    # added to two sums. A run that `mlflow run` made has a folder of its own
+    shared = call.child or not call.joined or config.privacy.reproducible
     working = working_folder(RUNS, bound) if shared else folder
     run.dataset(config.experiment.name, data_folder, dataset.digest(), context="private training", private=True)
     run.tags({"base": base_names["path"], "base_digest": base_names["digest"], "ledger": relative(working)})

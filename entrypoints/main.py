@@ -6,6 +6,7 @@ from dp_lora.config import Config
 from dp_lora.files import read_json
 from dp_lora.privacy.published import EPSILONS
 from entrypoints.common import Call, entry_point, relative
+from entrypoints.finetune import planned
 from entrypoints.pipeline import dvc, is_up_to_date, repro, write_params
 from entrypoints.pipelines import from_outside, outputs, pipeline_of, require, require_distance
 
@@ -16,7 +17,10 @@ def main(call: Call) -> None:
     pipeline = pipeline_of(call.config)
     if call.dry_run:
         shared = [*pipeline.made, relative(outputs(call.config))]
-        call.print_dry_run({"pipeline": pipeline.file}, [relative(pipeline.params), relative(pipeline.lock), *shared])
+        facts, _ = planned(call.config)
+        call.print_dry_run(
+            {"pipeline": pipeline.file, **facts}, [relative(pipeline.params), relative(pipeline.lock), *shared]
+        )
         return
     require(call.config, from_outside(call.config))
     require_distance(call.config)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dp_lora import tracking
-from dp_lora.config import ROOT
+from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
 from dp_lora.privacy.published import EPSILONS
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import WORKING
-from entrypoints.pipelines import outputs
+from entrypoints.pipelines import base_folder, outputs
 
 if TYPE_CHECKING:
     from dp_lora.models.folder import Model
@@ -60,17 +60,15 @@ def track_privacy(run: tracking.TrackedRun, statement: Mapping[str, Any], rank: 
     run.tags({"privacy": privacy_tag(statement), "run_id_of_adapter": statement["run_id"]})
 
 
-def base_of(adapter: Path, device: str) -> "Model":
-    """The base model that an adapter was trained on; InputError where it is missing or has changed since."""
-    from dp_lora.models.adapters import adapter_info
+def base_of(named: Mapping[str, str], config: Config, whose: str, device: str) -> "Model":
+    """The base model with this path and digest: where the path says, or at model.base; InputError for another."""
     from dp_lora.models.device import pick_device
     from dp_lora.models.folder import load_model, model_digest
 
-    named = adapter_info(adapter)["base"]
-    folder = ROOT / named["path"]
-    if not folder.exists() or model_digest(folder) != named["digest"]:
-        raise InputError(f"{relative(adapter)}: its base {named['path']} is missing or another one; restore it")
-    return load_model(folder, pick_device(device))
+    for folder in (ROOT / named["path"], base_folder(config)):
+        if folder.exists() and model_digest(folder) == named["digest"]:
+            return load_model(folder, pick_device(device))
+    raise InputError(f"{whose}: its base {named['path']} is missing or another one; restore it, or set model.base")
 
 
 def _sample(call: Call, run: tracking.TrackedRun, adapter: Path, out: Path) -> None:
@@ -79,7 +77,7 @@ def _sample(call: Call, run: tracking.TrackedRun, adapter: Path, out: Path) -> N
     from dp_lora.sampling import sample
 
     info, statement, config = adapter_info(adapter), read_privacy(adapter), call.config
-    base = base_of(adapter, config.compute.device)
+    base = base_of(info["base"], config, relative(adapter), config.compute.device)
     run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
     track_privacy(run, statement, info["rank"], config.privacy.max_grad_norm)
     model = apply_adapter(base, adapter)

@@ -61,7 +61,7 @@ def test_the_adapter_reloads_in_a_fresh_process_through_diffusers_and_peft_with_
     adapter = tiny_adapter(model)
     folder = tmp_path / "adapter"
     folder.mkdir()
-    save_adapter(folder, adapter, ["x", "y"], {"path": "base", "digest": "0"})
+    save_adapter(folder, adapter, ["x", "y"], {"path": "base", "digest": "0"}, {"source": "folder"}, "unknown")
     x, t, context = torch.randn(2, 2, 8, 8), torch.tensor([3, 700]), torch.randn(2, 1, 6)
     expected = model.unet(x, t, context).sample.detach()
     torch.save({"x": x, "t": t, "context": context, "expected": expected}, tmp_path / "io.pt")

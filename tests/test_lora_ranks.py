@@ -85,7 +85,7 @@ def test_an_adapter_of_falling_ranks_reloads_in_a_fresh_process_through_diffuser
     adapter = adapter_of(model)
     folder = tmp_path / "adapter"
     folder.mkdir()
-    save_adapter(folder, adapter, ["x", "y"], {"path": "base", "digest": "0"})
+    save_adapter(folder, adapter, ["x", "y"], {"path": "base", "digest": "0"}, {"source": "folder"}, "unknown")
     x, t, context = torch.randn(2, 2, 8, 8), torch.tensor([3, 700]), torch.randn(2, 1, 6)
     expected = model.unet(x, t, context).sample.detach()
     ours = apply_adapter(load_model(tmp_path / "base"), folder)
@@ -119,7 +119,7 @@ def test_a_mutant_without_the_alpha_pattern_computes_something_else(tmp_path):
     adapter = adapter_of(model)
     folder = tmp_path / "adapter"
     folder.mkdir()
-    save_adapter(folder, adapter, ["x", "y"], {"path": "base", "digest": "0"})
+    save_adapter(folder, adapter, ["x", "y"], {"path": "base", "digest": "0"}, {"source": "folder"}, "unknown")
     from diffusers import UNet2DConditionModel
     from peft import PeftModel
 
@@ -181,7 +181,9 @@ def test_a_trained_adapter_keeps_its_ranks(tmp_path):
     model = tiny_model(tmp_path)
     folder = tmp_path / "adapter"
     folder.mkdir()
-    save_adapter(folder, adapter_of(model), ["x", "y"], {"path": "base", "digest": "0"})
+    save_adapter(
+        folder, adapter_of(model), ["x", "y"], {"path": "base", "digest": "0"}, {"source": "folder"}, "unknown"
+    )
     shapes = {name: value.shape for name, value in load_file(folder / WEIGHTS).items()}
     ranks = {shape[0] for name, shape in shapes.items() if "lora_A" in name}
     assert ranks == {2, 3, 4, 5, 6}

@@ -200,11 +200,19 @@ class Adapter:
         return {**lora_parameters(self.unet, train), EMBEDDING: self.embedding}
 
 
-def save_adapter(folder: Path, adapter: Adapter, classes: Sequence[str], base: Mapping[str, Any]) -> None:
+def save_adapter(
+    folder: Path,
+    adapter: Adapter,
+    classes: Sequence[str],
+    base: Mapping[str, Any],
+    trained_on: Mapping[str, Any],
+    privacy_status: str,
+) -> None:
     """Write the adapter into an existing folder: for diffusers, for PEFT, and the class embedding.
 
     diffusers: `unet.load_lora_adapter(folder, weight_name="pytorch_lora_weights.safetensors", prefix=None)`.
-    PEFT: `PeftModel.from_pretrained(unet, folder / "peft")`. `base` names the base model (path, digest).
+    PEFT: `PeftModel.from_pretrained(unet, folder / "peft")`. `base` names the base model (path, digest),
+    `trained_on` the private source as the config does, `privacy_status` is one of PRIVACY_STATUSES.
     """
     adapter.unet.save_lora_adapter(folder, adapter_name=ADAPTER, weight_name=WEIGHTS, safe_serialization=True)
     peft = folder / "peft"
@@ -216,9 +224,8 @@ def save_adapter(folder: Path, adapter: Adapter, classes: Sequence[str], base: M
     )
     replace(adapter.lora, inference_mode=True).save_pretrained(str(peft))
     save_file({"weight": adapter.embedding.detach().cpu().contiguous()}, folder / "class_embedding.safetensors")
-    write_json(
-        folder / "model.json", {"format": FORMAT, "classes": list(classes), "base": dict(base), "rank": adapter.lora.r}
-    )
+    facts = {"trained_on": dict(trained_on), "privacy_status": privacy_status, "rank": adapter.lora.r}
+    write_json(folder / "model.json", {"format": FORMAT, "classes": list(classes), "base": dict(base), **facts})
 
 
 def adapter_info(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ MLflow takes seconds to import, and is imported only when a run opens or is look
 
 from dp_lora.tracking.lookup import find_run, resolve_input
 from dp_lora.tracking.process import Terminated, close_orphans
-from dp_lora.tracking.store import fail_joined_run, tracking_uri
+from dp_lora.tracking.store import fail_joined_run, joined_run_id, tracking_uri
 from dp_lora.tracking.tracked_run import TrackedRun, run
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "close_orphans",
     "fail_joined_run",
     "find_run",
+    "joined_run_id",
     "resolve_input",
     "run",
     "tracking_uri",
