@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from dp_lora.config import ROOT, flatten, load
+from dp_lora.errors import InputError
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 # what no result depends on: names, what `prepare` downloads (DVC knows data/ by its hash), portions of the work
@@ -68,3 +69,17 @@ def test_every_dependency_on_code_exists():
         for dependency in stage.get("deps", []):
             if not dependency.startswith("outputs/"):
                 assert (ROOT / dependency).exists(), dependency
+
+
+def test_what_is_missing_below_data_names_the_two_commands_that_bring_it(tmp_path, monkeypatch):
+    from entrypoints import common, pipeline
+
+    for module in (common, pipeline):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    config = load("celebahq")
+    with pytest.raises(InputError) as error:
+        pipeline.make_missing(config, {}, {}, pipeline.private_data(config))
+    line = str(error.value)
+    assert line.startswith("data/celebahq missing: ")
+    assert "python -m entrypoints.prepare --config celebahq" in line
+    assert "dvc pull data/celebahq" in line
