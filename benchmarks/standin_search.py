@@ -12,9 +12,7 @@ CANDIDATES = [
     "",
     "train.embedding_start=mean",
     "train.lr_noise_exponent=0",
-    "train.lr_noise_exponent=1",
     "privacy.max_grad_norm=0.1",
-    "lora.train=AB",
     "sampling.guidance_scale=2",
 ]
 

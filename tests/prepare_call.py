@@ -39,7 +39,7 @@ class Project:
         return sorted(p.name for p in data.iterdir() if not p.name.startswith(".")) if data.exists() else []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
 

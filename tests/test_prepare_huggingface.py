@@ -373,6 +373,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(project: Project, 
     (images / "train-000025.png").symlink_to("/dev/full")
     line = project.refused("celebahq", SETTINGS, f"{FILES[0]}, row 25", "No space left on device", "make room")
     assert "goes on" in line
+    # nothing that came after it is called finished
+    assert len(record.read_text().splitlines()) == 24
     (images / "train-000025.png").unlink()
     project.refused("celebahq", SETTINGS, "row 17")
     assert not multiprocessing.active_children()

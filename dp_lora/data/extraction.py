@@ -152,22 +152,28 @@ def _stored(
             for name, label, (digest, length) in zip(names, labels, stored, strict=True)
         ]
 
-    try:
-        for start, batch in batches:
-            size = sum(map(len, batch.pictures))
-            while waiting and (in_flight + size > IN_FLIGHT or len(waiting) > 2 * workers):
-                yield first()
-            split = batch.file.split
-            names = [f"{split}-{row:06d}.png" for row in range(start, start + len(batch.pictures))]
-            future = pool.submit(
-                store, images, names, batch.pictures, wanted.size, wanted.channels, batch.file.name, batch.first
-            )
-            waiting.append((names, batch.labels, split, size, future))
-            in_flight += size
-    except InputError:
-        # what was read before the bad row is good
-        while waiting:
+    unread: InputError | None = None
+    source = iter(batches)
+    while True:
+        try:
+            start, batch = next(source)
+        except StopIteration:
+            break
+        except InputError as error:
+            # what was read before the bad row is good
+            unread = error
+            break
+        size = sum(map(len, batch.pictures))
+        while waiting and (in_flight + size > IN_FLIGHT or len(waiting) > 2 * workers):
             yield first()
-        raise
+        split = batch.file.split
+        names = [f"{split}-{row:06d}.png" for row in range(start, start + len(batch.pictures))]
+        future = pool.submit(
+            store, images, names, batch.pictures, wanted.size, wanted.channels, batch.file.name, batch.first
+        )
+        waiting.append((names, batch.labels, split, size, future))
+        in_flight += size
     while waiting:
         yield first()
+    if unread is not None:
+        raise unread
