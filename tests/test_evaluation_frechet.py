@@ -56,7 +56,7 @@ def test_float32_features_are_summed_in_float64():
 def test_too_few_images_are_refused_with_the_rule():
     few, enough = statistics([gaussian(99, 3, 0)]), statistics([gaussian(100, 3, 1)])
     for pair in ((few, enough), (enough, few)):
-        with pytest.raises(InputError, match=r"99 images are too few.*at least 100.*evaluation.min_images"):
+        with pytest.raises(InputError, match=r"too few images.*at least 100.*evaluation.min_images"):
             frechet_distance(*pair, min_images=100)
     assert frechet_distance(enough, enough, min_images=100) >= 0
 

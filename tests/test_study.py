@@ -191,7 +191,6 @@ def test_count_params_gives_the_study_s_lora_parameters_at_real_width(name):
         assert counts["unet"] == model["unet"]
 
 
-@pytest.mark.xfail(strict=False, reason="needs the builders of VQ, of attention per resolution, of residual resampling")
 @pytest.mark.parametrize("name", ["celebahq", *PRETRAINING])
 def test_the_parts_of_the_base_have_the_original_s_numbers_of_parameters(name):
     model = COUNTS["cin256" if name == "celebahq" else "emnist32-conditional"]
