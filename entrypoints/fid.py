@@ -24,9 +24,12 @@ def main(call: Call) -> None:
     public = None if call.config.checkpoint.folder else public_data(call.config)
     needed = [data] if public is None else [public, data]
     require(call.config, needed)
+    from dp_lora.data.prepare import check_prepared
+
     with call.tracked() as (run, folder):
         out = folder if call.child else folder / "evaluation"
         make_missing(call.config, call.typed, run.environment(), *needed)
+        check_prepared(call.config, data)
         _evaluate(call, run, samples, data, public, out)
         run.artifact(out)
         run.output(out)

@@ -28,8 +28,11 @@ def main(call: Call) -> None:
     base, data_folder = base_folder(call.config), private_data(call.config)
     require(call.config, [data_folder])
     _check(call.config, base)
+    from dp_lora.data.prepare import check_prepared
+
     with call.tracked() as (run, folder):
         make_missing(call.config, call.typed, run.environment(), base, data_folder)
+        check_prepared(call.config, data_folder)
         result = _finetune(call, run, folder, base, data_folder)
         _report(call, run, result)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dp_lora.config import load
+from dp_lora.config import Config, load
 from dp_lora.data import letters
 from dp_lora.data.layout import read_dataset
-from dp_lora.data.prepare import prepare_private, prepare_public
+from dp_lora.data.prepare import check_prepared, prepare_private, prepare_public
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_folder, read_json
@@ -64,3 +64,21 @@ def test_sources_without_persons_refuse_the_unit_person(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"privacy\.unit=person: the source mnist5k knows no persons"):
         prepare_private(load("mnist5k", {}, "privacy.unit=person"), tmp_path / "set", Events())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dataset_of_another_folder_or_unit_is_refused(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        for label in ("cat", "dog"):
+            (tmp_path / name / label).mkdir(parents=True)
+            for number in range(8):
+                Image.new("L", (32, 32), number).save(tmp_path / name / label / f"{number}.png")
+
+    def config(path: str, more: str = "") -> Config:
+        common = f"data.path={tmp_path / path} data.classes=[cat,dog] data.n_public=16 privacy.batch_size=4"
+        return load("folder", {}, f"{common} {more}")
+
+    prepare_private(config("one"), tmp_path / "set", Events())
+    check_prepared(config("one", "privacy.eps=3"), tmp_path / "set")
+    for other in (config("two"), config("one", "privacy.unit=person")):
+        with pytest.raises(InputError, match=r"prepared with another data\.source, data\.path"):
+            check_prepared(other, tmp_path / "set")

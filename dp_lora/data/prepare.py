@@ -12,7 +12,7 @@ from dp_lora.data.layout import Picture, write_dataset
 from dp_lora.data.versioned import publish, read_source, unfinished, write_source
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import digest_file, digest_value
+from dp_lora.files import digest_file, digest_value, read_json
 from dp_lora.progress import progress
 
 
@@ -49,8 +49,28 @@ def prepare_private(config: Config, folder: Path, events: Events) -> None:
         return
     pictures, source = _private_source(config, by_person)
     packed = data.source != "folder"  # never by the number of pictures, which is private
-    write_dataset(folder, pictures, {"name": data.source, **source}, data.size, data.channels, packed)
+    facts = {"name": data.source, **source, "settings": _settings(config)}
+    write_dataset(folder, pictures, facts, data.size, data.channels, packed)
     events.message(f"{data.source}: written to {folder}")
+
+
+def _settings(config: Config) -> str:
+    data = config.data
+    by_person = config.privacy.unit == "person"  # then a split goes by persons
+    return digest_value([data.source, data.path, list(data.classes), data.size, data.channels, by_person])
+
+
+def check_prepared(config: Config, folder: Path) -> None:
+    """Raise InputError where the private dataset in `folder` was made with other settings than `config` has.
+
+    So no run is recorded with one data.path and trained on another. Datasets that do not say are taken as they are.
+    """
+    stated = read_json(folder / "dataset.json")["source"].get("settings") if folder.exists() else None
+    if config.data.folder is None and stated is not None and stated != _settings(config):
+        raise InputError(
+            f"{folder}: was prepared with another data.source, data.path, data.classes, data.size, data.channels or "
+            "privacy.unit; type the same command with the entry point prepare in its place, then this one"
+        )
 
 
 def _private_source(config: Config, by_person: bool) -> tuple[Iterator[Picture], dict]:
