@@ -56,7 +56,9 @@ def is_whole_png(png: bytes, size: int, channels: int) -> bool:
     header = SIGNATURE + struct.pack(">I4sIIBBBBB", 13, b"IHDR", size, size, 8, COLOUR_TYPES[channels], 0, 0, 0)
     if not png.startswith(header):
         return False
-    view, place, pixels, kinds = memoryview(png), len(SIGNATURE), [], []
+    view, place = memoryview(png), len(SIGNATURE)
+    pixels: list[memoryview] = []
+    kinds: list[bytes] = []
     while not kinds or kinds[-1] != b"IEND":
         end = place + 8 + int.from_bytes(view[place : place + 4])
         if end + 4 > len(png) or zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4]):
