@@ -100,6 +100,7 @@ def test_letters_are_upright_and_have_their_own_class(project: Project, server: 
     assert project.commits == [("commit", "--force", "data.dvc")]
 
 
+@pytest.mark.slow
 def test_source_json_names_origin_address_and_counts_and_a_second_call_asks_nobody(project: Project, server: Server):
     assert project.prepare("emnist", settings(server)).exit_code == 0
     source = read_json(project.root / "data/emnist/source.json")
@@ -121,6 +122,7 @@ def test_without_sums_of_its_own_a_mirror_must_have_the_real_files(project: Proj
     assert name not in project.shown()
 
 
+@pytest.mark.slow
 def test_a_missing_file_a_damaged_archive_and_another_number_are_one_line(project: Project, server: Server):
     project.refused(
         "emnist", settings(server, **{"data.mirror": f"{server.url}/none/"}), "mnist: ", "404", "data.mirror"

@@ -362,6 +362,7 @@ def test_labels_may_be_names_and_pictures_a_plain_column(tmp_path: Path):
     assert (batch.pictures, batch.labels) == ([b"a", b"b", b"c"], names)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(project: Project, hub: Server):
     images = project.root / "data/.celebahq.part/dataset/images"
     hub.files[path_of(FILES[1])] = _with(FILES[1], 17, b"hello")
