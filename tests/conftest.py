@@ -5,6 +5,6 @@ import os
 # before torch is imported: threads that spin while they wait take the time of the tests' own child processes
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from tests.prepare_call import project, store  # noqa: E402
+from tests.prepare_call import project, store
 
 __all__ = ["project", "store"]
