@@ -80,6 +80,7 @@ def test_every_layer_has_its_rank_in_both_factors_and_scaling_1(tmp_path):
         assert model.unet.get_submodule(name).scaling == {"default": 1.0}
 
 
+@pytest.mark.slow
 def test_an_adapter_of_falling_ranks_reloads_in_a_fresh_process_through_diffusers_and_peft(tmp_path):
     model = tiny_model(tmp_path)
     adapter = adapter_of(model)
