@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dp_lora.config import ROOT, flatten, load
-from dp_lora.files import digest_folder, digest_value, read_json
+from dp_lora.files import digest_file, digest_value, read_json
 from dp_lora.training.run_folder import code_digest
 
 RUNS = ROOT / "runs" / "trials"
@@ -28,7 +28,8 @@ class Trial(NamedTuple):
     def folder(self) -> Path:
         """Named by all that decides the result: settings and code."""
         resolved = flatten(load(self.config, {"eps": self.eps, "seed": str(self.seed)}, self.overrides))
-        code = [digest_folder(ROOT / "dp_lora" / room) for room in ("training", "sampling", "evaluation")]
+        rooms = [ROOT / "dp_lora" / room for room in ("training", "sampling", "evaluation")]
+        code = [digest_file(source) for room in rooms for source in sorted(room.glob("*.py"))]
         key = digest_value([{name: str(value) for name, value in resolved.items()}, code_digest(), code])[:12]
         return RUNS / f"{self.config}-eps{self.eps}-seed{self.seed}-{key}"
 
@@ -45,15 +46,16 @@ def scores(trials: Sequence[Trial], jobs: int) -> dict[Trial, dict[str, float]]:
 
 
 def _score(trial: Trial, threads: int) -> dict[str, float]:
-    metrics = trial.folder / "evaluation" / "metrics.json"
+    folder = trial.folder
+    metrics = folder / "evaluation" / "metrics.json"
     if not metrics.exists():
         began = time.monotonic()
         common = ["--config", trial.config, "--overrides", trial.overrides]
-        adapter, samples = str(trial.folder / "finetune"), str(trial.folder / "samples")
+        adapter, samples = str(folder / "finetune"), str(folder / "samples")
         _run(threads, "finetune", *common, "--eps", trial.eps, "--seed", str(trial.seed), "--out", adapter)
         _run(threads, "sample", *common, "--seed", str(trial.seed), "--adapter", adapter, "--out", samples)
         _run(threads, "fid", *common, "--samples", samples, "--out", str(metrics.parent))
-        print(f"{trial.folder.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        print(f"{folder.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return read_json(metrics)
 
 

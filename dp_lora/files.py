@@ -59,11 +59,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, which ends with the process; BlockingIOError where another process holds it."""
+def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path`, which ends with the process.
+
+    Where another process holds it: BlockingIOError, or with `wait` only when that one is done.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 

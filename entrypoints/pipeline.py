@@ -105,7 +105,6 @@ def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[
     missing = [folder for folder in folders if not folder.exists()]
     if not missing:
         return
-    require(config, missing)
     pipeline = pipeline_of(config)
     stages = {ROOT / folder: stage for folder, stage in pipeline.made.items()}
     if config.data.folder is None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dp_lora.config import ROOT, Config
+from dp_lora.data.versioned import SOURCE
 from dp_lora.errors import InputError
-
-SOURCE = "source.json"  # `prepare` writes it last: a folder without it is not whole
+from entrypoints.common import relative
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ def from_outside(config: Config) -> list[Path]:
 def what_to_type(config: Config, folders: Iterable[Path]) -> str | None:
     """One line that says how to get those of `folders` that are from outside and not there; None: all are there."""
     missing = [
-        folder.relative_to(ROOT).as_posix() if folder.is_relative_to(ROOT) else str(folder)
+        relative(folder)
         for folder in folders
-        if folder in from_outside(config) and not (folder / SOURCE).exists()
+        if folder in from_outside(config) and not (folder / SOURCE).exists()  # `prepare` writes it last
     ]
     if not missing:
         return None

@@ -6,7 +6,7 @@ from dp_lora.config import ROOT, Config
 from dp_lora.tracking import TrackedRun
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import dvc, write_params
-from entrypoints.pipelines import pipeline_of, private_data, public_data
+from entrypoints.pipelines import from_outside, pipeline_of, private_data, public_data
 
 
 @entry_point("prepare", parts=("public", "private"))
@@ -16,7 +16,7 @@ def main(call: Call) -> None:
     What comes from outside goes to data/NAME and is recorded in data.dvc; else outputs/letters/data and
     outputs/EXPERIMENT/data are made.
     """
-    downloads = _downloads(call.config)
+    downloads = from_outside(call.config)
     if call.dry_run:
         made = [*downloads, ROOT / "data.dvc"] if downloads else [public_data(call.config), private_data(call.config)]
         call.print_dry_run({}, [relative(path) for path in made])
@@ -36,12 +36,6 @@ def main(call: Call) -> None:
         else:
             prepare_private(call.config, folder, run)
             _track(run, folder, call.config.experiment.name, list(call.config.data.classes), private=True)
-
-
-def _downloads(config: Config) -> list[Path]:
-    """The folders below data/ that the experiment fills."""
-    names = (config.checkpoint.folder, config.public.folder, config.data.folder)
-    return [ROOT / name for name in names if name is not None]
 
 
 def _bring(config: Config, run: TrackedRun) -> None:

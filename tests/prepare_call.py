@@ -50,7 +50,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> Proj
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     found = Project(tmp_path / "project")
     found.root.mkdir()
-    monkeypatch.setattr("entrypoints.prepare.ROOT", found.root)
+    for module in ("prepare", "pipelines"):
+        monkeypatch.setattr(f"entrypoints.{module}.ROOT", found.root)
     monkeypatch.setattr("entrypoints.prepare.dvc", lambda *arguments: found.commits.append(arguments))
     return found
 

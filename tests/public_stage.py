@@ -7,7 +7,7 @@ import numpy as np
 
 from dp_lora.config import Config, load
 from dp_lora.data.layout import Picture, write_dataset
-from dp_lora.data.pixels import encode_png
+from dp_lora.data.png import encode_png
 from dp_lora.events import Events
 
 OVERRIDES = (

@@ -13,7 +13,7 @@ from PIL import Image
 from dp_lora.data import folder as own_folder
 from dp_lora.data.folder import folder_pictures, list_entries, read_picture
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
-from dp_lora.data.pixels import decode_png
+from dp_lora.data.png import decode_png
 from dp_lora.data.split import split_of, unit_hash
 from dp_lora.errors import InputError
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dp_lora.data.layout import Picture, read_dataset, safe_name, write_dataset
-from dp_lora.data.pixels import encode_png
+from dp_lora.data.png import encode_png
 from dp_lora.errors import InputError
 from dp_lora.files import digest_folder
 

@@ -9,7 +9,7 @@ import torch
 from dp_lora.data import letters
 from dp_lora.data.fonts import font_files, stroke_map
 from dp_lora.data.letters import digit_pictures, letter_pictures, render_digits
-from dp_lora.data.pixels import decode_png
+from dp_lora.data.png import decode_png
 from dp_lora.errors import InputError
 
 CLASSES = list("ABEGHKMRST")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dp_lora.data import mnist5k
 from dp_lora.data.layout import Picture
-from dp_lora.data.pixels import decode_png
+from dp_lora.data.png import decode_png
 from dp_lora.errors import InputError
 
 CLASSES = list("0123456789")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dp_lora.data.pixels import decode_png, encode_png, to_pixels, to_uint8
+from dp_lora.data.pixels import to_pixels, to_uint8
+from dp_lora.data.png import decode_png, encode_png
 from dp_lora.errors import InputError
 
 CUT = encode_png(np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8))[:90]

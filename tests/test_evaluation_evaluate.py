@@ -15,7 +15,7 @@ import dp_lora.evaluation.classifier as classifier_module
 import dp_lora.evaluation.utility as utility_module
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
 from dp_lora.data.letters import letter_pictures, render_digits
-from dp_lora.data.pixels import encode_png
+from dp_lora.data.png import encode_png
 from dp_lora.errors import InputError
 from dp_lora.evaluation.evaluate import evaluate
 from dp_lora.evaluation.pictures import resized, utility_pictures

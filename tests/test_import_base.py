@@ -18,7 +18,7 @@ import entrypoints.import_base
 from dp_lora.config import load
 from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
-from dp_lora.data.pixels import encode_png
+from dp_lora.data.png import encode_png
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_file

@@ -1,14 +1,23 @@
 """Ranks that fall with depth: as the study lists them, scaling 1, through every door that an adapter has."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from golden import golden_json
 from safetensors.torch import load_file
-from tiny import TINY, difference, make_base, tiny_config, tiny_latents, tiny_model, total_norm
+from tiny import (
+    TINY,
+    difference,
+    differences_in_a_fresh_process,
+    make_base,
+    saved_adapter,
+    tiny_config,
+    tiny_inputs,
+    tiny_latents,
+    tiny_model,
+    total_norm,
+)
 
 from dp_lora.config import load
 from dp_lora.errors import InputError
@@ -19,7 +28,6 @@ from dp_lora.models.adapters import (
     apply_adapter,
     lora_parameters,
     matched_modules,
-    save_adapter,
 )
 from dp_lora.models.counting import count_parameters
 from dp_lora.models.folder import load_model
@@ -28,7 +36,7 @@ from dp_lora.privacy.gradients import micro_batches, unit_gradients
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.training.private_loss import diffusion_loss
 
-COUNTS = json.loads((Path(__file__).parent / "data" / "parameter-counts.json").read_text())
+COUNTS = golden_json("parameter-counts.json")
 CPU = torch.device("cpu")
 
 
@@ -83,32 +91,13 @@ def test_every_layer_has_its_rank_in_both_factors_and_scaling_1(tmp_path):
 @pytest.mark.slow
 def test_an_adapter_of_falling_ranks_reloads_in_a_fresh_process_through_diffusers_and_peft(tmp_path):
     model = tiny_model(tmp_path)
-    adapter = adapter_of(model)
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    save_adapter(folder, adapter, ["x", "y"], {"path": "base", "digest": "0"}, {"source": "folder"}, "unknown")
-    x, t, context = torch.randn(2, 2, 8, 8), torch.tensor([3, 700]), torch.randn(2, 1, 6)
+    folder = saved_adapter(tmp_path / "adapter", adapter_of(model))
+    x, t, context = tiny_inputs()
     expected = model.unet(x, t, context).sample.detach()
     ours = apply_adapter(load_model(tmp_path / "base"), folder)
     assert torch.equal(ours.unet(x, t, context).sample, expected)
-    torch.save({"x": x, "t": t, "context": context, "expected": expected}, tmp_path / "io.pt")
-    script = f"""
-import torch
-from diffusers import UNet2DConditionModel
-from peft import PeftModel
-io = torch.load({str(tmp_path / "io.pt")!r}, weights_only=True)
-def base():
-    return UNet2DConditionModel.from_pretrained({str(tmp_path / "base" / "unet")!r})
-unet = base()
-unet.load_lora_adapter({str(folder)!r}, weight_name={WEIGHTS!r}, prefix=None)
-peft = PeftModel.from_pretrained(base(), {str(folder / "peft")!r})
-with torch.no_grad():
-    for model in (unet, peft):
-        print(float((model(io["x"], io["t"], io["context"]).sample - io["expected"]).abs().max()))
-"""
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert [float(line) < 2e-6 for line in result.stdout.split()] == [True, True]
+    found = differences_in_a_fresh_process(tmp_path, folder, (x, t, context), expected)
+    assert [value < 2e-6 for value in found] == [True, True]
     stored = json.loads((folder / "peft" / "adapter_config.json").read_text())
     assert stored["rank_pattern"] == stored["alpha_pattern"]
     assert stored["r"] == json.loads((folder / "model.json").read_text())["rank"] == 6
@@ -117,10 +106,7 @@ with torch.no_grad():
 def test_a_mutant_without_the_alpha_pattern_computes_something_else(tmp_path):
     """Alpha left at the first rank would scale the deeper layers up."""
     model = tiny_model(tmp_path)
-    adapter = adapter_of(model)
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    save_adapter(folder, adapter, ["x", "y"], {"path": "base", "digest": "0"}, {"source": "folder"}, "unknown")
+    folder = saved_adapter(tmp_path / "adapter", adapter_of(model))
     from diffusers import UNet2DConditionModel
     from peft import PeftModel
 
@@ -129,7 +115,7 @@ def test_a_mutant_without_the_alpha_pattern_computes_something_else(tmp_path):
     mutant = PeftModel.from_pretrained(
         UNet2DConditionModel.from_pretrained(tmp_path / "base" / "unet"), str(folder / "peft")
     )
-    x, t, context = torch.randn(2, 2, 8, 8), torch.tensor([3, 700]), torch.randn(2, 1, 6)
+    x, t, context = tiny_inputs()
     with torch.no_grad():
         assert (mutant(x, t, context).sample - model.unet(x, t, context).sample).abs().max() > 1e-3
 
@@ -180,11 +166,7 @@ def test_a_schedule_that_says_half_of_what_it_needs_is_refused(overrides, part):
 
 def test_a_trained_adapter_keeps_its_ranks(tmp_path):
     model = tiny_model(tmp_path)
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    save_adapter(
-        folder, adapter_of(model), ["x", "y"], {"path": "base", "digest": "0"}, {"source": "folder"}, "unknown"
-    )
+    folder = saved_adapter(tmp_path / "adapter", adapter_of(model))
     shapes = {name: value.shape for name, value in load_file(folder / WEIGHTS).items()}
     ranks = {shape[0] for name, shape in shapes.items() if "lora_A" in name}
     assert ranks == {2, 3, 4, 5, 6}

@@ -7,6 +7,7 @@ import yaml
 
 from dp_lora.config import ROOT, flatten, load
 from dp_lora.errors import InputError
+from dp_lora.training.run_folder import PRIVATE_CODE
 from entrypoints.pipelines import (
     PIPELINES,
     autoencoder_folder,
@@ -58,6 +59,12 @@ def test_a_privacy_parameter_reruns_finetune_and_nothing_before(name, parameter)
     changed = [key for key in before if before[key] != after[key]]
     assert len(changed) == 1
     assert stages_of(name, changed[0]) == {"finetune"}
+
+
+@each_pipeline
+def test_all_code_of_the_private_step_is_a_dependency_of_finetune(name):
+    dependencies = FILES[name]["stages"]["finetune"]["deps"]
+    assert {"dp_lora/privacy", *(f"dp_lora/{source}" for source in PRIVATE_CODE)} <= set(dependencies)
 
 
 def test_every_leaf_of_the_config_is_a_dependency_of_some_stage():
@@ -174,9 +181,10 @@ def test_a_config_without_public_letters_needs_inception_before_it_starts():
 
 
 def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_source_json(tmp_path, monkeypatch):
-    from entrypoints import pipelines
+    from entrypoints import common, pipelines
 
-    monkeypatch.setattr(pipelines, "ROOT", tmp_path)
+    for module in (common, pipelines):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     config = config_of("celebahq")
     with pytest.raises(InputError) as error:
         require(config, from_outside(config))
@@ -199,9 +207,9 @@ def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_sour
      ("emnist", "pipelines/emnist/dvc.yaml:pretrain_ldm")],
 )  # fmt: skip
 def test_a_missing_base_is_made_by_its_own_pipeline_whose_params_come_back(name, stage, tmp_path, monkeypatch):
-    from entrypoints import pipeline, pipelines
+    from entrypoints import common, pipeline, pipelines
 
-    for module in (pipeline, pipelines):
+    for module in (common, pipeline, pipelines):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     seen = {}
 

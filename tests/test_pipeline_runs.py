@@ -17,7 +17,7 @@ from tiny import make_base, tiny_config, tiny_dataset
 
 from dp_lora.config import ROOT
 from dp_lora.data.layout import Picture, write_dataset
-from dp_lora.data.pixels import encode_png
+from dp_lora.data.png import encode_png
 from dp_lora.files import write_json
 from entrypoints.pipelines import PIPELINES
 

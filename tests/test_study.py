@@ -10,19 +10,20 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from golden import golden_json
 from public_stage import Heard
 from tiny import make_base
 
 from dp_lora.config import ROOT, config_names, flatten, load
 from dp_lora.data.layout import Picture, write_dataset
-from dp_lora.data.pixels import encode_png
+from dp_lora.data.png import encode_png
 from dp_lora.models.adapters import apply_adapter
 from dp_lora.models.counting import count_parameters
 from dp_lora.models.folder import load_model
 from dp_lora.training.finetune import PrivateData, finetune
 from dp_lora.training.run_folder import binding, open_run_folder
 
-COUNTS = json.loads((Path(__file__).parent / "data" / "parameter-counts.json").read_text())
+COUNTS = golden_json("parameter-counts.json")
 NOWHERE = Path("no such base")
 CPU = torch.device("cpu")
 

@@ -1,6 +1,8 @@
 """A tiny model, tiny private data and a tiny private run, for tests of the private step and of fine-tuning."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,9 @@ from torch import Tensor
 
 from dp_lora.config import Config, load
 from dp_lora.data.layout import Picture, write_dataset
-from dp_lora.data.pixels import encode_png
+from dp_lora.data.png import encode_png
 from dp_lora.diffusion import make_scheduler
-from dp_lora.models.adapters import Adapter, add_lora
+from dp_lora.models.adapters import WEIGHTS, Adapter, add_lora, save_adapter
 from dp_lora.models.autoencoder import build_autoencoder
 from dp_lora.models.folder import Model, load_model, model_info, save_model
 from dp_lora.models.unet import build_unet
@@ -70,6 +72,42 @@ def tiny_adapter(model: Model, targets: str = "default", classes: int = 2) -> Ad
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     embedding = torch.randn(classes, model.class_embedding.shape[1], generator=generator).requires_grad_()
     return Adapter(model.unet, lora, embedding)
+
+
+def saved_adapter(folder: Path, adapter: Adapter) -> Path:
+    """The adapter's files in a new folder."""
+    folder.mkdir()
+    save_adapter(folder, adapter, ["x", "y"], {"path": "base", "digest": "0"}, {"source": "folder"}, "unknown")
+    return folder
+
+
+def tiny_inputs() -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, timesteps and a context of one token: what a tiny UNet takes."""
+    return torch.randn(2, 2, 8, 8), torch.tensor([3, 700]), torch.randn(2, 1, 6)
+
+
+def differences_in_a_fresh_process(
+    tmp_path: Path, folder: Path, inputs: tuple[Tensor, Tensor, Tensor], expected: Tensor
+) -> list[float]:
+    """How far from `expected` tmp_path/base with the adapter of `folder` is: by diffusers' loader, by PEFT's."""
+    torch.save({"inputs": list(inputs), "expected": expected}, tmp_path / "io.pt")
+    script = f"""
+import torch
+from diffusers import UNet2DConditionModel
+from peft import PeftModel
+io = torch.load({str(tmp_path / "io.pt")!r}, weights_only=True)
+def base():
+    return UNet2DConditionModel.from_pretrained({str(tmp_path / "base" / "unet")!r})
+unet = base()
+unet.load_lora_adapter({str(folder)!r}, weight_name={WEIGHTS!r}, prefix=None)
+peft = PeftModel.from_pretrained(base(), {str(folder / "peft")!r})
+with torch.no_grad():
+    for model in (unet, peft):
+        print(float((model(*io["inputs"]).sample - io["expected"]).abs().max()))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return [float(line) for line in result.stdout.split()]
 
 
 def tiny_latents(n: int = 6) -> tuple[np.ndarray, np.ndarray]:

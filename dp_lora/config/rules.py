@@ -40,6 +40,8 @@ MIRROR: Rule = (
     lambda v: v is None or v.startswith(("http://", "https://")),
     "must be null, or an address that begins with http",
 )
+SHA256: Rule = (lambda v: v is None or _hex(64)(v), "must be null, or 64 hex digits")
+NULL_OR_AT_LEAST_1: Rule = (lambda v: v is None or v >= 1, "must be null, or a whole number of at least 1")
 MD5_SUMS: Rule = (lambda v: v is None or all(map(_hex(32), v)), "must be null, or a list of MD5 sums")
 
 
@@ -68,13 +70,13 @@ RULES: dict[str, Rule] = {
     "data.mirror": MIRROR,
     "data.mirror_md5": MD5_SUMS,
     "huggingface.revision": (lambda v: v is None or _hex(40)(v), "must be null, or a commit of 40 hex digits"),
-    "huggingface.train_rows": (lambda v: v is None or v >= 1, "must be null, or a whole number of at least 1"),
+    "huggingface.train_rows": NULL_OR_AT_LEAST_1,
     "huggingface.test_rows": (lambda v: v is None or v >= 0, "must be null, or a whole number of at least 0"),
     "huggingface.size": (lambda v: v is None or v >= 1, "must be null, or a number of bytes"),
     "huggingface.image_column": (bool, "must name a column"),
     "huggingface.label_column": (bool, "must name a column"),
     "checkpoint.folder": FOLDER,
-    "checkpoint.sha256": (lambda v: v is None or _hex(64)(v), "must be null, or 64 hex digits"),
+    "checkpoint.sha256": SHA256,
     "checkpoint.member": (lambda v: re.fullmatch(r"\w[\w.-]*", v) is not None, "must be the name of a file"),
     "checkpoint.max_size": AT_LEAST_1,
     "autoencoder.kind": _one_of("kl", "vq"),
@@ -95,7 +97,7 @@ RULES: dict[str, Rule] = {
     "ldm.block_out_channels": WIDTHS,
     "ldm.layers_per_block": AT_LEAST_1,
     "ldm.attention_head_width": AT_LEAST_1,
-    "ldm.attention_heads": (lambda v: v is None or v >= 1, "must be null, or a whole number of at least 1"),
+    "ldm.attention_heads": NULL_OR_AT_LEAST_1,
     "ldm.cross_attention_dim": AT_LEAST_1,
     "ldm.norm_num_groups": AT_LEAST_1,
     "ldm.beta_schedule": _one_of("linear", "cosine"),
@@ -113,8 +115,8 @@ RULES: dict[str, Rule] = {
     "ldm.gradient_clip": (lambda v: v is None or v > 0, "must be null, or above 0"),
     "lora.rank": AT_LEAST_1,
     "lora.rank_schedule": _one_of("constant", "linear", "cosine"),
-    "lora.rank_last": (lambda v: v is None or v >= 1, "must be null, or a whole number of at least 1"),
-    "lora.alpha": (lambda v: v is None or v >= 1, "must be null, or a whole number of at least 1"),
+    "lora.rank_last": NULL_OR_AT_LEAST_1,
+    "lora.alpha": NULL_OR_AT_LEAST_1,
     "lora.targets": (bool, "must be default, study, or module names with commas between"),
     "lora.train": _one_of("AB", "B"),
     "privacy.eps": (lambda v: 0 < v <= 100 or v == math.inf, "must be in (0, 100], or inf for no privacy"),
@@ -144,10 +146,7 @@ RULES: dict[str, Rule] = {
     "sampling.eta": (lambda v: 0 <= v <= 1, "must be in [0, 1]"),
     "sampling.guidance_scale": NOT_NEGATIVE,
     "sampling.batch_size": AT_LEAST_1,
-    "evaluation.inception_sha256": (
-        lambda v: v is None or re.fullmatch(r"[0-9a-f]{64}", v) is not None,
-        "must be null, or 64 hex digits",
-    ),
+    "evaluation.inception_sha256": SHA256,
     "evaluation.classifier_steps": AT_LEAST_1,
     "evaluation.public_reference": (lambda v: v in (None, "digits"), "must be null or digits"),
     "evaluation.min_images": (lambda v: v >= 2, "must be at least 2"),

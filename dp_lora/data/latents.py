@@ -1,8 +1,5 @@
 """Pictures as latents, encoded once and kept as a memory-mapped file."""
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +10,7 @@ from dp_lora.data.layout import Dataset
 from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import digest_value, fsync, read_json, write_json
+from dp_lora.files import digest_value, exclusive, fsync, read_json, write_json
 from dp_lora.models.autoencoder import Vae, encode, latent_size
 from dp_lora.models.folder import module_digest
 from dp_lora.progress import PERCENT, progress
@@ -34,26 +31,17 @@ def encode_dataset(
 
     As `encode` gives them. Kept in `cache_folder` under the digest of data and autoencoder, so that neither can change
     unseen. The file appears when it is complete; an interrupted encoding goes on where it was. Memory does not grow
-    with N, nor with `batch_size` beyond ENCODE_VALUES pixel values. Raises InputError
-    for latents that are not finite.
+    with N, nor with `batch_size` beyond ENCODE_VALUES pixel values. Raises InputError for latents that are not finite.
     """
     side = latent_size(vae)
     shape = (len(dataset), vae.config["latent_channels"], side, side)
     key = digest_value([dataset.digest(), module_digest(vae), shape])
     path = Path(cache_folder) / f"{key[:32]}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(path.with_suffix(".lock")):
+    # two runs on the same data: the second one waits and finds the file
+    with exclusive(path.with_suffix(".lock"), wait=True):
         if not path.exists():
             _encode_to(path, dataset, vae, shape, torch.device(device), batch_size, events)
     return cast(np.memmap, np.load(path, mmap_mode="r", allow_pickle=False))
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    # two runs on the same data: the second one waits and finds the file
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dp_lora.data.fonts import FRAME, font_files, stroke_map
 from dp_lora.data.layout import Picture
-from dp_lora.data.pixels import encode_png
+from dp_lora.data.png import encode_png
 from dp_lora.errors import InputError
 
 BATCH = 500  # pictures rendered at a time

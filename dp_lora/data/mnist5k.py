@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from dp_lora.data.layout import Picture
-from dp_lora.data.pixels import encode_png
+from dp_lora.data.png import encode_png
 from dp_lora.data.split import unit_hash
 from dp_lora.errors import InputError
 

@@ -1,12 +1,9 @@
-"""Pixels in three forms: PNG bytes, uint8 arrays (n, H, W, channels), float tensors (n, channels, H, W) in [-1, 1]."""
+"""Pixels in two forms: uint8 arrays (n, H, W, channels), and float tensors (n, channels, H, W) in [-1, 1]."""
 
 import numpy as np
 import torch
 
-from dp_lora.data.png import MODES, decode_png, encode_png
 from dp_lora.errors import InputError
-
-__all__ = ["MODES", "decode_png", "encode_png", "to_pixels", "to_uint8"]
 
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:

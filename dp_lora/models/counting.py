@@ -5,17 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from dp_lora.config.schema import Config
-from dp_lora.files import read_json
 from dp_lora.models.adapters import add_lora, lora_parameters, matched_modules
-from dp_lora.models.autoencoder import build_autoencoder, latent_size
-from dp_lora.models.folder import load_info, unweighted_unet
+from dp_lora.models.autoencoder import Vae, build_autoencoder, latent_size
+from dp_lora.models.folder import load_info, unweighted_unet, unweighted_vae
 from dp_lora.models.importing.model import class_names
-from dp_lora.models.ranks import layer_ranks
 from dp_lora.models.unet import build_unet
 
 
@@ -28,13 +24,11 @@ def meta_unet(config: Config, base: Path) -> UNet2DConditionModel:
         return build_unet(config.ldm, config.autoencoder.latent_channels, latent_size(vae))
 
 
-def meta_vae(config: Config, base: Path) -> AutoencoderKL | VQModel:
+def meta_vae(config: Config, base: Path) -> Vae:
     """The base's autoencoder without weights: of its folder where it is there, else as `config` would build it."""
     with torch.device("meta"):
         if (base / "vae" / "config.json").exists():
-            stored = read_json(base / "vae" / "config.json")
-            kind = VQModel if stored["_class_name"] == VQModel.__name__ else AutoencoderKL
-            return kind.from_config(stored)
+            return unweighted_vae(base)
         return build_autoencoder(config.autoencoder, config.public.channels, config.public.size)
 
 
@@ -61,7 +55,7 @@ def count_parameters(config: Config, base: Path) -> dict[str, Any]:
     total = _size(unet)
     settings = config.lora
     modules = matched_modules(unet, settings.targets)
-    add_lora(
+    made = add_lora(
         unet,
         settings.rank,
         settings.alpha,
@@ -88,7 +82,7 @@ def count_parameters(config: Config, base: Path) -> dict[str, Any]:
         "lora_trained": trained_lora,
         "lora_per_kind": dict(per_kind),
         "lora_modules": modules,
-        "lora_ranks": layer_ranks(len(modules), settings.rank_schedule, settings.rank, settings.rank_last),
+        "lora_ranks": [(made.rank_pattern or {}).get(name, made.r) for name in modules],
         "class_embedding": embedding,
         "trainable": trainable,
         "trainable_with_base_rows": trained_lora + base_embedding,

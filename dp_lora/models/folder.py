@@ -163,8 +163,16 @@ def _check_embedding(embedding: Tensor, unet: UNet2DConditionModel, info: dict[s
 
 def unweighted_unet(folder: Path) -> UNet2DConditionModel:
     """The UNet of a model folder with random weights, or with none inside `torch.device("meta")`."""
-    config = Path(folder) / "unet"
-    return cast(UNet2DConditionModel, _part_class(UNET_CLASSES, config).from_config(read_json(config / "config.json")))
+    return _unweighted(UNET_CLASSES, Path(folder) / "unet")
+
+
+def unweighted_vae(folder: Path) -> Vae:
+    """The autoencoder of a model folder, as `unweighted_unet`."""
+    return _unweighted(VAE_CLASSES, Path(folder) / "vae")
+
+
+def _unweighted(kinds: Sequence[type[Part]], folder: Path) -> Part:
+    return cast(Part, _part_class(kinds, folder).from_config(read_json(folder / "config.json")))
 
 
 def _part_class(kinds: Sequence[type[Part]], folder: Path) -> type[Part]:

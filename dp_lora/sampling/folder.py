@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dp_lora.config.schema import Config
 from dp_lora.data.layout import Picture, write_dataset
-from dp_lora.data.pixels import encode_png
+from dp_lora.data.png import encode_png
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_value, whole_file, whole_folder, write_json

@@ -1,17 +1,17 @@
 """Where runs are kept: the store's address, its client, the experiment that a new run belongs to."""
 
-import fcntl
 import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from dp_lora.config import ROOT
 from dp_lora.errors import InputError
+from dp_lora.files import exclusive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -65,20 +65,10 @@ def connect() -> "MlflowClient":
             raise InputError(f"tracking store {shown_uri()}: cannot be written; set MLFLOW_TRACKING_URI")
     from mlflow import MlflowClient
 
-    with one_line_errors(), _alone(path):
+    # one process at a time: MLflow makes the tables of a new SQLite store without a lock of its own
+    alone = nullcontext() if path is None else exclusive(path.with_name(f"{path.name}.lock"), wait=True)
+    with one_line_errors(), alone:
         return MlflowClient(tracking_uri())
-
-
-@contextmanager
-def _alone(store: Path | None) -> Iterator[None]:
-    """One process at a time: MLflow makes the tables of a new SQLite store without a lock of its own."""
-    if store is None:
-        yield
-        return
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with store.with_name(f"{store.name}.lock").open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

@@ -145,13 +145,12 @@ def _begin(folder: Path, config: Config, bound: dict[str, Any]) -> RunFolder:
     if not path.exists():
         if any((folder / name).exists() for name in ("ledger.jsonl", "checkpoints", RELEASE, NOT_PRIVATE)):
             raise InputError(f"{folder}: was begun and has no plan.json; restore it, or start in another folder")
-        plan = make_plan(config)
-        write_json(path, {"plan": plan.as_json(), "bound": bound, "run_id": uuid.uuid4().hex})
-    content = _read_plan(path)
+        write_json(path, {"plan": make_plan(config).as_json(), "bound": bound, "run_id": uuid.uuid4().hex})
+    content, plan = _read_plan(path)
     if content["bound"] != bound:
         changed = sorted(_changed(content["bound"], bound))
         raise InputError(f"{folder}: was begun with other {', '.join(changed)}; a ledger holds one plan on one dataset")
-    run = RunFolder(folder, PrivacyPlan.from_json(content["plan"]), bound, content["run_id"])
+    run = RunFolder(folder, plan, bound, content["run_id"])
     if (run.checkpoints.exists() or run.result.exists()) and not run.ledger.path.exists():
         raise InputError(f"{folder}: was begun and has no ledger.jsonl; restore it, or start in another folder")
     return run
@@ -172,10 +171,9 @@ def other_ledgers(runs: Path, own: Path, data_digest: str) -> list[str]:
     for path in sorted(runs.glob("*/plan.json")):
         if path.parent.resolve() == own.resolve():
             continue
-        content = _read_plan(path)
+        content, plan = _read_plan(path)
         if content["bound"]["data"] != data_digest:
             continue
-        plan = PrivacyPlan.from_json(content["plan"])
         ledger = Ledger(path.parent / "ledger.jsonl")
         if not plan.private and (path.parent / "checkpoints").exists():
             lines.append(f"{path.parent}: without privacy")
@@ -184,10 +182,11 @@ def other_ledgers(runs: Path, own: Path, data_digest: str) -> list[str]:
     return lines
 
 
-def _read_plan(path: Path) -> dict[str, Any]:
+def _read_plan(path: Path) -> tuple[dict[str, Any], PrivacyPlan]:
+    """plan.json as it stands, and the plan in it."""
     try:
         content = read_json(path)
-        PrivacyPlan.from_json(content["plan"])
+        plan = PrivacyPlan.from_json(content["plan"])
         if not isinstance(content["bound"]["data"], str) or not isinstance(content["run_id"], str):
             raise ValueError("no digest of data, or no run id")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -195,4 +194,4 @@ def _read_plan(path: Path) -> dict[str, Any]:
             raise
         line = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read ({line}); restore it, or move its folder away") from None
-    return content
+    return content, plan

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dp_lora.data.versioned import SOURCE
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, read_json
 
 MODEL_FILE = "model.ckpt"
-SOURCE_FILE = "source.json"
 # beside the tensors Lightning pickles its own classes, such as the callback that wrote the file
 LIGHTNING = re.compile(r"(pytorch_lightning|lightning|lightning_fabric)\.[A-Za-z_.0-9]+")
 
@@ -41,7 +41,7 @@ def find_checkpoint(folder: Path, hint: str) -> tuple[Path, str]:
     if not path.is_file():
         raise InputError(f"{path}: missing; {hint}")
     digest = digest_file(path)
-    source = Path(folder) / SOURCE_FILE
+    source = Path(folder) / SOURCE
     stated = _stated_sha256(source)
     if stated is not None and stated != digest:
         raise InputError(
