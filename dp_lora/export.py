@@ -18,7 +18,8 @@ from dp_lora.errors import InputError
 from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import adapter_info, apply_adapter
 from dp_lora.models.folder import Model, save_model
-from dp_lora.release import loading_lines, read_privacy
+from dp_lora.release import loading_lines
+from dp_lora.statement import read_privacy
 
 ADAPTER = "adapter"  # subfolder with the adapter's own files
 NOT_STOCK = (

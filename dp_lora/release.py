@@ -12,10 +12,10 @@ from typing import Any
 from dp_lora import __version__
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
-from dp_lora.files import read_json, whole_folder, write_json
+from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import WEIGHTS, Adapter, save_adapter
 from dp_lora.privacy.accounting import Bounds, spent
-from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
+from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_epsilon
 
 RANDOMNESS_FRESH = (
@@ -126,21 +126,6 @@ def _published_statement(plan: PrivacyPlan, counted_steps: int, bounds: Bounds, 
         "unit": plan.unit,
         "run_id": run_id,
     }
-
-
-def privacy_tag(statement: Mapping[str, Any]) -> str:
-    """Tag of a run that made or used an adapter with this statement: private-dp, none or published-no-guarantee."""
-    if statement["private"]:
-        return "private-dp"
-    return "published-no-guarantee" if statement.get("accounting") == PUBLISHED else "none"
-
-
-def read_privacy(folder: Path) -> dict[str, Any]:
-    """privacy.json of an adapter folder."""
-    try:
-        return read_json(folder / "privacy.json")
-    except (OSError, ValueError):
-        raise InputError(f"{folder}: has no readable privacy.json; name a release/ or not-private/ folder") from None
 
 
 def write_result(

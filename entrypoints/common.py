@@ -1,6 +1,7 @@
 """What all entry points share: parameters, configuration, error lines, the tracked run and its folder."""
 
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -78,6 +79,9 @@ class Call:
             folder = self.out if self.out is not None else ROOT / "runs" / run.run_id
             run.output(folder)
             yield run, folder
+            for name, value in peak_memory().items():
+                # of private steps it tells how many pictures were drawn
+                run.metric(f"private/{name}" if self.stage == "finetune" else name, value)
 
     def print_dry_run(self, facts: Mapping[str, Any], writes: list[str]) -> None:
         """Print what would be done; nothing is touched."""
@@ -85,6 +89,14 @@ class Call:
         for name, value in facts.items():
             click.echo(f"{name}: {value}")
         click.echo(f"would write: {', '.join(writes)}")
+
+
+def peak_memory() -> dict[str, float]:
+    """The most memory that this process has held, in GiB, and on a GPU the most that tensors took there."""
+    peaks = {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        peaks["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return peaks
 
 
 def relative(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import click
 
-from dp_lora.release import read_privacy
+from dp_lora.statement import read_privacy
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.sample import adapter_folder, base_of, track_privacy
 

@@ -140,8 +140,6 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
         units = units_of(len(dataset), dataset.persons, config.privacy.unit)
         data = PrivateData(latents, dataset.labels, units)
         result = finetune(config, model, base_names, data, opened, device, run, grid)
-        if torch.cuda.is_available():
-            run.metric("private/peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30)
     return _copied(result, folder) if shared else result
 
 
@@ -169,7 +167,7 @@ def epsilon_curve(working: Path) -> str:
 
 
 def _report(call: Call, run: Any, result: Path) -> None:
-    from dp_lora.release import privacy_tag, read_privacy
+    from dp_lora.statement import privacy_tag, read_privacy
 
     statement = read_privacy(result)
     config = call.config

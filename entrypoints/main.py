@@ -5,10 +5,12 @@ import click
 from dp_lora.config import Config
 from dp_lora.files import read_json
 from dp_lora.privacy.published import EPSILONS
+from dp_lora.statement import read_privacy
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.finetune import planned
 from entrypoints.pipeline import dvc, is_up_to_date, repro, write_params
 from entrypoints.pipelines import from_outside, outputs, pipeline_of, require, require_distance
+from entrypoints.sample import adapter_folder, track_privacy
 
 
 @entry_point("main")
@@ -36,6 +38,8 @@ def main(call: Call) -> None:
             if source_may_change:
                 dvc("repro", "--force", "--single-item", "resolve", "prepare", environment=run.environment())
             repro(pipeline, run.environment())
+            statement = read_privacy(adapter_folder(call))
+            track_privacy(run, statement, call.config.lora.rank, call.config.privacy.max_grad_norm)
             for name, value in summary(call.config).items():
                 if isinstance(value, int | float):
                     run.metric(name.replace(" ", "_"), value)

@@ -49,7 +49,7 @@ def adapter_folder(call: Call) -> Path:
 
 def track_privacy(run: tracking.TrackedRun, statement: Mapping[str, Any], rank: int, config_norm: float) -> None:
     """Give a run the privacy of its adapter as metrics of its own, so that one chart shows scores against epsilon."""
-    from dp_lora.release import privacy_tag
+    from dp_lora.statement import privacy_tag
 
     for name in ("epsilon", *EPSILONS, "delta"):
         if name in statement:
@@ -73,8 +73,8 @@ def base_of(named: Mapping[str, str], config: Config, whose: str, device: str) -
 
 def _sample(call: Call, run: tracking.TrackedRun, adapter: Path, out: Path) -> None:
     from dp_lora.models.adapters import adapter_info, apply_adapter
-    from dp_lora.release import read_privacy
     from dp_lora.sampling import sample
+    from dp_lora.statement import read_privacy
 
     info, statement, config = adapter_info(adapter), read_privacy(adapter), call.config
     base = base_of(info["base"], config, relative(adapter), config.compute.device)

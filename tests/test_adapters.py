@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import (
     differences_in_a_fresh_process,
+    lora_settings,
     make_base,
     saved_adapter,
     tiny_adapter,
@@ -49,12 +50,12 @@ def test_the_start_changes_nothing_and_depends_on_the_seed(tmp_path):
     model = tiny_model(tmp_path)
     x, t, context = tiny_inputs()
     before = model.unet(x, t, context).sample
-    add_lora(model.unet, 2, None, "default", torch.Generator().manual_seed(0))
+    add_lora(model.unet, lora_settings(), torch.Generator().manual_seed(0))
     assert torch.equal(model.unet(x, t, context).sample, before)
     a = [p.clone() for n, p in lora_parameters(model.unet, "AB").items() if n.endswith("lora_A")]
     for seed, equal in ((0, True), (1, False)):
         other = load_model(tmp_path / "base")
-        add_lora(other.unet, 2, None, "default", torch.Generator().manual_seed(seed))
+        add_lora(other.unet, lora_settings(), torch.Generator().manual_seed(seed))
         b = [p for n, p in lora_parameters(other.unet, "AB").items() if n.endswith("lora_A")]
         assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True)) is equal
 

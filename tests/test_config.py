@@ -74,10 +74,19 @@ def test_empty_parameters_mean_as_the_config_says():
     assert flatten(load("mnist5k", dict.fromkeys(PARAMETERS, ""))) == flatten(load("mnist5k"))
 
 
-def test_parameters_set_their_keys_and_overrides_come_last():
-    config = load("mnist5k", {"eps": "5", "rank": "8", "lr": "1e-2"}, "privacy.eps=3")
-    assert (config.privacy.eps, config.lora.rank, config.train.lr) == (3.0, 8, 0.01)
+def test_parameters_and_overrides_set_their_keys():
+    config = load("mnist5k", {"eps": "5", "rank": "8", "lr": "1e-2"}, "privacy.k=3")
+    assert (config.privacy.eps, config.lora.rank, config.train.lr, config.privacy.k) == (5.0, 8, 0.01, 3)
     assert load("mnist5k", {"eps": "inf"}).privacy.eps == float("inf")
+
+
+def test_a_parameter_and_an_override_of_the_same_key_are_refused():
+    assert "eps=5 sets the same key" in error_of("mnist5k", {"eps": "5"}, "privacy.eps=3")
+
+
+@pytest.mark.parametrize("value", ["1_0", "\uff11", "\u0661"])
+def test_a_number_in_other_than_plain_digits_is_refused(value):
+    assert f"eps={value} (privacy.eps): must be written with plain digits" in error_of("mnist5k", {"eps": value}, "")
 
 
 def test_the_same_words_mean_a_stage_s_own_settings_in_pretraining():

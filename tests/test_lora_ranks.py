@@ -10,6 +10,7 @@ from tiny import (
     TINY,
     difference,
     differences_in_a_fresh_process,
+    lora_settings,
     make_base,
     saved_adapter,
     tiny_config,
@@ -69,7 +70,7 @@ def test_depth_runs_down_then_the_middle_then_up(tmp_path):
 def adapter_of(model, schedule: str = "linear") -> Adapter:
     """Ranks 6 to 2, A and B away from zero."""
     generator = torch.Generator().manual_seed(3)
-    lora = add_lora(model.unet, 6, None, "study", generator, schedule, 2)
+    lora = add_lora(model.unet, lora_settings(rank=6, targets="study", rank_schedule=schedule, rank_last=2), generator)
     for name, parameter in model.unet.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))

@@ -17,7 +17,8 @@ from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_epsilon, published_plan
 from dp_lora.privacy.randomness import ItemStreams, Randomness
 from dp_lora.privacy.step import noisy_sum, sum_over_units
-from dp_lora.release import privacy_statement, privacy_tag
+from dp_lora.release import privacy_statement
+from dp_lora.statement import privacy_tag
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import make_plan
 

@@ -3,13 +3,16 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dp_lora.config import Config, load
+from dp_lora.config.schema import Lora
 from dp_lora.data.layout import Picture, write_dataset
 from dp_lora.data.png import encode_png
 from dp_lora.diffusion import make_scheduler
@@ -63,10 +66,15 @@ def tiny_model(tmp_path: Path, config: Config | None = None) -> Model:
     return load_model(tmp_path / "base")
 
 
+def lora_settings(**others: Any) -> Lora:
+    """The default experiment's LoRA section with rank 2 and `others`."""
+    return replace(load("mnist5k").lora, **{"rank": 2} | others)
+
+
 def tiny_adapter(model: Model, targets: str = "default", classes: int = 2) -> Adapter:
     """An adapter whose A and B are both away from zero, so that every trained weight has a gradient."""
     generator = torch.Generator().manual_seed(3)
-    lora = add_lora(model.unet, 2, None, targets, generator)
+    lora = add_lora(model.unet, lora_settings(targets=targets), generator)
     for name, parameter in model.unet.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))

@@ -149,6 +149,9 @@ def load(
         key = keys[parameter]
         _refuse_resolvers(str(value), parameter)
         _refuse_unset(str(value), f"{parameter}={value}")
+        if not re.fullmatch(r"[A-Za-z0-9.+-]+", str(value), re.ASCII):
+            # Python reads 1_0 and digits of other scripts as numbers too
+            raise InputError(f"{parameter}={value} ({key}): must be written with plain digits")
         typed[key] = f"{parameter}={value}"
         layer = OmegaConf.create({})
         OmegaConf.update(layer, key, str(value))
@@ -158,6 +161,8 @@ def load(
             kind = "a whole number" if key in {"lora.rank", "privacy.k", "experiment.seed"} else "a number"
             raise InputError(f"{parameter}={value} ({key}): must be {kind}") from None
     for item in _parse_overrides(overrides):
+        if (key := item.partition("=")[0]) in typed:
+            raise InputError(f"overrides: {item}: {typed[key]} sets the same key; give one of the two")
         try:
             layer = OmegaConf.from_dotlist([item])
         except (OmegaConfBaseException, yaml.YAMLError):

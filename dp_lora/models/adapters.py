@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dp_lora.config.schema import Lora
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, write_json
 from dp_lora.models.folder import FORMAT, Model, load_info
@@ -77,28 +78,22 @@ class UnitLinear(nn.Linear):
         return torch.bmm(x, weight.to(x.dtype).transpose(1, 2))
 
 
-def add_lora(
-    unet: UNet2DConditionModel,
-    rank: int,
-    alpha: int | None,
-    targets: str,
-    generator: torch.Generator,
-    rank_schedule: str = "constant",
-    rank_last: int | None = None,
-) -> LoraConfig:
+def add_lora(unet: UNet2DConditionModel, settings: Lora, generator: torch.Generator) -> LoraConfig:
     """Give `unet` a LoRA adapter: the base frozen, B = 0, A at a seeded random start; alpha None means alpha = rank.
 
-    A ~ N(0, 1 / in_features): rows of about unit norm. With a `rank_schedule` (see `layer_ranks`) the ranks are made so
+    A ~ N(0, 1 / in_features): rows of about unit norm. With a rank_schedule (see `layer_ranks`) the ranks are made so
     before anything is trained, and each layer's alpha is its rank: the scaling stays 1. Raises InputError for a target
     without a match.
     """
-    names = matched_modules(unet, targets)
-    ranks = dict(zip(names, layer_ranks(len(names), rank_schedule, rank, rank_last), strict=True))
+    rank = settings.rank
+    names = matched_modules(unet, settings.targets)
+    in_depth = layer_ranks(len(names), settings.rank_schedule, rank, settings.rank_last)
+    ranks = dict(zip(names, in_depth, strict=True))
     unet.requires_grad_(False)
     others = {name: layer_rank for name, layer_rank in ranks.items() if layer_rank != rank}
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha or rank,
+        lora_alpha=settings.alpha or rank,
         rank_pattern=others,
         alpha_pattern=dict(others),
         target_modules=names,

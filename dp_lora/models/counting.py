@@ -53,17 +53,8 @@ def count_parameters(config: Config, base: Path) -> dict[str, Any]:
     unet = meta_unet(config, base)
     vae = meta_vae(config, base)
     total = _size(unet)
-    settings = config.lora
-    modules = matched_modules(unet, settings.targets)
-    made = add_lora(
-        unet,
-        settings.rank,
-        settings.alpha,
-        settings.targets,
-        torch.Generator(),
-        settings.rank_schedule,
-        settings.rank_last,
-    )
+    modules = matched_modules(unet, config.lora.targets)
+    made = add_lora(unet, config.lora, torch.Generator())
     per_kind: Counter[str] = Counter()
     lora = lora_parameters(unet, "AB")
     for name, parameter in lora.items():

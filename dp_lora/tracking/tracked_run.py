@@ -171,7 +171,7 @@ def run(stage: str, config: Config, child: bool = False, *, system_metrics: bool
         with one_line_errors():
             close_orphans(client)
             tracked = TrackedRun(client, _opened(client, stage, config, child))
-        monitor = _monitor(tracked.run_id) if system_metrics else None
+        monitor = _monitor(tracked.run_id) if system_metrics or _asked_for_system_metrics() else None
         try:
             with one_line_errors():
                 _describe(tracked, stage, config)
@@ -229,6 +229,12 @@ def _describe(tracked: TrackedRun, stage: str, config: Config) -> None:
     tracked.tags({"stage": stage, "experiment": config.experiment.name} | git_tags())
     tracked.params(flatten(config))
     tracked._client.log_text(tracked.run_id, resolved_yaml(config), "config.yaml")
+
+
+def _asked_for_system_metrics() -> bool:
+    from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+
+    return bool(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get())
 
 
 def _monitor(run_id: str) -> Any:

@@ -63,16 +63,7 @@ def units_of(n_pictures: int, persons: Sequence[str] | None, unit: str) -> list[
 def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
     """The adapter at its public start, seeded by experiment.seed."""
     generator = torch.Generator().manual_seed(config.experiment.seed)
-    settings = config.lora
-    lora = add_lora(
-        model.unet,
-        settings.rank,
-        settings.alpha,
-        settings.targets,
-        generator,
-        settings.rank_schedule,
-        settings.rank_last,
-    )
+    lora = add_lora(model.unet, config.lora, generator)
     train = config.train
     embedding = untrained_class_embedding(
         model, train.embedding_start, len(config.data.classes), train.embedding_noise, config.experiment.seed
@@ -162,7 +153,7 @@ def finetune(
     """
     base_privacy(model.info, run.plan)  # refuses before any budget is spent
     if run.result.exists():
-        events.message(f"{run.result}: this fine-tuning is finished; nothing is trained, nothing is spent")
+        events.message(f"{run.folder.name}: this fine-tuning is finished; nothing is trained, nothing is spent")
         return run.result
     adapter = make_adapter(config, model, device)
     state = Averaged(config, adapter.parameters(config.lora.train), run.plan.noise_multiplier)
