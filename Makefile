@@ -5,7 +5,7 @@ UV_VERSION := 0.13.9
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup quickstart compare utility standin-search bench-prepare ui test test-slow lint format lock clean
+.PHONY: help setup quickstart compare utility standin-search bench-prepare ui image test test-slow test-container lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -44,11 +44,17 @@ ui: setup ## open the MLflow UI over the local store
 	@echo "http://127.0.0.1:5000  (Ctrl-C ends it)"
 	@$(VENV)/bin/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --default-artifact-root "file://$(CURDIR)/mlartifacts" --host 127.0.0.1 --port 5000 --workers 1
 
+image: ## build the container image that MLproject names (3.5 minutes; BASE_IMAGE, CA_CERTIFICATES: see docker/README.md)
+	@UV_VERSION=$(UV_VERSION) docker/image.sh
+
 test: setup ## the fast tests: at most 10 minutes on 2 cores
 	@$(RUN) -m pytest
 
 test-slow: setup ## whole trainings, kills, large statistics
 	@$(RUN) -m pytest -m slow --timeout 3600
+
+test-container: setup ## everything in containers: image, server, runs, kills (about NN minutes)
+	@$(RUN) -m pytest -m container --timeout 3600 tests/container
 
 lint: setup ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

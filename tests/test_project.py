@@ -119,7 +119,9 @@ def test_versions_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == __version__
     mlproject = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
-    assert mlproject["docker_env"]["image"].endswith(f":{__version__}")
+    image = f"localhost/dp-lora:{__version__}"
+    assert mlproject["docker_env"]["image"] == image
+    assert f"docker/run_arguments.py {image})" in mlproject["docker_env"]["volumes"][1]
     assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 

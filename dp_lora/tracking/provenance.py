@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ def git_tags(root: Path = ROOT) -> dict[str, str]:
         return {}
     changed = {Path(entry[3:]).name for entry in status.split("\0") if entry}
     return {"mlflow.source.git.commit": commit, "dirty": str(bool(changed - NOT_CODE)).lower()}
+
+
+def environment_tags() -> dict[str, str]:
+    """SHA-256 of the lock that the packages are from and, in a container, the image's digest.
+
+    The image says by DP_LORA_LOCK which lock it was built from; docker/run_arguments.py gives DP_LORA_IMAGE.
+    """
+    tags = {}
+    with suppress(OSError), open(os.environ.get("DP_LORA_LOCK") or ROOT / "requirements.lock", "rb") as file:
+        tags["lock_digest"] = hashlib.file_digest(file, "sha256").hexdigest()
+    if image := os.environ.get("DP_LORA_IMAGE"):
+        tags["image_digest"] = image
+    return tags
 
 
 def run_name(stage: str, config: Config) -> str:

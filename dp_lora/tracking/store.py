@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "dp-lora"
 ERROR_LENGTH = 500  # characters of an error that are kept as a tag
+DOCKER_STORE = Path("/mlflow/tmp/mlruns")  # where MLflow's Docker runner mounts a SQLite store's file
 
 
 def sqlite_uri(path: Path) -> str:
@@ -38,8 +39,25 @@ def tracking_uri() -> str:
     if not uri:
         return sqlite_uri(ROOT / "mlflow.db")
     path = sqlite_path(uri)
+    if path == DOCKER_STORE:
+        return sqlite_uri(_store_in_container(path))
     # a child process in another folder must find the same file
     return uri if path is None or "?" in uri else sqlite_uri(path)
+
+
+def _store_in_container(mounted: Path) -> Path:
+    """The project's own mlflow.db through the project's mount, instead of what MLflow's Docker runner mounted for it.
+
+    For its default, the relative sqlite:///mlflow.db, that is an empty folder; for an absolute path it is the file alone,
+    without the journal that keeps it whole. Raises InputError for a store elsewhere.
+    """
+    own = ROOT / "mlflow.db"
+    if own.is_file() and (mounted.is_dir() or (mounted.is_file() and mounted.samefile(own))):
+        return own
+    raise InputError(
+        "tracking store: in a container only a server or the project's own mlflow.db can be used; "
+        "set MLFLOW_TRACKING_URI to a server's address, or unset it and call from the project's root"
+    )
 
 
 def shown_uri() -> str:

@@ -17,7 +17,7 @@ from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.tracking.metrics import MetricBuffer
 from dp_lora.tracking.process import close_orphans, process_tags, stop_signals_raise, stop_signals_wait
-from dp_lora.tracking.provenance import dvc_hash, git_tags, is_in_dvc, origin_tags, param_text, run_name
+from dp_lora.tracking.provenance import dvc_hash, environment_tags, git_tags, is_in_dvc, origin_tags, param_text, run_name
 from dp_lora.tracking.store import (
     ERROR_LENGTH,
     connect,
@@ -226,7 +226,7 @@ def _opened(client: "MlflowClient", stage: str, config: Config, child: bool) -> 
 
 
 def _describe(tracked: TrackedRun, stage: str, config: Config) -> None:
-    tracked.tags({"stage": stage, "experiment": config.experiment.name} | git_tags())
+    tracked.tags({"stage": stage, "experiment": config.experiment.name} | git_tags() | environment_tags())
     tracked.params(flatten(config))
     tracked._client.log_text(tracked.run_id, resolved_yaml(config), "config.yaml")
 
