@@ -3,7 +3,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 VENV := .venv
-RUN := $(VENV)/bin/python
+VPYTHON := $(VENV)/bin/python
 
 .PHONY: help setup quickstart compare utility standin-search bench-prepare ui image test test-slow test-container lint format lock clean
 
@@ -18,27 +18,31 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing; install Python 3.11 to 3.13" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); Python 3.11 to 3.13 is needed: make setup PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: Python's venv is missing; install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
-	@[ -x $(RUN) ] || $(PYTHON) -m venv $(VENV)
+	@[ -x $(VPYTHON) ] || $(PYTHON) -m venv $(VENV)
 	@set -e; uv=$$(command -v uv || true); \
-	if [ -z "$$uv" ]; then $(RUN) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); cp $(VENV)/bin/uv $(VENV)/uv; uv=$(VENV)/uv; fi; \
-	$$uv pip sync --quiet --compile-bytecode --python $(RUN) --require-hashes requirements.lock; \
-	$$uv pip install --quiet --python $(RUN) --no-deps --no-build-isolation --offline --editable .
+	if [ -z "$$uv" ]; then $(VPYTHON) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); cp $(VENV)/bin/uv $(VENV)/uv; uv=$(VENV)/uv; fi; \
+	$$uv pip sync --quiet --compile-bytecode --python $(VPYTHON) --require-hashes requirements.lock; \
+	$$uv pip install --quiet --python $(VPYTHON) --no-deps --no-build-isolation --offline --editable .
 	@touch $@
 
 quickstart: setup ## the default experiment from nothing: eps 10 on real handwriting
-	@$(RUN) -m entrypoints.main
+	@$(VPYTHON) -m entrypoints.main
 
 compare: setup ## eps 1, 5 and inf beside the default
-	@$(RUN) -m entrypoints.compare
+	@$(VPYTHON) -m entrypoints.compare
 
 utility: setup ## accuracy over eps, mean of three seeds (about 40 minutes on 2 cores)
-	@$(RUN) -m benchmarks.utility
+	@$(VPYTHON) -m benchmarks.utility
 
 standin-search: setup ## choose hyper-parameters on public rendered digits
-	@$(RUN) -m benchmarks.standin_search
+	@$(VPYTHON) -m benchmarks.standin_search
 
 bench-prepare: setup ## extraction beside plain pyarrow and file writes: time and memory
-	@$(RUN) -m benchmarks.prepare
+	@$(VPYTHON) -m benchmarks.prepare
+
+reproduce: setup ## make an MLflow run again and compare file by file: make reproduce RUN=ID
+	@[ -n "$(RUN)" ] || { echo "error: name a run: make reproduce RUN=<MLflow run id>" >&2; exit 1; }
+	@$(VPYTHON) -m entrypoints.reproduce "$(RUN)"
 
 ui: setup ## open the MLflow UI over the local store
 	@echo "http://127.0.0.1:5000  (Ctrl-C ends it)"
@@ -48,13 +52,13 @@ image: ## build the container image that MLproject names (3.5 minutes; BASE_IMAG
 	@UV_VERSION=$(UV_VERSION) docker/image.sh
 
 test: setup ## the fast tests: at most 10 minutes on 2 cores
-	@$(RUN) -m pytest
+	@$(VPYTHON) -m pytest
 
 test-slow: setup ## whole trainings, kills, large statistics
-	@$(RUN) -m pytest -m slow --timeout 3600
+	@$(VPYTHON) -m pytest -m slow --timeout 3600
 
 test-container: setup ## everything in containers: image, server, runs, kills (about NN minutes)
-	@$(RUN) -m pytest -m container --timeout 3600 tests/container
+	@$(VPYTHON) -m pytest -m container --timeout 3600 tests/container
 
 lint: setup ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -82,6 +82,9 @@ class Call:
             for name, value in peak_memory().items():
                 # of private steps it tells how many pictures were drawn
                 run.metric(f"private/{name}" if self.stage == "finetune" else name, value)
+            from entrypoints.record import record  # which knows the pipelines, which know this module
+
+            record(run, self.stage, self.config)
 
     def print_dry_run(self, facts: Mapping[str, Any], writes: list[str]) -> None:
         """Print what would be done; nothing is touched."""

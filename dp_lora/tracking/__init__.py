@@ -3,7 +3,7 @@
 MLflow takes seconds to import, and is imported only when a run opens or is looked up.
 """
 
-from dp_lora.tracking.lookup import find_run, resolve_input
+from dp_lora.tracking.lookup import download, find_run, resolve_input
 from dp_lora.tracking.process import Terminated, close_orphans
 from dp_lora.tracking.store import fail_joined_run, joined_run_id, tracking_uri
 from dp_lora.tracking.tracked_run import TrackedRun, run
@@ -12,6 +12,7 @@ __all__ = [
     "Terminated",
     "TrackedRun",
     "close_orphans",
+    "download",
     "fail_joined_run",
     "find_run",
     "joined_run_id",

@@ -46,6 +46,17 @@ def find_run(run_id: str) -> FoundRun:
     )
 
 
+def download(run_id: str, artifact: str, folder: Path) -> Path:
+    """Bring an artifact of a run into `folder`. Raises InputError where the run has none of that name."""
+    client = connect()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(client.download_artifacts(run_id, artifact, str(folder)))
+    except (MlflowException, OSError) as error:
+        raise InputError(f"{run_id}: {artifact} was not recorded ({first_line(error)})") from None
+
+
 def resolve_input(path_or_run_id: str, kind: str) -> Path:
     """The folder that a path, or an MLflow run id by its tag `output`, stands for; `kind` says what it should hold.
 

@@ -17,7 +17,15 @@ from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.tracking.metrics import MetricBuffer
 from dp_lora.tracking.process import close_orphans, process_tags, stop_signals_raise, stop_signals_wait
-from dp_lora.tracking.provenance import dvc_hash, environment_tags, git_tags, is_in_dvc, origin_tags, param_text, run_name
+from dp_lora.tracking.provenance import (
+    dvc_hash,
+    environment_tags,
+    git_tags,
+    is_in_dvc,
+    origin_tags,
+    param_text,
+    run_name,
+)
 from dp_lora.tracking.store import (
     ERROR_LENGTH,
     connect,
@@ -48,6 +56,7 @@ class TrackedRun(Events):
         self._client = client
         self._known_params = dict(opened.data.params)
         self._lines: list[str] = []
+        self.output_folder: Path | None = None
         self._metrics = MetricBuffer(
             send=lambda batch: client.log_batch(self.run_id, metrics=batch), warn=super().message
         )
@@ -63,12 +72,16 @@ class TrackedRun(Events):
             parent = None if target.parent == Path() else target.parent.as_posix()
             self._client.log_artifact(self.run_id, str(Path(folder) / target.name), parent)
 
-    def artifact(self, path: Path) -> None:
-        """Keep a file, or a folder with all that it holds, under its own name."""
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file in `folder`, or a folder with all that it holds, under its own name."""
         if path.is_dir():
             self._client.log_artifacts(self.run_id, str(path), path.name)
         else:
-            self._client.log_artifact(self.run_id, str(path))
+            self._client.log_artifact(self.run_id, str(path), folder)
+
+    def json(self, value: Any, name: str) -> None:
+        """Keep a JSON-able value as the artifact `name`.json."""
+        self._client.log_dict(self.run_id, value, f"{name}.json")
 
     def message(self, text: str) -> None:
         """Print a line; all lines become the artifact messages.txt when the run ends."""
@@ -130,7 +143,7 @@ class TrackedRun(Events):
 
     def output(self, folder: Path) -> None:
         """Name the folder that this run writes, so that its run id can stand for it (`resolve_input`)."""
-        absolute = Path(os.path.abspath(folder))
+        self.output_folder = absolute = Path(os.path.abspath(folder))
         self.tags({"output": absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute})
 
     def environment(self) -> dict[str, str]:

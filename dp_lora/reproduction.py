@@ -1,0 +1,99 @@
+"""Two makings of one result, compared file by file."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dp_lora.files import digest_file
+
+NAMES_A_RUN = "run_id"  # random by design, in every JSON file that says which run made it
+
+
+class Comparison(NamedTuple):
+    """One file: equal or not, and in words how."""
+
+    file: str
+    equal: bool
+    words: str
+
+
+def manifest(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by its relative name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
+
+
+def compare(recorded: Mapping[str, str], before: Path, after: Path) -> list[Comparison]:
+    """Every file of `recorded`, a manifest of what once lay in `before`, beside what lies in `after`.
+
+    A file of `before` that still is what was recorded also tells by how much another one differs.
+    """
+    made = manifest(after)
+    found = []
+    for name in sorted(recorded.keys() | made.keys()):
+        if name not in made:
+            found.append(Comparison(name, False, "missing in the second making"))
+        elif name not in recorded:
+            found.append(Comparison(name, False, "not there in the first making"))
+        elif recorded[name] == made[name]:
+            found.append(Comparison(name, True, "equal"))
+        elif not (before / name).is_file() or digest_file(before / name) != recorded[name]:
+            found.append(Comparison(name, False, "different; the first making's file is gone"))
+        else:
+            found.append(_difference(name, before / name, after / name))
+    return found
+
+
+def _difference(name: str, before: Path, after: Path) -> Comparison:
+    if before.suffix == ".json":
+        first, second = (_without_run(json.loads(path.read_text(encoding="utf-8"))) for path in (before, after))
+        if first == second:
+            return Comparison(name, True, f"equal but for {NAMES_A_RUN}")
+        return Comparison(name, False, f"different: {', '.join(_other_values(first, second))}")
+    largest = largest_difference(before, after)
+    return Comparison(name, False, "different" if largest is None else f"different by at most {largest:.3g}")
+
+
+def _without_run(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_run(item) for key, item in value.items() if key != NAMES_A_RUN}
+    return [_without_run(item) for item in value] if isinstance(value, list) else value
+
+
+def _other_values(first: Any, second: Any, where: str = "") -> list[str]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = sorted(first.keys() | second.keys())
+        lists = [_other_values(first.get(key), second.get(key), f"{where}.{key}".lstrip(".")) for key in keys]
+        return [line for lines in lists for line in lines]
+    return [] if first == second else [f"{where} {str(first)[:40]} against {str(second)[:40]}"]
+
+
+def largest_difference(before: Path, after: Path) -> float | None:
+    """Largest absolute difference of two files' numbers; None where they hold no numbers, infinity for other shapes."""
+    first, second = _arrays(before), _arrays(after)
+    if first is None or second is None:
+        return None
+    if {name: array.shape for name, array in first.items()} != {name: array.shape for name, array in second.items()}:
+        return math.inf
+    gaps = [np.abs(first[name].astype(np.float64) - second[name]).max() for name in first if first[name].size]
+    return float(max(gaps, default=0.0))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray] | None:
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return load_file(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files if archive[name].dtype.kind in "biuf"}
+    if path.suffix == ".png":
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            return {"pixels": np.asarray(picture)}
+    return None

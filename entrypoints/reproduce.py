@@ -1,0 +1,233 @@
+"""Make a run again from what it recorded, in a work tree of its own, and compare file by file."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import yaml
+
+from dp_lora import tracking
+from dp_lora.config import ROOT, Config, flatten, read_resolved
+from dp_lora.errors import InputError
+from dp_lora.files import read_json
+from dp_lora.reproduction import Comparison, compare
+from entrypoints.common import one_line_errors, relative
+from entrypoints.pipeline import RUNS
+from entrypoints.pipelines import outputs, pipeline_of
+from entrypoints.record import FILES, STATE, upstream
+
+NOISY = ("finetune", "sample", "fid", "main")  # stages whose result depends on the noise
+RESULTS = {"finetune": "finetune", "sample": "samples", "fid": "evaluation", "count_params": "count_params"}
+
+
+class Recorded(NamedTuple):
+    """What a run says of how it was made."""
+
+    run_id: str
+    stage: str
+    commit: str
+    lock_digest: str
+    config: Config
+    files: dict[str, dict[str, str]]
+    output: Path
+    data_dvc: Path | None
+
+    @property
+    def fresh_noise(self) -> bool:
+        return self.stage in NOISY and not self.config.privacy.reproducible
+
+
+@click.command()
+@click.argument("run_id")
+def main(run_id: str) -> None:
+    """Make the MLflow run RUN_ID again and say of each file whether it came out equal.
+
+    Of a private run with fresh noise all that lies upstream of the noise is made again and compared; the fine-tuning
+    itself is not: it would spend privacy once more.
+    """
+    with one_line_errors():
+        place = RUNS / "reproduce" / run_id
+        tree = place / "tree"
+        recorded = read_recorded(run_id, place)
+        if tree.exists():
+            raise InputError(f"{relative(tree)}: is there already; remove it by `git worktree remove --force` first")
+        _git("worktree", "add", "--detach", str(tree), recorded.commit)
+        _make(recorded, tree, place)
+        equal = _report(recorded, tree)
+        if equal:
+            _git("worktree", "remove", "--force", str(tree))
+            shutil.rmtree(place)
+        else:
+            click.echo(f"the second making is kept in {relative(tree)}")
+    sys.exit(0 if equal else 1)
+
+
+def read_recorded(run_id: str, place: Path) -> Recorded:
+    """What a run recorded, its artifacts brought to `place`; InputError where that is not enough to make it again."""
+    found = tracking.find_run(run_id)
+    tags = found["tags"]
+
+    def refuse(reason: str) -> InputError:
+        return InputError(f"{run_id}: cannot be made again: {reason}")
+
+    if found["status"] != "FINISHED":
+        raise refuse(f"it is {found['status']}")
+    missing = [name for name in ("stage", "mlflow.source.git.commit", "lock_digest", "output") if name not in tags]
+    if missing:
+        raise refuse(f"{', '.join(missing)} not recorded")
+    if tags.get("dirty") != "false":
+        raise refuse("its tree was dirty: code that is in no commit")
+    commit = tags["mlflow.source.git.commit"]
+    if _git("cat-file", "-t", commit, check=False).strip() != "commit":
+        raise refuse(f"commit {commit} is not in this repository; fetch it")
+    lock = subprocess.run(["git", "show", f"{commit}:requirements.lock"], cwd=ROOT, capture_output=True, check=False)
+    if hashlib.sha256(lock.stdout).hexdigest() != tags["lock_digest"]:
+        raise refuse("its packages were from another lock than its commit's")
+    place.mkdir(parents=True, exist_ok=True)
+    config = read_resolved(tracking.download(run_id, "config.yaml", place))
+    if config.privacy.seed_file and tags["stage"] in NOISY and not (ROOT / config.privacy.seed_file).is_file():
+        raise refuse(f"privacy.seed_file={config.privacy.seed_file} is not here; a private run replays only with it")
+    files = read_json(tracking.download(run_id, f"{FILES}.json", place))
+    if "result" not in files:
+        raise refuse("the digests of its result were not recorded")
+    state = tracking.download(run_id, STATE, place)
+    data_dvc = state / "data.dvc"
+    output = ROOT / tags["output"]
+    if tags["stage"] not in {*RESULTS, *pipeline_of(config).made.values(), "main", "prepare"}:
+        raise refuse(f"stage {tags['stage']} is no stage of {pipeline_of(config).file}")
+    return Recorded(
+        run_id,
+        tags["stage"],
+        commit,
+        tags["lock_digest"],
+        config,
+        files,
+        output,
+        data_dvc if data_dvc.exists() else None,
+    )
+
+
+def _git(*arguments: str, check: bool = True) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise InputError(f"git {arguments[0]}: {' '.join(done.stderr.split())}")
+    return done.stdout
+
+
+def _make(recorded: Recorded, tree: Path, place: Path) -> None:
+    config, pipeline = recorded.config, pipeline_of(recorded.config)
+    python = _python(recorded, tree)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DP_LORA_"))}
+    environment |= {"DP_LORA_PYTHON": python, "DVC_NO_ANALYTICS": "1"}
+
+    def run(*command: str) -> None:
+        click.echo(f"> {' '.join(command)}", err=True)
+        done = subprocess.run([python, "-m", *command], cwd=tree, env=environment, check=False)
+        if done.returncode:
+            raise InputError(f"{' '.join(command)}: failed in {relative(tree)} with status {done.returncode}")
+
+    params = tree / pipeline.params.relative_to(ROOT)
+    names = list(yaml.safe_load(params.read_text(encoding="utf-8")))
+    values = dict.fromkeys(names) | {"config": config.experiment.name}
+    params.write_text(yaml.safe_dump(values), encoding="utf-8")
+    run("entrypoints.resolve", "--pipeline", pipeline.name)
+    values["overrides"] = " ".join(_differing(config, read_resolved(tree / pipeline.resolved))) or None
+    params.write_text(yaml.safe_dump(values, width=10**6), encoding="utf-8")
+    if any(pipeline.folders) and recorded.data_dvc is not None:
+        shutil.copyfile(recorded.data_dvc, tree / "data.dvc")
+        # the data from this repository's own cache, else from the remote; stages find an empty cache and run
+        run("dvc", "cache", "dir", "--local", str(ROOT / ".dvc" / "cache"))
+        run("dvc", "pull", "--allow-missing", "data.dvc")
+        run("dvc", "config", "--local", "--unset", "cache.dir")
+    seed_file = config.privacy.seed_file
+    if seed_file and not Path(seed_file).is_absolute():
+        (tree / seed_file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / seed_file, tree / seed_file)
+    targets = list(_targets(recorded))
+    if targets:
+        run("dvc", "repro", *targets)
+
+
+def _python(recorded: Recorded, tree: Path) -> str:
+    """This interpreter where its packages are from the run's lock, else one that `make setup` makes in the tree."""
+    if hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest() == recorded.lock_digest:
+        return sys.executable
+    if subprocess.run(["make", "setup"], cwd=tree, check=False).returncode:
+        raise InputError(f"make setup: failed in {relative(tree)}; its own lines above say why")
+    return str(tree / ".venv" / "bin" / "python")
+
+
+def _differing(config: Config, plain: Config) -> Iterator[str]:
+    """Overrides that turn the experiment as its file has it into what the run resolved."""
+    from dp_lora.tracking.provenance import param_text
+
+    before = flatten(plain)
+    for key, value in flatten(config).items():
+        if before[key] != value:
+            text = param_text(value)
+            if any(character.isspace() for character in text):
+                raise InputError(f"{key}={text}: cannot be given again as an override, for its blanks")
+            yield f"{key}={text}"
+
+
+def _targets(recorded: Recorded) -> Iterator[str]:
+    pipeline = pipeline_of(recorded.config)
+    if not recorded.fresh_noise:
+        yield pipeline.file if recorded.stage == "main" else pipeline.target(_dvc_stage(recorded))
+        return
+    for stage in upstream("finetune", recorded.config):
+        yield pipeline.target(stage)
+
+
+def _dvc_stage(recorded: Recorded) -> str:
+    """`prepare` names two stages of a pipeline; what it made says which."""
+    public = ROOT / "outputs" / "letters" / "data"
+    return "prepare_public" if recorded.stage == "prepare" and recorded.output == public else recorded.stage
+
+
+def _report(recorded: Recorded, tree: Path) -> bool:
+    config = recorded.config
+    equal = True
+    for stage, folder in upstream(recorded.stage, config).items():
+        if stage in recorded.files:
+            if recorded.fresh_noise and stage in NOISY:
+                click.echo(f"{stage}: fresh noise")
+                continue
+            equal &= _show(stage, compare(recorded.files[stage], folder, tree / folder.relative_to(ROOT)))
+    if recorded.fresh_noise:
+        click.echo(f"{recorded.stage}: fresh noise: not made again, it would spend privacy once more")
+    else:
+        again = tree / _result_folder(recorded).relative_to(ROOT)
+        equal &= _show(recorded.stage, compare(recorded.files["result"], recorded.output, again))
+    click.echo(f"{recorded.run_id}: {'equal' if equal else 'DIFFERENT'}")
+    return equal
+
+
+def _result_folder(recorded: Recorded) -> Path:
+    """Where DVC's stage puts what the run put into `output`."""
+    stage, config = _dvc_stage(recorded), recorded.config
+    made: dict[str, Any] = {name: ROOT / folder for folder, name in pipeline_of(config).made.items()}
+    if stage in made:
+        return made[stage]
+    if stage == "main":
+        return outputs(config)
+    if stage == "prepare":
+        return outputs(config) / "data"
+    folder = outputs(config) / RESULTS[stage]
+    return folder / recorded.output.name if stage == "finetune" else folder
+
+
+def _show(stage: str, found: list[Comparison]) -> bool:
+    for comparison in found:
+        click.echo(f"{stage}: {comparison.file}: {comparison.words}")
+    return all(comparison.equal for comparison in found)
+
+
+if __name__ == "__main__":
+    main()
