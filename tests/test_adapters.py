@@ -1,7 +1,10 @@
 """LoRA on the right modules, adapters that load in diffusers and PEFT, only the named parameters trained."""
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 from tiny import (
     differences_in_a_fresh_process,
     lora_settings,
@@ -14,8 +17,10 @@ from tiny import (
 )
 
 from dp_lora.errors import InputError
+from dp_lora.files import read_json
 from dp_lora.models.adapters import (
     EMBEDDING,
+    WEIGHTS,
     add_lora,
     apply_adapter,
     lora_parameters,
@@ -135,3 +140,12 @@ def test_counting_needs_no_weights_and_no_base(tmp_path):
     config = tiny_config()
     make_base(tmp_path / "base", config)
     assert count_parameters(config, tmp_path / "nothing") == count_parameters(config, tmp_path / "base")
+
+
+def test_equal_adapters_are_equal_files_whatever_the_order_of_a_set(tmp_path):
+    folder = saved_adapter(tmp_path / "adapter", tiny_adapter(tiny_model(tmp_path)))
+    names = read_json(folder / "peft" / "adapter_config.json")["target_modules"]
+    assert names == sorted(names)
+    with safe_open(folder / WEIGHTS, "pt") as weights:
+        kept = json.loads(weights.metadata()["lora_adapter_metadata"])["target_modules"]
+    assert kept == sorted(kept)

@@ -209,6 +209,10 @@ def save_adapter(
     PEFT: `PeftModel.from_pretrained(unet, folder / "peft")`. `base` names the base model (path, digest),
     `trained_on` the private source as the config does, `privacy_status` is one of PRIVACY_STATUSES.
     """
+    lora = replace(adapter.lora, inference_mode=True)
+    for made in (lora, adapter.unet.peft_config[ADAPTER]):
+        # PEFT keeps a set, whose order changes from process to process: equal adapters would be unequal files
+        made.target_modules = sorted(made.target_modules or [])
     adapter.unet.save_lora_adapter(folder, adapter_name=ADAPTER, weight_name=WEIGHTS, safe_serialization=True)
     peft = folder / "peft"
     peft.mkdir()
@@ -217,7 +221,7 @@ def save_adapter(
         {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()},
         peft / "adapter_model.safetensors",
     )
-    replace(adapter.lora, inference_mode=True).save_pretrained(str(peft))
+    lora.save_pretrained(str(peft))
     save_file({"weight": adapter.embedding.detach().cpu().contiguous()}, folder / "class_embedding.safetensors")
     facts = {"trained_on": dict(trained_on), "privacy_status": privacy_status, "rank": adapter.lora.r}
     write_json(folder / "model.json", {"format": FORMAT, "classes": list(classes), "base": dict(base), **facts})

@@ -1,0 +1,93 @@
+"""A run made again: what counts as equal, and which runs are refused with a reason."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from dp_lora.config import ROOT
+from dp_lora.reproduction import compare, manifest
+
+
+def two_makings(tmp_path):
+    folders = []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "facts.json").write_text(json.dumps({"run_id": number, "scores": [1, {"run_id": number}]}))
+        save_file({"a": np.full(3, 1.0, np.float32)}, folder / "weights.safetensors")
+        folders.append(folder)
+    return folders
+
+
+def words(before, after):
+    return {
+        comparison.file: (comparison.equal, comparison.words) for comparison in compare(manifest(before), before, after)
+    }
+
+
+def test_equal_files_are_equal_and_a_run_s_own_id_does_not_count(tmp_path):
+    before, after = two_makings(tmp_path)
+    assert words(before, after) == {
+        "facts.json": (True, "equal but for run_id"),
+        "weights.safetensors": (True, "equal"),
+    }
+
+
+def test_a_difference_is_named_with_its_size(tmp_path):
+    before, after = two_makings(tmp_path)
+    save_file({"a": np.array([1.0, 1.5, 1.0], np.float32)}, after / "weights.safetensors")
+    (after / "facts.json").write_text(json.dumps({"run_id": 2, "scores": 3}))
+    (after / "more.txt").write_text("")
+    found = words(before, after)
+    assert found["weights.safetensors"] == (False, "different by at most 0.5")
+    assert found["facts.json"][0] is False
+    assert "scores" in found["facts.json"][1]
+    assert found["more.txt"] == (False, "not there in the first making")
+    assert words(after, before)["more.txt"] == (False, "missing in the second making")
+
+
+def test_a_changed_first_making_is_not_compared_with(tmp_path):
+    before, after = two_makings(tmp_path)
+    recorded = manifest(before)
+    for folder, value in ((before, 2.0), (after, 3.0)):
+        save_file({"a": np.full(3, value, np.float32)}, folder / "weights.safetensors")
+    found = {comparison.file: comparison.words for comparison in compare(recorded, before, after)}
+    assert found["weights.safetensors"] == "different; the first making's file is gone"
+
+
+HEAD = {"mlflow.source.git.commit": "0" * 40, "lock_digest": "0", "output": "outputs/x", "stage": "pretrain_ae"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "status", "reason"),
+    [
+        (HEAD | {"dirty": "true"}, "FINISHED", "its tree was dirty"),
+        (HEAD | {"dirty": "false"}, "FINISHED", "is not in this repository"),
+        ({"stage": "pretrain_ae"}, "FINISHED", "lock_digest, output not recorded"),
+        (HEAD | {"dirty": "false"}, "FAILED", "it is FAILED"),
+    ],
+)
+def test_a_run_that_cannot_be_made_again_is_refused_with_the_reason(tmp_path, tags, status, reason):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    run_id = client.create_run("0", tags=tags).info.run_id
+    client.set_terminated(run_id, status)
+    done = subprocess.run(
+        [sys.executable, "-m", "entrypoints.reproduce", run_id],
+        cwd=ROOT,
+        env=os.environ | {"MLFLOW_TRACKING_URI": uri},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {run_id}: cannot be made again: ")
+    assert reason in done.stderr
+    assert not (ROOT / "runs" / "reproduce" / run_id).exists()
