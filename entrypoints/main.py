@@ -9,6 +9,7 @@ from entrypoints.common import Call, entry_point, relative
 from entrypoints.finetune import planned
 from entrypoints.pipeline import dvc, is_up_to_date, repro, write_params
 from entrypoints.pipelines import from_outside, outputs, pipeline_of, require, require_distance
+from entrypoints.sample import adapter_folder
 
 
 @entry_point("main")
@@ -36,6 +37,7 @@ def main(call: Call) -> None:
             if source_may_change:
                 dvc("repro", "--force", "--single-item", "resolve", "prepare", environment=run.environment())
             repro(pipeline, run.environment())
+            run.privacy(read_json(adapter_folder(call) / "privacy.json"))
             for name, value in summary(call.config).items():
                 if isinstance(value, int | float):
                     run.metric(name.replace(" ", "_"), value)
