@@ -3,9 +3,10 @@ SHELL := /bin/sh
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 VENV := .venv
+PORT ?= 5000
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup quickstart compare utility standin-search bench-prepare ui test test-slow lint format lock clean
+.PHONY: help setup quickstart compare utility standin-search bench-prepare ui doctor test test-slow lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -40,9 +41,11 @@ standin-search: setup ## choose hyper-parameters on public rendered digits
 bench-prepare: setup ## extraction beside plain pyarrow and file writes: time and memory
 	@$(RUN) -m benchmarks.prepare
 
-ui: setup ## open the MLflow UI over the local store
-	@echo "http://127.0.0.1:5000  (Ctrl-C ends it)"
-	@$(VENV)/bin/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --default-artifact-root "file://$(CURDIR)/mlartifacts" --host 127.0.0.1 --port 5000 --workers 1
+ui: setup ## the MLflow UI over the local store, and the pages that matter; PORT=5001 for another port
+	@$(RUN) -m entrypoints.ui --port $(PORT)
+
+doctor: ## look at environment, GPU, memory, disk, docker, tracking store and DVC remote
+	@if [ -x $(RUN) ]; then $(RUN) -m dp_lora.doctor; else $(PYTHON) -m dp_lora.doctor; fi
 
 test: setup ## the fast tests: at most 10 minutes on 2 cores
 	@$(RUN) -m pytest

@@ -14,6 +14,7 @@ from tests.prepare_call import clone
 from tests.tiny import tiny_config
 
 EXPERIMENT = "digits-tiny"
+EPSILONS = ("1", "5", "10")
 LITTLE = (
     "data.classes=[0,1] data.n_public=800 public.n=60 autoencoder.epochs=1 autoencoder.batch_size=12 ldm.epochs=1 "
     "ldm.batch_size=12 privacy.batch_size=80 privacy.epochs=1 train.grid_every=5 sampling.n=24 "
