@@ -6,7 +6,7 @@ VENV := .venv
 PORT ?= 5000
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup quickstart compare utility standin-search bench-prepare ui doctor test test-slow lint format lock clean
+.PHONY: help setup quickstart compare utility standin-search bench-prepare ui doctor test test-slow test-ui lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -53,6 +53,10 @@ test: setup ## the fast tests: at most 10 minutes on 2 cores
 test-slow: setup ## whole trainings, kills, large statistics
 	@$(RUN) -m pytest -m slow --timeout 3600
 
+test-ui: setup ## the UI in a real headless browser, over runs trained for it; needs Chromium
+	@$(RUN) -m ensurepip --upgrade >/dev/null && $(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements-ui.lock
+	@$(RUN) -m pytest -m ui tests/test_ui_browser.py
+
 lint: setup ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
@@ -61,6 +65,7 @@ format: setup ## let ruff mend what it can
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+	@uv pip compile tests/requirements-ui.in --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o tests/requirements-ui.lock
 
 clean: ## remove what was computed; keeps .venv, runs/ and the tracking store
 	rm -rf outputs

@@ -23,7 +23,7 @@ from entrypoints.pipeline import WORKING
 
 HOST = "127.0.0.1"
 LOG = WORKING / "ui.log"
-START = 120.0  # seconds that the server has for its start
+START = 300.0  # seconds that the server has for its start
 
 
 @click.command()
