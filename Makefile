@@ -4,8 +4,9 @@ PYTHON ?= python3
 UV_VERSION := 0.13.9
 VENV := .venv
 VPYTHON := $(VENV)/bin/python
+PORT ?= 5000
 
-.PHONY: help setup quickstart compare utility standin-search bench-prepare ui image test test-slow test-container lint format lock clean
+.PHONY: help setup quickstart compare utility standin-search bench-prepare reproduce ui doctor image test test-slow test-container test-ui lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -44,9 +45,11 @@ reproduce: setup ## make an MLflow run again and compare file by file: make repr
 	@[ -n "$(RUN)" ] || { echo "error: name a run: make reproduce RUN=<MLflow run id>" >&2; exit 1; }
 	@$(VPYTHON) -m entrypoints.reproduce "$(RUN)"
 
-ui: setup ## open the MLflow UI over the local store
-	@echo "http://127.0.0.1:5000  (Ctrl-C ends it)"
-	@$(VENV)/bin/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --default-artifact-root "file://$(CURDIR)/mlartifacts" --host 127.0.0.1 --port 5000 --workers 1
+ui: setup ## the MLflow UI over the local store, and the pages that matter; PORT=5001 for another port
+	@$(VPYTHON) -m entrypoints.ui --port $(PORT)
+
+doctor: ## look at environment, GPU, memory, disk, docker, tracking store and DVC remote
+	@if [ -x $(VPYTHON) ]; then $(VPYTHON) -m dp_lora.doctor; else $(PYTHON) -m dp_lora.doctor; fi
 
 image: ## build the container image that MLproject names (3.5 minutes; BASE_IMAGE, CA_CERTIFICATES: see docker/README.md)
 	@UV_VERSION=$(UV_VERSION) docker/image.sh
@@ -60,6 +63,10 @@ test-slow: setup ## whole trainings, kills, large statistics
 test-container: setup ## everything in containers: image, server, runs, kills (about NN minutes)
 	@$(VPYTHON) -m pytest -m container --timeout 3600 tests/container
 
+test-ui: setup ## the UI in a real headless browser, over runs trained for it; needs Chromium
+	@$(VPYTHON) -m ensurepip --upgrade >/dev/null && $(VPYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements-ui.lock
+	@$(VPYTHON) -m pytest -m ui tests/test_ui_browser.py
+
 lint: setup ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
@@ -68,6 +75,7 @@ format: setup ## let ruff mend what it can
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@uv=$$(command -v uv || echo $(VENV)/uv); $$uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+	@uv=$$(command -v uv || echo $(VENV)/uv); $$uv pip compile tests/requirements-ui.in --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o tests/requirements-ui.lock
 
 clean: ## remove what was computed; keeps .venv, runs/ and the tracking store
 	rm -rf outputs

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,18 @@ from typing import Any, NoReturn
 import click
 
 from dp_lora import tracking
-from dp_lora.config import PARAMETERS, ROOT, Config, load, read_resolved, resolved_yaml
+from dp_lora.config import (
+    PARAMETERS,
+    ROOT,
+    STAGE_PARAMETERS,
+    Config,
+    flatten,
+    load,
+    read_resolved,
+    resolved_yaml,
+)
 from dp_lora.errors import InputError
+from dp_lora.tracking.provenance import param_text
 
 FINETUNE_PARAMETERS = tuple(PARAMETERS)
 HELP = {
@@ -75,7 +86,8 @@ class Call:
     @contextmanager
     def tracked(self, *, system_metrics: bool = False) -> Iterator[tuple[tracking.TrackedRun, Path]]:
         """The MLflow run of this call and the folder that its result goes to."""
-        with tracking.run(self.stage, self.config, self.child, system_metrics=system_metrics) as run:
+        command = repeat_command(self.stage, self.config, self.inputs)
+        with tracking.run(self.stage, self.config, self.child, system_metrics=system_metrics, command=command) as run:
             folder = self.out if self.out is not None else ROOT / "runs" / run.run_id
             run.output(folder)
             yield run, folder
@@ -106,6 +118,22 @@ def relative(path: Path) -> str:
     """A path as shown and recorded: from the project's root where it lies below it."""
     path = Path(os.path.abspath(path))
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def repeat_command(stage: str, config: Config, inputs: Mapping[str, str]) -> str:
+    """The command that makes this run again on its own, whoever started it: what differs from the config's file."""
+    plain = flatten(load(config.experiment.name))
+    changed = {key: param_text(value) for key, value in flatten(config).items() if value != plain[key]}
+    given = {"config": config.experiment.name, **{name: value for name, value in inputs.items() if value}}
+    for name, key in (PARAMETERS | STAGE_PARAMETERS.get(stage, {})).items():
+        if name in ENTRY_POINTS[stage] and key in changed:
+            given[name] = changed.pop(key)
+    if changed:
+        given["overrides"] = " ".join(f"{key}={text}" for key, text in changed.items())
+    return shlex.join(
+        [".venv/bin/mlflow", "run", ".", "-b", "native", "-e", stage]
+        + [word for name, value in given.items() for word in ("-P", f"{name}={value}")]
+    )
 
 
 def default_config(stage: str) -> str:

@@ -22,6 +22,7 @@ def main(call: Call) -> None:
         out = folder / ("export" if statement["private"] else "not-private")
         run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
         track_privacy(run, statement, info["rank"], call.config.privacy.max_grad_norm)
+        run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=statement["run_id"])
         stock = export(base_of(info["base"], call.config, relative(adapter), "cpu"), adapter, call.config.sampling, out)
         if not stock:
             run.message(f"{relative(out)}: {NOT_STOCK} load them with dp_lora.models.folder.load_model")

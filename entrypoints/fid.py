@@ -1,5 +1,6 @@
 """Score samples: distance to the private pictures, and what a classifier learns from the samples alone."""
 
+import csv
 from pathlib import Path
 
 import click
@@ -55,6 +56,9 @@ def _evaluate(call: Call, run: tracking.TrackedRun, samples: Path, data: Path, p
     facts = read_json(samples / "samples.json")
     track_privacy(run, facts["privacy"], facts["rank"], config.privacy.max_grad_norm)
     run.tags({"samples": relative(samples), "adapter": facts["adapter"], "base": facts["base"]["path"]})
+    adapter = facts["privacy"]["run_id"]
+    run.made_from("samples", nest=True, stage="sample", run_id_of_adapter=adapter, output=relative(samples))
+    run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=adapter)
     base = base_of(facts["base"], config, relative(samples), config.compute.device)
     classes = list(config.data.classes)
     train = config.train
@@ -77,6 +81,12 @@ def _evaluate(call: Call, run: tracking.TrackedRun, samples: Path, data: Path, p
         },
         "evaluation",
     )
+    # per_class.csv's own columns, as a table that can be compared between runs
+    with (out / "per_class.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    texts = {name: [row[name] for row in rows] for name in rows[0]}
+    columns = {name: column if name == "class" else [float(text) for text in column] for name, column in texts.items()}
+    run.table(columns, "per_class")
     for entry in result.entries:
         interval = f"  ({entry.low:.4g} to {entry.high:.4g})" if entry.low is not None else ""
         click.echo(f"{entry.metric:<40} {entry.value:>10.4g}{interval}")

@@ -33,6 +33,8 @@ def main(call: Call) -> None:
     with call.tracked() as (run, folder):
         make_missing(call.config, call.typed, run.environment(), base, data_folder)
         check_prepared(call.config, data_folder)
+        run.made_from("base", output=relative(base))
+        run.made_from("private pictures", output=relative(data_folder))
         result = _finetune(call, run, folder, base, data_folder)
         _report(call, run, result)
 
@@ -175,6 +177,7 @@ def _report(call: Call, run: Any, result: Path) -> None:
         if name in statement:
             run.metric(name, statement[name], statement["steps"])
     run.tags({"privacy": privacy_tag(statement), "statement": statement["statement"]})
+    run.privacy(statement)
     run.metric("rank", config.lora.rank)
     run.metric("k", config.privacy.k)
     run.metric("max_grad_norm", config.privacy.max_grad_norm)

@@ -22,6 +22,7 @@ def main(call: Call) -> None:
         run.dataset(call.config.public.source, pictures, data.digest())
         out = folder if call.child else folder / "autoencoder"
         run.output(out)
+        run.made_from("pictures", output=relative(pictures))
         train_autoencoder(call.config, pictures, WORKING, out, run)
 
 

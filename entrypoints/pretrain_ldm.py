@@ -22,6 +22,8 @@ def main(call: Call) -> None:
         run.dataset(call.config.public.source, pictures, data.digest())
         out = folder if call.child else folder / "ldm"
         run.output(out)
+        run.made_from("pictures", output=relative(pictures))
+        run.made_from("autoencoder", output=relative(autoencoder))
         train_ldm(call.config, pictures, autoencoder, WORKING, out, run)
 
 

@@ -58,6 +58,7 @@ def track_privacy(run: tracking.TrackedRun, statement: Mapping[str, Any], rank: 
     run.metric("k", statement["k"])
     run.metric("max_grad_norm", statement.get("max_grad_norm", config_norm))
     run.tags({"privacy": privacy_tag(statement), "run_id_of_adapter": statement["run_id"]})
+    run.privacy(statement)
 
 
 def base_of(named: Mapping[str, str], config: Config, whose: str, device: str) -> "Model":
@@ -80,6 +81,7 @@ def _sample(call: Call, run: tracking.TrackedRun, adapter: Path, out: Path) -> N
     base = base_of(info["base"], config, relative(adapter), config.compute.device)
     run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
     track_privacy(run, statement, info["rank"], config.privacy.max_grad_norm)
+    run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=statement["run_id"])
     model = apply_adapter(base, adapter)
     facts = {"adapter": relative(adapter), "base": info["base"], "rank": info["rank"], "privacy": statement}
     sample(model, config, model.info["classes"], config.sampling.n, WORKING / "samples", out, run, facts)

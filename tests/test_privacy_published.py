@@ -225,6 +225,9 @@ class FakeRun:
     def output(self, folder):
         pass
 
+    def privacy(self, statement):
+        self.statement = statement
+
 
 def test_mlflow_is_told_both_numbers_a_tag_of_its_own_and_never_an_epsilon(tmp_path, monkeypatch):
     from types import SimpleNamespace

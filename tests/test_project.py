@@ -32,6 +32,7 @@ ARROWS = {
     "training": {"data", "models", "diffusion", "privacy", "release", "sampling", "grids"},
     "tracking": set(),
     "native_backend": {"tracking"},
+    "doctor": {"tracking"},
 }
 
 

@@ -3,6 +3,7 @@
 from dp_lora.config.load import (
     PARAMETERS,
     ROOT,
+    STAGE_PARAMETERS,
     config_names,
     flatten,
     load,
@@ -15,6 +16,7 @@ from dp_lora.config.schema import Config
 __all__ = [
     "PARAMETERS",
     "ROOT",
+    "STAGE_PARAMETERS",
     "Config",
     "config_names",
     "flatten",

@@ -3,6 +3,7 @@
 MLflow takes seconds to import, and is imported only when a run opens or is looked up.
 """
 
+from dp_lora.tracking.links import ui_links
 from dp_lora.tracking.lookup import download, find_run, resolve_input
 from dp_lora.tracking.process import Terminated, close_orphans
 from dp_lora.tracking.store import fail_joined_run, joined_run_id, tracking_uri
@@ -19,4 +20,5 @@ __all__ = [
     "resolve_input",
     "run",
     "tracking_uri",
+    "ui_links",
 ]

@@ -51,14 +51,17 @@ def environment_tags() -> dict[str, str]:
     return tags
 
 
-def run_name(stage: str, config: Config) -> str:
-    """`mnist5k eps=5 r=4 k=1` for a stage that concerns the private fine-tuning, else `mnist5k pretrain_ldm`."""
+def run_name(stage: str, config: Config, nested: bool = False) -> str:
+    """`mnist5k eps=5 r=4 k=1` for a stage that concerns the private fine-tuning, else `mnist5k pretrain_ldm`.
+
+    A fine-tuning that is `nested` below a run of `main`, which has that name, says `finetune` too.
+    """
     if stage not in PRIVATE_STAGES:
         return f"{config.experiment.name} {stage}"
     name = f"{config.experiment.name} eps={number_text(config.privacy.eps)} r={config.lora.rank} k={config.privacy.k}"
     if config.privacy.accounting != "per_unit":
         name += f" accounting={config.privacy.accounting}"  # so that nobody takes its epsilon for a guarantee
-    return name if stage in ("finetune", "main") else f"{name} {stage}"
+    return name if stage == "main" or (stage == "finetune" and not nested) else f"{name} {stage}"
 
 
 def param_text(value: Any) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dp_lora.config import ROOT, Config, flatten, resolved_yaml
 from dp_lora.errors import InputError
 from dp_lora.events import Events
+from dp_lora.tracking.description import NOTE, Description, Upstream
 from dp_lora.tracking.metrics import MetricBuffer
 from dp_lora.tracking.process import close_orphans, process_tags, stop_signals_raise, stop_signals_wait
 from dp_lora.tracking.provenance import (
@@ -55,6 +56,8 @@ class TrackedRun(Events):
         self.experiment_id: str = opened.info.experiment_id
         self._client = client
         self._known_params = dict(opened.data.params)
+        self._parent: str | None = opened.data.tags.get("mlflow.parentRunId")
+        self._description: Description | None = None
         self._lines: list[str] = []
         self.output_folder: Path | None = None
         self._metrics = MetricBuffer(
@@ -65,12 +68,23 @@ class TrackedRun(Events):
         self._metrics.add(name, value, step)
 
     def image(self, name: str, path: Path) -> None:
-        """Keep a picture file as the artifact `name`, with the file's suffix; `name` may hold folders."""
+        """Keep a picture file as the artifact `name`, with the file's suffix; `name` may hold folders.
+
+        The chart page shows it beside other runs' pictures of that name; those named FOLDER/step-N as one, over steps.
+        """
         with tempfile.TemporaryDirectory() as folder:
             target = Path(name if Path(name).suffix == path.suffix else f"{name}{path.suffix}")
             shutil.copyfile(path, Path(folder) / target.name)
             parent = None if target.parent == Path() else target.parent.as_posix()
             self._client.log_artifact(self.run_id, str(Path(folder) / target.name), parent)
+        from PIL import Image
+
+        found = re.fullmatch(r"(.+)/step-0*(\d+)", target.with_suffix("").as_posix())
+        key, step = (found[1], int(found[2])) if found else (target.with_suffix("").as_posix(), 0)
+        with Image.open(path) as picture:
+            # a palette has no place in the thumbnail that MLflow makes
+            shown = picture.convert("RGB")
+        self._client.log_image(self.run_id, shown, key=key, step=step, synchronous=True)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a file in `folder`, or a folder with all that it holds, under its own name."""
@@ -141,6 +155,45 @@ class TrackedRun(Events):
         """Keep columns of equal length as the table `name`.json, which the UI shows as a table."""
         self._client.log_table(self.run_id, {key: list(column) for key, column in columns.items()}, f"{name}.json")
 
+    def describe(self, description: Description) -> None:
+        """Show a description above the run; one that the user gave stays."""
+        if NOTE not in self._client.get_run(self.run_id).data.tags:
+            self._description = description
+            self._show_description()
+
+    def _show_description(self) -> None:
+        if self._description is not None:
+            self._client.set_tag(self.run_id, NOTE, self._description.markdown())
+
+    def privacy(self, statement: Mapping[str, Any]) -> None:
+        """Say in the run's description what a privacy.json says."""
+        if self._description is not None:
+            self._description.privacy = statement
+            self._show_description()
+
+    def made_from(self, what: str, *, nest: bool = False, **tags: str) -> None:
+        """Link the newest finished run with these tags as what this one was made from; where none is found, nothing.
+
+        With `nest` a run that has no parent becomes a child of the linked run's parent, or of the linked run.
+        """
+        conditions = [f"tags.`{key}` = '{value}'" for key, value in tags.items() if "'" not in value]
+        if len(conditions) < len(tags):
+            return
+        condition = " and ".join(["attributes.status = 'FINISHED'", *conditions])
+        order = ["attributes.end_time DESC"]
+        runs = self._client.search_runs([self.experiment_id], condition, max_results=1, order_by=order)
+        if not runs:
+            return
+        found = runs[0]
+        self.tags({f"made_from.{what.replace(' ', '_')}": found.info.run_id})
+        if self._description is not None:
+            name = found.info.run_name or found.info.run_id
+            self._description.upstream.append(Upstream(what, found.info.run_id, self.experiment_id, name))
+            self._show_description()
+        if nest and self._parent is None:
+            self._parent = found.data.tags.get("mlflow.parentRunId", found.info.run_id)
+            self.tags({"mlflow.parentRunId": self._parent})
+
     def output(self, folder: Path) -> None:
         """Name the folder that this run writes, so that its run id can stand for it (`resolve_input`)."""
         self.output_folder = absolute = Path(os.path.abspath(folder))
@@ -172,11 +225,14 @@ class TrackedRun(Events):
 
 
 @contextmanager
-def run(stage: str, config: Config, child: bool = False, *, system_metrics: bool = False) -> Iterator[TrackedRun]:
+def run(
+    stage: str, config: Config, child: bool = False, *, system_metrics: bool = False, command: str = ""
+) -> Iterator[TrackedRun]:
     """Open the run of an entry point, describe it, and close it FINISHED, FAILED or KILLED.
 
     Started by `mlflow run` (MLFLOW_RUN_ID), it joins that run; with `child`, as a stage that DVC started, it opens a
-    run of its own below it. Else it opens a new run. SIGTERM and SIGHUP raise Terminated while it is open. Raises
+    run of its own below it. Else it opens a new run. `command` is what a user types to repeat it.
+    SIGTERM and SIGHUP raise Terminated while it is open. Raises
     InputError where the store cannot be opened.
     """
     with stop_signals_raise():
@@ -187,7 +243,7 @@ def run(stage: str, config: Config, child: bool = False, *, system_metrics: bool
         monitor = _monitor(tracked.run_id) if system_metrics or _asked_for_system_metrics() else None
         try:
             with one_line_errors():
-                _describe(tracked, stage, config)
+                _describe(tracked, stage, config, command)
             yield tracked
         except BaseException as error:
             status = end_status(error)
@@ -222,7 +278,7 @@ def end_status(error: BaseException) -> str:
 def _opened(client: "MlflowClient", stage: str, config: Config, child: bool) -> "Run":
     parent = joined_run(client)
     tags = process_tags()
-    name = run_name(stage, config)
+    name = run_name(stage, config, nested=parent is not None and child)
     if parent is not None and not child:
         # a name that the user gave stays
         made_up = re.fullmatch(MADE_UP_NAME, parent.info.run_name or "")
@@ -238,8 +294,11 @@ def _opened(client: "MlflowClient", stage: str, config: Config, child: bool) -> 
     return client.create_run(experiment, tags=resolve_tags(tags), run_name=name)
 
 
-def _describe(tracked: TrackedRun, stage: str, config: Config) -> None:
-    tracked.tags({"stage": stage, "experiment": config.experiment.name} | git_tags() | environment_tags())
+def _describe(tracked: TrackedRun, stage: str, config: Config, command: str) -> None:
+    code = git_tags()
+    tracked.tags({"stage": stage, "experiment": config.experiment.name} | code | environment_tags())
+    about, commit = config.experiment.description, code.get("mlflow.source.git.commit")
+    tracked.describe(Description(stage, about, command, commit, code.get("dirty") == "true"))
     tracked.params(flatten(config))
     tracked._client.log_text(tracked.run_id, resolved_yaml(config), "config.yaml")
 

@@ -1,0 +1,69 @@
+"""Addresses of the UI's pages that matter."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from dp_lora.tracking.store import EXPERIMENT, connect, one_line_errors
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+SCORED = ("main", "fid")  # stages whose runs carry epsilon and accuracy
+GRID = "grid.png"
+RUNS = 1000  # newest runs that are looked through
+
+
+def chart_page(address: str, experiment_id: str) -> str:
+    """The charts over all runs of an experiment."""
+    return f"{address}/#/experiments/{experiment_id}/runs?compareRunsMode=CHART"
+
+
+def comparison_page(address: str, experiment_id: str, run_ids: Sequence[str]) -> str:
+    """Runs side by side."""
+    runs, experiments = (quote(json.dumps(ids)) for ids in (list(run_ids), [experiment_id]))
+    return f"{address}/#/compare-runs?runs={runs}&experiments={experiments}"
+
+
+def artifact_page(address: str, experiment_id: str, run_id: str, path: str) -> str:
+    """An artifact of a run."""
+    return f"{address}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}"
+
+
+def ui_links(address: str) -> dict[str, str]:
+    """What is worth opening in the store, by name; `address` is the server's. Only `runs` where there is none yet."""
+    client = connect()
+    with one_line_errors():
+        experiment = _experiment(client)
+        if experiment is None:
+            return {"runs": f"{address}/#/experiments"}
+        finished, newest_first = "attributes.status = 'FINISHED'", ["attributes.end_time DESC"]
+        runs = list(client.search_runs([experiment], finished, max_results=RUNS, order_by=newest_first))
+    links = {"charts": chart_page(address, experiment)}
+    compared = latest_per_epsilon(runs)
+    if len(compared) > 1:
+        links["latest run per epsilon"] = comparison_page(address, experiment, [run.info.run_id for run in compared])
+    sampled = next((run for run in runs if run.data.tags.get("stage") == "sample"), None)
+    if sampled is not None:
+        links["newest sample grid"] = artifact_page(address, experiment, sampled.info.run_id, GRID)
+    return links
+
+
+def _experiment(client: "MlflowClient") -> str | None:
+    if identifier := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return identifier
+    found = client.get_experiment_by_name(os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
+    return None if found is None else found.experiment_id
+
+
+def latest_per_epsilon(runs: Sequence["Run"]) -> list["Run"]:
+    """Of runs, newest first: those of the newest scored one's experiment, one per target epsilon, in its order."""
+    scored = [run for run in runs if run.data.tags.get("stage") in SCORED and "accuracy" in run.data.metrics]
+    latest: dict[float, Run] = {}
+    for run in scored:
+        if run.data.tags.get("experiment") == scored[0].data.tags.get("experiment"):
+            latest.setdefault(float(run.data.params.get("privacy.eps", "inf")), run)
+    return [latest[eps] for eps in sorted(latest)]

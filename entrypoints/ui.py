@@ -1,0 +1,121 @@
+"""The MLflow UI over the local store, and the pages that matter."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import click
+
+from dp_lora import tracking
+from dp_lora.config import ROOT
+from dp_lora.errors import InputError
+from dp_lora.tracking.process import stop_signals_raise
+from dp_lora.tracking.reachable import is_server, server_problem
+from dp_lora.tracking.store import connect, shown_uri, sqlite_path
+from entrypoints.common import one_line_errors, relative
+from entrypoints.pipeline import WORKING
+
+HOST = "127.0.0.1"
+LOG = WORKING / "ui.log"
+START = 300.0  # seconds that the server has for its start
+
+
+@click.command()
+@click.option("--port", default=5000, show_default=True, help="port on this machine")
+def main(port: int) -> None:
+    """Start the MLflow server on this machine alone and print what to open; Ctrl-C ends it.
+
+    Where MLFLOW_TRACKING_URI is the address of a server, only print what to open there.
+    """
+    # the run of a project that this was started from has nothing to do with the UI
+    with one_line_errors(child=True), stop_signals_raise():
+        connect()
+        if is_server(tracking.tracking_uri()):
+            show(shown_uri().rstrip("/"))
+            return
+        with server(port) as (address, process):
+            show(address)
+            click.echo(f"\nfor other commands: export MLFLOW_TRACKING_URI={address}    Ctrl-C ends the server")
+            with suppress(KeyboardInterrupt):
+                process.wait()
+                raise InputError(f"the server ended with status {process.returncode}; {relative(LOG)} says why")
+
+
+def show(address: str) -> None:
+    """Print the store's server and the links that matter."""
+    links = {"MLflow UI": address, **tracking.ui_links(address)}
+    width = max(len(name) for name in links)
+    for name, link in links.items():
+        click.echo(f"{name:<{width}}  {link}")
+
+
+@contextmanager
+def server(port: int) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """An MLflow server over the local store, for this machine alone: its address and its process; ended at the end.
+
+    Raises InputError for a port in use and a server that does not come up.
+    """
+    _require_free(port)
+    uri = tracking.tracking_uri()
+    store = sqlite_path(uri)
+    artifacts = (ROOT / "mlflow.db" if store is None else store).with_name("mlartifacts")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--artifacts-destination", str(artifacts)]
+    # by the environment: a database's address may hold a password, and everybody sees a command line
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    address = f"http://{HOST}:{port}"
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    with LOG.open("wb") as log:
+        # the server has workers of its own: all of its session is ended
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            _wait(address, process)
+            yield address, process
+        finally:
+            _end(process)
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        # as the server does: a port that was left a moment ago is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError):
+            raise InputError(
+                f"port {port} of {HOST} is in use or not to be had; end what is there, or type `make ui PORT=5001`"
+            ) from None
+
+
+def _wait(address: str, process: "subprocess.Popen[bytes]") -> None:
+    end = time.monotonic() + START
+    while server_problem(address, 2.0) is not None:
+        if process.poll() is not None or time.monotonic() > end:
+            raise InputError(f"the MLflow server did not start: {_last_line(LOG)} ({relative(LOG)})")
+        time.sleep(0.3)
+
+
+def _last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+
+
+if __name__ == "__main__":
+    main()

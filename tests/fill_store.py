@@ -1,0 +1,46 @@
+"""Run in a tiny project: train, draw and score at three epsilons through the entry points, in one process.
+
+Base and datasets are made without tracking; what is asked of MLflow is the fine-tunings' and what follows them.
+"""
+
+import json
+import sys
+
+from dp_lora.config import ROOT, load
+from dp_lora.data.prepare import prepare_private, prepare_public
+from dp_lora.events import Events
+from entrypoints import fid, finetune, sample
+from entrypoints.pipelines import base_folder, private_data, public_data
+from tests.tiny import make_base
+from tests.tiny_project import EPSILONS, EXPERIMENT
+
+
+def newest_run(stage: str) -> str:
+    """The run id of the newest run of a stage."""
+    from dp_lora.tracking.store import connect, experiment_id
+
+    client = connect()
+    order = ["attributes.start_time DESC"]
+    return client.search_runs([experiment_id(client)], f"tags.stage = '{stage}'", order_by=order)[0].info.run_id
+
+
+def main() -> None:
+    config = load(EXPERIMENT)
+    prepare_public(config, public_data(config), Events())
+    prepare_private(config, private_data(config), Events())
+    make_base(base_folder(config), config)
+    runs: dict[str, dict[str, str]] = {}
+    for eps in EPSILONS:
+        runs[eps] = {}
+        for stage, inputs in ((finetune, None), (sample, "adapter"), (fid, "samples")):
+            before = {"adapter": "finetune", "samples": "sample"}.get(inputs or "", "")
+            given = ["--config", EXPERIMENT, "--overrides", f"privacy.eps={eps}"]
+            given += [f"--{inputs}", runs[eps][before]] if inputs else []
+            stage.main.main(given, standalone_mode=False)
+            name = stage.__name__.removeprefix("entrypoints.")
+            runs[eps][name] = newest_run(name)
+    (ROOT / "filled.json").write_text(json.dumps(runs), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""`make ui`: the server over the local store and its links; stores and servers that cannot be used, in one line."""
+
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from urllib.parse import parse_qs, unquote
+
+import pytest
+from test_tracking import use_store
+
+from dp_lora import tracking
+from dp_lora.config import ROOT, load
+from dp_lora.errors import InputError
+from dp_lora.tracking import reachable
+from dp_lora.tracking.links import comparison_page
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    return use_store(tmp_path, monkeypatch)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def scored_run(eps: str, accuracy: float, stage: str = "fid") -> str:
+    with tracking.run(stage, load("mnist5k", {"eps": eps})) as run:
+        run.metric("accuracy", accuracy)
+    return run.run_id
+
+
+def test_the_links_lead_to_charts_the_latest_run_per_epsilon_and_the_newest_grid(client):
+    assert tracking.ui_links("http://x") == {"runs": "http://x/#/experiments"}
+    scored_run("5", 0.1)
+    runs = {eps: scored_run(eps, 0.5) for eps in ("10", "inf", "1", "5")}
+    with tracking.run("sample", load("mnist5k")) as sample:
+        pass
+    links = tracking.ui_links("http://x")
+    assert links["charts"] == f"http://x/#/experiments/{sample.experiment_id}/runs?compareRunsMode=CHART"
+    query = parse_qs(links["latest run per epsilon"].partition("?")[2])
+    assert json.loads(query["runs"][0]) == [runs["1"], runs["5"], runs["10"], runs["inf"]]
+    assert json.loads(query["experiments"][0]) == [sample.experiment_id]
+    grid = f"http://x/#/experiments/{sample.experiment_id}/runs/{sample.run_id}/artifacts/grid.png"
+    assert links["newest sample grid"] == grid
+    assert unquote(comparison_page("", "1", ["a", "b"])) == '/#/compare-runs?runs=["a", "b"]&experiments=["1"]'
+
+
+def ui(*arguments: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "entrypoints.ui", *arguments]
+    given = {**os.environ, **environment}
+    return subprocess.Popen(command, cwd=ROOT, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_server_comes_up_over_the_store_prints_links_and_ends_with_ctrl_c(client):
+    run_id = scored_run("5", 0.5, stage="sample")
+    port = free_port()
+    process = ui("--port", str(port))
+    lines: list[str] = []
+    while not any("Ctrl-C" in line for line in lines):
+        lines.append(process.stdout.readline())
+        assert lines[-1] or process.poll() is None, process.stderr.read()
+    links = dict(re.findall(r"^(.*?)  +(http://\S+)$", "".join(lines), re.MULTILINE))
+    assert links["MLflow UI"] == f"http://127.0.0.1:{port}"
+    assert run_id in links["newest sample grid"]
+    with urllib.request.urlopen(f"{links['MLflow UI']}/ajax-api/2.0/mlflow/runs/get?run_id={run_id}") as answer:
+        assert json.load(answer)["run"]["info"]["run_name"] == "mnist5k eps=5 r=4 k=1 sample"
+
+    second = ui("--port", str(port))
+    assert second.wait(60) == 1
+    assert second.stderr.read().startswith(f"error: port {port} of 127.0.0.1 is in use")
+
+    # over a server's address it starts nothing and prints the same links
+    elsewhere = ui(MLFLOW_TRACKING_URI=links["MLflow UI"])
+    assert elsewhere.wait(120) == 0, elsewhere.stderr.read()
+    assert links["newest sample grid"] in elsewhere.stdout.read()
+
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_store_of_another_mlflow_is_one_line_that_says_what_to_do(client, tmp_path):
+    for revision, words in (("451aebb31d03", "mlflow db upgrade 'sqlite:///"), ("f" * 12, "newer MLflow; update")):
+        with sqlite3.connect(tmp_path / "mlflow.db") as database:
+            database.execute("UPDATE alembic_version SET version_num = ?", [revision])
+        with pytest.raises(InputError, match=re.escape(words)):
+            tracking.ui_links("http://x")
+
+
+def test_the_installed_mlflow_s_own_store_has_the_newest_revision(client, tmp_path):
+    assert reachable.schema_problem(tmp_path / "mlflow.db") is None
+
+
+def test_a_server_that_is_not_there_is_one_line_within_seconds_and_nothing_is_trained(tmp_path):
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"http://me:secret@127.0.0.1:{free_port()}"}
+    environment.pop("MLFLOW_RUN_ID", None)
+    command = [sys.executable, "-m", "entrypoints.count_params", "--overrides", "lora.rank=3"]
+    before = time.monotonic()
+    with pytest.raises(InputError, match=r"no server is there; start it"):
+        tracking_connect(environment["MLFLOW_TRACKING_URI"])
+    assert time.monotonic() - before < 10
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "no server is there; start it" in line
+    assert "secret" not in done.stdout + done.stderr
+
+
+def tracking_connect(uri: str) -> None:
+    from dp_lora.tracking.store import connect
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        connect()

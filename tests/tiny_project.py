@@ -1,0 +1,44 @@
+"""A copy of the project with a tiny experiment in it, for tests that run the whole chain through the command line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from dp_lora.config import ROOT
+from tests.prepare_call import clone
+from tests.tiny import tiny_config
+
+EXPERIMENT = "digits-tiny"
+EPSILONS = ("1", "5", "10")
+LITTLE = (
+    "data.classes=[0,1] data.n_public=800 public.n=60 autoencoder.epochs=1 autoencoder.batch_size=12 ldm.epochs=1 "
+    "ldm.batch_size=12 privacy.batch_size=80 privacy.epochs=1 train.grid_every=5 sampling.n=24 "
+    "evaluation.classifier_steps=20 evaluation.min_images=4 compute.device=cpu"
+)
+
+
+def tiny_project(folder: Path) -> Path:
+    """A git and DVC repository of its own with EXPERIMENT: zeros and ones, a model of seconds."""
+    sections = asdict(tiny_config(LITTLE))
+    del sections["experiment"]["name"]
+    sections["experiment"]["description"] = "Zeros and ones, for tests"
+    clone(ROOT, folder)
+    (folder / f"configs/{EXPERIMENT}.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
+    return folder
+
+
+def run(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m ARGUMENTS` in the project, over its own store."""
+    given = {**clean_environment(), "DP_LORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1", **environment}
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=project, env=given, capture_output=True, text=True, check=False)
+
+
+def clean_environment() -> Mapping[str, str]:
+    """The environment without what would lead to another store."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
