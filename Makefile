@@ -63,7 +63,7 @@ format: setup ## let ruff mend what it can
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
-	@uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+	@uv pip compile pyproject.toml --extra dev --extra server --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
 
 clean: ## remove what was computed; keeps .venv, runs/ and the tracking store
 	rm -rf outputs

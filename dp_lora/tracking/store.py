@@ -48,8 +48,8 @@ def tracking_uri() -> str:
 def _store_in_container(mounted: Path) -> Path:
     """The project's own mlflow.db through the project's mount, instead of what MLflow's Docker runner mounted for it.
 
-    For its default, the relative sqlite:///mlflow.db, that is an empty folder; for an absolute path it is the file alone,
-    without the journal that keeps it whole. Raises InputError for a store elsewhere.
+    For its default, the relative sqlite:///mlflow.db, that is an empty folder; for an absolute path it is the file
+    alone, without the journal that keeps it whole. Raises InputError for a store elsewhere.
     """
     own = ROOT / "mlflow.db"
     if own.is_file() and (mounted.is_dir() or (mounted.is_file() and mounted.samefile(own))):

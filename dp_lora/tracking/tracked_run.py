@@ -17,7 +17,15 @@ from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.tracking.metrics import MetricBuffer
 from dp_lora.tracking.process import close_orphans, process_tags, stop_signals_raise, stop_signals_wait
-from dp_lora.tracking.provenance import dvc_hash, environment_tags, git_tags, is_in_dvc, origin_tags, param_text, run_name
+from dp_lora.tracking.provenance import (
+    dvc_hash,
+    environment_tags,
+    git_tags,
+    is_in_dvc,
+    origin_tags,
+    param_text,
+    run_name,
+)
 from dp_lora.tracking.store import (
     ERROR_LENGTH,
     connect,
