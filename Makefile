@@ -53,7 +53,7 @@ test: setup ## the fast tests: at most 10 minutes on 2 cores
 test-slow: setup ## whole trainings, kills, large statistics
 	@$(RUN) -m pytest -m slow --timeout 3600
 
-test-container: setup ## everything in containers: image, server, runs, kills (about NN minutes)
+test-container: setup ## everything in containers: image, server, runs, kills
 	@$(RUN) -m pytest -m container --timeout 3600 tests/container
 
 lint: setup ## ruff and mypy

@@ -19,7 +19,7 @@ IMAGE = f"localhost/dp-lora:{__version__}"
 
 
 def added(folder: Path, **values: str) -> list[str]:
-    """Words that MLproject's second volume entry becomes in the host's shell, in `folder`, beside a docker that answers."""
+    """Words that MLproject's volume entries become in the host's shell, in `folder`, beside a docker that answers."""
     (folder / "docker").mkdir(parents=True, exist_ok=True)
     (folder / "bin").mkdir(exist_ok=True)
     script = folder / "docker" / "run_arguments.py"

@@ -5,13 +5,16 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 from house import HOST_STORE_FOLDER, IMAGE, House, free_port, must
-from test_pipeline_runs import copy_of_the_project, from_outside
+from test_pipeline_runs import LITTLE, from_outside
+from tiny import TINY
 
-from dp_lora.config import ROOT
+from dp_lora.config import ROOT, load
 
 DOCKER = ROOT / "docker"
 SERVER_MINUTES = 3
@@ -92,6 +95,21 @@ def server(image):
     finally:
         for command in stop:
             must(command, env=environment)
+
+
+def copy_of_the_project(folder: Path) -> Path:
+    """A git and DVC repository of its own with the experiment `emnist-tiny`: a worktree would not do."""
+    for name in must(["git", "-C", ROOT, "ls-files"]).splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    own = "model.base=outputs/emnist/ldm autoencoder.attention=null autoencoder.disc_start=null"
+    sections = asdict(load("mnist32-class-dp-eps10", {}, f"{TINY} {LITTLE} {own}"))
+    del sections["experiment"]["name"]
+    (folder / "configs/emnist-tiny.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
+        must(["git", "-c", "user.name=test", "-c", "user.email=test@example.org", *command], cwd=folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
