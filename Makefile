@@ -60,7 +60,7 @@ test: setup ## the fast tests: at most 10 minutes on 2 cores
 test-slow: setup ## whole trainings, kills, large statistics
 	@$(VPYTHON) -m pytest -m slow --timeout 3600
 
-test-container: setup ## everything in containers: image, server, runs, kills (about NN minutes)
+test-container: setup ## everything in containers: image, server, runs, kills
 	@$(VPYTHON) -m pytest -m container --timeout 3600 tests/container
 
 test-ui: setup ## the UI in a real headless browser, over runs trained for it; needs Chromium
@@ -74,7 +74,7 @@ format: setup ## let ruff mend what it can
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
-	@uv=$$(command -v uv || echo $(VENV)/uv); $$uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+	@uv=$$(command -v uv || echo $(VENV)/uv); $$uv pip compile pyproject.toml --extra dev --extra server --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
 	@uv=$$(command -v uv || echo $(VENV)/uv); $$uv pip compile tests/requirements-ui.in --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o tests/requirements-ui.lock
 
 clean: ## remove what was computed; keeps .venv, runs/ and the tracking store

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print what `mlflow run` adds to `docker run`, blanks between; MLproject has the shell call this.
+"""Print what `mlflow run` adds to `docker run`, blanks between; MLproject's volume entry has the host call this.
 
 It runs on the host with whatever Python is there: the standard library alone. `docker/run_arguments.py IMAGE`.
 """

@@ -108,7 +108,7 @@ def test_conda_yaml_and_pyproject_name_the_same_pins_and_the_lock_keeps_them():
     assert conda["dependencies"][-1]["pip"] == project["dependencies"]
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     pins = dict(re.findall(r"^([a-z0-9.\-]+)==([^ ]+)", lock, flags=re.MULTILINE))
-    for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    for requirement in [*project["dependencies"], *(r for e in project["optional-dependencies"].values() for r in e)]:
         name, version = requirement.split("==")
         assert pins[name.lower().replace("_", "-")] == version
     assert tuple(int(part) for part in pins["scipy"].split(".")[:2]) < (1, 18)

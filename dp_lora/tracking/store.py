@@ -12,7 +12,6 @@ from urllib.parse import unquote
 from dp_lora.config import ROOT
 from dp_lora.errors import InputError
 from dp_lora.files import exclusive
-from dp_lora.tracking.reachable import is_server, schema_problem, server_problem
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,8 +48,8 @@ def tracking_uri() -> str:
 def _store_in_container(mounted: Path) -> Path:
     """The project's own mlflow.db through the project's mount, instead of what MLflow's Docker runner mounted for it.
 
-    For its default, the relative sqlite:///mlflow.db, that is an empty folder; for an absolute path the file alone,
-    without the journal that keeps it whole. Raises InputError for a store elsewhere.
+    For its default, the relative sqlite:///mlflow.db, that is an empty folder; for an absolute path it is the file
+    alone, without the journal that keeps it whole. Raises InputError for a store elsewhere.
     """
     own = ROOT / "mlflow.db"
     if own.is_file() and (mounted.is_dir() or (mounted.is_file() and mounted.samefile(own))):
@@ -82,24 +81,12 @@ def connect() -> "MlflowClient":
         if not os.access(there, os.W_OK) or there.is_dir() == (there == path):
             # MLflow itself would try again for minutes
             raise InputError(f"tracking store {shown_uri()}: cannot be written; set MLFLOW_TRACKING_URI")
-    problem = store_problem()
-    if problem is not None:
-        raise InputError(f"tracking store {shown_uri()}: {problem}")
     from mlflow import MlflowClient
 
     # one process at a time: MLflow makes the tables of a new SQLite store without a lock of its own
     alone = nullcontext() if path is None else exclusive(path.with_name(f"{path.name}.lock"), wait=True)
     with one_line_errors(), alone:
         return MlflowClient(tracking_uri())
-
-
-def store_problem() -> str | None:
-    """What is wrong with the store, and what to do, found within seconds; None where it can be used."""
-    uri = tracking_uri()
-    if is_server(uri):
-        return server_problem(uri)
-    path = sqlite_path(uri)
-    return None if path is None else schema_problem(path)
 
 
 @contextmanager
