@@ -54,7 +54,7 @@ test-slow: setup ## whole trainings, kills, large statistics
 	@$(RUN) -m pytest -m slow --timeout 3600
 
 test-ui: setup ## the UI in a real headless browser, over runs trained for it; needs Chromium
-	@$(RUN) -m ensurepip --upgrade >/dev/null && $(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements-ui.lock
+	@$$(command -v uv || ls $(VENV)/uv $(VENV)/bin/uv 2>/dev/null | head -n 1) pip install --quiet --python $(RUN) --require-hashes -r tests/requirements-ui.lock
 	@$(RUN) -m pytest -m ui tests/test_ui_browser.py
 
 lint: setup ## ruff and mypy
