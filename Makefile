@@ -64,7 +64,7 @@ test-container: setup ## everything in containers: image, server, runs, kills
 	@$(VPYTHON) -m pytest -m container --timeout 3600 tests/container
 
 test-ui: setup ## the UI in a real headless browser, over runs trained for it; needs Chromium
-	@$(VPYTHON) -m ensurepip --upgrade >/dev/null && $(VPYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements-ui.lock
+	@$$(command -v uv || ls $(VENV)/uv $(VENV)/bin/uv 2>/dev/null | head -n 1) pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
 	@$(VPYTHON) -m pytest -m ui tests/test_ui_browser.py
 
 lint: setup ## ruff and mypy
