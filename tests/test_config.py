@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from dp_lora.config import PARAMETERS, ROOT, config_names, flatten, load, read_resolved, write_resolved
+from dp_lora.config.classes import class_names
 from dp_lora.errors import InputError
 
 
@@ -153,3 +154,11 @@ def test_a_hostile_config_file_ends_in_one_line_through_the_command_line(text, p
     assert line.startswith("error: config")
     assert part in line
     assert {path.name for path in tmp_path.iterdir()} == {"base.yaml", "mnist5k.yaml", "hostile.yaml"}
+
+
+def test_classes_may_be_a_range_of_numbers():
+    assert class_names(["0..3", "x"]) == ["0", "1", "2", "3", "x"]
+    assert len(class_names(load("cin256").public.classes)) == 1000
+    for wrong in ("3..1", "0..999999999"):
+        with pytest.raises(InputError, match=r"public\.classes="):
+            class_names([wrong])

@@ -15,6 +15,7 @@ from test_tracking import use_store
 
 import entrypoints.finetune
 import entrypoints.import_base
+import entrypoints.pipelines
 from dp_lora.config import load
 from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
@@ -32,6 +33,7 @@ from dp_lora.training.finetune import PrivateData, finetune, units_of
 from dp_lora.training.run_folder import binding, open_run_folder
 
 CPU = torch.device("cpu")
+DOWNLOAD = "a" * 64  # SHA-256 of the archive that the checkpoint came in
 # a private experiment on the tiny cin256: two classes, one step
 PRIVATE = (
     "data.source=folder data.path=x data.classes=[female,male] data.n_public=8 data.size=64 data.channels=3 "
@@ -45,19 +47,23 @@ def project(tmp_path, monkeypatch):
     """A project's root with a tiny checkpoint where `prepare` puts the real one, and an MLflow store of its own."""
     folder = tmp_path / "data" / "cin256"
     folder.mkdir(parents=True)
-    shutil.copyfile(checkpoint("cin256"), folder / "model.ckpt")
-    monkeypatch.setattr(entrypoints.import_base, "ROOT", tmp_path)
+    put(tmp_path, checkpoint("cin256"))
+    for module in (entrypoints.import_base, entrypoints.pipelines):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     return tmp_path
+
+
+def put(project: Path, file: Path, member: str = "model.ckpt") -> None:
+    """A checkpoint as `prepare` leaves it, with the hash that it recorded."""
+    folder = project / "data" / "cin256"
+    shutil.copyfile(file, folder / member)
+    facts = {"url": "https://x/cin.zip", "sha256": DOWNLOAD, "file": {"name": member, "sha256": digest_file(file)}}
+    (folder / "source.json").write_text(json.dumps(facts))
 
 
 def import_base(project: Path, *arguments: str, overrides: str = TINY["cin256"]):
     command = ["--overrides", overrides, "--out", str(project / "base"), *arguments]
     return CliRunner().invoke(entrypoints.import_base.main, command)
-
-
-def source_json(project: Path, sha256: str) -> None:
-    facts = {"url": "https://x/cin.zip", "sha256": "0" * 64, "file": {"name": "model.ckpt", "sha256": sha256}}
-    (project / "data" / "cin256" / "source.json").write_text(json.dumps(facts))
 
 
 def refused(project: Path, *arguments: str, **options: str) -> str:
@@ -83,14 +89,14 @@ def private_pictures(folder: Path, n: int = 8) -> None:
 def test_from_checkpoint_to_base_to_a_private_step_to_four_pictures(project, tmp_path, monkeypatch):
     client = use_store(tmp_path, monkeypatch)
     digest = digest_file(project / "data" / "cin256" / "model.ckpt")
-    source_json(project, digest)
     result = import_base(project)
     assert result.exit_code == 0, result.output
     (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert run.info.status == "FINISHED"
     assert run.data.tags["output"] == str(project / "base")
     assert run.data.metrics["class_embedding_parameters"] == 12000
-    assert {tag.value for tag in run.inputs.dataset_inputs[0].tags if tag.key == "digest"} == {digest}
+    tags = {tag.key: tag.value for tag in run.inputs.dataset_inputs[0].tags}
+    assert (tags["digest"], tags["url"], tags["sha256"]) == (digest, "https://x/cin.zip", DOWNLOAD)
 
     base = load_model(project / "base")
     assert base.info["trained_on"] == {"source": "imagenet", "checkpoint": digest, "ema": False}
@@ -149,17 +155,37 @@ def test_a_fine_tuning_that_names_other_heads_or_another_schedule_than_its_base_
 
 def test_a_missing_or_changed_checkpoint_says_what_to_type(project, tmp_path, monkeypatch):
     use_store(tmp_path, monkeypatch)
-    path = project / "data" / "cin256" / "model.ckpt"
-    source_json(project, "1" * 64)
-    assert "has SHA-256" in (line := refused(project))
-    assert "1" * 64 in line
-    (path.parent / "source.json").write_text("{}")
-    assert "states no SHA-256" in refused(project)
-    path.unlink()
+    folder = project / "data" / "cin256"
+    (folder / "model.ckpt").write_bytes(b"another")
+    assert f"not the recorded {digest_file(checkpoint('cin256'))}" in refused(project)
+    (folder / "source.json").write_text("{}")
+    assert "no hash of model.ckpt" in refused(project)
+    put(project, checkpoint("cin256"))
+    (folder / "model.ckpt").unlink()
+    assert f"{folder / 'model.ckpt'}: missing; " in refused(project)
+    (folder / "source.json").unlink()
     line = refused(project)
-    assert f"{path}: missing" in line
-    assert "-e prepare -P config=cin256" in line
-    assert "`dvc pull data/cin256`" in line
+    assert "cin256: missing; type `mlflow run . -b native -e prepare -P config=cin256`" in line
+    assert "`dvc pull " in line
+
+
+def test_the_config_names_the_file_and_the_hash_of_the_download_it_was_in(project, tmp_path, monkeypatch):
+    use_store(tmp_path, monkeypatch)
+    (project / "data/cin256/model.ckpt").unlink()
+    put(project, checkpoint("cin256"), "last.ckpt")
+    assert f"{project / 'data/cin256/model.ckpt'}: missing" in refused(project)
+    named = f"{TINY['cin256']} checkpoint.member=last.ckpt"
+    assert "not checkpoint.sha256=eeee" in refused(project, overrides=f"{named} checkpoint.sha256={'e' * 64}")
+    assert import_base(project, overrides=f"{named} checkpoint.sha256={DOWNLOAD}").exit_code == 0
+
+
+def test_the_base_is_the_same_wherever_the_checkpoint_came_from(project, tmp_path, monkeypatch):
+    use_store(tmp_path, monkeypatch)
+    assert import_base(project).exit_code == 0
+    first = model_digest(project / "base")
+    mirror = f"{TINY['cin256']} checkpoint.url=https://mirror/cin.zip checkpoint.sha256={DOWNLOAD}"
+    assert import_base(project, overrides=mirror).exit_code == 0
+    assert model_digest(project / "base") == first
 
 
 @pytest.mark.parametrize(
@@ -185,8 +211,7 @@ def test_a_config_that_contradicts_the_checkpoint_is_one_line_and_writes_nothing
 def test_a_hostile_checkpoint_fails_the_run_in_one_line_and_nothing_of_it_runs(project, tmp_path, monkeypatch):
     client = use_store(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
-    path = project / "data" / "cin256" / "model.ckpt"
-    shutil.copyfile(GOLDEN / "hostile" / "payload-in-callbacks.ckpt", path)
+    put(project, GOLDEN / "hostile" / "payload-in-callbacks.ckpt")
     assert "io.open" in refused(project)
     assert not (tmp_path / "PWNED").exists()
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])

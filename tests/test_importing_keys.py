@@ -11,7 +11,7 @@ from dp_lora.models.agreement import check_agreement
 from dp_lora.models.autoencoder import latent_size
 from dp_lora.models.importing import read_state_dict
 from dp_lora.models.importing.keys import CLASS_EMBEDDING, HARMLESS, ema_key, first_stage_keys, unet_keys
-from dp_lora.models.importing.model import check_finite, class_names, import_networks, import_scheduler
+from dp_lora.models.importing.model import check_finite, import_networks, import_scheduler
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -156,10 +156,3 @@ def test_a_fine_tuning_config_that_contradicts_its_base_is_refused(named):
         )
     else:
         assert "ldm.attention_head_width=8: gives [1, 2, 4] attention heads" in message(attention_head_width=8)
-
-
-def test_classes_may_be_a_range_of_numbers():
-    assert class_names(["0..3", "x"]) == ["0", "1", "2", "3", "x"]
-    assert len(class_names(real_config("cin256").public.classes)) == 1000
-    for wrong in ("3..1", "0..999999999"):
-        assert "public.classes=" in message_of(lambda wrong=wrong: class_names([wrong]))

@@ -1,74 +1,90 @@
-"""The CelebA-HQ and EMNIST pipelines as they are run: in a copy of the project, with tiny data and a tiny base."""
+"""The CelebA-HQ and EMNIST pipelines as they are run, in a copy of the project: from outside to scores."""
 
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from golden import TINY, checkpoint
+from mlflow import MlflowClient
 from test_evaluation_inception import write_stand_in
-from tiny import make_base, tiny_config, tiny_dataset
+from tiny import tiny_config, tiny_dataset
 
 from dp_lora.config import ROOT
-from dp_lora.data.layout import Picture, write_dataset
+from dp_lora.data.layout import Picture, read_dataset, write_dataset
 from dp_lora.data.png import encode_png
-from dp_lora.files import write_json
+from dp_lora.files import digest_file, read_json, write_json
 from entrypoints.pipelines import PIPELINES
+from tests.download_server import Server, serving
+from tests.prepare_call import clone
+from tests.test_prepare_checkpoint import archive
+from tests.test_prepare_huggingface import CLASSES, REVISION, ROWS, SETTINGS, parquet, path_of
 
 LITTLE = (
     "autoencoder.epochs=1 autoencoder.batch_size=6 ldm.epochs=1 ldm.batch_size=6 sampling.n=8 "
     "evaluation.classifier_steps=2 evaluation.min_images=4"
 )
-FOLDERS = {
-    "celebahq": "checkpoint.folder=data/cin256 data.folder=data/celebahq model.base=outputs/cin256/base",
-    "emnist": "public.folder=data/emnist data.folder=data/mnist model.base=outputs/emnist/ldm",
-}
+EMNIST = "public.folder=data/emnist data.folder=data/mnist model.base=outputs/emnist/ldm"
+SIZE = 64  # pixels of what the small cin256 checkpoint was made for
+ARCHIVE = "/files/cin.zip"
 
 
-def copy_of_the_project(folder: Path) -> Path:
-    """A git and DVC repository of its own, with the experiments `celebahq-tiny` and `emnist-tiny`."""
-    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True)
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    weights = folder.parent / "weights.pt"
-    inception = f"evaluation.inception_weights={weights} evaluation.inception_sha256={write_stand_in(weights)}"
-    for name, folders in FOLDERS.items():
-        scored = inception if name == "celebahq" else ""
-        sections = asdict(tiny_config(f"{LITTLE} {folders} {scored}"))
-        del sections["experiment"]["name"]
-        (folder / f"configs/{name}-tiny.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
-        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+def project_with_a_tiny_experiment(folder: Path) -> Path:
+    """A git and DVC repository of its own, with the experiment `emnist-tiny`."""
+    clone(ROOT, folder)
+    sections = asdict(tiny_config(f"{LITTLE} {EMNIST}"))
+    del sections["experiment"]["name"]
+    (folder / "configs/emnist-tiny.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
+    for command in (["add", "-A"], ["commit", "-qm", "tiny"]):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
         subprocess.run(["git", *identity, *command], cwd=folder, check=True)
     return folder
 
 
-def public_pictures(folder: Path) -> None:
-    def pictures():
+def emnist_and_mnist(project: Path) -> None:
+    """What `prepare` would bring: these have tests of their own."""
+
+    def letters():
         for index in range(12):
             image = np.random.default_rng(index).integers(0, 256, (16, 16, 1), dtype=np.uint8)
             yield Picture(f"{index}.png", "ABC"[index % 3], "train" if index < 9 else "test", encode_png(image))
 
-    write_dataset(folder, pictures(), {"source": "test"}, 16, 1, packed=True)
+    write_dataset(project / "data/emnist", letters(), {"source": "test"}, 16, 1, packed=True)
+    tiny_dataset(project / "data/mnist")
+    for folder in ("emnist", "mnist"):
+        write_json(project / "data" / folder / "source.json", {"origin": "test"})
 
 
-def from_outside(project: Path, name: str) -> None:
-    """What `prepare` would bring."""
-    pipeline = PIPELINES[name]
-    if pipeline.public:
-        public_pictures(project / pipeline.public)
-    tiny_dataset(project / str(pipeline.private))
-    for folder in pipeline.folders:
-        if folder is not None:
-            write_json(project / folder / "source.json", {"origin": "test"})
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A small dataset and a small checkpoint, shaped as CelebA-HQ's and cin256's are."""
+    with serving() as running:
+        for number, (file, rows) in enumerate(ROWS.items()):
+            rng = np.random.default_rng(number)
+            pictures = [encode_png(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)) for _ in range(rows)]
+            running.files[path_of(file)] = parquet(pictures, rng.integers(0, 2, rows).tolist())
+        running.files[ARCHIVE] = archive(checkpoint("cin256").read_bytes())
+        yield running
+
+
+def small_celebahq(server: Server, folder: Path) -> str:
+    """Overrides that make `celebahq` as small as what the server has."""
+    weights = folder / "weights.pt"
+    digest = write_stand_in(weights)
+    return (
+        f"{SETTINGS.replace('data.size=16', f'data.size={SIZE}')} {TINY['cin256']} "
+        f"checkpoint.folder=data/cin256 checkpoint.url={server.url}{ARCHIVE} "
+        "data.n_public=50 privacy.batch_size=25 privacy.epochs=1 privacy.delta=1e-3 lora.rank=2 train.grid_every=0 "
+        "sampling.n=8 sampling.steps=2 sampling.batch_size=4 evaluation.classifier_steps=2 evaluation.min_images=4 "
+        f"evaluation.inception_weights={weights} evaluation.inception_sha256={digest} compute.device=cpu"
+    )
 
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -83,14 +99,14 @@ def status(project: Path) -> str:
     return subprocess.run(["git", "status", "--short"], cwd=project, capture_output=True, text=True, check=True).stdout
 
 
-def main_makes_all_and_a_second_call_nothing(project: Path, name: str) -> None:
-    pipeline, experiment = PIPELINES[name], f"{name}-tiny"
-    made = run(project, "entrypoints.main", "--config", experiment)
+def main_makes_all_and_a_second_call_nothing(project: Path, name: str, *arguments: str) -> None:
+    pipeline, experiment = PIPELINES[name], arguments[1]
+    made = run(project, "entrypoints.main", *arguments)
     assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-3000:]
     assert "trainable parameters" in made.stdout
     for stage in ("count_params", "finetune/release", "samples", "evaluation"):
         assert (project / "outputs" / experiment / stage).is_dir()
-    again = run(project, "entrypoints.main", "--config", experiment)
+    again = run(project, "entrypoints.main", *arguments)
     assert again.returncode == 0, again.stderr[-2000:]
     assert "nothing to do" in again.stdout
     assert "Running stage" not in again.stdout
@@ -139,32 +155,69 @@ def missing_data_are_named(project: Path, name: str) -> None:
     (project / "away").rename(project / private)
 
 
+def the_base_is_the_checkpoint_and_the_scores_are_of_these_pictures(project: Path) -> None:
+    digest = digest_file(checkpoint("cin256"))
+    base = read_json(project / "outputs/cin256/base/model.json")
+    assert base["trained_on"] == {"source": "imagenet", "checkpoint": digest, "ema": False}
+    made = project / "outputs/celebahq"
+    statement = read_json(made / "finetune/release/privacy.json")
+    assert (statement["k"], statement["steps"], statement["private"]) == (2, 2, True)
+    assert 0 < statement["epsilon"] <= 10
+    drawn = read_dataset(made / "samples", CLASSES, "synthetic")
+    assert drawn.images(slice(None)).shape == (8, SIZE, SIZE, 3)
+    assert drawn.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    scores = read_json(made / "evaluation/metrics.json")
+    assert scores["fid"] > 0
+    assert 0 <= scores["accuracy"] <= 1
+
+
+def every_stage_has_its_run_that_names_what_it_read(project: Path) -> None:
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
+    of = {found.data.tags["stage"]: found for found in runs}
+    stages = ["count_params", "fid", "finetune", "import_base", "sample"]
+    assert sorted(found.data.tags["stage"] for found in runs) == sorted([*stages, "main", "prepare"])
+    assert {found.info.status for found in runs} == {"FINISHED"}
+    assert {of[stage].data.tags["mlflow.parentRunId"] for stage in stages} == {of["main"].info.run_id}
+    assert of["fid"].data.metrics["fid"] == read_json(project / "outputs/celebahq/evaluation/metrics.json")["fid"]
+    assert of["finetune"].data.metrics["epsilon"] == of["main"].data.metrics["epsilon"]
+    for stage, folder in (("import_base", "cin256"), ("finetune", "celebahq"), ("prepare", "celebahq")):
+        source = read_json(project / "data" / folder / "source.json")
+        named = [{tag.key: tag.value for tag in entry.tags} for entry in of[stage].inputs.dataset_inputs]
+        assert source["origin"] in [tags.get("origin") for tags in named], stage
+        assert source["sha256"] in [tags.get("sha256") for tags in named], stage
+    assert REVISION in [tag.value for entry in of["finetune"].inputs.dataset_inputs for tag in entry.tags]
+
+
 @pytest.mark.slow
 def test_emnist_goes_from_prepared_pictures_to_scores_by_main_and_by_dvc_repro(tmp_path):
-    project = copy_of_the_project(tmp_path / "project")
+    project = project_with_a_tiny_experiment(tmp_path / "project")
     stopped = run(project, "entrypoints.main", "--config", "emnist-tiny")
     assert stopped.returncode == 1
     assert stopped.stderr.startswith("error: data/emnist and data/mnist: missing; type `mlflow run . -b native")
     assert status(project) == ""
 
-    from_outside(project, "emnist")
-    main_makes_all_and_a_second_call_nothing(project, "emnist")
+    emnist_and_mnist(project)
+    main_makes_all_and_a_second_call_nothing(project, "emnist", "--config", "emnist-tiny")
     bare_repro_reruns_finetune_and_what_follows(project, "emnist", "emnist-tiny")
     plots_and_experiments_show(project, "emnist", "emnist-tiny")
     missing_data_are_named(project, "emnist")
 
 
 @pytest.mark.slow
-def test_celebahq_goes_from_an_imported_base_to_scores(tmp_path):
-    project = copy_of_the_project(tmp_path / "project")
-    from_outside(project, "celebahq")
-    # the importer has its own tests; here its output is a tiny model, committed as the stage's result
-    make_base(project / "outputs/cin256/base", tiny_config())
-    params = project / "pipelines/celebahq/params.yaml"
-    params.write_text(params.read_text().replace("celebahq-eps10", "celebahq-tiny"))
-    resolved = run(project, "dvc", "repro", "pipelines/celebahq/dvc.yaml:resolve")
-    assert resolved.returncode == 0, resolved.stderr
-    assert run(project, "dvc", "commit", "-f", "pipelines/celebahq/dvc.yaml:import_base").returncode == 0
-    main_makes_all_and_a_second_call_nothing(project, "celebahq")
-    bare_repro_reruns_finetune_and_what_follows(project, "celebahq", "celebahq-tiny")
+def test_celebahq_goes_from_prepare_to_fid_through_the_real_clients_and_all_its_stages(tmp_path, server, monkeypatch):
+    project = clone(ROOT, tmp_path / "project")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    arguments = ["--config", "celebahq", "--overrides", small_celebahq(server, tmp_path)]
+    prepared = run(project, "entrypoints.prepare", *arguments)
+    assert prepared.returncode == 0, prepared.stderr[-3000:]
+    asked = {path for method, path, _ in server.requests if method == "GET"}
+    assert asked >= set(server.files)
+    server.files.clear()  # nothing more is downloaded
+
+    main_makes_all_and_a_second_call_nothing(project, "celebahq", *arguments)
+    the_base_is_the_checkpoint_and_the_scores_are_of_these_pictures(project)
+    every_stage_has_its_run_that_names_what_it_read(project)
+    bare_repro_reruns_finetune_and_what_follows(project, "celebahq", "celebahq")
     missing_data_are_named(project, "celebahq")

@@ -193,7 +193,7 @@ def test_whoever_reads_the_checkpoint_can_have_it_checked(project: Project, serv
     with pytest.raises(InputError, match=r"missing; make it with the entry point prepare, or `dvc pull data/cin256`"):
         checked_checkpoint(folder, settings)
     project.prepare("mnist5k", overrides)
-    assert checked_checkpoint(folder, settings) == folder / "model.ckpt"
+    assert checked_checkpoint(folder, settings) == (folder / "model.ckpt", digest_file(folder / "model.ckpt"))
     other = load("mnist5k", {}, f"{overrides} checkpoint.sha256={'e' * 64}").checkpoint
     with pytest.raises(InputError, match=r"not checkpoint\.sha256=eeee"):
         checked_checkpoint(folder, other)

@@ -44,14 +44,20 @@ def test_rate_steps_and_divisor_are_those_that_opacus_makes_of_the_study_s_loade
 
 @pytest.mark.parametrize(
     ("settings", "eps", "true"),
-    [(CELEBAHQ, 1.0, 2.4), (CELEBAHQ, 5.0, 22.8), (CELEBAHQ, 10.0, 53.4), (MNIST, 1.0, 30.7)]
-    + [pytest.param(MNIST, eps, true, marks=pytest.mark.slow) for eps, true in ((5.0, 2238), (10.0, 7694))],
+    [
+        (CELEBAHQ, 1.0, 2.41),
+        pytest.param(CELEBAHQ, 5.0, 22.8, marks=pytest.mark.slow),
+        pytest.param(CELEBAHQ, 10.0, 53.3, marks=pytest.mark.slow),
+        pytest.param(MNIST, 1.0, 30.4, marks=pytest.mark.slow),
+        pytest.param(MNIST, 5.0, 2235, marks=pytest.mark.slow),
+        pytest.param(MNIST, 10.0, 7695, marks=pytest.mark.slow),
+    ],
 )
 def test_the_published_epsilons_bound_far_more_than_they_claim(settings, eps, true):
     plan = published_plan(eps=eps, **settings)
     assert eps - 0.011 < claimed_epsilon(plan, plan.steps) <= eps
     found = spent(plan, plan.steps)
-    assert found.pld == pytest.approx(true, rel=0.012)
+    assert found.pld == pytest.approx(true, rel=0.002)
     assert found.pld == pld_epsilon(plan.sample_rate, plan.noise_multiplier / plan.k, plan.steps, 1e-5)
 
 

@@ -59,8 +59,8 @@ def _on_disk(url: str) -> Path:
     return path
 
 
-def checked_checkpoint(folder: Path, settings: Checkpoint) -> Path:
-    """The checkpoint's path, after its bytes were compared with the hash recorded at first use.
+def checked_checkpoint(folder: Path, settings: Checkpoint) -> tuple[Path, str]:
+    """The checkpoint's path and SHA-256, after its bytes were compared with the hash recorded at first use.
 
     Raises InputError where the folder, or the recorded hash, is missing or another.
     """
@@ -82,4 +82,4 @@ def checked_checkpoint(folder: Path, settings: Checkpoint) -> Path:
     found = digest_file(path)
     if found != wanted:
         raise InputError(f"{path}: its sha256 is {found}, not the recorded {wanted}; {again}")
-    return path
+    return path, found

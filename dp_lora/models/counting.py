@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+from dp_lora.config.classes import class_names
 from dp_lora.config.schema import Config
 from dp_lora.models.adapters import add_lora, lora_parameters, matched_modules
 from dp_lora.models.autoencoder import Vae, build_autoencoder, latent_size
 from dp_lora.models.folder import load_info, unweighted_unet, unweighted_vae
-from dp_lora.models.importing.model import class_names
 from dp_lora.models.unet import build_unet
 
 

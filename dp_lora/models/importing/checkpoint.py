@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dp_lora.data.versioned import SOURCE
 from dp_lora.errors import InputError
-from dp_lora.files import digest_file, read_json
 
-MODEL_FILE = "model.ckpt"
 # beside the tensors Lightning pickles its own classes, such as the callback that wrote the file
 LIGHTNING = re.compile(r"(pytorch_lightning|lightning|lightning_fabric)\.[A-Za-z_.0-9]+")
 
@@ -30,33 +27,6 @@ class Inert:
 
     def __setstate__(self, _: Any) -> None:
         pass
-
-
-def find_checkpoint(folder: Path, hint: str) -> tuple[Path, str]:
-    """The checkpoint in `folder` and its SHA-256, which must be the one in source.json where that states one.
-
-    Raises InputError: where it is missing, with `hint` (what to type); where it is another file than was downloaded.
-    """
-    path = Path(folder) / MODEL_FILE
-    if not path.is_file():
-        raise InputError(f"{path}: missing; {hint}")
-    digest = digest_file(path)
-    source = Path(folder) / SOURCE
-    stated = _stated_sha256(source)
-    if stated is not None and stated != digest:
-        raise InputError(
-            f"{path}: has SHA-256 {digest}, but {source} states {stated}: it is damaged or another; {hint}"
-        )
-    return path, digest
-
-
-def _stated_sha256(source: Path) -> str | None:
-    if not source.exists():
-        return None
-    try:
-        return read_json(source)["file"]["sha256"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{source}: states no SHA-256 of {MODEL_FILE} ({error!r}); prepare it again") from None
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

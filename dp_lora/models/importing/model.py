@@ -1,6 +1,5 @@
 """The parts of an original checkpoint as a model of ours, every tensor accounted for."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
+from dp_lora.config.classes import class_names
 from dp_lora.config.schema import Config, Ldm
 from dp_lora.diffusion import make_scheduler
 from dp_lora.errors import InputError
@@ -32,7 +32,6 @@ from dp_lora.models.unet import build_unet
 
 SHOWN = 12  # keys in one error line; the others are counted
 TIMESTEPS = 1000
-MOST_CLASSES = 100_000
 ALPHAS_TOLERANCE = 1e-5
 
 
@@ -75,23 +74,9 @@ def import_model(path: Path, config: Config, sha256: str) -> Model:
         trained_on={"source": config.public.source, "checkpoint": sha256, "ema": config.checkpoint.ema},
         privacy_status="public",
         seed=config.experiment.seed,
-        sections={name: asdict(getattr(config, name)) for name in ("public", "checkpoint", "autoencoder", "ldm")},
+        sections={name: asdict(getattr(config, name)) for name in ("public", "autoencoder", "ldm")},
     )
     return Model(networks.unet, networks.vae, scheduler, networks.class_embedding, info)
-
-
-def class_names(classes: Sequence[str]) -> list[str]:
-    """`public.classes` with every entry A..B as the whole numbers from A to B: a thousand classes in one word."""
-    names: list[str] = []
-    for entry in classes:
-        if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", entry):
-            first, last = (int(number) for number in numbers.groups())
-            if not first <= last < first + MOST_CLASSES:
-                raise InputError(f"public.classes={entry}: must go upwards, over at most {MOST_CLASSES} numbers")
-            names += [str(number) for number in range(first, last + 1)]
-        else:
-            names.append(entry)
-    return names
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
