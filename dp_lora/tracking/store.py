@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from dp_lora.config import ROOT
 from dp_lora.errors import InputError
 from dp_lora.files import exclusive
+from dp_lora.tracking.reachable import is_server, schema_problem, server_problem
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,12 +82,24 @@ def connect() -> "MlflowClient":
         if not os.access(there, os.W_OK) or there.is_dir() == (there == path):
             # MLflow itself would try again for minutes
             raise InputError(f"tracking store {shown_uri()}: cannot be written; set MLFLOW_TRACKING_URI")
+    problem = store_problem()
+    if problem is not None:
+        raise InputError(f"tracking store {shown_uri()}: {problem}")
     from mlflow import MlflowClient
 
     # one process at a time: MLflow makes the tables of a new SQLite store without a lock of its own
     alone = nullcontext() if path is None else exclusive(path.with_name(f"{path.name}.lock"), wait=True)
     with one_line_errors(), alone:
         return MlflowClient(tracking_uri())
+
+
+def store_problem() -> str | None:
+    """What is wrong with the store, and what to do, found within seconds; None where it can be used."""
+    uri = tracking_uri()
+    if is_server(uri):
+        return server_problem(uri)
+    path = sqlite_path(uri)
+    return None if path is None else schema_problem(path)
 
 
 @contextmanager
