@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dp_lora.config import ROOT, Config
+from dp_lora.errors import InputError
 from dp_lora.reproduction import manifest
 from entrypoints.pipelines import base_folder, outputs, pipeline_of, private_data
 
@@ -15,14 +16,20 @@ STATE = "state"  # artifact folder: what may differ in a tree that is not dirty
 
 
 def record(run: "TrackedRun", stage: str, config: Config) -> None:
-    """Keep the digests of what the run made and of what lay upstream of it, and the state of DVC."""
+    """Keep the digests of what the run made and of what lay upstream of it, and the state of DVC.
+
+    Nothing of a config that no pipeline knows: there is no stage that could make it again.
+    """
+    try:
+        pipeline = pipeline_of(config)
+    except InputError:
+        return
     output = run.output_folder
     folders = {name: folder for name, folder in upstream(stage, config).items() if folder.exists()}
     kept = {name: manifest(folder) for name, folder in folders.items() if folder != output}
     if output is not None and output.exists():
         kept["result"] = manifest(output)
     run.json(kept, FILES)
-    pipeline = pipeline_of(config)
     for path in (pipeline.params, pipeline.lock, ROOT / "data.dvc"):
         if path.exists():
             run.artifact(path, STATE)

@@ -26,7 +26,9 @@ ARROWS = {
     "data": {"models"},  # latents.py encodes with the base's autoencoder
     "models": {"diffusion", "data"},
     "release": {"privacy", "models"},
-    "export": {"release", "models"},
+    "statement": {"privacy"},
+    "reproduction": set(),
+    "export": {"release", "statement", "models"},
     "sampling": {"models", "diffusion", "data", "grids"},
     "evaluation": {"models", "diffusion", "data", "sampling"},
     "training": {"data", "models", "diffusion", "privacy", "release", "sampling", "grids"},

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from house import HOST_STORE_FOLDER, IMAGE, House, free_port, must
-from test_pipeline_runs import LITTLE, from_outside
+from test_pipeline_runs import LITTLE, emnist_and_mnist
 from tiny import TINY
 
 from dp_lora.config import ROOT, load
@@ -118,7 +118,7 @@ def house(server, tmp_path_factory):
     there = HOST_STORE_FOLDER.exists()
     folder = tmp_path_factory.mktemp("container")
     project = copy_of_the_project(folder / "project")
-    from_outside(project, "emnist")
+    emnist_and_mnist(project)
     home = House(project, server)
     home.give_to_user(folder)
     yield home
