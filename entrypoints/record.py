@@ -35,21 +35,26 @@ def record(run: "TrackedRun", stage: str, config: Config) -> None:
             run.artifact(path, STATE)
 
 
+def stage_folders(config: Config) -> dict[str, Path]:
+    """What each stage of a config's pipeline makes, in the order of the stages; without what comes from outside."""
+    own = outputs(config)
+    folders = {stage: ROOT / folder for folder, stage in pipeline_of(config).made.items()}
+    if config.data.folder is None:
+        folders["prepare"] = private_data(config)
+    results = {"finetune": "finetune", "sample": "samples", "fid": "evaluation", "count_params": "count_params"}
+    return folders | {stage: own / name for stage, name in results.items()}
+
+
 def upstream(stage: str, config: Config) -> dict[str, Path]:
     """Folders of the stages before `stage`, by the stage that makes each; what comes from outside is not among them."""
-    pipeline = pipeline_of(config)
-    public = {made: ROOT / folder for folder, made in pipeline.made.items()}
-    order = list(public)
-    if stage in order:
-        return {name: public[name] for name in order[: order.index(stage)]}
-    found = {name: folder for name, folder in public.items() if stage != "prepare"}
-    if base_folder(config) not in found.values():
-        found = {}  # a base of the user's own: its digest is in the result
-    if config.data.folder is None and stage in ("finetune", "sample", "fid", "main"):
-        found["prepare"] = private_data(config)
-    own = outputs(config)
-    if stage in ("sample", "fid"):
-        found["finetune"] = own / "finetune"
-    if stage == "fid":
-        found["sample"] = own / "samples"
-    return found
+    folders = stage_folders(config)
+    public = list(pipeline_of(config).made.values())
+    if stage in public:
+        before = public[: public.index(stage)]
+    else:
+        # a base of the user's own is no stage's: its digest is in the result
+        before = public if stage != "prepare" and base_folder(config) in folders.values() else []
+        if stage in ("finetune", "sample", "fid", "main"):
+            before = [*before, "prepare"]
+        before = [*before, *{"sample": ["finetune"], "fid": ["finetune", "sample"]}.get(stage, [])]
+    return {name: folders[name] for name in before if name in folders}

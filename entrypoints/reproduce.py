@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 import yaml
@@ -15,15 +15,14 @@ import yaml
 from dp_lora import tracking
 from dp_lora.config import ROOT, Config, flatten, read_resolved
 from dp_lora.errors import InputError
-from dp_lora.files import read_json
+from dp_lora.files import digest_file, read_json
 from dp_lora.reproduction import Comparison, compare
 from entrypoints.common import one_line_errors, relative
 from entrypoints.pipeline import RUNS
 from entrypoints.pipelines import outputs, pipeline_of
-from entrypoints.record import FILES, STATE, upstream
+from entrypoints.record import FILES, STATE, stage_folders, upstream
 
 NOISY = ("finetune", "sample", "fid", "main")  # stages whose result depends on the noise
-RESULTS = {"finetune": "finetune", "sample": "samples", "fid": "evaluation", "count_params": "count_params"}
 
 
 class Recorded(NamedTuple):
@@ -99,7 +98,7 @@ def read_recorded(run_id: str, place: Path) -> Recorded:
     state = tracking.download(run_id, STATE, place)
     data_dvc = state / "data.dvc"
     output = ROOT / tags["output"]
-    if tags["stage"] not in {*RESULTS, *pipeline_of(config).made.values(), "main", "prepare"}:
+    if tags["stage"] not in {*stage_folders(config), "main"}:
         raise refuse(f"stage {tags['stage']} is no stage of {pipeline_of(config).file}")
     return Recorded(
         run_id,
@@ -156,7 +155,7 @@ def _make(recorded: Recorded, tree: Path, place: Path) -> None:
 
 def _python(recorded: Recorded, tree: Path) -> str:
     """This interpreter where its packages are from the run's lock, else one that `make setup` makes in the tree."""
-    if hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest() == recorded.lock_digest:
+    if digest_file(ROOT / "requirements.lock") == recorded.lock_digest:
         return sys.executable
     if subprocess.run(["make", "setup"], cwd=tree, check=False).returncode:
         raise InputError(f"make setup: failed in {relative(tree)}; its own lines above say why")
@@ -187,7 +186,7 @@ def _targets(recorded: Recorded) -> Iterator[str]:
 
 def _dvc_stage(recorded: Recorded) -> str:
     """`prepare` names two stages of a pipeline; what it made says which."""
-    public = ROOT / "outputs" / "letters" / "data"
+    public = stage_folders(recorded.config).get("prepare_public")
     return "prepare_public" if recorded.stage == "prepare" and recorded.output == public else recorded.stage
 
 
@@ -211,16 +210,10 @@ def _report(recorded: Recorded, tree: Path) -> bool:
 
 def _result_folder(recorded: Recorded) -> Path:
     """Where DVC's stage puts what the run put into `output`."""
-    stage, config = _dvc_stage(recorded), recorded.config
-    made: dict[str, Any] = {name: ROOT / folder for folder, name in pipeline_of(config).made.items()}
-    if stage in made:
-        return made[stage]
-    if stage == "main":
-        return outputs(config)
-    if stage == "prepare":
-        return outputs(config) / "data"
-    folder = outputs(config) / RESULTS[stage]
-    return folder / recorded.output.name if stage == "finetune" else folder
+    if recorded.stage == "main":
+        return outputs(recorded.config)
+    folder = stage_folders(recorded.config)[_dvc_stage(recorded)]
+    return folder / recorded.output.name if recorded.stage == "finetune" else folder
 
 
 def _show(stage: str, found: list[Comparison]) -> bool:

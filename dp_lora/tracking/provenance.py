@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_lora.config import ROOT, Config
-from dp_lora.files import read_json
+from dp_lora.files import digest_file, read_json
 from dp_lora.tracking.metrics import number_text
 
 # what DVC and its users change from run to run: not code
@@ -44,8 +44,8 @@ def environment_tags() -> dict[str, str]:
     The image says by DP_LORA_LOCK which lock it was built from; docker/run_arguments.py gives DP_LORA_IMAGE.
     """
     tags = {}
-    with suppress(OSError), open(os.environ.get("DP_LORA_LOCK") or ROOT / "requirements.lock", "rb") as file:
-        tags["lock_digest"] = hashlib.file_digest(file, "sha256").hexdigest()
+    with suppress(OSError):
+        tags["lock_digest"] = digest_file(Path(os.environ.get("DP_LORA_LOCK") or ROOT / "requirements.lock"))
     if image := os.environ.get("DP_LORA_IMAGE"):
         tags["image_digest"] = image
     return tags
