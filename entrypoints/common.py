@@ -1,12 +1,13 @@
 """What all entry points share: parameters, configuration, error lines, the tracked run and its folder."""
 
+import math
 import os
 import resource
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,6 +73,18 @@ class Call:
     part: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     typed: Mapping[str, str] = field(default_factory=dict)
+    repeat: str = ""  # the command that makes this run again; empty: as the config says
+
+    def of_adapter(self, statement: Mapping[str, Any], rank: int) -> "Call":
+        """This call with the privacy and rank of the adapter that it works on, whatever the config's file says.
+
+        So that name, params and config.yaml of the run are those of what was drawn and scored.
+        """
+        spared = self.config.privacy if "accounting" in statement else replace(self.config.privacy, eps=math.inf)
+        names = {"target_epsilon": "eps", **{name: name for name in ("delta", "k", "max_grad_norm", "accounting")}}
+        known = {key: statement[name] for name, key in names.items() if name in statement}
+        config = replace(self.config, privacy=replace(spared, **known), lora=replace(self.config.lora, rank=rank))
+        return replace(self, config=config, repeat=repeat_command(self.stage, self.config, self.inputs))
 
     @property
     def child(self) -> bool:
@@ -86,7 +99,7 @@ class Call:
     @contextmanager
     def tracked(self, *, system_metrics: bool = False) -> Iterator[tuple[tracking.TrackedRun, Path]]:
         """The MLflow run of this call and the folder that its result goes to."""
-        command = repeat_command(self.stage, self.config, self.inputs)
+        command = self.repeat or repeat_command(self.stage, self.config, self.inputs)
         with tracking.run(self.stage, self.config, self.child, system_metrics=system_metrics, command=command) as run:
             folder = self.out if self.out is not None else ROOT / "runs" / run.run_id
             run.output(folder)

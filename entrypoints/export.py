@@ -13,12 +13,13 @@ def main(call: Call) -> None:
     if call.dry_run:
         call.print_dry_run({}, ["runs/RUN_ID/export, or runs/RUN_ID/not-private where the adapter is not private"])
         return
-    adapter = adapter_folder(call)
-    with call.tracked() as (run, folder):
-        from dp_lora.export import NOT_STOCK, export
-        from dp_lora.models.adapters import adapter_info
+    from dp_lora.export import NOT_STOCK, export
+    from dp_lora.models.adapters import adapter_info
 
-        statement, info = read_privacy(adapter), adapter_info(adapter)
+    adapter = adapter_folder(call)
+    statement, info = read_privacy(adapter), adapter_info(adapter)
+    call = call.of_adapter(statement, info["rank"])
+    with call.tracked() as (run, folder):
         out = folder / ("export" if statement["private"] else "not-private")
         run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
         track_privacy(run, statement, info["rank"], call.config.privacy.max_grad_norm)

@@ -1,7 +1,9 @@
 """Score samples: distance to the private pictures, and what a classifier learns from the samples alone."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,11 +29,13 @@ def main(call: Call) -> None:
     require(call.config, needed)
     from dp_lora.data.prepare import check_prepared
 
+    facts = read_json(samples / "samples.json")
+    call = call.of_adapter(facts["privacy"], facts["rank"])
     with call.tracked() as (run, folder):
         out = folder if call.child else folder / "evaluation"
         make_missing(call.config, call.typed, run.environment(), *needed)
         check_prepared(call.config, data)
-        _evaluate(call, run, samples, data, public, out)
+        _evaluate(call, run, samples, facts, data, public, out)
         run.artifact(out)
         run.output(out)
 
@@ -48,12 +52,19 @@ def samples_folder(call: Call) -> Path:
     return folder
 
 
-def _evaluate(call: Call, run: tracking.TrackedRun, samples: Path, data: Path, public: Path | None, out: Path) -> None:
+def _evaluate(
+    call: Call,
+    run: tracking.TrackedRun,
+    samples: Path,
+    facts: Mapping[str, Any],
+    data: Path,
+    public: Path | None,
+    out: Path,
+) -> None:
     from dp_lora.evaluation.evaluate import evaluate
     from dp_lora.models.adapters import untrained_class_embedding, with_embedding
 
     config = call.config
-    facts = read_json(samples / "samples.json")
     track_privacy(run, facts["privacy"], facts["rank"], config.privacy.max_grad_norm)
     run.tags({"samples": relative(samples), "adapter": facts["adapter"], "base": facts["base"]["path"]})
     adapter = facts["privacy"]["run_id"]

@@ -104,6 +104,7 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
             f"sampling.guidance_scale={config.sampling.guidance_scale:g}: the base has no null row; must be 1"
         )
     dataset = read_dataset(data_folder, list(config.data.classes), "train")
+    dataset.require_shape(config.data.size, config.data.channels, "data")
     # a release names no folder of this machine
     shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
     base_names = {"path": shown, "digest": model_digest(base)}

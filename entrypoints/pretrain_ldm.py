@@ -18,8 +18,10 @@ def main(call: Call) -> None:
     require(call.config, [pictures])
     with call.tracked(system_metrics=True) as (run, folder):
         make_missing(call.config, call.typed, run.environment(), pictures, autoencoder)
-        data = read_dataset(pictures, list(call.config.public.classes), "train")
-        run.dataset(call.config.public.source, pictures, data.digest())
+        public = call.config.public
+        data = read_dataset(pictures, list(public.classes), "train")
+        data.require_shape(public.size, public.channels, "public")
+        run.dataset(public.source, pictures, data.digest())
         out = folder if call.child else folder / "ldm"
         run.output(out)
         run.made_from("pictures", output=relative(pictures))

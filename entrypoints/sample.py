@@ -24,10 +24,15 @@ def main(call: Call) -> None:
     if call.dry_run:
         call.print_dry_run({}, [relative(call.out) if call.out else "runs/RUN_ID/samples"])
         return
+    from dp_lora.models.adapters import adapter_info
+    from dp_lora.statement import read_privacy
+
     adapter = adapter_folder(call)
+    info, statement = adapter_info(adapter), read_privacy(adapter)
+    call = call.of_adapter(statement, info["rank"])
     with call.tracked() as (run, folder):
         out = folder if call.child else folder / "samples"
-        _sample(call, run, adapter, out)
+        _sample(call, run, adapter, info, statement, out)
         run.artifact(out / "grid.png")
         run.artifact(out / "samples.json")
         run.output(out)
@@ -72,12 +77,18 @@ def base_of(named: Mapping[str, str], config: Config, whose: str, device: str) -
     raise InputError(f"{whose}: its base {named['path']} is missing or another one; restore it, or set model.base")
 
 
-def _sample(call: Call, run: tracking.TrackedRun, adapter: Path, out: Path) -> None:
-    from dp_lora.models.adapters import adapter_info, apply_adapter
+def _sample(
+    call: Call,
+    run: tracking.TrackedRun,
+    adapter: Path,
+    info: Mapping[str, Any],
+    statement: Mapping[str, Any],
+    out: Path,
+) -> None:
+    from dp_lora.models.adapters import apply_adapter
     from dp_lora.sampling import sample
-    from dp_lora.statement import read_privacy
 
-    info, statement, config = adapter_info(adapter), read_privacy(adapter), call.config
+    config = call.config
     base = base_of(info["base"], config, relative(adapter), config.compute.device)
     run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
     track_privacy(run, statement, info["rank"], config.privacy.max_grad_norm)

@@ -224,3 +224,11 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
 def test_safe_names_stay_below_their_folder() -> None:
     assert all(safe_name(name) for name in ("a.png", "a/b.png", "..a", "a..b/.c"))
     assert not any(safe_name(name) for name in ("", "/a", "..", "a/../b", "a//b", "./a", "a/", "a\0b"))
+
+
+def test_pictures_of_another_shape_than_the_config_says_are_refused_in_one_line(tmp_path: Path) -> None:
+    dataset = read_dataset(_write(tmp_path / "set", packed=True), CLASSES, "train")
+    dataset.require_shape(SIZE, CHANNELS, "public")
+    for size, channels in ((SIZE, 1), (16, CHANNELS)):
+        with pytest.raises(InputError, match=f"public.size={size} and public.channels={channels}; prepare"):
+            dataset.require_shape(size, channels, "public")

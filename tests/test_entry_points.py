@@ -1,5 +1,6 @@
 """The real command line: one line and no traces for bad input, a dry run that touches nothing, help in a moment."""
 
+import math
 import os
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from dp_lora.config import ROOT
+from dp_lora.config import ROOT, load
 from dp_lora.errors import InputError
-from entrypoints.common import ENTRY_POINTS
+from dp_lora.tracking.metrics import number_text
+from dp_lora.tracking.provenance import run_name
+from entrypoints.common import ENTRY_POINTS, Call
 from entrypoints.pipeline import read_params, write_params
 from entrypoints.pipelines import PIPELINES
 
@@ -145,3 +148,22 @@ def test_a_stage_that_the_pipeline_lacks_is_refused_in_one_line():
         result = invoke(entry_point, "--config", "celebahq-eps10", "--overrides", "compute.device=cpu")
         assert result.exit_code == 1
         assert "its base is imported from data/cin256" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("statement", "eps"),
+    [
+        ({"private": True, "accounting": "per_unit", "target_epsilon": 5.0, "k": 3, "delta": 1e-6}, 5.0),
+        ({"private": False, "k": 3}, math.inf),
+        ({"private": False, "accounting": "published", "k": 3, "claimed_epsilon": 10.0}, 10.0),
+    ],
+)
+def test_a_run_on_an_adapter_carries_the_adapter_s_privacy_and_rank_whatever_the_config_says(statement, eps):
+    call = Call("sample", load("mnist5k"), None, dry_run=False, inputs={"adapter": "runs/x/release"})
+    of_adapter = call.of_adapter(statement, 8)
+    privacy, lora = of_adapter.config.privacy, of_adapter.config.lora
+    assert (privacy.eps, privacy.k, lora.rank) == (eps, 3, 8)
+    assert privacy.delta == statement.get("delta", call.config.privacy.delta)
+    assert run_name("sample", of_adapter.config).startswith(f"mnist5k eps={number_text(eps)} r=8 k=3")
+    # what repeats the run is what was typed
+    assert of_adapter.repeat.endswith("-e sample -P config=mnist5k -P adapter=runs/x/release")

@@ -31,7 +31,10 @@ LITTLE = (
     "autoencoder.epochs=1 autoencoder.batch_size=6 ldm.epochs=1 ldm.batch_size=6 sampling.n=8 "
     "evaluation.classifier_steps=2 evaluation.min_images=4"
 )
-EMNIST = "public.folder=data/emnist data.folder=data/mnist model.base=outputs/emnist/ldm"
+EMNIST = (
+    "public.source=emnist public.folder=data/emnist data.source=mnist data.folder=data/mnist "
+    "model.base=outputs/emnist/ldm"
+)
 SIZE = 64  # pixels of what the small cin256 checkpoint was made for
 ARCHIVE = "/files/cin.zip"
 
@@ -189,6 +192,15 @@ def every_stage_has_its_run_that_names_what_it_read(project: Path) -> None:
     assert REVISION in [tag.value for entry in of["finetune"].inputs.dataset_inputs for tag in entry.tags]
 
 
+def the_documented_command_runs_the_experiment_at_eps_1(project: Path, overrides: str) -> None:
+    given = ["-P", "config=celebahq-eps1", "-P", f"overrides={overrides}"]
+    result = run(project, "mlflow", "run", ".", "-b", "native", "-e", "main", *given)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    statement = read_json(project / "outputs/celebahq-eps1/finetune/release/privacy.json")
+    assert 0 < statement["epsilon"] <= 1
+    assert read_json(project / "outputs/celebahq-eps1/evaluation/metrics.json")["fid"] > 0
+
+
 @pytest.mark.slow
 def test_emnist_goes_from_prepared_pictures_to_scores_by_main_and_by_dvc_repro(tmp_path):
     project = project_with_a_tiny_experiment(tmp_path / "project")
@@ -220,4 +232,5 @@ def test_celebahq_goes_from_prepare_to_fid_through_the_real_clients_and_all_its_
     the_base_is_the_checkpoint_and_the_scores_are_of_these_pictures(project)
     every_stage_has_its_run_that_names_what_it_read(project)
     bare_repro_reruns_finetune_and_what_follows(project, "celebahq", "celebahq")
+    the_documented_command_runs_the_experiment_at_eps_1(project, arguments[3])
     missing_data_are_named(project, "celebahq")

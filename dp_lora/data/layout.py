@@ -176,6 +176,14 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def require_shape(self, size: int, channels: int, section: str) -> None:
+        """Raise InputError where the pictures have another shape than the config's `section` (public, data) says."""
+        if (self.size, self.channels) != (size, channels):
+            raise InputError(
+                f"{self.folder}: pictures of {self.size} pixels and {self.channels} channels, but "
+                f"{section}.size={size} and {section}.channels={channels}; prepare them anew, or set both so"
+            )
+
     def images(self, rows: Sequence[int] | np.ndarray | slice) -> np.ndarray:
         """The pictures of these rows of the split, in this order; uint8 (n, size, size, channels).
 
