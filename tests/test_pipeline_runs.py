@@ -31,7 +31,10 @@ LITTLE = (
     "autoencoder.epochs=1 autoencoder.batch_size=6 ldm.epochs=1 ldm.batch_size=6 sampling.n=8 "
     "evaluation.classifier_steps=2 evaluation.min_images=4"
 )
-EMNIST = "public.folder=data/emnist data.folder=data/mnist model.base=outputs/emnist/ldm"
+EMNIST = (
+    "public.source=emnist public.folder=data/emnist data.source=mnist data.folder=data/mnist "
+    "model.base=outputs/emnist/ldm"
+)
 SIZE = 64  # pixels of what the small cin256 checkpoint was made for
 ARCHIVE = "/files/cin.zip"
 
