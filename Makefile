@@ -6,7 +6,7 @@ VENV := .venv
 VPYTHON := $(VENV)/bin/python
 PORT ?= 5000
 
-.PHONY: help setup quickstart compare utility standin-search bench-prepare reproduce ui doctor image test test-slow test-container test-ui lint format lock clean
+.PHONY: help setup quickstart compare utility standin-search bench-prepare reproduce ui doctor image test test-slow test-container test-ui release-check lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -66,6 +66,9 @@ test-container: setup ## everything in containers: image, server, runs, kills
 test-ui: setup ## the UI in a real headless browser, over runs trained for it; needs Chromium
 	@$$(command -v uv || ls $(VENV)/uv $(VENV)/bin/uv 2>/dev/null | head -n 1) pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
 	@$(VPYTHON) -m pytest -m ui tests/test_ui_browser.py
+
+release-check: ## a fresh clone: both commands of the README, containers, the UI in a browser; about an hour
+	@.ci/release_check.py $(FOLDER)
 
 lint: setup ## ruff and mypy
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -69,6 +69,8 @@ def server(port: int) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     command += ["--artifacts-destination", str(artifacts)]
     # by the environment: a database's address may hold a password, and everybody sees a command line
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # jobs of features that nothing here uses: a dozen processes
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     environment.pop("MLFLOW_TRACKING_URI", None)
     address = f"http://{HOST}:{port}"
     LOG.parent.mkdir(parents=True, exist_ok=True)

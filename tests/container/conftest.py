@@ -5,16 +5,13 @@ import shutil
 import subprocess
 import time
 import urllib.request
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import yaml
 from house import HOST_STORE_FOLDER, IMAGE, House, free_port, must
-from test_pipeline_runs import LITTLE, emnist_and_mnist
-from tiny import TINY
+from test_pipeline_runs import emnist_and_mnist, project_with_a_tiny_experiment
 
-from dp_lora.config import ROOT, load
+from dp_lora.config import ROOT
 
 DOCKER = ROOT / "docker"
 SERVER_MINUTES = 3
@@ -75,6 +72,7 @@ def server(image):
         run = ["docker", "run", "--detach", "--volume", f"{volumes[1]}:/run/database"]
         database = ["--name", f"{name}-database", "--network", "none", "--volume", f"{volumes[0]}:/srv/database"]
         mlflow = ["--name", f"{name}-mlflow", "--network", "host", "--volume", f"{volumes[2]}:/srv/artifacts"]
+        mlflow += ["--env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"]
         served = [
             "mlflow",
             "server",
@@ -97,27 +95,13 @@ def server(image):
             must(command, env=environment)
 
 
-def copy_of_the_project(folder: Path) -> Path:
-    """A git and DVC repository of its own with the experiment `emnist-tiny`: a worktree would not do."""
-    for name in must(["git", "-C", ROOT, "ls-files"]).splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    own = "model.base=outputs/emnist/ldm autoencoder.attention=null autoencoder.disc_start=null"
-    sections = asdict(load("mnist32-class-dp-eps10", {}, f"{TINY} {LITTLE} {own}"))
-    del sections["experiment"]["name"]
-    (folder / "configs/emnist-tiny.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
-        must(["git", "-c", "user.name=test", "-c", "user.email=test@example.org", *command], cwd=folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def house(server, tmp_path_factory):
     """A copy of the project with tiny data, owned by an ordinary user, whose runs go to the server."""
     there = HOST_STORE_FOLDER.exists()
     folder = tmp_path_factory.mktemp("container")
-    project = copy_of_the_project(folder / "project")
+    # a repository of its own: of a worktree the container would see no commit
+    project = project_with_a_tiny_experiment(folder / "project")
     emnist_and_mnist(project)
     home = House(project, server)
     home.give_to_user(folder)
