@@ -21,6 +21,7 @@ def main(call: Call) -> None:
     call = call.of_adapter(statement, info["rank"])
     with call.tracked() as (run, folder):
         out = folder / ("export" if statement["private"] else "not-private")
+        run.dataset("adapter", adapter, context="adapter")
         run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
         track_privacy(run, statement, info["rank"], call.config.privacy.max_grad_norm)
         run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=statement["run_id"])

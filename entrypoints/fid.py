@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from dp_lora import tracking
+from dp_lora.config import Config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from entrypoints.common import Call, entry_point, relative
@@ -66,6 +67,7 @@ def _evaluate(
 
     config = call.config
     track_privacy(run, facts["privacy"], facts["rank"], config.privacy.max_grad_norm)
+    _datasets(run, config, samples, data)
     run.tags({"samples": relative(samples), "adapter": facts["adapter"], "base": facts["base"]["path"]})
     adapter = facts["privacy"]["run_id"]
     run.made_from("samples", nest=True, stage="sample", run_id_of_adapter=adapter, output=relative(samples))
@@ -80,7 +82,7 @@ def _evaluate(
     result = evaluate(config, samples, data, public, base, untrained, WORKING / "evaluation", out, run)
     for name, value in result.metrics.items():
         run.metric(name, value)
-    run.tags({"private": ", ".join(sorted(result.private))})
+    run.tags({"private": ", ".join([*sorted(result.private), "digests of private data"])})
     run.table(
         {
             "metric": [entry.metric for entry in result.entries],
@@ -101,6 +103,17 @@ def _evaluate(
     for entry in result.entries:
         interval = f"  ({entry.low:.4g} to {entry.high:.4g})" if entry.low is not None else ""
         click.echo(f"{entry.metric:<40} {entry.value:>10.4g}{interval}")
+
+
+def _datasets(run: tracking.TrackedRun, config: Config, samples: Path, data: Path) -> None:
+    from dp_lora.data.layout import read_dataset
+    from dp_lora.sampling import SPLIT
+
+    classes = list(config.data.classes)
+    run.dataset("samples", samples, read_dataset(samples, classes, SPLIT).digest(), context="evaluation")
+    for split in ("train", "test"):
+        digest = read_dataset(data, classes, split).digest()
+        run.dataset(f"{config.experiment.name} {split}", data, digest, context="private evaluation", private=True)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ def _sample(
 
     config = call.config
     base = base_of(info["base"], config, relative(adapter), config.compute.device)
+    run.dataset("adapter", adapter, context="adapter")
     run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
     track_privacy(run, statement, info["rank"], config.privacy.max_grad_norm)
     run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=statement["run_id"])
