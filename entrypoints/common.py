@@ -19,6 +19,7 @@ from dp_lora.config import (
     ROOT,
     STAGE_PARAMETERS,
     Config,
+    filed,
     flatten,
     load,
     read_resolved,
@@ -135,7 +136,7 @@ def relative(path: Path) -> str:
 
 def repeat_command(stage: str, config: Config, inputs: Mapping[str, str]) -> str:
     """The command that makes this run again on its own, whoever started it: what differs from the config's file."""
-    plain = flatten(load(config.experiment.name))
+    plain = filed(config.experiment.name)
     changed = {key: param_text(value) for key, value in flatten(config).items() if value != plain[key]}
     given = {"config": config.experiment.name, **{name: value for name, value in inputs.items() if value}}
     for name, key in (PARAMETERS | STAGE_PARAMETERS.get(stage, {})).items():
@@ -173,9 +174,24 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
         command.__doc__ = function.__doc__
         for option in reversed(_options(stage, parts)):
             command = option(command)
-        return click.command(name=stage, context_settings={"max_content_width": 120})(command)
+        settings = {"max_content_width": 120}
+        return click.command(name=stage, cls=OneLineCommand, context_settings=settings)(command)
 
     return decorate
+
+
+class OneLineCommand(click.Command):
+    """A command whose usage errors are one line too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            # the bare message of an unknown option: what click guesses beside it may be hidden
+            text = error.message if isinstance(error, click.NoSuchOption) else error.format_message()
+            line = " ".join(text.split()).rstrip(".")
+            click.echo(f"error: {line}; --help lists the options", err=True)
+            ctx.exit(2)
 
 
 def _require_device(config: Config) -> None:

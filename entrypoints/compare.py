@@ -6,7 +6,7 @@ import sys
 import click
 
 from dp_lora.config import ROOT, load
-from entrypoints.common import DEFAULT_CONFIG, one_line_errors
+from entrypoints.common import DEFAULT_CONFIG, OneLineCommand, one_line_errors
 from entrypoints.main import summary
 from entrypoints.pipeline import write_params
 from entrypoints.pipelines import PIPELINES
@@ -14,7 +14,7 @@ from entrypoints.pipelines import PIPELINES
 EPSILONS = ("1", "5", "inf", "")  # the config's own comes last, so that outputs/ ends as `dvc repro` leaves it
 
 
-@click.command()
+@click.command(cls=OneLineCommand)
 def main() -> None:
     """Run main for eps 1, 5, inf and the config's own; what has been made before comes from DVC's run cache."""
     with one_line_errors():

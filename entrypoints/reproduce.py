@@ -17,7 +17,7 @@ from dp_lora.config import ROOT, Config, flatten, read_resolved
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, read_json
 from dp_lora.reproduction import Comparison, compare
-from entrypoints.common import one_line_errors, relative
+from entrypoints.common import OneLineCommand, one_line_errors, relative
 from entrypoints.pipeline import RUNS
 from entrypoints.pipelines import outputs, pipeline_of
 from entrypoints.record import FILES, STATE, stage_folders, upstream
@@ -42,7 +42,7 @@ class Recorded(NamedTuple):
         return self.stage in NOISY and not self.config.privacy.reproducible
 
 
-@click.command()
+@click.command(cls=OneLineCommand)
 @click.argument("run_id")
 def main(run_id: str) -> None:
     """Make the MLflow run RUN_ID again and say of each file whether it came out equal.

@@ -4,12 +4,12 @@ import click
 
 from dp_lora.config import ROOT, load, write_resolved
 from dp_lora.errors import InputError
-from entrypoints.common import one_line_errors, relative
+from entrypoints.common import OneLineCommand, one_line_errors, relative
 from entrypoints.pipeline import read_params
 from entrypoints.pipelines import PIPELINES, from_outside, pipeline_of, what_to_type
 
 
-@click.command()
+@click.command(cls=OneLineCommand)
 @click.option("--pipeline", "name", type=click.Choice(list(PIPELINES)), default="letters", show_default=True)
 def main(name: str) -> None:
     """Write the resolved config of a pipeline's params.yaml, and say what has to come from outside and is missing."""

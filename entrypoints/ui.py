@@ -18,7 +18,7 @@ from dp_lora.errors import InputError
 from dp_lora.tracking.process import stop_signals_raise
 from dp_lora.tracking.reachable import is_server, server_problem
 from dp_lora.tracking.store import connect, shown_uri, sqlite_path
-from entrypoints.common import one_line_errors, relative
+from entrypoints.common import OneLineCommand, one_line_errors, relative
 from entrypoints.pipeline import WORKING
 
 HOST = "127.0.0.1"
@@ -26,8 +26,8 @@ LOG = WORKING / "ui.log"
 START = 300.0  # seconds that the server has for its start
 
 
-@click.command()
-@click.option("--port", default=5000, show_default=True, help="port on this machine")
+@click.command(cls=OneLineCommand)
+@click.option("--port", default=5000, type=click.IntRange(1, 65535), show_default=True, help="port on this machine")
 def main(port: int) -> None:
     """Start the MLflow server on this machine alone and print what to open; Ctrl-C ends it.
 

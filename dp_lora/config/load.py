@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ PARAMETERS = {
     "lr": "train.lr",
     "seed": "experiment.seed",
 }
+WHOLE_NUMBERS = ("rank", "k", "batch_size", "seed")
 # The same words where they mean the settings of a pretraining stage.
 STAGE_PARAMETERS = {
     "pretrain_ae": {name: f"autoencoder.{name}" for name in ("batch_size", "epochs", "lr")},
@@ -113,17 +115,44 @@ def _merge(config: DictConfig, layer: DictConfig, shown: str) -> DictConfig:
         raise InputError(f"{shown}: {key}: {rule}; the keys and their types stand in configs/base.yaml") from None
 
 
+def _refuse_overflow(value: str, where: str) -> None:
+    # a number beyond the largest is no way to say inf, which means no privacy
+    if re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", value) and value.count(".") < 2 and math.isinf(float(value)):
+        raise InputError(f"{where}: the number is too large; inf is written inf")
+
+
 def _parse_overrides(text: str) -> list[str]:
     items = text.split()
+    seen: dict[str, str] = {}
     for item in items:
         key, separator, value = item.partition("=")
         if not separator or not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", key):
             raise InputError(f"overrides: {item!r}: must be section.key=value, blanks between, such as train.lr=0.02")
         _refuse_resolvers(value, f"overrides: {key}")
         _refuse_unset(value, f"overrides: {item}")
+        _refuse_overflow(value, f"overrides: {item}")
+        if key in seen:
+            raise InputError(f"overrides: {item}: {seen[key]} sets the same key; give one of the two")
+        seen[key] = item
         if key == "experiment.name":
             raise InputError(f"overrides: {item}: an experiment is named by its file in configs/")
     return items
+
+
+def _as_filed(name: str) -> DictConfig:
+    """An experiment as its files say, not yet checked: what they leave to the user is missing."""
+    if name == "base":
+        raise InputError(f"config=base: not an experiment; there are {', '.join(config_names())}")
+    config = OmegaConf.structured(Config)
+    for layer in _layers(name):
+        config = _merge(config, layer, f"configs/{name}.yaml")
+    config.experiment.name = name
+    return config
+
+
+def filed(name: str) -> dict[str, Any]:
+    """Every leaf of an experiment under its dotted key, as its files say; '???' where these leave it to the user."""
+    return _leaves(_as_filed(name))
 
 
 def load(
@@ -135,12 +164,7 @@ def load(
     `pretrain_ae` and `pretrain_ldm` batch_size, epochs and lr are that stage's own. `overrides` is an OmegaConf
     dotlist with blanks between. Raises InputError, one line that names key, value and rule.
     """
-    if name == "base":
-        raise InputError(f"config=base: not an experiment; there are {', '.join(config_names())}")
-    config = OmegaConf.structured(Config)
-    for layer in _layers(name):
-        config = _merge(config, layer, f"configs/{name}.yaml")
-    config.experiment.name = name
+    config = _as_filed(name)
     typed: dict[str, str] = {}
     keys = PARAMETERS | STAGE_PARAMETERS.get(stage or "", {})
     for parameter, value in (parameters or {}).items():
@@ -152,13 +176,14 @@ def load(
         if not re.fullmatch(r"[A-Za-z0-9.+-]+", str(value), re.ASCII):
             # Python reads 1_0 and digits of other scripts as numbers too
             raise InputError(f"{parameter}={value} ({key}): must be written with plain digits")
+        _refuse_overflow(str(value), f"{parameter}={value} ({key})")
         typed[key] = f"{parameter}={value}"
         layer = OmegaConf.create({})
         OmegaConf.update(layer, key, str(value))
         try:
             config = cast(DictConfig, OmegaConf.merge(config, layer))
         except OmegaConfBaseException:
-            kind = "a whole number" if key in {"lora.rank", "privacy.k", "experiment.seed"} else "a number"
+            kind = "a whole number" if parameter in WHOLE_NUMBERS else "a number"
             raise InputError(f"{parameter}={value} ({key}): must be {kind}") from None
     for item in _parse_overrides(overrides):
         if (key := item.partition("=")[0]) in typed:
@@ -183,10 +208,12 @@ def _frozen(config: DictConfig, typed: Mapping[str, str]) -> Config:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Every leaf under its dotted key, in the schema's order; lists as they are."""
-    nested = OmegaConf.to_container(OmegaConf.structured(config))
-    return {
-        f"{section}.{key}": value for section, leaves in cast(dict, nested).items() for key, value in leaves.items()
-    }
+    return _leaves(OmegaConf.structured(config))
+
+
+def _leaves(config: DictConfig) -> dict[str, Any]:
+    nested = cast(dict, OmegaConf.to_container(config))
+    return {f"{section}.{key}": value for section, leaves in nested.items() for key, value in leaves.items()}
 
 
 def resolved_yaml(config: Config) -> str:

@@ -19,6 +19,10 @@ def _number(value: Any) -> bool:
 POSITIVE: Rule = (lambda v: _number(v) and v > 0, "must be above 0")
 NOT_NEGATIVE: Rule = (lambda v: _number(v) and v >= 0, "must be 0 or above")
 AT_LEAST_1: Rule = (lambda v: v >= 1, "must be a whole number of at least 1")
+RANK: Rule = (
+    lambda v: 1 <= v <= 1024,
+    "must be a whole number from 1 to 1024",
+)  # above a layer's width it adds nothing
 SHARE: Rule = (lambda v: _number(v) and 0 <= v < 1, "must be in [0, 1)")
 BETAS: Rule = (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "must be two numbers in [0, 1)")
 WIDTHS: Rule = (lambda v: len(v) >= 1 and all(w >= 1 for w in v), "must list at least one width of at least 1")
@@ -49,7 +53,7 @@ def _distinct(value: list[str]) -> bool:
     return len(value) >= 1 and len(set(value)) == len(value) and all(value)
 
 
-CLASSES: Rule = (_distinct, "must list every class once")
+CLASSES: Rule = (_distinct, "must list at least one class, and each once")
 
 RULES: dict[str, Rule] = {
     "experiment.seed": (lambda v: 0 <= v < 2**63, "must be a whole number in [0, 2^63)"),
@@ -113,9 +117,9 @@ RULES: dict[str, Rule] = {
     "ldm.warmup_steps": NOT_NEGATIVE,
     "ldm.betas": BETAS,
     "ldm.gradient_clip": (lambda v: v is None or v > 0, "must be null, or above 0"),
-    "lora.rank": AT_LEAST_1,
+    "lora.rank": RANK,
     "lora.rank_schedule": _one_of("constant", "linear", "cosine"),
-    "lora.rank_last": NULL_OR_AT_LEAST_1,
+    "lora.rank_last": (lambda v: v is None or RANK[0](v), "must be null, or a whole number from 1 to 1024"),
     "lora.alpha": NULL_OR_AT_LEAST_1,
     "lora.targets": (bool, "must be default, study, or module names with commas between"),
     "lora.train": _one_of("AB", "B"),
@@ -172,7 +176,8 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
         raise InputError(f"{', '.join(sorted(missing))}: missing in the config")
 
     def fail(key: str, rule: str) -> None:
-        shown = f"{typed[key]} ({key})" if key in typed else f"{key}={OmegaConf.select(config, key)}"
+        value = OmegaConf.select(config, key)
+        shown = f"{typed[key]} ({key})" if key in typed else f"{key}={'null' if value is None else value}"
         raise InputError(f"{shown}: {rule}")
 
     private = config.data.source != "none"

@@ -13,7 +13,7 @@ STAGES = {
     "pretrain_ae": "Autoencoder of public pictures.",
     "pretrain_ldm": "Latent diffusion model of public pictures.",
     "import_base": "Base model from a checkpoint in the original layout.",
-    "finetune": "DP-SGD on LoRA weights and class embedding.",
+    "finetune": "LoRA weights and class embedding, fine-tuned on the private pictures.",
     "sample": "DDIM samples of the fine-tuned model.",
     "fid": "Distances and utility of samples. The scores read private pictures without noise: for the operator alone.",
     "count_params": "Total, trainable, LoRA and embedding parameters.",

@@ -22,18 +22,23 @@ class FoundRun(TypedDict):
     artifacts: Path | None
 
 
-def find_run(run_id: str) -> FoundRun:
-    """Read a run. Raises InputError where the store has no such run; looking makes no store."""
+def find_run(run_id: str, kind: str = "run") -> FoundRun:
+    """Read a run. Raises InputError, which calls it `kind`, where the store has none such; looking makes no store."""
     path = sqlite_path(tracking_uri())
     if path is not None and not path.exists():
-        raise InputError(f"{run_id}: no such run: the tracking store {shown_uri()} is empty; set MLFLOW_TRACKING_URI")
+        raise InputError(
+            f"{kind}={run_id}: no such run: the tracking store {shown_uri()} is empty; set MLFLOW_TRACKING_URI"
+        )
     client = connect()
     from mlflow.exceptions import MlflowException
 
     try:
         found = client.get_run(run_id)
     except MlflowException as error:
-        raise InputError(f"{run_id}: {first_line(error)} in {shown_uri()}; set MLFLOW_TRACKING_URI") from None
+        raise InputError(
+            f"{kind}={run_id}: no such run in {shown_uri()} ({first_line(error)}); name a run that is there, or set "
+            "MLFLOW_TRACKING_URI"
+        ) from None
     location = urlparse(found.info.artifact_uri or "")
     local = location.scheme in ("", "file") and location.path
     return FoundRun(
@@ -67,7 +72,7 @@ def resolve_input(path_or_run_id: str, kind: str) -> Path:
             return candidate
     if not re.fullmatch(r"[0-9a-f]{32}", path_or_run_id):
         raise InputError(f"{kind}={path_or_run_id}: no such path, and not an MLflow run id (32 hex digits)")
-    tags = find_run(path_or_run_id)["tags"]
+    tags = find_run(path_or_run_id, kind)["tags"]
     if "output" not in tags:
         raise InputError(f"{kind}={path_or_run_id}: that run ({tags.get('mlflow.runName', '')}) has no output folder")
     folder = ROOT / tags["output"]
