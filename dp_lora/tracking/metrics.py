@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dp_lora.tracking.records import is_refused
+
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
@@ -50,8 +52,6 @@ class MetricBuffer:
 
     def flush(self) -> bool:
         """Send what waits; returns whether nothing is left."""
-        from mlflow.exceptions import MlflowException
-
         with self._sending:
             while True:
                 with self._lock:
@@ -62,7 +62,7 @@ class MetricBuffer:
                 try:
                     self._send(batch)
                 except Exception as error:
-                    if not (isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"):
+                    if not is_refused(error):
                         if not self._behind:
                             self._warn(f"metrics wait: the tracking store does not take them ({type(error).__name__})")
                         self._behind = True
