@@ -39,9 +39,11 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        # without the workers for jobs that no run of ours has
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         log = (self.folder / "server.log").open("a")
         self._process = subprocess.Popen(
-            command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=self.folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         deadline = time.monotonic() + 120
         while not self._answers():

@@ -19,8 +19,8 @@ SECONDS = 3.0  # between two batches
 class MetricBuffer:
     """Collects scalars and hands them to `send` in lists of at most BATCH, every few seconds and at close.
 
-    What the store cannot take now is sent again later; `warn` hears once when that begins. What it refuses for
-    good is dropped, with a line to `warn`.
+    What `send` raises is sent again later, as with a local store that is locked; `warn` hears once when that begins.
+    What the store refuses for good is dropped, with a line to `warn`.
     """
 
     def __init__(self, send: Callable[[list["Metric"]], object], warn: Callable[[str], None], seconds: float = SECONDS):
