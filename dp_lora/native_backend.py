@@ -31,6 +31,7 @@ from mlflow.projects.utils import (
 )
 
 from dp_lora.errors import InputError
+from dp_lora.tracking import records
 from dp_lora.tracking.process import (
     close_orphans,
     process_tags,
@@ -38,7 +39,9 @@ from dp_lora.tracking.process import (
     stop_signals_raise,
     stop_signals_wait,
 )
+from dp_lora.tracking.sender import Sender
 from dp_lora.tracking.store import (
+    ERROR_LENGTH,
     EXPERIMENT,
     connect,
     first_line,
@@ -124,10 +127,13 @@ class NativeBackend(AbstractBackend):
                 _end(client, run_id, "FAILED", first_line(error))
                 raise ExecutionException(f"Run (ID '{run_id}') failed: {first_line(error)}") from error
             status, reason = ended_by(code)
-            _end(client, run_id, status, reason)
+            told = _end(client, run_id, status, reason)
         if status != "FINISHED":
             raise ExecutionException(f"Run (ID '{run_id}') {status.lower()}: {reason}")
         logger.info("=== Run (ID '%s') succeeded ===", run_id)
+        if not told:
+            # MLflow would try for minutes to set a tag on the server that is away, and fail
+            sys.exit(0)
         return EndedRun(run_id)
 
 
@@ -178,17 +184,26 @@ def ended_by(code: int) -> tuple[str, str]:
     return "FAILED", f"exit status {code}"
 
 
-def _end(client: MlflowClient, run_id: str, status: str, reason: str) -> None:
-    """Set the state that the command's end implies; what the run has said of itself stays where the two agree."""
-    found = client.get_run(run_id)
-    said = found.info.status
+def _end(client: MlflowClient, run_id: str, status: str, reason: str) -> bool:
+    """Set the state that the command's end implies; what the run has said of itself stays where the two agree.
+
+    Where the tracking server is away, that waits in the run's outbox. Returns whether all was told.
+    """
+    sender = Sender(client, run_id, logger.warning)
+    sender.keep_working()
+    found = sender.ask(lambda: client.get_run(run_id))
+    waiting = sender.last_status()
+    said = waiting or ("RUNNING" if found is None else found.info.status)
+    explained = waiting in ("FAILED", "KILLED") or (found is not None and "error" in found.data.tags)
+    if reason and not explained:
+        sender.send(records.tags({"error": reason[:ERROR_LENGTH]}))
     if said == "RUNNING" or (said == "FINISHED" and status == "FAILED") or (said == "FAILED" and status == "KILLED"):
-        client.set_terminated(run_id, status)
-    if reason and "error" not in found.data.tags:
-        client.set_tag(run_id, "error", reason[:500])
-    if status != "FINISHED":
+        sender.send(records.end(status))
+    told = sender.close()
+    if status != "FINISHED" and told:
         # stages that the command had started may have died with it
         close_orphans(client)
+    return told
 
 
 def run_in_session(command: str, folder: str, environment: Mapping[str, str]) -> int:

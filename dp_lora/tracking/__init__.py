@@ -5,9 +5,11 @@ MLflow takes seconds to import, and is imported only when a run opens or is look
 
 from dp_lora.tracking.links import ui_links
 from dp_lora.tracking.lookup import download, find_run, resolve_input
+from dp_lora.tracking.outbox import waiting_runs
 from dp_lora.tracking.process import Terminated, close_orphans
 from dp_lora.tracking.store import fail_joined_run, joined_run_id, tracking_uri
 from dp_lora.tracking.tracked_run import TrackedRun, run
+from dp_lora.tracking.upload import upload
 
 __all__ = [
     "Terminated",
@@ -21,4 +23,6 @@ __all__ = [
     "run",
     "tracking_uri",
     "ui_links",
+    "upload",
+    "waiting_runs",
 ]

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dp_lora.tracking.records import is_refused
+
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
@@ -17,8 +19,8 @@ SECONDS = 3.0  # between two batches
 class MetricBuffer:
     """Collects scalars and hands them to `send` in lists of at most BATCH, every few seconds and at close.
 
-    What the store cannot take now is sent again later; `warn` hears once when that begins. What it refuses for
-    good is dropped, with a line to `warn`.
+    What `send` raises is sent again later, as with a local store that is locked; `warn` hears once when that begins.
+    What the store refuses for good is dropped, with a line to `warn`.
     """
 
     def __init__(self, send: Callable[[list["Metric"]], object], warn: Callable[[str], None], seconds: float = SECONDS):
@@ -50,8 +52,6 @@ class MetricBuffer:
 
     def flush(self) -> bool:
         """Send what waits; returns whether nothing is left."""
-        from mlflow.exceptions import MlflowException
-
         with self._sending:
             while True:
                 with self._lock:
@@ -62,7 +62,7 @@ class MetricBuffer:
                 try:
                     self._send(batch)
                 except Exception as error:
-                    if not (isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"):
+                    if not is_refused(error):
                         if not self._behind:
                             self._warn(f"metrics wait: the tracking store does not take them ({type(error).__name__})")
                         self._behind = True

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from dp_lora.tracking.outbox import waiting_runs
+from dp_lora.tracking.records import DIED
 from dp_lora.tracking.store import connect, one_line_errors
 
 if TYPE_CHECKING:
@@ -71,7 +73,10 @@ def has_died(tags: Mapping[str, str]) -> bool:
 
 
 def close_orphans(client: "MlflowClient | None" = None) -> list[str]:
-    """Mark runs of this host that are still RUNNING, but whose process has died, KILLED; returns their ids."""
+    """Mark runs of this host that are still RUNNING, but whose process has died, KILLED; returns their ids.
+
+    One whose records wait to be uploaded may have said in them how it ended: it is left alone.
+    """
     from mlflow.exceptions import MlflowException
 
     client = client or connect()
@@ -79,11 +84,12 @@ def close_orphans(client: "MlflowClient | None" = None) -> list[str]:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         condition = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
         running = client.search_runs(experiments, filter_string=condition) if experiments else []
-    dead = [run.info.run_id for run in running if has_died(run.data.tags)]
+    waiting = waiting_runs()
+    dead = [run.info.run_id for run in running if run.info.run_id not in waiting and has_died(run.data.tags)]
     for run_id in dead:
         # on a shared server it may be another user's run, which is no reason to stop here
         with suppress(MlflowException):
-            client.set_tag(run_id, "error", "the process died without closing its run")
+            client.set_tag(run_id, "error", DIED)
             client.set_terminated(run_id, "KILLED")
     return dead
 

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,6 +13,7 @@ from urllib.parse import unquote
 from dp_lora.config import ROOT
 from dp_lora.errors import InputError
 from dp_lora.files import exclusive
+from dp_lora.tracking.outbox import waiting_runs
 from dp_lora.tracking.reachable import is_server, schema_problem, server_problem
 
 if TYPE_CHECKING:
@@ -72,8 +74,8 @@ def first_line(error: BaseException) -> str:
     return re.sub(r"//[^/@\s]*@", "//", line)[:ERROR_LENGTH]
 
 
-def connect() -> "MlflowClient":
-    """A client of the store. Raises InputError where the store cannot be opened."""
+def connect(patience: float = 0.0) -> "MlflowClient":
+    """A client of the store. Raises InputError where it cannot be opened, a server after `patience` seconds."""
     # usage statistics would go to the internet
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     path = sqlite_path(tracking_uri())
@@ -83,6 +85,12 @@ def connect() -> "MlflowClient":
             # MLflow itself would try again for minutes
             raise InputError(f"tracking store {shown_uri()}: cannot be written; set MLFLOW_TRACKING_URI")
     problem = store_problem()
+    if problem is not None and patience and is_server(tracking_uri()):
+        print(f"tracking server {shown_uri()}: {problem.partition(';')[0]}; waiting for it", file=sys.stderr)
+        end = time.monotonic() + patience
+        while problem is not None and time.monotonic() < end:
+            time.sleep(1)
+            problem = store_problem()
     if problem is not None:
         raise InputError(f"tracking store {shown_uri()}: {problem}")
     from mlflow import MlflowClient
@@ -171,10 +179,11 @@ def fail_joined_run(message: str, child: bool = False) -> None:
     """Mark the run that `mlflow run` made FAILED, where an error came before our own run opened.
 
     A direct call has no such run: nothing is written. A stage that DVC started (`child`) leaves its parent's run to
-    the parent. A run that has ended keeps its state. Never raises: the caller is about to report `message` itself.
+    the parent. A run that has ended keeps its state, also where that waits to be uploaded. Never raises: the caller
+    is about to report `message` itself.
     """
     run_id = joined_run_id()
-    if run_id is None or child:
+    if run_id is None or child or run_id in waiting_runs():
         return
     try:
         client = connect()

@@ -1,5 +1,6 @@
 """One MLflow run around one entry point: opened, described, fed while it works, and closed in its true state."""
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dp_lora.config import ROOT, Config, flatten, resolved_yaml
 from dp_lora.errors import InputError
 from dp_lora.events import Events
+from dp_lora.tracking import layout, records
 from dp_lora.tracking.description import NOTE, Description, Upstream
 from dp_lora.tracking.metrics import MetricBuffer
 from dp_lora.tracking.process import close_orphans, process_tags, stop_signals_raise, stop_signals_wait
@@ -27,12 +29,14 @@ from dp_lora.tracking.provenance import (
     param_text,
     run_name,
 )
+from dp_lora.tracking.sender import Sender
 from dp_lora.tracking.store import (
     ERROR_LENGTH,
     connect,
     experiment_id,
     first_line,
     joined_run,
+    joined_run_id,
     one_line_errors,
     tag_text,
     tracking_uri,
@@ -42,9 +46,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-BATCH = 100  # params or tags in one request: MLflow's limit
 VALUE_LENGTH = 6000  # of a param: MLflow's limit; config.yaml has the whole
 DIGEST_LENGTH = 36  # of a dataset: MLflow's limit
+PATIENCE = 240.0  # seconds that a stage waits for its parent's server to come back, as long as MLflow's client would
 MADE_UP_NAME = r"[a-z]+-[a-z]+-\d+"  # what MLflow calls a run that nobody named
 
 
@@ -55,14 +59,14 @@ class TrackedRun(Events):
         self.run_id: str = opened.info.run_id
         self.experiment_id: str = opened.info.experiment_id
         self._client = client
+        self._sender = Sender(client, self.run_id, warn=super().message)
         self._known_params = dict(opened.data.params)
+        self._known_tags = dict(opened.data.tags)
         self._parent: str | None = opened.data.tags.get("mlflow.parentRunId")
         self._description: Description | None = None
         self._lines: list[str] = []
         self.output_folder: Path | None = None
-        self._metrics = MetricBuffer(
-            send=lambda batch: client.log_batch(self.run_id, metrics=batch), warn=super().message
-        )
+        self._metrics = MetricBuffer(send=lambda batch: self._sender.send(records.metrics(batch)), warn=super().message)
 
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         self._metrics.add(name, value, step)
@@ -72,30 +76,31 @@ class TrackedRun(Events):
 
         The chart page shows it beside other runs' pictures of that name; those named FOLDER/step-N as one, over steps.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(name if Path(name).suffix == path.suffix else f"{name}{path.suffix}")
-            shutil.copyfile(path, Path(folder) / target.name)
-            parent = None if target.parent == Path() else target.parent.as_posix()
-            self._client.log_artifact(self.run_id, str(Path(folder) / target.name), parent)
-        from PIL import Image
-
+        target = Path(name if Path(name).suffix == path.suffix else f"{name}{path.suffix}")
         found = re.fullmatch(r"(.+)/step-0*(\d+)", target.with_suffix("").as_posix())
         key, step = (found[1], int(found[2])) if found else (target.with_suffix("").as_posix(), 0)
-        with Image.open(path) as picture:
-            # a palette has no place in the thumbnail that MLflow makes
-            shown = picture.convert("RGB")
-        self._client.log_image(self.run_id, shown, key=key, step=step, synchronous=True)
+        with tempfile.TemporaryDirectory() as made:
+            shutil.copyfile(path, Path(made) / target.name)
+            parent = None if target.parent == Path() else target.parent.as_posix()
+            self.artifact(Path(made) / target.name, parent)
+            layout.write_images(path, key, step, Path(made) / layout.IMAGES)
+            self.artifact(Path(made) / layout.IMAGES)
+        self.tags(layout.image_tags())
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a file in `folder`, or a folder with all that it holds, under its own name."""
-        if path.is_dir():
-            self._client.log_artifacts(self.run_id, str(path), path.name)
-        else:
-            self._client.log_artifact(self.run_id, str(path), folder)
+        self._sender.send(records.artifact(path, path.name if path.is_dir() else folder))
 
     def json(self, value: Any, name: str) -> None:
         """Keep a JSON-able value as the artifact `name`.json."""
-        self._client.log_dict(self.run_id, value, f"{name}.json")
+        self.text(json.dumps(value, indent=2), f"{name}.json")
+
+    def text(self, text: str, file: str) -> None:
+        """Keep a text as the artifact `file`."""
+        with tempfile.TemporaryDirectory() as made:
+            path = Path(made) / file
+            path.write_text(text, encoding="utf-8")
+            self.artifact(path)
 
     def message(self, text: str) -> None:
         """Print a line; all lines become the artifact messages.txt when the run ends."""
@@ -104,20 +109,14 @@ class TrackedRun(Events):
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags; None leaves one out."""
-        from mlflow.entities import RunTag
-
-        tags = [RunTag(key, tag_text(value)) for key, value in values.items() if value is not None]
-        for start in range(0, len(tags), BATCH):
-            self._client.log_batch(self.run_id, tags=tags[start : start + BATCH])
+        texts = {key: tag_text(value) for key, value in values.items() if value is not None}
+        self._sender.send(records.tags(texts))
+        self._known_tags |= texts
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log params; a key that the run has already keeps its first value, as MLflow demands."""
-        from mlflow.entities import Param
-
         texts = {key: param_text(value) for key, value in values.items() if key not in self._known_params}
-        params = [Param(key, text[:VALUE_LENGTH]) for key, text in texts.items()]
-        for start in range(0, len(params), BATCH):
-            self._client.log_batch(self.run_id, params=params[start : start + BATCH])
+        self._sender.send(records.params({key: text[:VALUE_LENGTH] for key, text in texts.items()}))
         self._known_params |= texts
 
     def dataset(
@@ -149,21 +148,22 @@ class TrackedRun(Events):
         if local:
             tags |= origin_tags(Path(source))
         inputs = [InputTag(key, value) for key, value in tags.items()]
-        self._client.log_inputs(self.run_id, [DatasetInput(data._to_mlflow_entity(), inputs)])
+        self._sender.send(records.dataset(DatasetInput(data._to_mlflow_entity(), inputs)))
 
     def table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
         """Keep columns of equal length as the table `name`.json, which the UI shows as a table."""
-        self._client.log_table(self.run_id, {key: list(column) for key, column in columns.items()}, f"{name}.json")
+        self.text(layout.table_text(columns), f"{name}.json")
+        self.tags(layout.table_tags(self._known_tags, f"{name}.json"))
 
     def describe(self, description: Description) -> None:
         """Show a description above the run; one that the user gave stays."""
-        if NOTE not in self._client.get_run(self.run_id).data.tags:
+        if NOTE not in self._known_tags:
             self._description = description
             self._show_description()
 
     def _show_description(self) -> None:
         if self._description is not None:
-            self._client.set_tag(self.run_id, NOTE, self._description.markdown())
+            self.tags({NOTE: self._description.markdown()})
 
     def privacy(self, statement: Mapping[str, Any]) -> None:
         """Say in the run's description what a privacy.json says."""
@@ -174,6 +174,8 @@ class TrackedRun(Events):
     def made_from(self, what: str, *, nest: bool = False, **tags: str) -> None:
         """Link the newest finished run with these tags as what this one was made from; where none is found, nothing.
 
+        Nor where a tracking server is away: a line says so.
+
         With `nest` a run that has no parent becomes a child of the linked run's parent, or of the linked run.
         """
         conditions = [f"tags.`{key}` = '{value}'" for key, value in tags.items() if "'" not in value]
@@ -181,7 +183,9 @@ class TrackedRun(Events):
             return
         condition = " and ".join(["attributes.status = 'FINISHED'", *conditions])
         order = ["attributes.end_time DESC"]
-        runs = self._client.search_runs([self.experiment_id], condition, max_results=1, order_by=order)
+        runs = self._sender.ask(
+            lambda: self._client.search_runs([self.experiment_id], condition, max_results=1, order_by=order)
+        )
         if not runs:
             return
         found = runs[0]
@@ -207,21 +211,26 @@ class TrackedRun(Events):
             "MLFLOW_RUN_ID": self.run_id,
         }
 
-    def flush(self) -> None:
-        """Send the metrics that wait."""
-        self._metrics.flush()
+    def keep_working(self) -> None:
+        """From here on a tracking server that is away stops nothing: what it does not take waits on disk."""
+        self._sender.keep_working()
+
+    def is_server_away(self) -> bool:
+        """Whether the run's tracking server is away at this moment."""
+        return self._sender.is_away()
 
     def close(self, status: str, error: BaseException | None = None) -> None:
-        """Send what waits and end the run as `status` (FINISHED, FAILED, KILLED)."""
+        """Send what waits and end the run as `status` (FINISHED, FAILED, KILLED); what stays on disk is said."""
         try:
             self._metrics.close()
             if self._lines:
-                self._client.log_text(self.run_id, "\n".join(self._lines) + "\n", "messages.txt")
+                self.text("\n".join(self._lines) + "\n", "messages.txt")
             if error is not None:
                 kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
                 self.tags({"error": f"{kind}{first_line(error)}"[:ERROR_LENGTH]})
         finally:
-            self._client.set_terminated(self.run_id, status)
+            self._sender.send(records.end(status))
+            self._sender.close()
 
 
 @contextmanager
@@ -236,7 +245,8 @@ def run(
     InputError where the store cannot be opened.
     """
     with stop_signals_raise():
-        client = connect()
+        # the server was there when the parent began: what the parent has done is not lost for a minute without it
+        client = connect(PATIENCE if child and joined_run_id() else 0.0)
         with one_line_errors():
             close_orphans(client)
             tracked = TrackedRun(client, _opened(client, stage, config, child))
@@ -244,6 +254,7 @@ def run(
         try:
             with one_line_errors():
                 _describe(tracked, stage, config, command)
+            tracked.keep_working()
             yield tracked
         except BaseException as error:
             status = end_status(error)
@@ -259,7 +270,8 @@ def run(
 
 def _close(tracked: TrackedRun, monitor: Any, status: str, error: BaseException | None) -> None:
     with stop_signals_wait():
-        if monitor is not None:
+        # its thread, a daemon, waits for a server as long as MLflow's client tries
+        if monitor is not None and not tracked.is_server_away():
             monitor.finish()
         tracked.close(status, error)
 
@@ -300,7 +312,7 @@ def _describe(tracked: TrackedRun, stage: str, config: Config, command: str) -> 
     about, commit = config.experiment.description, code.get("mlflow.source.git.commit")
     tracked.describe(Description(stage, about, command, commit, code.get("dirty") == "true"))
     tracked.params(flatten(config))
-    tracked._client.log_text(tracked.run_id, resolved_yaml(config), "config.yaml")
+    tracked.text(resolved_yaml(config), "config.yaml")
 
 
 def _asked_for_system_metrics() -> bool:

@@ -1,0 +1,86 @@
+"""Records of a run that its tracking server has not taken yet, on disk in the order in which they were made.
+
+Each is a folder, NUMBER/ with record.json and below files/ what an artifact is made of: whole or absent. It is removed
+after it was sent. One process at a time has a run's outbox open.
+"""
+
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dp_lora.config import ROOT
+from dp_lora.errors import InputError
+from dp_lora.files import exclusive, read_json, whole_folder, write_json
+from dp_lora.tracking.records import Record
+
+OUTBOX = ROOT / "runs" / "outbox"  # one folder per run
+RECORD = "record.json"  # without it a record's folder is what is left of one that was sent
+
+
+class Outbox:
+    """The records that wait, of a run whose outbox is open (`open_outbox`)."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._waiting = deque(sorted(path.parent for path in folder.glob(f"[0-9]*/{RECORD}")))
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def append(self, record: Record) -> None:
+        """Keep a record behind those that wait; the file or folder of an artifact is copied."""
+        number = int(self._waiting[-1].name) + 1 if self._waiting else 1
+        path = self._folder / f"{number:08d}"
+        with whole_folder(path) as temporary:
+            name = None
+            if record.path is not None:
+                name = record.path.name
+                copy = shutil.copytree if record.path.is_dir() else shutil.copyfile
+                (temporary / "files").mkdir()
+                copy(record.path, temporary / "files" / name)
+            write_json(temporary / RECORD, {"kind": record.kind, "content": record.content, "name": name})
+        self._waiting.append(path)
+
+    def first(self) -> Record | None:
+        """The record that waits longest. Raises InputError where its file was damaged."""
+        return _read(self._waiting[0]) if self._waiting else None
+
+    def last(self) -> Record | None:
+        """The record that came last. Raises InputError where its file was damaged."""
+        return _read(self._waiting[-1]) if self._waiting else None
+
+    def remove_first(self) -> None:
+        """Forget the record that waits longest: it was sent."""
+        path = self._waiting.popleft()
+        # first the one file that makes it a record: the removal of a folder may be cut short
+        (path / RECORD).unlink()
+        shutil.rmtree(path)
+
+
+def _read(path: Path) -> Record:
+    try:
+        found = read_json(path / RECORD)
+        return Record(found["kind"], found["content"], path / "files" / found["name"] if found["name"] else None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+@contextmanager
+def open_outbox(run_id: str, *, wait: bool = False) -> Iterator[Outbox]:
+    """The outbox of a run, for this process alone; where nothing waits at the end, its folder goes.
+
+    Where another process has it open: BlockingIOError, or with `wait` only when that one is done.
+    """
+    folder = OUTBOX / run_id
+    with exclusive(folder / "lock", wait=wait):
+        outbox = Outbox(folder)
+        yield outbox
+        if not outbox:
+            shutil.rmtree(folder)
+
+
+def waiting_runs() -> list[str]:
+    """Ids of the runs whose records wait on this machine."""
+    return sorted({path.parents[1].name for path in OUTBOX.glob(f"*/[0-9]*/{RECORD}")})

@@ -1,0 +1,95 @@
+"""What a run tells its store, as JSON and files: one form for what is sent at once and for what waits on disk.
+
+Sending a record a second time changes nothing, so that a sender may be killed between the sending and its note of it.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Metric
+
+DIED = "the process died without closing its run"  # the tag `error` of a run that another process closed
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing to tell. `content` is JSON-able; `path` is the file or folder that an artifact is made of."""
+
+    kind: Literal["values", "artifact", "dataset", "end"]
+    content: Mapping[str, Any]
+    path: Path | None = None
+
+
+def metrics(batch: Sequence["Metric"]) -> Record:
+    """Scalars."""
+    # JSON has neither nan nor inf
+    rows = [[metric.key, repr(float(metric.value)), metric.timestamp, metric.step] for metric in batch]
+    return Record("values", {"metrics": rows})
+
+
+def params(texts: Mapping[str, str]) -> Record:
+    """Params."""
+    return Record("values", {"params": dict(texts)})
+
+
+def tags(texts: Mapping[str, str]) -> Record:
+    """Tags."""
+    return Record("values", {"tags": dict(texts)})
+
+
+def artifact(path: Path, folder: str | None = None) -> Record:
+    """A file under its own name in the artifact folder `folder`, or all that a folder holds, in `folder`."""
+    return Record("artifact", {"folder": folder}, path)
+
+
+def dataset(given: "DatasetInput") -> Record:
+    """An input."""
+    return Record(
+        "dataset", {"dataset": given.dataset.to_dictionary(), "tags": {tag.key: tag.value for tag in given.tags}}
+    )
+
+
+def end(status: str) -> Record:
+    """The state in which the run ends, now."""
+    return Record("end", {"status": status, "end_time": time.time_ns() // 1_000_000})
+
+
+def send(client: "MlflowClient", run_id: str, record: Record) -> None:
+    """Tell the store. Raises what the client raises, for a server after its retries: by default for 4 minutes."""
+    content = record.content
+    if record.kind == "values":
+        _send_values(client, run_id, content)
+    elif record.kind == "artifact":
+        log = client.log_artifacts if record.path is not None and record.path.is_dir() else client.log_artifact
+        log(run_id, str(record.path), content["folder"])
+    elif record.kind == "dataset":
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [InputTag(key, value) for key, value in content["tags"].items()]
+        client.log_inputs(run_id, [DatasetInput(Dataset(**content["dataset"]), inputs)])
+    else:
+        client.set_terminated(run_id, content["status"], content["end_time"])
+        # while the record waited, another process may have taken the run for one that died
+        if client.get_run(run_id).data.tags.get("error") == DIED:
+            client.delete_tag(run_id, "error")
+
+
+def _send_values(client: "MlflowClient", run_id: str, content: Mapping[str, Any]) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    client.log_batch(
+        run_id,
+        metrics=[Metric(key, float(value), when, step) for key, value, when, step in content.get("metrics", ())],
+        params=[Param(key, text) for key, text in content.get("params", {}).items()],
+        tags=[RunTag(key, text) for key, text in content.get("tags", {}).items()],
+    )
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether the store will never take what it was told, however often it is sent."""
+    return getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"

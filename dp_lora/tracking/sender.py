@@ -1,0 +1,145 @@
+"""How records reach the store: at once, or where a tracking server is away, later and in their order."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, TypeVar
+
+from dp_lora.tracking import records
+from dp_lora.tracking.outbox import Outbox, open_outbox, waiting_runs
+from dp_lora.tracking.reachable import is_server, server_problem
+from dp_lora.tracking.records import Record
+from dp_lora.tracking.store import first_line, shown_uri, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PAUSE = 30.0  # seconds, at least, between two looks whether a server that was away is back
+ANSWER = 5.0  # seconds that a server has to say that it is there
+COMMAND = ".venv/bin/python -m entrypoints.upload"
+Answer = TypeVar("Answer")
+
+
+class Sender:
+    """Sends the records of one run.
+
+    From `keep_working` on, what a tracking server does not take goes to the run's outbox and the work goes on; `warn`
+    hears of it. What the server refuses for good is raised. Before, and with a store of another kind, all is raised.
+    """
+
+    def __init__(self, client: "MlflowClient", run_id: str, warn: Callable[[str], None]):
+        self._client = client
+        self._run_id = run_id
+        self._warn = warn
+        self._keeps = False
+        self._lock = threading.Lock()
+        self._open = ExitStack()
+        self._outbox: Outbox | None = None
+        self._problem = ""  # why the server did not do what it was asked last
+        self._next_look = 0.0
+
+    def keep_working(self) -> None:
+        """From here on a server that is away stops nothing."""
+        self._keeps = is_server(tracking_uri())
+        if self._keeps and self._run_id in waiting_runs():
+            self._kept()
+
+    def send(self, record: Record) -> None:
+        """Tell the store, or keep the record."""
+        if not self._keeps:
+            records.send(self._client, self._run_id, record)
+            return
+        with self._lock:
+            if self._nothing_waits():
+                if self._done(lambda: records.send(self._client, self._run_id, record)):
+                    return
+                self._say(f"{self._problem}; the work goes on, records wait in runs/outbox/{self._run_id}")
+            self._kept().append(record)
+
+    def ask(self, question: Callable[[], Answer]) -> Answer | None:
+        """What the store answers; None, with a line, where a server is away."""
+        if not self._keeps:
+            return question()
+        answers: list[Answer] = []
+        with self._lock:
+            if not self._nothing_waits() or not self._done(lambda: answers.append(question())):
+                self._say(f"{self._problem}; the work goes on without its answer")
+        return answers[0] if answers else None
+
+    def is_away(self) -> bool:
+        """Whether a tracking server is away at this moment."""
+        return self._keeps and server_problem(tracking_uri(), ANSWER) is not None
+
+    def last_status(self) -> str | None:
+        """The state in the outbox that the run ended in, or None."""
+        last = self._outbox.last() if self._outbox is not None else None
+        return last.content["status"] if last is not None and last.kind == "end" else None
+
+    def close(self) -> bool:
+        """Try once more; returns whether all was sent, else a line says what to type."""
+        with self._lock, self._open:
+            self._next_look = 0.0
+            sent = self._nothing_waits()
+            if not sent and self._outbox is not None:
+                where = f"{len(self._outbox)} records wait in runs/outbox/{self._run_id}"
+                self._say(f"{self._problem}; {where}; when the server is back, type: {COMMAND}")
+            self._outbox = None
+        return sent
+
+    def _nothing_waits(self) -> bool:
+        """Whether all that came before was sent; what waits is sent where the server is back."""
+        if not self._outbox:
+            return True
+        if time.monotonic() < self._next_look:
+            return False
+        outbox, number = self._outbox, len(self._outbox)
+        if not self._done(lambda: deliver(self._client, self._run_id, outbox, self._warn)):
+            return False
+        self._say(f"{number} records that waited were sent")
+        return True
+
+    def _done(self, action: Callable[[], object]) -> bool:
+        """Whether a server did what it was asked; told in seconds where none is there. Raises what it refuses."""
+        started = time.monotonic()
+        problem = server_problem(tracking_uri(), ANSWER)
+        if problem is None:
+            try:
+                action()
+                return True
+            except Exception as error:
+                if records.is_refused(error):
+                    raise
+                problem = first_line(error)
+        # a server that answers, but takes nothing, costs the client's retries each time: at most a tenth of the time
+        now = time.monotonic()
+        self._next_look = now + max(PAUSE, 10 * (now - started))
+        self._problem = problem.partition(";")[0]
+        return False
+
+    def _kept(self) -> Outbox:
+        if self._outbox is None:
+            self._outbox = self._open.enter_context(open_outbox(self._run_id, wait=True))
+        return self._outbox
+
+    def _say(self, text: str) -> None:
+        self._warn(f"tracking server {shown_uri()}: {text}")
+
+
+def deliver(client: "MlflowClient", run_id: str, outbox: Outbox, warn: Callable[[str], None]) -> None:
+    """Send what waits, in order; what the server refuses for good is dropped with a line. Raises what stops it."""
+    while (record := outbox.first()) is not None:
+        try:
+            records.send(client, run_id, record)
+        except Exception as error:
+            if not records.is_refused(error):
+                raise
+            warn(f"refused by the tracking server and dropped: {_shown(record)}: {first_line(error)}")
+        outbox.remove_first()
+
+
+def _shown(record: Record) -> str:
+    if record.path is not None:
+        return record.path.name
+    names = [name for value in record.content.values() if isinstance(value, Mapping) for name in value]
+    return f"{record.kind} {', '.join(names)}".strip()[:100]
