@@ -209,7 +209,9 @@ def released(tmp_path):
     return make_release(tmp_path / "base", tmp_path / "release"), tmp_path / "base"
 
 
-def test_the_alias_moves_to_the_newer_release_and_the_older_stays(released, tmp_path, monkeypatch):
+def test_the_alias_moves_to_the_newer_release_the_older_stays_and_one_line_is_said_of_each(
+    released, tmp_path, monkeypatch, capfd, recwarn
+):
     client, config = use_store(tmp_path, monkeypatch), tiny_config()
     release, base = released
     versions = []
@@ -221,6 +223,10 @@ def test_the_alias_moves_to_the_newer_release_and_the_older_stays(released, tmp_
         versions.append(client.get_model_version_by_alias(NAME, "eps5"))
     assert [version.tags["run_id_of_adapter"][0] for version in versions] == ["a", "b"]
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
+    said = capfd.readouterr()
+    assert said.err.splitlines() == [f"registered: models:/{NAME}@eps5, version {number}" for number in (1, 2)]
+    assert not said.out
+    assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parents[1]
 # models-from-code always: MLflow's diffusers flavour wants a base that DiffusionPipeline loads, and none of ours is one
 SCRIPT = PACKAGE / "served_model.py"
+# the rooms that it needs: each file is a request to a server
+ROOMS = (
+    "__init__.py", "errors.py", "files.py", "events.py", "progress.py", "diffusion.py", "grids.py",
+    "config", "data", "models", "sampling",
+)  # fmt: skip
 REQUIREMENTS = (
     "torch", "diffusers", "peft", "safetensors", "numpy", "pandas", "pyarrow", "pillow", "matplotlib", "omegaconf",
     "PyYAML", "tqdm",
@@ -65,8 +70,9 @@ def register(
     else:
         model_id = _log(client, experiment_id, run_id, facts, config, release, base)
         tags = {**facts, "run_id_of_adapter": statement["run_id"], "base": info["base"]["path"]}
+        source, card = f"models:/{model_id}", _card(release)
         made = client.create_model_version(
-            name, f"models:/{model_id}", run_id, tags, description=_card(release), model_id=model_id
+            name, source, run_id, tags, description=card, await_creation_for=0, model_id=model_id
         )
         value = json.dumps([{"name": name, "version": made.version}])
         client.set_logged_model_tags(model_id, {VERSIONS_TAG: value})
@@ -149,7 +155,12 @@ def write_model(folder: Path, config: Config, release: Path, base: Path, run_id:
         # it wants an example of the input; the signature says what one is
         warnings.simplefilter("ignore", UserWarning)
         code, artifacts = Path(staged) / PACKAGE.name, {"release": release}
-        shutil.copytree(PACKAGE, code, ignore=_all_but(".py"))
+        code.mkdir()
+        for room in (PACKAGE / name for name in ROOMS):
+            if room.is_dir():
+                shutil.copytree(room, code / room.name, ignore=_all_but(".py"))
+            else:
+                shutil.copyfile(room, code / room.name)
         if size <= COPIED_UP_TO:
             artifacts["base"] = Path(staged) / "base"
             shutil.copytree(base, artifacts["base"], ignore=_all_but(".safetensors", ".json"))
