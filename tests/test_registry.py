@@ -214,6 +214,7 @@ def test_the_alias_moves_to_the_newer_release_the_older_stays_and_one_line_is_sa
 ):
     client, config = use_store(tmp_path, monkeypatch), tiny_config()
     release, base = released
+    capfd.readouterr()  # of a new store
     versions = []
     for run_id in ("a" * 32, "b" * 32):
         statement = read_json(release / "privacy.json") | {"run_id": run_id}
