@@ -36,7 +36,7 @@ def main(call: Call) -> None:
         run.made_from("base", output=relative(base))
         run.made_from("private pictures", output=relative(data_folder))
         result = _finetune(call, run, folder, base, data_folder)
-        _report(call, run, result)
+        _report(call, run, result, base)
 
 
 def _check(config: Config, base: Path) -> None:
@@ -169,7 +169,7 @@ def epsilon_curve(working: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _report(call: Call, run: Any, result: Path) -> None:
+def _report(call: Call, run: Any, result: Path, base: Path) -> None:
     from dp_lora.statement import privacy_tag, read_privacy
 
     statement = read_privacy(result)
@@ -188,6 +188,8 @@ def _report(call: Call, run: Any, result: Path) -> None:
         # what must not leave the house is not sent to a server
         run.artifact(result)
     run.output(result)
+    if statement["private"]:
+        run.register(config, result, base)
     click.echo(f"{relative(result)}: {statement['statement']}")
 
 

@@ -78,6 +78,8 @@ def connect(patience: float = 0.0) -> "MlflowClient":
     """A client of the store. Raises InputError where it cannot be opened, a server after `patience` seconds."""
     # usage statistics would go to the internet
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # bars for small files that take no time
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     path = sqlite_path(tracking_uri())
     if path is not None:
         there = next(place for place in (path, *path.parents) if place.exists())

@@ -203,6 +203,21 @@ class TrackedRun(Events):
         self.output_folder = absolute = Path(os.path.abspath(folder))
         self.tags({"output": absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute})
 
+    def register(self, config: Config, release: Path, base: Path) -> None:
+        """Register a release as a model of the experiment's; where the store cannot, one line says why.
+
+        The fine-tuning is finished and its privacy spent: nothing of that is lost with the registry.
+        """
+        from dp_lora.tracking.registry import register
+
+        try:
+            version, alias = register(self._client, self.experiment_id, self.run_id, config, release, base)
+        except Exception as error:
+            self.message(f"not registered as a model ({first_line(error)}); the release is not touched by that")
+            return
+        self.tags({"model": f"models:/{version.name}/{version.version}"})
+        self.message(f"registered: models:/{version.name}@{alias}, version {version.version}")
+
     def environment(self) -> dict[str, str]:
         """Environment variables under which another process of ours becomes a child of this run."""
         return {

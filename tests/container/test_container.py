@@ -61,6 +61,8 @@ def test_main_makes_everything_in_the_container_and_dvc_on_the_host_finds_it_up_
         assert each.data.tags["image_digest"] == image
         assert each.data.tags["lock_digest"] == environment_tags()["lock_digest"]
         assert each.data.tags["dirty"] == "false"
+    released = house.client.get_model_version_by_alias("dp-lora-emnist-tiny", "eps10")
+    assert released.run_id in {child.info.run_id for child in children}
     status = json.loads(house.native("dvc", "status", "--json", "pipelines/emnist/dvc.yaml"))
     assert all(reasons == ["always changed"] for reasons in status.values()), status
     again = house.mlflow_run("main", "config=emnist-tiny")
