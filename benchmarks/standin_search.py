@@ -16,6 +16,8 @@ CANDIDATES = [
     "sampling.steps=30",
     "sampling.steps=30 sampling.guidance_scale=4",
     "sampling.steps=30 sampling.eta=1",
+    "sampling.steps=15 sampling.eta=1 sampling.guidance_scale=2",
+    "sampling.steps=30 sampling.eta=1 sampling.guidance_scale=2",
     "lora.rank=8",
     "train.embedding_start=mean",
     "train.lr_noise_exponent=0",
