@@ -41,7 +41,7 @@ def main(call: Call) -> None:
 
 def _check(config: Config, base: Path) -> None:
     """Refuse what would be refused after the work upstream: targets, seed file, and the base where it is there."""
-    from dp_lora.models.adapters import matched_modules
+    from dp_lora.models.adapters import matched_modules, start_positions
     from dp_lora.models.counting import meta_unet
     from dp_lora.models.folder import load_info
     from dp_lora.privacy.randomness import read_secret
@@ -54,7 +54,9 @@ def _check(config: Config, base: Path) -> None:
     if config.privacy.seed_file:
         read_secret(Path(config.privacy.seed_file))
     if base.exists():
-        base_privacy(load_info(base), make_plan(config))
+        info = load_info(base)
+        start_positions(config.train.embedding_start, info["classes"], len(config.data.classes))
+        base_privacy(info, make_plan(config))
 
 
 def planned(config: Config) -> tuple[dict[str, Any], str]:
