@@ -52,7 +52,6 @@ def test_a_config_that_is_no_experiment_s_name_is_refused(name):
         ("train.betas=[0.9", "cannot be read"),
         ("data.classes=[a,a]", "each once"),
         ("data.classes=[]", "at least one class"),
-        ("train.lr=0.1 train.lr=0.2", "train.lr=0.1 sets the same key"),
         ("privacy.eps=1e400", "inf is written inf"),
         ("lora.rank=1000000000", "from 1 to 1024"),
         ("lora.rank_schedule=linear", "lora.rank_last=null"),
