@@ -13,19 +13,19 @@ from dp_lora.files import read_json, whole_folder, write_json
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import RUNS, WORKING, make_missing
+from entrypoints.pipeline import RUNS, WORKING, make_missing, would_make
 from entrypoints.pipelines import base_folder, pipeline_of, private_data, require
 
 
 @entry_point("finetune")
 def main(call: Call) -> None:
     """Fine-tune LoRA weights and class embedding on the private pictures by DP-SGD."""
-    if call.dry_run:
-        _check(call.config, base_folder(call.config))
-        facts, name = planned(call.config)
-        call.print_dry_run(facts, [f"runs/RUN_ID/{name}"])
-        return
     base, data_folder = base_folder(call.config), private_data(call.config)
+    if call.dry_run:
+        _check(call.config, base)
+        facts, name = planned(call.config)
+        call.print_dry_run(facts, [*would_make(base, data_folder), f"runs/RUN_ID/{name}"])
+        return
     require(call.config, [data_folder])
     _check(call.config, base)
     from dp_lora.data.prepare import check_prepared
