@@ -12,7 +12,7 @@ from dp_lora.config import Config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import WORKING, make_missing
+from entrypoints.pipeline import WORKING, make_missing, would_make
 from entrypoints.pipelines import outputs, private_data, public_data, require
 from entrypoints.sample import base_of, track_privacy
 
@@ -20,13 +20,13 @@ from entrypoints.sample import base_of, track_privacy
 @entry_point("fid")
 def main(call: Call) -> None:
     """Frechet and kernel distances and utility of a folder of samples; every number is for the operator alone."""
-    if call.dry_run:
-        call.print_dry_run({}, [relative(call.out) if call.out else "runs/RUN_ID/evaluation"])
-        return
-    samples = samples_folder(call)
     data = private_data(call.config)
     public = None if call.config.checkpoint.folder else public_data(call.config)
     needed = [data] if public is None else [public, data]
+    if call.dry_run:
+        call.print_dry_run({}, [*would_make(*needed), relative(call.out) if call.out else "runs/RUN_ID/evaluation"])
+        return
+    samples = samples_folder(call)
     require(call.config, needed)
     from dp_lora.data.prepare import check_prepared
 

@@ -13,19 +13,19 @@ from dp_lora.files import read_json, whole_folder, write_json
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import RUNS, WORKING, make_missing
+from entrypoints.pipeline import RUNS, WORKING, make_missing, would_make
 from entrypoints.pipelines import base_folder, pipeline_of, private_data, require
 
 
 @entry_point("finetune")
 def main(call: Call) -> None:
     """Fine-tune LoRA weights and class embedding on the private pictures by DP-SGD."""
-    if call.dry_run:
-        _check(call.config, base_folder(call.config))
-        facts, name = planned(call.config)
-        call.print_dry_run(facts, [f"runs/RUN_ID/{name}"])
-        return
     base, data_folder = base_folder(call.config), private_data(call.config)
+    if call.dry_run:
+        _check(call.config, base)
+        facts, name = planned(call.config)
+        call.print_dry_run(facts, [*would_make(base, data_folder), f"runs/RUN_ID/{name}"])
+        return
     require(call.config, [data_folder])
     _check(call.config, base)
     from dp_lora.data.prepare import check_prepared
@@ -41,7 +41,7 @@ def main(call: Call) -> None:
 
 def _check(config: Config, base: Path) -> None:
     """Refuse what would be refused after the work upstream: targets, seed file, and the base where it is there."""
-    from dp_lora.models.adapters import matched_modules
+    from dp_lora.models.adapters import matched_modules, start_positions
     from dp_lora.models.counting import meta_unet
     from dp_lora.models.folder import load_info
     from dp_lora.privacy.randomness import read_secret
@@ -54,7 +54,9 @@ def _check(config: Config, base: Path) -> None:
     if config.privacy.seed_file:
         read_secret(Path(config.privacy.seed_file))
     if base.exists():
-        base_privacy(load_info(base), make_plan(config))
+        info = load_info(base)
+        start_positions(config.train.embedding_start, info["classes"], len(config.data.classes))
+        base_privacy(info, make_plan(config))
 
 
 def planned(config: Config) -> tuple[dict[str, Any], str]:

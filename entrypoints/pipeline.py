@@ -96,6 +96,11 @@ def _parameters(pipeline: Pipeline, values: Mapping[str, str]) -> Iterator[None]
             temporary.write_bytes(before)
 
 
+def would_make(*folders: Path) -> list[str]:
+    """What `make_missing` would have to make of these folders, as a dry run shows it."""
+    return [relative(folder) for folder in folders if not folder.exists()]
+
+
 def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[str, str], *folders: Path) -> None:
     """Make by `dvc repro STAGE` what is missing upstream, and say so; nothing is run where all is there.
 

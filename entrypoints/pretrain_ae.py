@@ -1,20 +1,20 @@
 """Train the autoencoder on public pictures."""
 
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import WORKING, make_missing
+from entrypoints.pipeline import WORKING, make_missing, would_make
 from entrypoints.pipelines import public_data, require
 
 
 @entry_point("pretrain_ae")
 def main(call: Call) -> None:
     """Train the autoencoder on the public pictures."""
+    pictures = public_data(call.config)
     if call.dry_run:
-        call.print_dry_run({}, [relative(call.out) if call.out else "runs/RUN_ID/autoencoder"])
+        call.print_dry_run({}, [*would_make(pictures), relative(call.out) if call.out else "runs/RUN_ID/autoencoder"])
         return
     from dp_lora.data.layout import read_dataset
     from dp_lora.training.autoencoder import train_autoencoder
 
-    pictures = public_data(call.config)
     require(call.config, [pictures])
     with call.tracked(system_metrics=True) as (run, folder):
         make_missing(call.config, call.typed, run.environment(), pictures)

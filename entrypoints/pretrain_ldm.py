@@ -1,20 +1,22 @@
 """Train the class-conditional latent diffusion model on public pictures."""
 
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import WORKING, make_missing
+from entrypoints.pipeline import WORKING, make_missing, would_make
 from entrypoints.pipelines import autoencoder_folder, public_data, require
 
 
 @entry_point("pretrain_ldm")
 def main(call: Call) -> None:
     """Train the latent diffusion model on the latents of the public pictures."""
+    pictures, autoencoder = public_data(call.config), autoencoder_folder(call.config)
     if call.dry_run:
-        call.print_dry_run({}, [relative(call.out) if call.out else "runs/RUN_ID/ldm"])
+        call.print_dry_run(
+            {}, [*would_make(pictures, autoencoder), relative(call.out) if call.out else "runs/RUN_ID/ldm"]
+        )
         return
     from dp_lora.data.layout import read_dataset
     from dp_lora.training.ldm import train_ldm
 
-    pictures, autoencoder = public_data(call.config), autoencoder_folder(call.config)
     require(call.config, [pictures])
     with call.tracked(system_metrics=True) as (run, folder):
         make_missing(call.config, call.typed, run.environment(), pictures, autoencoder)

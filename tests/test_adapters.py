@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny import (
     differences_in_a_fresh_process,
     lora_settings,
@@ -25,6 +26,7 @@ from dp_lora.models.adapters import (
     apply_adapter,
     lora_parameters,
     matched_modules,
+    start_positions,
     untrained_class_embedding,
     with_embedding,
 )
@@ -149,3 +151,25 @@ def test_equal_adapters_are_equal_files_whatever_the_order_of_a_set(tmp_path):
     with safe_open(folder / WEIGHTS, "pt") as weights:
         kept = json.loads(weights.metadata()["lora_adapter_metadata"])["target_modules"]
     assert kept == sorted(kept)
+
+
+def test_an_adapter_s_file_has_its_metadata_in_order_and_its_tensors_as_they_were(tmp_path):
+    adapter = tiny_adapter(tiny_model(tmp_path))
+    folder = saved_adapter(tmp_path / "adapter", adapter)
+    raw = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    assert length % 8 == 0
+    assert list(json.loads(raw[8 : 8 + length])["__metadata__"]) == ["format", "lora_adapter_metadata"]
+    kept = load_file(folder / WEIGHTS)
+    trained = {name: tensor for name, tensor in adapter.unet.named_parameters() if ".lora_" in name}
+    assert len(kept) == len(trained) > 0
+    values = [sorted(t.flatten().tolist() for t in tensors.values()) for tensors in (kept, trained)]
+    assert values[0] == values[1]
+
+
+def test_a_start_of_the_embedding_that_is_no_class_of_the_base_is_refused():
+    assert start_positions("mean", ["A", "B"], 2) is None
+    assert start_positions("B,A,B", ["A", "B"], 3) == [1, 0, 1]
+    for start, wrong in (("A,Z", "'Z' is no class of the base"), ("A", "1 names, 2 classes")):
+        with pytest.raises(InputError, match=wrong):
+            start_positions(start, ["A", "B"], 2)

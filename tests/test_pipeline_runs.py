@@ -14,7 +14,9 @@ import pytest
 import yaml
 from golden import TINY, checkpoint
 from mlflow import MlflowClient
+from PIL import Image
 from test_evaluation_inception import write_stand_in
+from tiny import TINY as TINY_LETTERS
 from tiny import tiny_config, tiny_dataset
 
 from dp_lora.config import ROOT
@@ -234,3 +236,20 @@ def test_celebahq_goes_from_prepare_to_fid_through_the_real_clients_and_all_its_
     bare_repro_reruns_finetune_and_what_follows(project, "celebahq", "celebahq")
     the_documented_command_runs_the_experiment_at_eps_1(project, arguments[3])
     missing_data_are_named(project, "celebahq")
+
+
+@pytest.mark.slow
+def test_a_folder_of_one_s_own_goes_from_pictures_to_scores_by_the_documented_command(tmp_path):
+    project = clone(ROOT, tmp_path / "project")
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(30):
+            noise = np.random.default_rng(number).integers(0, 256, (20, 20), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "pictures" / name / f"{number}.png")
+    own = f"{TINY_LETTERS.replace('data.classes=[x,y]', 'data.classes=[cat,dog]')} {LITTLE}"
+    given = ["-P", "config=folder", "-P", f"overrides=data.path={tmp_path}/pictures {own}"]
+    result = run(project, "mlflow", "run", ".", "-b", "native", "-e", "main", *given)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    statement = read_json(project / "outputs/folder/finetune/release/privacy.json")
+    assert 0 < statement["epsilon"] <= 10
+    assert 0 <= read_json(project / "outputs/folder/evaluation/metrics.json")["accuracy"] <= 1

@@ -113,6 +113,7 @@ def test_a_stage_of_main_registers_its_release_with_alias_facts_and_card(house):
     assert [output.model_id for output in run.outputs.model_outputs] == [logged.model_id]
 
 
+@pytest.mark.slow
 def test_loaded_by_alias_in_another_process_it_draws_what_the_sampler_draws(house, tmp_path):
     result = subprocess.run([sys.executable, "-c", LOAD], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -189,6 +190,7 @@ def test_one_release_is_one_version_however_often_its_fine_tuning_is_called(hous
     assert [version.version for version in house.client.search_model_versions(same)] == [house.made.version]
 
 
+@pytest.mark.slow
 def test_an_adapter_without_a_guarantee_is_not_registered(house):
     before = len(house.client.search_model_versions(f"name = '{NAME}'"))
     models = len(house.client.search_logged_models([house.client.get_run(house.made.run_id).info.experiment_id]))

@@ -123,7 +123,6 @@ def _refuse_overflow(value: str, where: str) -> None:
 
 def _parse_overrides(text: str) -> list[str]:
     items = text.split()
-    seen: dict[str, str] = {}
     for item in items:
         key, separator, value = item.partition("=")
         if not separator or not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", key):
@@ -131,9 +130,6 @@ def _parse_overrides(text: str) -> list[str]:
         _refuse_resolvers(value, f"overrides: {key}")
         _refuse_unset(value, f"overrides: {item}")
         _refuse_overflow(value, f"overrides: {item}")
-        if key in seen:
-            raise InputError(f"overrides: {item}: {seen[key]} sets the same key; give one of the two")
-        seen[key] = item
         if key == "experiment.name":
             raise InputError(f"overrides: {item}: an experiment is named by its file in configs/")
     return items

@@ -4,6 +4,7 @@ PEFT makes, names and stores the adapter. Its inner linear layers are replaced b
 with the copy of its unit when copies are given; the state dict stays PEFT's own.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -151,25 +152,38 @@ def unit_copies(unet: UNet2DConditionModel, copies: Mapping[str, Tensor], slot: 
             linear.unit_weight = None
 
 
+def start_positions(start: str, base_classes: Sequence[str], n_classes: int) -> list[int] | None:
+    """Positions in `base_classes` of the classes that `start` (train.embedding_start) names; None for mean and zero.
+
+    Raises InputError where these are not n_classes classes of the base.
+    """
+    if start in EMBEDDING_STARTS:
+        return None
+    names = [name.strip() for name in start.split(",")]
+    unknown = [name for name in names if name not in base_classes]
+    if unknown or len(names) != n_classes:
+        wrong = f"{unknown[0]!r} is no class of the base" if unknown else f"{len(names)} names, {n_classes} classes"
+        raise InputError(
+            f"train.embedding_start={start}: {wrong}; must be {', '.join(EMBEDDING_STARTS)}, or a class of the "
+            "base for each of data.classes, commas between"
+        )
+    return [list(base_classes).index(name) for name in names]
+
+
 def untrained_class_embedding(model: Model, start: str, n_classes: int, noise: float, seed: int) -> Tensor:
     """A fresh class embedding (n_classes, dim): `start` (train.embedding_start) + noise * N(0, 1).
 
-    `start`: mean of the base's classes, zero, or a class of the base for each row, commas between. Raises InputError
-    where these are not n_classes classes of the base.
+    `start`: mean of the base's classes, zero, or a class of the base for each row, commas between.
+    Raises InputError as `start_positions`.
     """
     rows = model.class_embedding[: len(model.classes)]
-    if start in EMBEDDING_STARTS:
-        begin = rows.mean(0) if start == "mean" else torch.zeros_like(rows[0])
+    positions = start_positions(start, model.classes, n_classes)
+    if positions is not None:
+        begin = rows[positions]
+    elif start == "mean":
+        begin = rows.mean(0)
     else:
-        names = [name.strip() for name in start.split(",")]
-        unknown = [name for name in names if name not in model.classes]
-        if unknown or len(names) != n_classes:
-            wrong = f"{unknown[0]!r} is no class of the base" if unknown else f"{len(names)} names, {n_classes} classes"
-            raise InputError(
-                f"train.embedding_start={start}: {wrong}; must be {', '.join(EMBEDDING_STARTS)}, or a class of the "
-                "base for each of data.classes, commas between"
-            )
-        begin = rows[[model.classes.index(name) for name in names]]
+        begin = torch.zeros_like(rows[0])
     generator = torch.Generator().manual_seed(seed)
     return begin + noise * torch.randn(n_classes, rows.shape[1], generator=generator).to(rows)
 
@@ -214,6 +228,7 @@ def save_adapter(
         # PEFT keeps a set, whose order changes from process to process: equal adapters would be unequal files
         made.target_modules = sorted(made.target_modules or [])
     adapter.unet.save_lora_adapter(folder, adapter_name=ADAPTER, weight_name=WEIGHTS, safe_serialization=True)
+    _sort_header(folder / WEIGHTS)
     peft = folder / "peft"
     peft.mkdir()
     state = get_peft_model_state_dict(adapter.unet, adapter_name=ADAPTER)
@@ -225,6 +240,17 @@ def save_adapter(
     save_file({"weight": adapter.embedding.detach().cpu().contiguous()}, folder / "class_embedding.safetensors")
     facts = {"trained_on": dict(trained_on), "privacy_status": privacy_status, "rank": adapter.lora.r}
     write_json(folder / "model.json", {"format": FORMAT, "classes": list(classes), "base": dict(base), **facts})
+
+
+def _sort_header(path: Path) -> None:
+    """Put a safetensors file's metadata in order: its writer's order changes from process to process."""
+    raw = path.read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    path.write_bytes(len(text).to_bytes(8, "little") + text + raw[end:])
 
 
 def adapter_info(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
@@ -40,6 +41,8 @@ class House:
 
     def __init__(self, project: Path, server: str):
         self.project, self.server = project, server
+        # the client asks the process's own store for the models among a run's artifacts
+        mlflow.set_tracking_uri(server)
         self.client = MlflowClient(server)
         self.user = USER if os.getuid() == 0 else os.getuid()
 
