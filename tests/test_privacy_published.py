@@ -248,7 +248,7 @@ def test_mlflow_is_told_both_numbers_a_tag_of_its_own_and_never_an_epsilon(tmp_p
     write_json(tmp_path / "privacy.json", statement)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     run, samples = FakeRun(), FakeRun()
-    _report(SimpleNamespace(config=config), run, tmp_path)
+    _report(SimpleNamespace(config=config), run, tmp_path, tmp_path / "base")
     track_privacy(samples, statement, 2, 0.05)
     for told in (run, samples):
         assert told.tagged["privacy"] == "published-no-guarantee"
