@@ -157,7 +157,7 @@ def test_falling_ranks_are_counted_as_they_are_made(tmp_path):
         ("lora.rank_last=4", "lora.rank_last=4"),
         ("lora.rank_schedule=linear lora.rank_last=4 lora.alpha=8", "lora.alpha=8"),
         ("lora.rank_schedule=steep lora.rank_last=4", "one of constant, linear, cosine"),
-        ("lora.rank_schedule=linear lora.rank_last=0", "at least 1"),
+        ("lora.rank_schedule=linear lora.rank_last=0", "from 1 to 1024"),
     ],
 )
 def test_a_schedule_that_says_half_of_what_it_needs_is_refused(overrides, part):
