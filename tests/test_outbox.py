@@ -116,6 +116,7 @@ def undisturbed(one_server, tmp_path_factory) -> dict:
     return found
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_the_midst_of_a_run_and_started_again_has_everything(
     server, undisturbed, boxes, tmp_path, monkeypatch, capsys
 ):
@@ -138,6 +139,7 @@ def upload(project: Path, *run_ids: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_run_whose_server_is_gone_for_good_completes_and_one_command_uploads_it_after_any_kill(
     server, undisturbed, boxes, project, tmp_path, monkeypatch
 ):
