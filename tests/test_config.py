@@ -75,6 +75,12 @@ def test_a_folder_of_one_s_own_needs_both_public_statements_and_shows_no_count()
     assert "data.path" in error_of("folder", {}, "data.classes=[a,b] data.n_public=1000 privacy.batch_size=100")
 
 
+def test_a_dot_is_a_path_and_no_number():
+    own = "data.path=. data.classes=[a,b] data.n_public=1000 privacy.batch_size=100"
+    assert load("folder", {}, own).data.path == "."
+    assert "must be a number" in error_of("mnist5k", {"eps": "."}, "")
+
+
 def test_empty_parameters_mean_as_the_config_says():
     assert flatten(load("mnist5k", dict.fromkeys(PARAMETERS, ""))) == flatten(load("mnist5k"))
 

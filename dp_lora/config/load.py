@@ -116,8 +116,12 @@ def _merge(config: DictConfig, layer: DictConfig, shown: str) -> DictConfig:
 
 
 def _refuse_overflow(value: str, where: str) -> None:
-    # a number beyond the largest is no way to say inf, which means no privacy
-    if re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", value) and value.count(".") < 2 and math.isinf(float(value)):
+    try:
+        too_large = math.isinf(float(value)) and re.search(r"\d", value) is not None
+    except ValueError:
+        return  # no number
+    if too_large:
+        # no way to say inf, which means no privacy
         raise InputError(f"{where}: the number is too large; inf is written inf")
 
 
