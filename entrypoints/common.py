@@ -26,6 +26,7 @@ from dp_lora.config import (
     resolved_yaml,
 )
 from dp_lora.errors import InputError
+from dp_lora.privacy.published import EPSILONS
 from dp_lora.tracking.provenance import param_text
 
 FINETUNE_PARAMETERS = tuple(PARAMETERS)
@@ -81,10 +82,13 @@ class Call:
 
         So that name, params and config.yaml of the run are those of what was drawn and scored.
         """
-        spared = self.config.privacy if "accounting" in statement else replace(self.config.privacy, eps=math.inf)
-        names = {"target_epsilon": "eps", **{name: name for name in ("delta", "k", "max_grad_norm", "accounting")}}
-        known = {key: statement[name] for name, key in names.items() if name in statement}
-        config = replace(self.config, privacy=replace(spared, **known), lora=replace(self.config.lora, rank=rank))
+        privacy = self.config.privacy
+        # the released accounting states no target; what states neither was trained without privacy
+        eps = statement.get("target_epsilon", privacy.eps if "accounting" in statement else math.inf)
+        stated = {name: statement[name] for name in ("delta", "k", "max_grad_norm", "accounting") if name in statement}
+        config = replace(
+            self.config, privacy=replace(privacy, eps=eps, **stated), lora=replace(self.config.lora, rank=rank)
+        )
         return replace(self, config=config, repeat=repeat_command(self.stage, self.config, self.inputs))
 
     @property
@@ -126,6 +130,25 @@ def peak_memory() -> dict[str, float]:
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         peaks["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return peaks
+
+
+def track_privacy(
+    run: tracking.TrackedRun, statement: Mapping[str, Any], config: Config, step: int | None = None
+) -> None:
+    """Give a run the privacy of its adapter as metrics of its own, so that one chart shows scores against epsilon.
+
+    `config` is the adapter's own (`Call.of_adapter`); `step` is that at which epsilon and delta were spent.
+    """
+    from dp_lora.statement import privacy_tag
+
+    for name in ("epsilon", *EPSILONS, "delta"):
+        if name in statement:
+            run.metric(name, statement[name], step)
+    run.metric("rank", config.lora.rank)
+    run.metric("k", config.privacy.k)
+    run.metric("max_grad_norm", config.privacy.max_grad_norm)
+    run.tags({"privacy": privacy_tag(statement), "run_id_of_adapter": statement["run_id"]})
+    run.privacy(statement)
 
 
 def relative(path: Path) -> str:

@@ -4,7 +4,7 @@ import click
 
 from dp_lora.statement import read_privacy
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.sample import adapter_folder, base_of, track_privacy
+from entrypoints.sample import adapter_folder, base_of, track_adapter
 
 
 @entry_point("export")
@@ -21,10 +21,7 @@ def main(call: Call) -> None:
     call = call.of_adapter(statement, info["rank"])
     with call.tracked() as (run, folder):
         out = folder / ("export" if statement["private"] else "not-private")
-        run.dataset("adapter", adapter, context="adapter")
-        run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
-        track_privacy(run, statement, info["rank"], call.config.privacy.max_grad_norm)
-        run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=statement["run_id"])
+        track_adapter(run, adapter, info, statement, call.config)
         stock = export(base_of(info["base"], call.config, relative(adapter), "cpu"), adapter, call.config.sampling, out)
         if not stock:
             run.message(f"{relative(out)}: {NOT_STOCK} load them with dp_lora.models.folder.load_model")

@@ -11,10 +11,10 @@ from dp_lora import tracking
 from dp_lora.config import Config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
-from entrypoints.common import Call, entry_point, relative
+from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import WORKING, make_missing, would_make
 from entrypoints.pipelines import outputs, private_data, public_data, require
-from entrypoints.sample import base_of, track_privacy
+from entrypoints.sample import base_of
 
 
 @entry_point("fid")
@@ -66,7 +66,7 @@ def _evaluate(
     from dp_lora.models.adapters import untrained_class_embedding, with_embedding
 
     config = call.config
-    track_privacy(run, facts["privacy"], facts["rank"], config.privacy.max_grad_norm)
+    track_privacy(run, facts["privacy"], config)
     _datasets(run, config, samples, data)
     run.tags({"samples": relative(samples), "adapter": facts["adapter"], "base": facts["base"]["path"]})
     adapter = facts["privacy"]["run_id"]

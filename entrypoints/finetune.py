@@ -12,7 +12,7 @@ from dp_lora.errors import InputError
 from dp_lora.files import read_json, whole_folder, write_json
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
-from entrypoints.common import Call, entry_point, relative
+from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import RUNS, WORKING, make_missing, would_make
 from entrypoints.pipelines import base_folder, pipeline_of, private_data, require
 
@@ -172,19 +172,12 @@ def epsilon_curve(working: Path) -> str:
 
 
 def _report(call: Call, run: Any, result: Path, base: Path) -> None:
-    from dp_lora.statement import privacy_tag, read_privacy
+    from dp_lora.statement import read_privacy
 
     statement = read_privacy(result)
     config = call.config
-    for name in ("epsilon", *EPSILONS, "delta"):
-        if name in statement:
-            run.metric(name, statement[name], statement["steps"])
-    run.tags({"privacy": privacy_tag(statement), "statement": statement["statement"]})
-    run.privacy(statement)
-    run.metric("rank", config.lora.rank)
-    run.metric("k", config.privacy.k)
-    run.metric("max_grad_norm", config.privacy.max_grad_norm)
-    run.tags({"adapter": relative(result), "run_id_of_adapter": statement["run_id"]})
+    track_privacy(run, statement, config, statement["steps"])
+    run.tags({"statement": statement["statement"], "adapter": relative(result)})
     run.tags({"private": "metrics under private/; digests of private data"})
     if statement["private"] or tracking.tracking_uri().startswith("sqlite:"):
         # what must not leave the house is not sent to a server

@@ -6,11 +6,11 @@ from dp_lora.config import Config
 from dp_lora.files import read_json
 from dp_lora.privacy.published import EPSILONS
 from dp_lora.statement import read_privacy
-from entrypoints.common import Call, entry_point, relative
+from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.finetune import planned
 from entrypoints.pipeline import dvc, is_up_to_date, repro, write_params
 from entrypoints.pipelines import from_outside, outputs, pipeline_of, require, require_distance
-from entrypoints.sample import adapter_folder, track_privacy
+from entrypoints.sample import adapter_folder
 
 
 @entry_point("main")
@@ -39,7 +39,7 @@ def main(call: Call) -> None:
                 dvc("repro", "--force", "--single-item", "resolve", "prepare", environment=run.environment())
             repro(pipeline, run.environment())
             statement = read_privacy(adapter_folder(call))
-            track_privacy(run, statement, call.config.lora.rank, call.config.privacy.max_grad_norm)
+            track_privacy(run, statement, call.config)
             for name, value in summary(call.config).items():
                 if isinstance(value, int | float):
                     run.metric(name.replace(" ", "_"), value)

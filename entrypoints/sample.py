@@ -9,8 +9,7 @@ import click
 from dp_lora import tracking
 from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
-from dp_lora.privacy.published import EPSILONS
-from entrypoints.common import Call, entry_point, relative
+from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import WORKING
 from entrypoints.pipelines import base_folder, outputs
 
@@ -52,18 +51,14 @@ def adapter_folder(call: Call) -> Path:
     )
 
 
-def track_privacy(run: tracking.TrackedRun, statement: Mapping[str, Any], rank: int, config_norm: float) -> None:
-    """Give a run the privacy of its adapter as metrics of its own, so that one chart shows scores against epsilon."""
-    from dp_lora.statement import privacy_tag
-
-    for name in ("epsilon", *EPSILONS, "delta"):
-        if name in statement:
-            run.metric(name, statement[name])
-    run.metric("rank", rank)
-    run.metric("k", statement["k"])
-    run.metric("max_grad_norm", statement.get("max_grad_norm", config_norm))
-    run.tags({"privacy": privacy_tag(statement), "run_id_of_adapter": statement["run_id"]})
-    run.privacy(statement)
+def track_adapter(
+    run: tracking.TrackedRun, adapter: Path, info: Mapping[str, Any], statement: Mapping[str, Any], config: Config
+) -> None:
+    """Say in a run which adapter it works on, whose privacy that is, and link the fine-tuning that made it."""
+    run.dataset("adapter", adapter, context="adapter")
+    run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
+    track_privacy(run, statement, config)
+    run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=statement["run_id"])
 
 
 def base_of(named: Mapping[str, str], config: Config, whose: str, device: str) -> "Model":
@@ -90,10 +85,7 @@ def _sample(
 
     config = call.config
     base = base_of(info["base"], config, relative(adapter), config.compute.device)
-    run.dataset("adapter", adapter, context="adapter")
-    run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
-    track_privacy(run, statement, info["rank"], config.privacy.max_grad_norm)
-    run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=statement["run_id"])
+    track_adapter(run, adapter, info, statement, config)
     model = apply_adapter(base, adapter)
     facts = {"adapter": relative(adapter), "base": info["base"], "rank": info["rank"], "privacy": statement}
     sample(model, config, model.info["classes"], config.sampling.n, WORKING / "samples", out, run, facts)

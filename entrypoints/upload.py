@@ -7,10 +7,10 @@ import click
 
 from dp_lora import tracking
 from dp_lora.errors import InputError
-from entrypoints.common import one_line_errors
+from entrypoints.common import OneLineCommand, one_line_errors
 
 
-@click.command()
+@click.command(cls=OneLineCommand)
 @click.argument("run_ids", nargs=-1)
 def main(run_ids: tuple[str, ...]) -> None:
     """Send the records that wait in runs/outbox, of all runs or of those named; may be stopped and typed again."""

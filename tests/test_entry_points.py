@@ -116,6 +116,7 @@ def test_an_adapter_or_samples_that_are_not_there_are_named(tmp_path, monkeypatc
     [
         (["sample", "--foo", "1"], "error: No such option '--foo'; --help lists the options"),
         (["reproduce"], "error: Missing argument 'RUN_ID'; --help lists the options"),
+        (["upload", "--foo"], "error: No such option '--foo'; --help lists the options"),
         (["ui", "--port", "70000"], "error: Invalid value for '--port': 70000 is not in the range 1<=x<=65535;"),
     ],
 )

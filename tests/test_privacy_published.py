@@ -239,8 +239,8 @@ def test_mlflow_is_told_both_numbers_a_tag_of_its_own_and_never_an_epsilon(tmp_p
     from types import SimpleNamespace
 
     from dp_lora.files import write_json
+    from entrypoints.common import track_privacy
     from entrypoints.finetune import _report
-    from entrypoints.sample import track_privacy
 
     config = tiny_config("privacy.accounting=published privacy.k=2")
     plan = make_plan(config)
@@ -249,7 +249,7 @@ def test_mlflow_is_told_both_numbers_a_tag_of_its_own_and_never_an_epsilon(tmp_p
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     run, samples = FakeRun(), FakeRun()
     _report(SimpleNamespace(config=config), run, tmp_path, tmp_path / "base")
-    track_privacy(samples, statement, 2, 0.05)
+    track_privacy(samples, statement, config)
     for told in (run, samples):
         assert told.tagged["privacy"] == "published-no-guarantee"
         assert told.metrics["bounded_epsilon"] == statement["bounded_epsilon"]

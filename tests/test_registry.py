@@ -17,8 +17,8 @@ import torch
 from click.testing import CliRunner
 from test_export import make_release
 from test_tracking import use_store
-from test_ui import free_port
 from tiny import TINY, make_base, tiny_config, tiny_dataset
+from tracking_server import free_port
 
 from dp_lora import tracking
 from dp_lora.config import ROOT, load, write_resolved

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, unquote
 
 import pytest
 from test_tracking import use_store
+from tracking_server import free_port
 
 from dp_lora import tracking
 from dp_lora.config import ROOT, load
@@ -25,12 +26,6 @@ from dp_lora.tracking.links import comparison_page
 @pytest.fixture
 def client(tmp_path, monkeypatch):
     return use_store(tmp_path, monkeypatch)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def scored_run(eps: str, accuracy: float, stage: str = "fid") -> str:

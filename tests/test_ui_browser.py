@@ -1,25 +1,19 @@
 """`make test-ui`: the UI in a real browser, over runs that were trained for it (minutes)."""
 
 import json
-import socket
 import sqlite3
 from pathlib import Path
 
 import pytest
 from browser import browser_page, compared_values, open_page, scatter
 from tiny_project import EPSILONS, run, tiny_project
+from tracking_server import free_port
 
 from dp_lora.tracking.links import artifact_page
 from entrypoints.ui import server
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(3600)]
 GRID_WIDTH = "() => Math.max(0, ...[...document.images].map(image => image.naturalWidth))"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_the_comparison_the_chart_and_a_grid_show_what_three_trainings_logged(tmp_path, monkeypatch):

@@ -19,10 +19,8 @@ def _number(value: Any) -> bool:
 POSITIVE: Rule = (lambda v: _number(v) and v > 0, "must be above 0")
 NOT_NEGATIVE: Rule = (lambda v: _number(v) and v >= 0, "must be 0 or above")
 AT_LEAST_1: Rule = (lambda v: v >= 1, "must be a whole number of at least 1")
-RANK: Rule = (
-    lambda v: 1 <= v <= 1024,
-    "must be a whole number from 1 to 1024",
-)  # above a layer's width it adds nothing
+# above a layer's width it adds nothing
+RANK: Rule = (lambda v: 1 <= v <= 1024, "must be a whole number from 1 to 1024")
 SHARE: Rule = (lambda v: _number(v) and 0 <= v < 1, "must be in [0, 1)")
 BETAS: Rule = (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "must be two numbers in [0, 1)")
 WIDTHS: Rule = (lambda v: len(v) >= 1 and all(w >= 1 for w in v), "must list at least one width of at least 1")

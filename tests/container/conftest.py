@@ -8,8 +8,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from house import HOST_STORE_FOLDER, IMAGE, House, free_port, must
+from house import HOST_STORE_FOLDER, IMAGE, House, must
 from test_pipeline_runs import emnist_and_mnist, project_with_a_tiny_experiment
+from tracking_server import free_port
 
 from dp_lora.config import ROOT
 

@@ -1,7 +1,6 @@
 """How the container tests call `mlflow run`: as an ordinary user, against a server or the project's own store."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -28,12 +27,6 @@ def must(command: Sequence[Any], **arguments: Any) -> str:
     if result.returncode:
         pytest.fail(f"{' '.join(words)}: {result.returncode}\n{result.stdout[-3000:]}{result.stderr[-3000:]}")
     return result.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class House:

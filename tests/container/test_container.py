@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from house import HOST_STORE_FOLDER, IMAGE, free_port, must
+from house import HOST_STORE_FOLDER, IMAGE, must
 from mlflow import MlflowClient
+from tracking_server import free_port
 
 from dp_lora.tracking.provenance import environment_tags
 
