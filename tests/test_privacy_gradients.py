@@ -43,12 +43,12 @@ def loop_over_units(config, model, adapter, parameters, latents, labels, units, 
 
 @pytest.mark.parametrize("targets", ["default", "study", "attn1.to_q,attn2.to_out.0"])
 @pytest.mark.parametrize("k", [1, 3])
-def test_unit_gradients_equal_a_loop_over_units_with_autograd(tmp_path, targets, k):
+@pytest.mark.parametrize("units", [[[0], [1, 2, 3], [4], [5]], [[0, 1], [2, 3], [4, 5]]], ids=["uneven", "even"])
+def test_unit_gradients_equal_a_loop_over_units_with_autograd(tmp_path, targets, k, units):
     config, model = tiny_config(), tiny_model(tmp_path)
     adapter = tiny_adapter(model, targets)
     parameters = adapter.parameters("AB")
     latents, labels = tiny_latents()
-    units = [[0], [1, 2, 3], [4], [5]]
     expected = loop_over_units(config, model, adapter, parameters, latents, labels, units, k, seed=11)
 
     loss = diffusion_loss(config, model, latents, labels, CPU)(ItemStreams(11))
@@ -62,7 +62,8 @@ def test_unit_gradients_equal_a_loop_over_units_with_autograd(tmp_path, targets,
     assert gradients[EMBEDDING].abs().sum() > 0
 
 
-def test_opacus_finds_the_same_per_sample_gradients_for_a_linear_layer():
+@pytest.mark.parametrize("rows", [1, torch.arange(5)])
+def test_opacus_finds_the_same_per_sample_gradients_for_a_linear_layer(rows):
     from opacus import GradSampleModule
 
     from dp_lora.models.adapters import UnitLinear
@@ -75,7 +76,7 @@ def test_opacus_finds_the_same_per_sample_gradients_for_a_linear_layer():
 
     layer = UnitLinear(7, 4, bias=False)
     copies = weight.detach()[None].repeat(5, 1, 1).requires_grad_()
-    layer.unit_weight = (copies, torch.arange(5))
+    layer.unit_weight = (copies, rows)
     (layer(x) - y).square().mean((1, 2)).sum().backward()
     torch.testing.assert_close(copies.grad, weight.grad_sample, rtol=1e-5, atol=1e-7)
 

@@ -26,6 +26,8 @@ def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
 def clipped_sum(gradients: Mapping[str, Tensor], max_grad_norm: float) -> tuple[dict[str, Tensor], Tensor]:
     """Sum over units of gradients (U, *shape), each unit's scaled to norm at most `max_grad_norm`; and the norms (U,).
 
+    Gradients that are refused are set to zero in place.
+
     Guarantee: adding or removing one unit moves the sum by at most max_grad_norm in L2 over all tensors together,
     whatever its gradient is: one with an inf, a NaN or a norm above LARGEST counts as zero.
     """
@@ -34,6 +36,6 @@ def clipped_sum(gradients: Mapping[str, Tensor], max_grad_norm: float) -> tuple[
     total = {}
     for name, gradient in gradients.items():
         # 0 * NaN is NaN, so a refused gradient is replaced, not scaled
-        kept = torch.where((factors > 0).view(-1, *[1] * (gradient.dim() - 1)), gradient, 0.0)
-        total[name] = torch.einsum("u...,u->...", kept, factors.to(gradient.dtype))
+        gradient.masked_fill_((factors == 0).view(-1, *[1] * (gradient.dim() - 1)), 0.0)
+        total[name] = torch.einsum("u...,u->...", gradient, factors.to(gradient.dtype))
     return total, norms

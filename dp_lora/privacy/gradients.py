@@ -4,6 +4,7 @@ A row is one (unit, picture, noise draw). Each row is computed with its unit's c
 for the copy is that unit's gradient: the same number as a backward pass over this unit alone.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ class Rows:
     picture: Tensor  # (R,) int64: position of the row's picture in the private data
     weight: Tensor  # (R,) float32: 1 / (pictures of the unit * k), so that a unit's loss is a mean over its rows
     n_units: int
+    rows_per_unit: int | None  # where all units have the same number of rows here
     first_continues: bool  # the first unit began in the micro-batch before
     last_continues: bool  # the last unit goes on in the micro-batch after
 
@@ -43,11 +45,13 @@ def micro_batches(
     for start in range(0, len(unit_of), physical_batch_size):
         stop = min(start + physical_batch_size, len(unit_of))
         first, last = unit_of[start], unit_of[stop - 1]
+        counts = set(Counter(unit_of[start:stop]).values())
         yield Rows(
             slot=torch.tensor(unit_of[start:stop], device=device) - first,
             picture=torch.tensor(pictures[start:stop], device=device),
             weight=torch.tensor(weights[start:stop], device=device),
             n_units=last - first + 1,
+            rows_per_unit=counts.pop() if len(counts) == 1 else None,
             first_continues=start > 0 and unit_of[start - 1] == first,
             last_continues=stop < len(unit_of) and unit_of[stop] == last,
         )
@@ -61,7 +65,8 @@ def unit_gradients(
     Guarantee: unit u's gradient depends on u's own pictures and draws only.
     """
     copies = {
-        name: parameter.detach().unsqueeze(0).repeat(rows.n_units, *[1] * parameter.dim()).requires_grad_()
+        # expanded, not repeated: a copy takes no memory, and its gradient is a tensor of its own
+        name: parameter.detach().expand(rows.n_units, *parameter.shape).requires_grad_()
         for name, parameter in parameters.items()
     }
     weighted = loss(copies, rows) * rows.weight

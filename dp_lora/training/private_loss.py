@@ -41,7 +41,7 @@ def diffusion_loss(
             t = torch.tensor([int(timestep) for timestep, _ in drawn], device=device)
             noise = torch.from_numpy(np.stack([noise for _, noise in drawn])).to(device)
             context = copies[EMBEDDING][rows.slot, all_labels[rows.picture]].unsqueeze(1)
-            with unit_copies(model.unet, copies, rows.slot):
+            with unit_copies(model.unet, copies, rows.rows_per_unit or rows.slot):
                 prediction = model.unet(add_noise(x0, noise, alphas_cumprod, t), t, context).sample
             return loss_per_row(prediction, target(x0, noise, alphas_cumprod, t, prediction_type))
 
