@@ -6,7 +6,7 @@ VENV := .venv
 VPYTHON := $(VENV)/bin/python
 PORT ?= 5000
 
-.PHONY: help setup quickstart compare utility standin-search bench-prepare reproduce ui doctor image test test-slow test-container test-ui release-check lint format lock clean
+.PHONY: help setup quickstart compare utility standin-search bench bench-prepare reproduce ui doctor image test test-slow test-container test-ui pictures release-check lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -38,6 +38,9 @@ utility: setup ## accuracy over eps, mean of three seeds (about 40 minutes on 2 
 standin-search: setup ## choose hyper-parameters on public rendered digits
 	@$(VPYTHON) -m benchmarks.standin_search
 
+bench: setup ## the private step beside non-private ones: time and memory (about 15 minutes on 2 idle cores)
+	@$(VPYTHON) -m benchmarks.private_step
+
 bench-prepare: setup ## extraction beside plain pyarrow and file writes: time and memory
 	@$(VPYTHON) -m benchmarks.prepare
 
@@ -66,6 +69,10 @@ test-container: setup ## everything in containers: image, server, runs, kills
 test-ui: setup ## the UI in a real headless browser, over runs trained for it; needs Chromium
 	@$$(command -v uv || ls $(VENV)/uv $(VENV)/bin/uv 2>/dev/null | head -n 1) pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
 	@$(VPYTHON) -m pytest -m ui tests/test_ui_browser.py
+
+pictures: setup ## README's pictures, from the runs of make compare; needs Chromium
+	@$$(command -v uv || ls $(VENV)/uv $(VENV)/bin/uv 2>/dev/null | head -n 1) pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
+	@$(VPYTHON) -m tests.pictures
 
 release-check: ## a fresh clone: both commands of the README, containers, the UI in a browser; about an hour
 	@.ci/release_check.py $(FOLDER)

@@ -1,0 +1,100 @@
+"""Two sizes of model with random weights and random data, as the benchmarks of the private step use them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+from dp_lora.config import Config, load
+from dp_lora.diffusion import make_scheduler
+from dp_lora.models.adapters import EMBEDDING, Adapter, add_lora
+from dp_lora.models.autoencoder import Vae, build_autoencoder, latent_size
+from dp_lora.models.folder import Model, model_info
+from dp_lora.models.unet import build_unet
+
+# S: EMNIST's LDM, with the stock resamplers that the stock step needs; M: cin256's structure at a quarter of its width
+SIZES = {
+    "S": ("mnist32-class-dp-eps10", "lora.targets=default ldm.residual_resampling=false"),
+    "M": (
+        "celebahq-eps10",
+        "lora.targets=default ldm.block_out_channels=[64,128,256] autoencoder.block_out_channels=[32,64,64,128] "
+        "autoencoder.num_vq_embeddings=1024",
+    ),
+}
+PHYSICAL_BATCH = {"S": 256, "M": 8}  # rows, the study's own
+POOL = 512  # private pictures at hand
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Private latents (POOL, c, h, w), labels (POOL,), and how to build the networks: the same weights at each call."""
+
+    size: str
+    config: Config
+    latents: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def physical_batch(self) -> int:
+        return PHYSICAL_BATCH[self.size]
+
+    def vae(self) -> Vae:
+        torch.manual_seed(0)
+        vae = build_autoencoder(self.config.autoencoder, self.config.data.channels, self.config.data.size)
+        return vae.eval().requires_grad_(False)
+
+    def model(self) -> Model:
+        """Our model: cross-attention to one token is cut short."""
+        torch.manual_seed(0)
+        ldm, vae = self.config.ldm, self.vae()
+        unet = build_unet(ldm, self.config.autoencoder.latent_channels, latent_size(vae)).eval().requires_grad_(False)
+        scheduler = make_scheduler(ldm.beta_schedule, ldm.beta_start, ldm.beta_end, ldm.prediction_type)
+        info = model_info(
+            classes=list(self.config.data.classes),
+            null_row=False,
+            size=self.config.data.size,
+            channels=self.config.data.channels,
+            prediction_type=ldm.prediction_type,
+            trained_on={"source": "nothing"},
+            privacy_status="public",
+            seed=0,
+            sections={},
+        )
+        return Model(unet, vae, scheduler, self.embedding().detach(), info)
+
+    def stock_unet(self) -> UNet2DConditionModel:
+        """The same network with diffusers' own attention, as `from_pretrained` gives it."""
+        ours = self.model().unet
+        stock = UNet2DConditionModel.from_config(ours.config)
+        stock.load_state_dict(ours.state_dict())
+        return stock.eval().requires_grad_(False)
+
+    def embedding(self) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        shape = (len(self.config.data.classes), self.config.ldm.cross_attention_dim)
+        return torch.randn(shape, generator=generator).requires_grad_()
+
+    def adapter(self, unet: UNet2DConditionModel) -> tuple[Adapter, dict[str, Tensor]]:
+        """Our adapter on `unet`, B away from zero so that every trained weight has a gradient; its tensors by name."""
+        generator = torch.Generator().manual_seed(2)
+        lora = add_lora(unet, self.config.lora, generator)
+        adapter = Adapter(unet, lora, self.embedding())
+        parameters = adapter.parameters(self.config.lora.train)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if name.endswith(".lora_B"):
+                    parameter.normal_(0, 0.02, generator=generator)
+        assert EMBEDDING in parameters
+        return adapter, parameters
+
+
+def setup(size: str) -> Setup:
+    name, overrides = SIZES[size]
+    config = load(name, {}, overrides)
+    rng = np.random.default_rng(0)
+    side = latent_size(build_autoencoder(config.autoencoder, config.data.channels, config.data.size))
+    shape = (POOL, config.autoencoder.latent_channels, side, side)
+    labels = rng.integers(0, len(config.data.classes), POOL)
+    return Setup(size, config, rng.standard_normal(shape, dtype=np.float32), labels)

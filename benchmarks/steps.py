@@ -1,0 +1,148 @@
+"""One step over given pictures, in each of the ways that the benchmarks compare. Each is a function of no arguments."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from opacus import GradSampleModule
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.setups import Setup
+from dp_lora.diffusion import add_noise, loss_per_row, target
+from dp_lora.models.adapters import lora_targets
+from dp_lora.models.autoencoder import encode
+from dp_lora.privacy.gradients import micro_batches
+from dp_lora.privacy.noise import add_noise as add_privacy_noise
+from dp_lora.privacy.randomness import Randomness
+from dp_lora.privacy.step import sum_over_units
+from dp_lora.training.private_loss import diffusion_loss
+
+Step = Callable[[], object]
+CPU = torch.device("cpu")
+NOISE = 1e-4  # standard deviation; its size does not matter to the time
+
+
+def private(
+    setup: Setup, pictures: Sequence[int], k: int, physical_batch: int | None = None, *, one_token: bool = True
+) -> Step:
+    """Ours: draws, forward, backward, one clip per unit, sum, noise. `one_token` False: diffusers' cross-attention."""
+    rows = physical_batch or setup.physical_batch
+    model = setup.model()
+    if not one_token:
+        model.unet.set_attn_processor(AttnProcessor2_0())
+    _, parameters = setup.adapter(model.unet)
+    factory = diffusion_loss(setup.config, model, setup.latents, setup.labels, CPU)
+    randomness = Randomness("benchmark")
+    units = [[picture] for picture in pictures]
+
+    def step() -> dict[str, Tensor]:
+        batches = micro_batches(units, k, rows, CPU)
+        total, _, _ = sum_over_units(factory(randomness.per_item("draws", 0)), parameters, batches, 1e-3)
+        return add_privacy_noise(total, NOISE, randomness.numpy("noise", 0))
+
+    return step
+
+
+def own_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
+    """Our own forward without privacy: the same draws, one gradient of the mean loss for shared weights."""
+    model = setup.model()
+    adapter, parameters = setup.adapter(model.unet)
+    alphas_cumprod = model.scheduler.alphas_cumprod
+    labels = torch.as_tensor(setup.labels)
+    rows = [picture for picture in pictures for _ in range(k)]
+    leaves = list(parameters.values())
+
+    def step() -> None:
+        rng = np.random.default_rng()
+        _clear(leaves)
+        for start in range(0, len(rows), setup.physical_batch):
+            part = rows[start : start + setup.physical_batch]
+            x0 = torch.from_numpy(setup.latents[part])
+            t = torch.from_numpy(rng.integers(0, 1000, len(part)))
+            noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
+            context = adapter.embedding[labels[part]].unsqueeze(1)
+            prediction = model.unet(add_noise(x0, noise, alphas_cumprod, t), t, context).sample
+            wanted = target(x0, noise, alphas_cumprod, t, setup.config.ldm.prediction_type)
+            (loss_per_row(prediction, wanted).sum() / len(rows)).backward()
+
+    return step
+
+
+class StockModel(nn.Module):
+    """diffusers' UNet with PEFT's adapter on `targets`, and a class embedding, as users train them today."""
+
+    def __init__(self, setup: Setup, targets: Sequence[str]) -> None:
+        super().__init__()
+        self.unet = setup.stock_unet()
+        rank = setup.config.lora.rank
+        self.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
+        self.embedding = nn.Embedding.from_pretrained(setup.embedding().detach(), freeze=False)
+
+    def forward(self, noisy: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.unet(noisy, t, self.embedding(labels).unsqueeze(1)).sample
+
+
+def stock_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
+    """The stock non-private step: diffusers and PEFT, the same targets and rank, gradients accumulated."""
+    model = StockModel(setup, lora_targets(setup.config.lora.targets))
+    scheduler = setup.model().scheduler
+    labels = torch.as_tensor(setup.labels)
+    rows = [picture for picture in pictures for _ in range(k)]
+    leaves = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def step() -> None:
+        _clear(leaves)
+        for start in range(0, len(rows), setup.physical_batch):
+            part = rows[start : start + setup.physical_batch]
+            x0 = torch.from_numpy(setup.latents[part])
+            noise = torch.randn_like(x0)
+            t = torch.randint(0, 1000, (len(part),))
+            noisy = scheduler.add_noise(x0, noise, t)
+            loss = functional.mse_loss(model(noisy, t, labels[part]), noise)
+            (loss * len(part) / len(rows)).backward()
+
+    return step
+
+
+def published(setup: Setup, pictures: Sequence[int], k: int, physical_pictures: int) -> Step:
+    """The pipeline that was released with the paper, emulated: Opacus' hooks, and the autoencoder in every step.
+
+    `physical_pictures` pictures are encoded at a time and repeated k times, all four projections adapted, each of the
+    rows clipped apart (which is why its epsilon is wrong; here only its time matters).
+    """
+    model = StockModel(setup, lora_targets("study"))
+    hooked = GradSampleModule(model, batch_first=True, loss_reduction="sum")
+    vae, scheduler = setup.vae(), setup.model().scheduler
+    generator = torch.Generator().manual_seed(3)
+    side, channels = setup.config.data.size, setup.config.data.channels
+    pixels = torch.rand(len(pictures), channels, side, side, generator=generator) * 2 - 1
+    labels = torch.as_tensor(setup.labels)[list(pictures)]
+    leaves = [parameter for parameter in hooked.parameters() if parameter.requires_grad]
+
+    def step() -> list[Tensor]:
+        total = [torch.zeros_like(leaf) for leaf in leaves]
+        for start in range(0, len(pictures), physical_pictures):
+            part = slice(start, start + physical_pictures)
+            with torch.no_grad():
+                x0 = encode(vae, pixels[part]).repeat_interleave(k, 0)
+            noise = torch.randn_like(x0)
+            t = torch.randint(0, 1000, (len(x0),))
+            prediction = hooked(scheduler.add_noise(x0, noise, t), t, labels[part].repeat_interleave(k))
+            (prediction - noise).square().mean((1, 2, 3)).sum().backward()
+            samples = [leaf.grad_sample for leaf in leaves]
+            norms = torch.stack([sample.flatten(1).norm(dim=1) for sample in samples], 1).norm(dim=1)
+            factors = (1e-3 / (norms + 1e-6)).clamp(max=1)
+            for so_far, sample in zip(total, samples, strict=True):
+                so_far.add_(torch.einsum("i,i...", factors, sample))
+            hooked.zero_grad(set_to_none=True)
+        return [value + NOISE * torch.randn_like(value) for value in total]
+
+    return step
+
+
+def _clear(leaves: Sequence[Tensor]) -> None:
+    for leaf in leaves:
+        leaf.grad = None
