@@ -101,9 +101,10 @@ def joined(fabric: "Fabric | None", compute: Compute, device: torch.device) -> I
 def _from_outside(fabric: "Fabric") -> Iterator[None]:
     try:
         yield
-    except RankLost:
+    except (InputError, OSError) as error:
         if os.environ.get(STARTED):
-            time.sleep(GRACE)  # the first process says what happened, and ends this one
+            # where the first process fails too, it says what happened, and ends this one meanwhile
+            time.sleep(GRACE if isinstance(error, RankLost) else GRACE / 6)
         raise
 
 

@@ -4,7 +4,7 @@ All of it goes over gloo in the order of the ranks, on a CPU and on a GPU alike:
 adapter, a rank that ends is noticed at once, and one order of additions gives one rounding.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from torch import Tensor, distributed
 from dp_lora.errors import InputError
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 GOES_ON = "ledger and checkpoints stand, and a direct call that is typed again goes on"
 
@@ -56,6 +57,17 @@ class Team:
         with _lost_ranks():
             distributed.gather_object(value, values, dst=0)
         return values or []
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item] = ()) -> Iterator[Result]:
+        """On the first rank function(item) of its `items`, in their order; the others get nothing.
+
+        The ranks take an item each, the next ones when the first rank asks for more: it holds `size` results at most.
+        """
+        items = self.once(list(items))
+        for start in range(0, len(items), self.size):
+            own = [function(item) for item in self.share(items[start : start + self.size])]
+            for results in self.gather(own):
+                yield from results
 
     def copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Give `tensors` of the other ranks, in place, the values of the first rank's."""

@@ -80,6 +80,8 @@ def mutant(team: Team, folder: Path):
 def work(team: Team, folder: Path) -> dict:
     results = {case: one(case, team, folder) for case in CASES}
     results["mutant"] = mutant(team, folder)
+    results["map"] = list(team.map(lambda item: (item, team.rank), range(7)))
+    assert team.first or results["map"] == []
     try:
         team.require_same("other data" if team.rank == 1 else "data")
         results["same"] = ""

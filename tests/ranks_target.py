@@ -1,6 +1,7 @@
 """A tiny private fine-tuning on the ranks that compute.devices says, as the entry point makes it; for test_ranks.py.
 
 ranks_target.py HOUSE RUN OVERRIDES [MODE]: one binding for every number of ranks, so that runs share coins and noise.
+MODE kill-first-N and kill-other-N: that rank is killed in step N. encode: only HOUSE/data are encoded, into HOUSE/RUN.
 """
 
 import os
@@ -12,6 +13,8 @@ import torch
 from tiny import tiny_config, tiny_latents
 
 from dp_lora import launch
+from dp_lora.data.latents import encode_dataset
+from dp_lora.data.layout import read_dataset
 from dp_lora.events import Events
 from dp_lora.models.folder import load_model, model_digest
 from dp_lora.privacy import step as step_module
@@ -31,6 +34,10 @@ def main(house: Path, name: str, overrides: str, mode: str = "") -> None:
     data = PrivateData(latents, labels, units_of(N, None, "picture"))
     with launch.joined(fabric, config.compute, CPU) as (team, device):
         model = load_model(house / "base")
+        if mode == "encode":
+            dataset = read_dataset(house / "data", ["x", "y"], "train")
+            encode_dataset(dataset, model.vae, house / name, device, 5, Events(), team)
+            return
         if not team.first:
             if mode.startswith("kill-other"):
                 _die_before_sum(int(mode.rpartition("-")[2]))

@@ -77,6 +77,12 @@ def test_a_step_on_several_ranks_is_one_line_of_the_ledger(steps):
             assert Ledger(folder / f"{case} {size}.jsonl").counted_steps(plan) == 1
 
 
+def test_ranks_take_items_by_turns_and_the_first_gets_all_results_in_order(steps):
+    _, results = steps
+    for size in (2, 3):
+        assert results[size]["map"] == [(item, item % size) for item in range(7)]
+
+
 def test_noise_comes_once_whatever_the_number_of_ranks_and_a_mutant_where_each_rank_adds_it_is_caught(steps):
     _, results = steps
 
@@ -174,6 +180,16 @@ def test_two_and_three_ranks_give_the_weights_of_one_to_1e_6(house, more):
 
 
 @pytest.mark.slow
+def test_two_ranks_encode_to_the_bytes_that_one_makes(house):
+    tiny_dataset(house / "data")
+    assert target(house, "latents", "compute.devices=2", "encode").returncode == 0
+    (encoded,) = (house / "latents").glob("*.npy")
+    dataset = read_dataset(house / "data", ["x", "y"], "train")
+    alone = encode_dataset(dataset, load_model(house / "base").vae, house / "alone", CPU, 5, Events())
+    assert np.array_equal(np.load(encoded), alone)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [2, 1, 3])
 def test_a_rank_that_is_killed_ends_the_run_in_one_line_and_a_resume_on_any_number_of_ranks_ends_it(house, again):
     began = time.monotonic()
@@ -199,33 +215,52 @@ def test_the_others_end_in_one_line_when_the_first_rank_is_killed(house):
     assert target(house, "run", "compute.devices=2").returncode == 0
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with a tiny base and tiny private data, and what runs a command in it."""
+    folder = tmp_path_factory.mktemp("house") / "project"
+    clone(ROOT, folder)
+    make_base(folder / "outputs/letters/ldm", tiny_config())
+    tiny_dataset(folder / "outputs/mnist5k/data")
+    return folder
+
+
+def command(project: Path, *words: str, more: str = "", launcher: tuple[str, ...] = ()) -> str:
+    """What an entry point prints, which is one line."""
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(project), "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db"}
+    overrides = f"{TINY} compute.device=cpu sampling.batch_size=1 {more}"
+    made = subprocess.run(
+        [sys.executable, "-m", *launcher, *words, "--overrides", overrides],
+        cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr[-3000:]
+    (line,) = made.stdout.splitlines()  # of the first rank alone
+    return line
+
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+
+
 @pytest.mark.slow
-def test_the_command_line_fine_tunes_on_two_ranks_and_under_torchrun(tmp_path):
-    project = clone(ROOT, tmp_path / "project")
-    make_base(project / "outputs/letters/ldm", tiny_config())
-    tiny_dataset(project / "outputs/mnist5k/data")
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(project), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    for launcher, eps in (([], 10), (torchrun, 5)):
-        overrides = f"{TINY} compute.device=cpu compute.devices=2 train.grid_every=5"
-        words = [*launcher, "entrypoints.finetune", "--eps", str(eps), "--overrides", overrides]
-        made = subprocess.run(
-            [sys.executable, "-m", *words], cwd=project, env=environment, capture_output=True, text=True, check=False
-        )
-        assert made.returncode == 0, made.stderr[-3000:]
-        (line,) = made.stdout.splitlines()  # of the first rank alone
-        assert "differentially private, add-or-remove-one" in line
-    folders = sorted((project / "runs").glob("*/ledger.jsonl"))
-    assert len(folders) == 2
-    assert all(path.read_text().count("\n") == 5 for path in folders)
+@pytest.mark.parametrize(("launcher", "eps"), [((), "10"), (TORCHRUN, "5")])
+def test_the_command_line_works_on_two_ranks_with_and_without_torchrun(project, launcher, eps):
     from mlflow import MlflowClient
 
-    client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
+    before = set((project / "runs").glob("*/ledger.jsonl"))
+    two = "compute.devices=2"
+    fine_tuned = command(project, "entrypoints.finetune", "--eps", eps, more=two, launcher=launcher)
+    assert "differentially private, add-or-remove-one" in fine_tuned
+    release = fine_tuned.partition(":")[0]
+    (ledger,) = set((project / "runs").glob("*/ledger.jsonl")) - before
+    assert ledger.read_text().count("\n") == 5
+    # batches are drawn whole, so that each has the bits that one process gives
+    images = []
+    for more, how in ((two, launcher), ("", ())):
+        drawn = command(project, "entrypoints.sample", "--adapter", release, more=more, launcher=how)
+        images.append((project / drawn.partition(":")[0]).with_name("samples.npz").read_bytes())
+    assert images[0] == images[1]
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    assert [run.info.status for run in client.search_runs(experiments)] == ["FINISHED", "FINISHED"]
-    # encoded by two ranks: the bytes that one makes
-    (encoded,) = (project / "runs/working/latents").glob("*.npy")
-    model = load_model(project / "outputs/letters/ldm")
-    dataset = read_dataset(project / "outputs/mnist5k/data", ["x", "y"], "train")
-    alone = encode_dataset(dataset, model.vae, tmp_path / "alone", CPU, 256, Events())
-    assert np.array_equal(np.load(encoded), alone)
+    runs = client.search_runs(experiments)
+    assert len(runs) == 3 * (len(before) + 1)
+    assert {run.info.status for run in runs} == {"FINISHED"}

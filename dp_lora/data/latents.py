@@ -1,6 +1,5 @@
 """Pictures as latents, encoded once and kept as a memory-mapped file."""
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
@@ -68,16 +67,8 @@ def _encode_to(
         images = dataset.images(slice(start, min(len(dataset), start + batch_size)))
         return encode(vae, to_pixels(images).to(device)).float().cpu().numpy()
 
-    def batches(done: int) -> Iterator[np.ndarray]:
-        starts = range(done, len(dataset), batch_size)
-        for first in range(0, len(starts), team.size):
-            own = [encoded(start) for start in team.share(starts[first : first + team.size])]
-            for given in team.gather(own):
-                yield from given
-
     if not team.first:
-        for _ in batches(team.once()):
-            pass
+        list(team.map(encoded))
         return
     done = int(read_json(record)["rows"]) if unfinished.exists() and record.exists() else 0
     if done:
@@ -86,7 +77,8 @@ def _encode_to(
     else:
         latents = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
     with progress(total=len(dataset), initial=done, desc="latents", bar_format=PERCENT) as bar:
-        for number, batch in enumerate(batches(team.once(done)), start=1):
+        starts = range(done, len(dataset), batch_size)
+        for number, batch in enumerate(team.map(encoded, starts), start=1):
             if not np.isfinite(batch).all():
                 raise InputError("latents: the autoencoder gives NaN or infinite values; train it anew with a lower lr")
             latents[done : done + len(batch)] = batch
