@@ -13,6 +13,8 @@ def main(call: Call) -> None:
     if call.dry_run:
         call.print_dry_run({}, ["runs/RUN_ID/export, or runs/RUN_ID/not-private where the adapter is not private"])
         return
+    import torch
+
     from dp_lora.export import NOT_STOCK, export
     from dp_lora.models.adapters import adapter_info
 
@@ -22,7 +24,8 @@ def main(call: Call) -> None:
     with call.tracked() as (run, folder):
         out = folder / ("export" if statement["private"] else "not-private")
         track_adapter(run, adapter, info, statement, call.config)
-        stock = export(base_of(info["base"], call.config, relative(adapter), "cpu"), adapter, call.config.sampling, out)
+        base = base_of(info["base"], call.config, relative(adapter), torch.device("cpu"))
+        stock = export(base, adapter, call.config.sampling, out)
         if not stock:
             run.message(f"{relative(out)}: {NOT_STOCK} load them with dp_lora.models.folder.load_model")
         # the weights stay where they are: a base of this kind has gigabytes

@@ -64,6 +64,7 @@ def _evaluate(
 ) -> None:
     from dp_lora.evaluation.evaluate import evaluate
     from dp_lora.models.adapters import untrained_class_embedding, with_embedding
+    from dp_lora.models.device import pick_device
 
     config = call.config
     track_privacy(run, facts["privacy"], config)
@@ -72,7 +73,7 @@ def _evaluate(
     adapter = facts["privacy"]["run_id"]
     run.made_from("samples", nest=True, stage="sample", run_id_of_adapter=adapter, output=relative(samples))
     run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=adapter)
-    base = base_of(facts["base"], config, relative(samples), config.compute.device)
+    base = base_of(facts["base"], config, relative(samples), pick_device(config.compute.device))
     classes = list(config.data.classes)
     train = config.train
     start = untrained_class_embedding(

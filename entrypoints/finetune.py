@@ -2,19 +2,28 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dp_lora import tracking
 from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
+from dp_lora.events import Events
 from dp_lora.files import read_json, whole_folder, write_json
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import RUNS, WORKING, make_missing, would_make
 from entrypoints.pipelines import base_folder, pipeline_of, private_data, require
+
+if TYPE_CHECKING:
+    import torch
+
+    from dp_lora.data.layout import Dataset
+    from dp_lora.models.folder import Model
+    from dp_lora.team import Team
+    from dp_lora.training.finetune import PrivateData
 
 
 @entry_point("finetune")
@@ -29,13 +38,24 @@ def main(call: Call) -> None:
     require(call.config, [data_folder])
     _check(call.config, base)
     from dp_lora.data.prepare import check_prepared
+    from dp_lora.launch import is_first, joined, make_fabric, started_from_outside
+    from dp_lora.models.device import pick_device
 
+    device = pick_device(call.config.compute.device)
+    fabric = make_fabric(call.config.compute, device)
+    if started_from_outside(fabric) and (missing := would_make(base, data_folder)):
+        raise InputError(f"{', '.join(missing)}: missing; make it with one process, before a launcher starts the ranks")
+    if not is_first(fabric):
+        with joined(fabric, call.config.compute, device) as (team, device):
+            _assist(call.config, base, data_folder, device, team)
+        return
     with call.tracked() as (run, folder):
         make_missing(call.config, call.typed, run.environment(), base, data_folder)
         check_prepared(call.config, data_folder)
         run.made_from("base", output=relative(base))
         run.made_from("private pictures", output=relative(data_folder))
-        result = _finetune(call, run, folder, base, data_folder)
+        with joined(fabric, call.config.compute, device) as (team, device):
+            result = _finetune(call, run, folder, base, data_folder, device, team)
         _report(call, run, result, base)
 
 
@@ -79,22 +99,50 @@ def planned(config: Config) -> tuple[dict[str, Any], str]:
     return facts, RELEASE if plan.guaranteed else NOT_PRIVATE
 
 
-def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path) -> Path:
+def _inputs(config: Config, base: Path, data_folder: Path, device: "torch.device") -> "tuple[Model, Dataset]":
     import torch
 
-    from dp_lora.data.latents import encode_dataset
     from dp_lora.data.layout import read_dataset
+    from dp_lora.models.folder import load_model
+
+    if config.privacy.reproducible:
+        torch.use_deterministic_algorithms(True)
+    return load_model(base, device), read_dataset(data_folder, list(config.data.classes), "train")
+
+
+def _encoded(
+    config: Config, model: "Model", dataset: "Dataset", device: "torch.device", events: Events, team: "Team"
+) -> "PrivateData":
+    from dp_lora.data.latents import encode_dataset
+    from dp_lora.training.finetune import PrivateData, units_of
+
+    latents = encode_dataset(dataset, model.vae, WORKING / "latents", device, 256, events, team)
+    return PrivateData(latents, dataset.labels, units_of(len(dataset), dataset.persons, config.privacy.unit))
+
+
+def _assist(config: Config, base: Path, data_folder: Path, device: "torch.device", team: "Team") -> None:
+    """What every rank but the first does: its share of `_finetune`; it tracks, prints and writes nothing."""
+    from dp_lora.models.folder import model_digest
+    from dp_lora.training.finetune import assist
+    from dp_lora.training.run_folder import binding
+
+    model, dataset = _inputs(config, base, data_folder, device)
+    team.require_same(binding(config, dataset.digest(), model_digest(base), device.type))
+    assist(config, model, _encoded(config, model, dataset, device, Events(), team), device, team)
+
+
+def _finetune(
+    call: Call, run: Any, folder: Path, base: Path, data_folder: Path, device: "torch.device", team: "Team"
+) -> Path:
     from dp_lora.grids import write_grid
     from dp_lora.models.agreement import check_agreement
-    from dp_lora.models.device import pick_device
-    from dp_lora.models.folder import Model, load_model, model_digest
+    from dp_lora.models.folder import Model, model_digest
     from dp_lora.sampling import draw
-    from dp_lora.training.finetune import PrivateData, finetune, units_of
+    from dp_lora.training.finetune import finetune
     from dp_lora.training.run_folder import binding, open_run_folder, other_ledgers, working_folder
 
     config = call.config
-    device = pick_device(config.compute.device)
-    model = load_model(base, device)
+    model, dataset = _inputs(config, base, data_folder, device)
     if (model.info["size"], model.info["channels"]) != (config.data.size, config.data.channels):
         raise InputError(
             f"data.size={config.data.size}, data.channels={config.data.channels}: the base is for pictures of "
@@ -105,7 +153,6 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
         raise InputError(
             f"sampling.guidance_scale={config.sampling.guidance_scale:g}: the base has no null row; must be 1"
         )
-    dataset = read_dataset(data_folder, list(config.data.classes), "train")
     dataset.require_shape(config.data.size, config.data.channels, "data")
     # a release names no folder of this machine
     shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
@@ -115,8 +162,7 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
         raise InputError(
             "finetune: DVC deletes this temporary copy, and the ledger in it; leave out --temp and --queue"
         )
-    if config.privacy.reproducible:
-        torch.use_deterministic_algorithms(True)
+    team.require_same(bound)
     # DVC deletes a stage's output before it runs again: plan, ledger and checkpoints live outside of it. A direct call
     # goes on when it is typed again; a replay has one ledger wherever it is called from, so that one noise is never
     # added to two sums. A run that `mlflow run` made has a folder of its own
@@ -141,10 +187,8 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
                 "steps": opened.plan.steps,
             }
         )
-        latents = encode_dataset(dataset, model.vae, WORKING / "latents", device, 256, run)
-        units = units_of(len(dataset), dataset.persons, config.privacy.unit)
-        data = PrivateData(latents, dataset.labels, units)
-        result = finetune(config, model, base_names, data, opened, device, run, grid)
+        data = _encoded(config, model, dataset, device, run, team)
+        result = finetune(config, model, base_names, data, opened, device, run, grid, team)
     return _copied(result, folder) if shared else result
 
 

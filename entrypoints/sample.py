@@ -14,7 +14,10 @@ from entrypoints.pipeline import WORKING
 from entrypoints.pipelines import base_folder, outputs
 
 if TYPE_CHECKING:
+    import torch
+
     from dp_lora.models.folder import Model
+    from dp_lora.team import Team
 
 
 @entry_point("sample")
@@ -23,15 +26,27 @@ def main(call: Call) -> None:
     if call.dry_run:
         call.print_dry_run({}, [relative(call.out) if call.out else "runs/RUN_ID/samples"])
         return
+    from dp_lora.launch import is_first, joined, make_fabric
     from dp_lora.models.adapters import adapter_info
+    from dp_lora.models.device import pick_device
+    from dp_lora.sampling import assist
     from dp_lora.statement import read_privacy
 
     adapter = adapter_folder(call)
     info, statement = adapter_info(adapter), read_privacy(adapter)
     call = call.of_adapter(statement, info["rank"])
+    compute = call.config.compute
+    device = pick_device(compute.device)
+    fabric = make_fabric(compute, device)
+    if not is_first(fabric):
+        with joined(fabric, compute, device) as (team, device):
+            model = _model(call.config, adapter, info, device)
+            assist(model, call.config, model.info["classes"], call.config.sampling.n, team)
+        return
     with call.tracked() as (run, folder):
         out = folder if call.child else folder / "samples"
-        _sample(call, run, adapter, info, statement, out)
+        with joined(fabric, compute, device) as (team, device):
+            _sample(call, run, adapter, info, statement, out, device, team)
         run.artifact(out / "grid.png")
         run.artifact(out / "samples.json")
         run.output(out)
@@ -61,15 +76,20 @@ def track_adapter(
     run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=statement["run_id"])
 
 
-def base_of(named: Mapping[str, str], config: Config, whose: str, device: str) -> "Model":
+def base_of(named: Mapping[str, str], config: Config, whose: str, device: "torch.device") -> "Model":
     """The base model with this path and digest: where the path says, or at model.base; InputError for another."""
-    from dp_lora.models.device import pick_device
     from dp_lora.models.folder import load_model, model_digest
 
     for folder in (ROOT / named["path"], base_folder(config)):
         if folder.exists() and model_digest(folder) == named["digest"]:
-            return load_model(folder, pick_device(device))
+            return load_model(folder, device)
     raise InputError(f"{whose}: its base {named['path']} is missing or another one; restore it, or set model.base")
+
+
+def _model(config: Config, adapter: Path, info: Mapping[str, Any], device: "torch.device") -> "Model":
+    from dp_lora.models.adapters import apply_adapter
+
+    return apply_adapter(base_of(info["base"], config, relative(adapter), device), adapter)
 
 
 def _sample(
@@ -79,16 +99,16 @@ def _sample(
     info: Mapping[str, Any],
     statement: Mapping[str, Any],
     out: Path,
+    device: "torch.device",
+    team: "Team",
 ) -> None:
-    from dp_lora.models.adapters import apply_adapter
     from dp_lora.sampling import sample
 
     config = call.config
-    base = base_of(info["base"], config, relative(adapter), config.compute.device)
+    model = _model(config, adapter, info, device)
     track_adapter(run, adapter, info, statement, config)
-    model = apply_adapter(base, adapter)
     facts = {"adapter": relative(adapter), "base": info["base"], "rank": info["rank"], "privacy": statement}
-    sample(model, config, model.info["classes"], config.sampling.n, WORKING / "samples", out, run, facts)
+    sample(model, config, model.info["classes"], config.sampling.n, WORKING / "samples", out, run, facts, team)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,18 @@ from dp_lora import __version__
 from dp_lora.config import ROOT
 from entrypoints.common import ENTRY_POINTS
 
-COMMON = {"config", "errors", "files", "events", "progress"}
+COMMON = {"config", "errors", "files", "events", "progress", "team"}
 # room -> rooms of ours that it may import, beside COMMON
 ARROWS = {
     "errors": set(),
     "files": set(),
     "events": set(),
     "progress": set(),
+    "team": {"errors"},
+    "launch": {"config", "errors", "team"},
     "config": {"errors", "files"},
     "diffusion": {"errors"},
-    "privacy": {"errors", "files"},
+    "privacy": {"errors", "files", "team"},
     "grids": {"files"},
     "data": {"models"},  # latents.py encodes with the base's autoencoder
     "models": {"diffusion", "data"},

@@ -153,6 +153,8 @@ RULES: dict[str, Rule] = {
     "evaluation.public_reference": (lambda v: v in (None, "digits"), "must be null or digits"),
     "evaluation.min_images": (lambda v: v >= 2, "must be at least 2"),
     "compute.device": _one_of("auto", "cpu", "cuda"),
+    "compute.devices": AT_LEAST_1,
+    "compute.num_nodes": AT_LEAST_1,
     "compute.physical_batch_size": AT_LEAST_1,
 }
 

@@ -176,6 +176,8 @@ class Evaluation:
 @dataclass
 class Compute:
     device: str = MISSING
+    devices: int = MISSING
+    num_nodes: int = MISSING
     physical_batch_size: int = MISSING
 
 

@@ -1,5 +1,6 @@
 """Pictures as latents, encoded once and kept as a memory-mapped file."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +15,7 @@ from dp_lora.files import digest_value, exclusive, fsync, read_json, write_json
 from dp_lora.models.autoencoder import Vae, encode, latent_size
 from dp_lora.models.folder import module_digest
 from dp_lora.progress import PERCENT, progress
+from dp_lora.team import Team
 
 RECORD_EVERY = 50  # batches between two records of what is done
 ENCODE_VALUES = 2**22  # pixel values encoded at once, whatever the batch size: bounds the encoder's memory
@@ -26,21 +28,24 @@ def encode_dataset(
     device: torch.device | str,
     batch_size: int,
     events: Events,
+    team: Team = Team(),  # noqa: B008 (frozen)
 ) -> np.memmap:
     """Normalised latents of all pictures, read-only float32 (N, c, h, w), in the dataset's order; vae on `device`.
 
     As `encode` gives them. Kept in `cache_folder` under the digest of data and autoencoder, so that neither can change
     unseen. The file appears when it is complete; an interrupted encoding goes on where it was. Memory does not grow
-    with N, nor with `batch_size` beyond ENCODE_VALUES pixel values. Raises InputError for latents that are not finite.
+    with N, nor with `batch_size` beyond ENCODE_VALUES pixel values. The ranks of `team` take a batch each, the first
+    one writes. Raises InputError for latents that are not finite.
     """
     side = latent_size(vae)
     shape = (len(dataset), vae.config["latent_channels"], side, side)
     key = digest_value([dataset.digest(), module_digest(vae), shape])
     path = Path(cache_folder) / f"{key[:32]}.npy"
     # two runs on the same data: the second one waits and finds the file
-    with exclusive(path.with_suffix(".lock"), wait=True):
-        if not path.exists():
-            _encode_to(path, dataset, vae, shape, torch.device(device), batch_size, events)
+    with exclusive(path.with_suffix(".lock"), wait=True) if team.first else nullcontext():
+        if not team.once(path.exists()):
+            _encode_to(path, dataset, vae, shape, torch.device(device), batch_size, events, team)
+        team.once()  # the others go on when the file is there
     return cast(np.memmap, np.load(path, mmap_mode="r", allow_pickle=False))
 
 
@@ -53,9 +58,18 @@ def _encode_to(
     device: torch.device,
     batch_size: int,
     events: Events,
+    team: Team,
 ) -> None:
     batch_size = max(1, min(batch_size, ENCODE_VALUES // (dataset.size**2 * dataset.channels)))
     unfinished, record = path.with_suffix(".part.npy"), path.with_suffix(".part.json")
+
+    def encoded(start: int) -> np.ndarray:
+        images = dataset.images(slice(start, min(len(dataset), start + batch_size)))
+        return encode(vae, to_pixels(images).to(device)).float().cpu().numpy()
+
+    if not team.first:
+        list(team.map(encoded))
+        return
     done = int(read_json(record)["rows"]) if unfinished.exists() and record.exists() else 0
     if done:
         events.message("latents: going on where an earlier run stopped")
@@ -63,16 +77,16 @@ def _encode_to(
     else:
         latents = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
     with progress(total=len(dataset), initial=done, desc="latents", bar_format=PERCENT) as bar:
-        for number, start in enumerate(range(done, len(dataset), batch_size), start=1):
-            rows = slice(start, min(len(dataset), start + batch_size))
-            batch = encode(vae, to_pixels(dataset.images(rows)).to(device)).float().cpu().numpy()
+        starts = range(done, len(dataset), batch_size)
+        for number, batch in enumerate(team.map(encoded, starts), start=1):
             if not np.isfinite(batch).all():
                 raise InputError("latents: the autoencoder gives NaN or infinite values; train it anew with a lower lr")
-            latents[rows] = batch
+            latents[done : done + len(batch)] = batch
+            done += len(batch)
             bar.update(len(batch))
             if number % RECORD_EVERY == 0:
                 latents.flush()
-                write_json(record, {"rows": rows.stop})
+                write_json(record, {"rows": done})
     latents.flush()
     del latents
     unfinished.replace(path)

@@ -14,6 +14,11 @@ Proof. Let D and D' differ in one unit x.
 So one step is the mechanism that `accounting` composes. The divisor is public (q * n_public), and what follows
 (optimizer, averaging of weights, samples) sees private data through this sum alone: post-processing.
 
+The number of ranks (processes that divide a step's units) changes nothing of this. Each drawn unit lies whole in the
+share of one rank alone, which clips its gradient, taken at the first rank's weights and with the draws of its own
+stream; so the sum of the ranks' sums is that of (3), up to rounding. Coins, ledger line and noise are the first rank's
+alone, and it alone receives the sums.
+
 plan.accounting = published repeats a fault of the released code, for comparison. There (3) fails: each draw is clipped
 apart, as if it were a unit, so x adds k vectors, whose sum has norm at most k * C, reached when they are parallel.
 (1), (2) and (4) stand, so plan.sensitivity = k makes the claim true again; what is made so is never released.
@@ -32,9 +37,19 @@ from dp_lora.privacy.noise import add_noise
 from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
 from dp_lora.privacy.randomness import ItemStreams, Randomness
 from dp_lora.privacy.sampling import poisson_draw
+from dp_lora.team import Team
 
 # streams of the step's draws, one for each picture -> loss function of the step
 LossFactory = Callable[[ItemStreams], LossFunction]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the first rank draws for a step and the others are told; private."""
+
+    plan: PrivacyPlan
+    units: list[int]  # positions of those that take part
+    draws: ItemStreams
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,48 @@ def sum_over_units(
     return total, torch.cat(norms) if norms else torch.zeros(0), torch.cat(losses) if losses else torch.zeros(0)
 
 
+def sum_over_ranks(
+    drawn: Drawn,
+    units: Sequence[Sequence[int]],
+    loss_factory: LossFactory,
+    parameters: Mapping[str, Tensor],
+    physical_batch_size: int,
+    team: Team,
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """`sum_over_units` of the drawn units, divided among the ranks of `team`, on its first rank; no result on others.
+
+    `parameters` of the other ranks become those of the first.
+
+    Guarantee: that of `sum_over_units`, whatever the number of ranks: no unit is divided, none is in two shares.
+    """
+    team.copy(parameters)
+    share, k = [units[position] for position in team.share(drawn.units)], drawn.plan.k
+    if drawn.plan.accounting == PUBLISHED:
+        share, k = [unit for unit in share for _ in range(k)], 1  # every draw gets a clip of its own
+    batches = micro_batches(share, k, physical_batch_size, next(iter(parameters.values())).device)
+    part, norms, losses = sum_over_units(loss_factory(drawn.draws), parameters, batches, drawn.plan.max_grad_norm)
+    total = team.sum(part)
+    facts = team.gather((norms.cpu(), losses.cpu()))
+    if team.first:
+        norms, losses = (torch.cat(values) for values in zip(*facts, strict=True))
+    return total, norms, losses
+
+
+def assist(
+    units: Sequence[Sequence[int]],
+    loss_factory: LossFactory,
+    parameters: Mapping[str, Tensor],
+    physical_batch_size: int,
+    team: Team,
+) -> None:
+    """What every rank but the first does: its share of each `noisy_sum`, until the first says None in its place.
+
+    Guarantee: its sums go to the first rank alone; it tosses no coin, draws no noise, and releases nothing.
+    """
+    while (drawn := team.once()) is not None:
+        sum_over_ranks(drawn, units, loss_factory, parameters, physical_batch_size, team)
+
+
 def noisy_sum(
     plan: PrivacyPlan,
     step: int,
@@ -89,25 +146,22 @@ def noisy_sum(
     randomness: Randomness,
     ledger: Ledger,
     physical_batch_size: int,
+    team: Team = Team(),  # noqa: B008 (frozen)
 ) -> tuple[dict[str, Tensor], PrivateFacts]:
     """Noisy sum {name: (*shape)} of the clipped gradients of a fresh Poisson draw of `units` (each a list of pictures).
 
     An empty draw is a step like any other: no model call, noise, a ledger line. `physical_batch_size` rows are computed
-    at a time; it changes memory, and the result only by rounding. PrivateFacts are for the operator alone.
+    at a time; it changes memory, and the result only by rounding, as do the ranks of `team`, of which the first calls
+    this and the others `assist`. PrivateFacts are for the operator alone.
 
     Guarantee: the noisy sum is (q, sigma)-subsampled Gaussian under add-or-remove-one unit, as proved above, and the
     ledger holds the step before its noise exists.
     """
-    device = next(iter(parameters.values())).device
-    drawn = poisson_draw(len(units), plan.sample_rate, randomness.numpy("sampling", step))
-    clipped, k = [units[position] for position in drawn], plan.k
-    if plan.accounting == PUBLISHED:
-        clipped, k = [unit for unit in clipped for _ in range(k)], 1  # every draw gets a clip of its own
-    batches = micro_batches(clipped, k, physical_batch_size, device)
-    loss = loss_factory(randomness.per_item("draws", step))
-    total, norms, losses = sum_over_units(loss, parameters, batches, plan.max_grad_norm)
+    positions = poisson_draw(len(units), plan.sample_rate, randomness.numpy("sampling", step)).tolist()
+    drawn = team.once(Drawn(plan, positions, randomness.per_item("draws", step)))
+    total, norms, losses = sum_over_ranks(drawn, units, loss_factory, parameters, physical_batch_size, team)
     facts = PrivateFacts(
-        units=len(drawn),
+        units=len(positions),
         loss=float(losses.mean()) if len(losses) else float("nan"),
         mean_norm=float(norms.mean()) if len(norms) else float("nan"),
         clipped_share=float((norms > plan.max_grad_norm).double().mean()) if len(norms) else float("nan"),

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from dp_lora.models.folder import Model, module_digest
 from dp_lora.progress import progress
 from dp_lora.sampling.archive import write_archive
 from dp_lora.sampling.ddim import draw
+from dp_lora.team import Team
 
 SPLIT = "synthetic"
 GRID_COLUMNS = 10
@@ -51,12 +52,14 @@ def sample(
     out_folder: Path,
     events: Events,
     facts: Mapping[str, Any] | None = None,
+    team: Team = Team(),  # noqa: B008 (frozen)
 ) -> None:
     """Draw n images, balanced over `classes`, on the device of `model`; write `out_folder`, whole or not at all.
 
     Finished batches are kept in `working_folder` under a key of model, settings and device: a second call after a kill
     goes on there and ends in the same bytes. `out_folder` is a dataset of split "synthetic" with samples.npz (arr_0
     uint8 NHWC in RGB, arr_1 positions in `classes`), grid.png and samples.json, which repeats `facts` (base, privacy).
+    The ranks of `team` take a batch each; its first one calls this, the others `assist`.
     Raises InputError for a class that the model does not know.
     """
     unknown = [name for name in classes if name not in model.classes]
@@ -66,11 +69,11 @@ def sample(
         )
         raise InputError(f"sampling: {problem}; the model knows {', '.join(model.classes[:20])}")
     device = model.class_embedding.device
-    settings = {"seed": config.experiment.seed, "n": n, "classes": list(classes), **asdict(config.sampling)}
-    settings["model"] = model_fingerprint(model)
+    settings = _settings(model, config, classes, n)
     rows = balanced(classes, n)
     parts = Path(working_folder) / digest_value([settings, device.type, torch.__version__])[:16]
-    _draw_parts(model, config, rows, parts, device, events)
+    team.require_same(settings)
+    _draw_parts(model, config, rows, parts, events, team)
 
     positions = np.array([classes.index(name) for name, _ in rows], dtype=np.int64)
     size, channels = model.info["size"], model.info["channels"]
@@ -85,29 +88,55 @@ def sample(
     events.image("samples", Path(out_folder) / "grid.png")
 
 
-def _draw_parts(
-    model: Model, config: Config, rows: list[tuple[str, int]], parts: Path, device: torch.device, events: Events
-) -> None:
+def assist(model: Model, config: Config, classes: Sequence[str], n: int, team: Team) -> None:
+    """What every rank but the first does in `sample`: draws its share of the batches, and writes nothing."""
+    team.require_same(_settings(model, config, classes, n))
+    list(team.map(_batches(model, config, balanced(classes, n))))
+
+
+def _settings(model: Model, config: Config, classes: Sequence[str], n: int) -> dict[str, Any]:
+    settings = {"seed": config.experiment.seed, "n": n, "classes": list(classes), **asdict(config.sampling)}
+    return settings | {"model": model_fingerprint(model)}
+
+
+def _batch_size(config: Config, rows: Sequence[tuple[str, int]]) -> int:
+    return min(config.sampling.batch_size, len(rows))
+
+
+def _batches(
+    model: Model, config: Config, rows: list[tuple[str, int]]
+) -> Callable[[int], tuple[int, NDArray[np.uint8]]]:
+    """A function that draws the batch that begins at a row, which it gives with the images."""
+    device, batch_size = model.class_embedding.device, _batch_size(config, rows)
     labels, indices = [model.classes.index(name) for name, _ in rows], [index for _, index in rows]
-    batch_size = min(config.sampling.batch_size, len(rows))
+
+    def drawn(start: int) -> tuple[int, NDArray[np.uint8]]:
+        # the last batch is filled up from the front: equal batch size means equal bits, whatever n is
+        wanted = [row % len(rows) for row in range(start, start + batch_size)]
+        images = draw(
+            model,
+            [labels[r] for r in wanted],
+            [indices[r] for r in wanted],
+            config.sampling,
+            config.experiment.seed,
+            device,
+        )
+        return start, images[: len(rows) - start]
+
+    return drawn
+
+
+def _draw_parts(
+    model: Model, config: Config, rows: list[tuple[str, int]], parts: Path, events: Events, team: Team
+) -> None:
+    batch_size = _batch_size(config, rows)
     starts = range(0, len(rows), batch_size)
     missing = [start for start in starts if not _part(parts, start).exists()]
     done = len(rows) - sum(len(rows[start : start + batch_size]) for start in missing)
     if done:
         events.message(f"sampling: {done} of {len(rows)} images are there from an earlier run")
     with progress(total=len(rows), initial=done, desc="samples", unit="image") as bar:
-        for start in missing:
-            # the last batch is filled up from the front: equal batch size means equal bits, whatever n is
-            wanted = [row % len(rows) for row in range(start, start + batch_size)]
-            images = draw(
-                model,
-                [labels[r] for r in wanted],
-                [indices[r] for r in wanted],
-                config.sampling,
-                config.experiment.seed,
-                device,
-            )
-            images = images[: len(rows) - start]
+        for start, images in team.map(_batches(model, config, rows), missing):
             with whole_file(_part(parts, start)) as temporary:
                 np.save(temporary, images)
             bar.update(len(images))

@@ -25,12 +25,14 @@ from dp_lora.models.adapters import (
 )
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import Model
+from dp_lora.privacy import step as private_step
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.randomness import Randomness, read_secret
 from dp_lora.privacy.step import PrivateFacts, noisy_sum
 from dp_lora.progress import progress
 from dp_lora.release import base_privacy, write_result
+from dp_lora.team import Team
 from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder, binding_digest
@@ -141,12 +143,14 @@ def finetune(
     device: torch.device,
     events: Events,
     grid: Callable[[Model, Path], None],
+    team: Team = Team(),  # noqa: B008 (frozen)
 ) -> Path:
     """Fine-tune `model` (changed in place) on private data and write run.result; begins or goes on in `run`.
 
     `base` names the base model (path, digest) in the result. `grid` draws a sample grid of a model into a file; it sees
     released weights only. Steps that an earlier process took count: with fresh randomness a run that lost steps in a
-    crash ends with fewer, never beyond its budget. Returns the folder of the adapter.
+    crash ends with fewer, never beyond its budget. The first rank of `team` calls this, the others `assist`. Returns
+    the folder of the adapter.
 
     Guarantee: the returned folder, and the grids, are (plan.target_epsilon, plan.delta)-DP under add-or-remove-one unit
     where plan.guaranteed, composed with what the base had spent before.
@@ -154,14 +158,23 @@ def finetune(
     base_privacy(model.info, run.plan)  # refuses before any budget is spent
     if run.result.exists():
         events.message(f"{run.folder.name}: this fine-tuning is finished; nothing is trained, nothing is spent")
+        team.once(None)
         return run.result
     adapter = make_adapter(config, model, device)
     state = Averaged(config, adapter.parameters(config.lora.train), run.plan.noise_multiplier)
-    _train(config, model, adapter, state, data, run, device, events, grid)
+    _train(config, model, adapter, state, data, run, device, events, grid, team)
     with state.released():
         counted = run.ledger.counted_steps(run.plan)
         write_result(run.result, run.plan, counted, run.run_id, config, adapter, model.info, base)
     return run.result
+
+
+def assist(config: Config, model: Model, data: PrivateData, device: torch.device, team: Team) -> None:
+    """What every rank but the first does in a fine-tuning: its share of each step's clipped sum, and nothing else."""
+    parameters = make_adapter(config, model, device).parameters(config.lora.train)
+    loss_factory = diffusion_loss(config, model, data.latents, data.labels, device)
+    with full_precision():
+        private_step.assist(data.units, loss_factory, parameters, config.compute.physical_batch_size, team)
 
 
 def _train(
@@ -174,6 +187,7 @@ def _train(
     device: torch.device,
     events: Events,
     grid: Callable[[Model, Path], None],
+    team: Team,
 ) -> None:
     plan = run.plan
     secret = read_secret(Path(config.privacy.seed_file)) if config.privacy.seed_file else None
@@ -200,7 +214,7 @@ def _train(
         physical = config.compute.physical_batch_size
         with full_precision():
             total, facts = noisy_sum(
-                plan, step, data.units, loss_factory, state.parameters, randomness, run.ledger, physical
+                plan, step, data.units, loss_factory, state.parameters, randomness, run.ledger, physical, team
             )
         counted += step not in replayed
         # the divisor is public: the true batch size is private under Poisson sampling
@@ -217,6 +231,7 @@ def _train(
             events.image(f"grids/step-{step:06d}.png", path)
         bar.update()
     bar.close()
+    team.once(None)  # the others are done
     if step < plan.steps:
         events.message(
             f"stopped at step {step} of {plan.steps}: steps that were lost in a crash are counted, and one more would "

@@ -37,6 +37,7 @@ PRIVATE_CODE = (
     "models/resampling.py",
     "data/latents.py",
     "diffusion.py",
+    "team.py",
 )
 
 
@@ -48,6 +49,7 @@ def binding(config: Config, data_digest: str, base_digest: str, device: str) -> 
     if config.privacy.reproducible:
         # an exact replay needs the same rounding: two sums under one noise would reveal their difference
         sections["physical_batch_size"] = config.compute.physical_batch_size
+        sections["ranks"] = config.compute.devices * config.compute.num_nodes
         sections["machine"] = {"device": device, "threads": torch.get_num_threads(), "cpu": platform.processor()}
         sections["versions"] = {name: version(name) for name in ("torch", "numpy", "diffusers", "peft")}
     # JSON has no infinity

@@ -1,0 +1,124 @@
+"""The processes (ranks) that work on one run, and what goes between them.
+
+All of it goes over gloo in the order of the ranks, on a CPU and on a GPU alike: what is exchanged is as small as the
+adapter, a rank that ends is noticed at once, and one order of additions gives one rounding.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from dp_lora.errors import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+GOES_ON = "ledger and checkpoints stand, and a direct call that is typed again goes on"
+
+
+class RankLost(InputError):
+    """Another rank has ended, or does not answer."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process is `rank` of `size`; by default it is alone. All ranks call the same methods in the same order."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank draws, notes down, writes and prints; the others only compute their shares."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """This rank's items; may be empty. Every item is one rank's, and no item is two ranks'."""
+        return list(items[self.rank :: self.size])
+
+    def once(self, value: Any = None) -> Any:
+        """The first rank's `value`, on all ranks; what the others give is not looked at."""
+        if self.size == 1:
+            return value
+        box = [value]
+        with _lost_ranks():
+            distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value` in the order of the ranks, on the first; on the others an empty list."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size if self.first else None
+        with _lost_ranks():
+            distributed.gather_object(value, values, dst=0)
+        return values or []
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item] = ()) -> Iterator[Result]:
+        """On the first rank function(item) of its `items`, in their order; the others get nothing.
+
+        The ranks take an item each, the next ones when the first rank asks for more: it holds `size` results at most.
+        """
+        items = self.once(list(items))
+        for start in range(0, len(items), self.size):
+            own = [function(item) for item in self.share(items[start : start + self.size])]
+            for results in self.gather(own):
+                yield from results
+
+    def copy(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give `tensors` of the other ranks, in place, the values of the first rank's."""
+        if self.size == 1:
+            return
+        flat = _flat(tensors)
+        with _lost_ranks():
+            distributed.broadcast(flat, src=0)
+        if not self.first:
+            with torch.no_grad():
+                for tensor, value in zip(tensors.values(), _cut(flat, tensors), strict=True):
+                    tensor.copy_(value)
+
+    def sum(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """On the first rank the sum of all ranks' tensors, added in the order of the ranks; on the others their own."""
+        if self.size == 1:
+            return dict(tensors)
+        flat = _flat(tensors)
+        parts = [torch.empty_like(flat) for _ in range(self.size)] if self.first else None
+        with _lost_ranks():
+            distributed.gather(flat, parts, dst=0)
+        for part in (parts or [])[1:]:
+            flat += part
+        return {
+            name: value.to(tensor.device)
+            for (name, tensor), value in zip(tensors.items(), _cut(flat, tensors), strict=True)
+        }
+
+    def require_same(self, value: Any) -> None:
+        """InputError on the first rank unless all ranks give an equal `value`."""
+        others = [rank for rank, given in enumerate(self.gather(value)) if given != value]
+        if others:
+            raise InputError(
+                f"rank {others[0]}: has another configuration, code, base model or other data than rank 0; all ranks "
+                "must see the same checkout, outputs and data"
+            )
+
+
+def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().flatten().cpu() for tensor in tensors.values()])
+
+
+def _cut(flat: Tensor, like: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    parts = flat.split([tensor.numel() for tensor in like.values()])
+    return (part.view(tensor.shape) for part, tensor in zip(parts, like.values(), strict=True))
+
+
+@contextmanager
+def _lost_ranks() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RankLost(f"another rank has ended or does not answer ({reason}); {GOES_ON}") from None

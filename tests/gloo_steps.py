@@ -1,0 +1,121 @@
+"""Private steps on real gloo ranks, forked so that torch is imported once: gloo_steps.py OUT, for test_ranks.py.
+
+Writes {number of ranks: {case: (noisy sum, units)}} and what a mutant gives, in which every rank adds noise.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+from test_privacy_step import linear_loss
+from tiny import no_privacy, plan_of
+from torch import distributed
+
+from dp_lora.errors import InputError
+from dp_lora.privacy import step as module
+from dp_lora.privacy.ledger import Ledger
+from dp_lora.privacy.randomness import Randomness
+from dp_lora.team import Team
+
+SECRET = b"0123456789abcdef0123456789abcdef"
+DIRECTIONS = torch.randn(40, 3000, generator=torch.Generator().manual_seed(0))
+EACH = [[i] for i in range(40)]
+PERSONS = [[0, 1, 2, 3, 4], [5], [6, 7], [8, 9, 10], [11]]
+CLIP = 0.5
+
+
+def random_loss(draws):
+    """The direction of a picture times a draw of its own: a draw taken twice or by another picture changes the sum."""
+
+    def loss(copies, rows):
+        factor = torch.tensor([draws[picture].standard_normal() for picture in rows.picture.tolist()])
+        return (copies["w"][rows.slot] * DIRECTIONS[rows.picture]).sum(1) * factor.float()
+
+    return loss
+
+
+# case -> plan, units, loss, rows at a time
+CASES = {
+    "drawn": (plan_of(max_grad_norm=CLIP), EACH, linear_loss(DIRECTIONS), 3),
+    "without noise": (no_privacy(), EACH, random_loss, 4),
+    "one unit": (no_privacy(sample_rate=1.0), EACH[:1], random_loss, 100),
+    "nobody": (plan_of(sample_rate=1e-9, max_grad_norm=CLIP), EACH, random_loss, 100),
+    "persons": (plan_of(sample_rate=1.0, max_grad_norm=CLIP, k=3, unit="person"), PERSONS, random_loss, 4),
+    "published": (plan_of(max_grad_norm=CLIP, k=3, accounting="published"), EACH, random_loss, 5),
+}
+
+
+def one(case: str, team: Team, folder: Path):
+    """The noisy sum and the number of units on the first rank; None on the others."""
+    plan, units, loss, physical = CASES[case]
+    # the weights of the others are wrong until they get the first rank's
+    parameters = {"w": torch.zeros(DIRECTIONS.shape[1]), "unused": torch.ones(2, 2)}
+    if not team.first:
+        parameters = {name: value + 7 for name, value in parameters.items()}
+        module.assist(units, loss, parameters, physical, team)
+        return None
+    ledger = Ledger(folder / f"{case} {team.size}.jsonl")
+    total, facts = module.noisy_sum(plan, 5, units, loss, parameters, Randomness("run", SECRET), ledger, physical, team)
+    team.once(None)
+    return total, facts
+
+
+def mutant(team: Team, folder: Path):
+    """As "nobody", but every rank adds noise to its share."""
+    real = module.sum_over_units
+
+    def noisy(*arguments):
+        total, norms, losses = real(*arguments)
+        generator = Randomness("other", SECRET).numpy("noise", team.rank)
+        return (total if team.first else module.add_noise(total, CLIP, generator)), norms, losses
+
+    module.sum_over_units = noisy
+    result = one("nobody", team, folder / "mutant")
+    module.sum_over_units = real
+    return result
+
+
+def work(team: Team, folder: Path) -> dict:
+    results = {case: one(case, team, folder) for case in CASES}
+    results["mutant"] = mutant(team, folder)
+    results["map"] = list(team.map(lambda item: (item, team.rank), range(7)))
+    assert team.first or results["map"] == []
+    try:
+        team.require_same("other data" if team.rank == 1 else "data")
+        results["same"] = ""
+    except InputError as error:
+        results["same"] = str(error)
+    return results
+
+
+def ranks(size: int, folder: Path) -> None:
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        status = 1
+        try:
+            distributed.init_process_group("gloo", init_method=f"file://{folder}/{size}", rank=rank, world_size=size)
+            results = work(Team(rank, size), folder)
+            if rank == 0:
+                torch.save(results, folder / f"{size}.pt")
+            distributed.destroy_process_group()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    if sum(os.waitpid(child, 0)[1] for child in children):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    (out / "mutant").mkdir()
+    torch.set_num_threads(1)
+    for number in (2, 3):
+        ranks(number, out)

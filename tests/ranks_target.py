@@ -1,0 +1,71 @@
+"""A tiny private fine-tuning on the ranks that compute.devices says, as the entry point makes it; for test_ranks.py.
+
+ranks_target.py HOUSE RUN OVERRIDES [MODE]: one binding for every number of ranks, so that runs share coins and noise.
+MODE kill-first-N and kill-other-N: that rank is killed in step N. encode: only HOUSE/data are encoded, into HOUSE/RUN.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from tiny import tiny_config, tiny_latents
+
+from dp_lora import launch
+from dp_lora.data.latents import encode_dataset
+from dp_lora.data.layout import read_dataset
+from dp_lora.events import Events
+from dp_lora.models.folder import load_model, model_digest
+from dp_lora.privacy import step as step_module
+from dp_lora.training.finetune import PrivateData, assist, finetune, units_of
+from dp_lora.training.run_folder import binding, open_run_folder
+from entrypoints.common import one_line_errors
+
+N = 30
+CPU = torch.device("cpu")
+
+
+def main(house: Path, name: str, overrides: str, mode: str = "") -> None:
+    config = tiny_config(overrides)
+    torch.use_deterministic_algorithms(True)
+    fabric = launch.make_fabric(config.compute, CPU)
+    latents, labels = tiny_latents(N)
+    data = PrivateData(latents, labels, units_of(N, None, "picture"))
+    with launch.joined(fabric, config.compute, CPU) as (team, device):
+        model = load_model(house / "base")
+        if mode == "encode":
+            dataset = read_dataset(house / "data", ["x", "y"], "train")
+            encode_dataset(dataset, model.vae, house / name, device, 5, Events(), team)
+            return
+        if not team.first:
+            if mode.startswith("kill-other"):
+                _die_before_sum(int(mode.rpartition("-")[2]))
+            assist(config, model, data, device, team)
+            return
+        if mode.startswith("kill-first"):
+            _die_before_sum(int(mode.rpartition("-")[2]))
+        bound = binding(
+            tiny_config(overrides.partition(" compute.devices")[0]), "data", model_digest(house / "base"), "cpu"
+        )
+        names = {"path": "base", "digest": bound["base"]}
+        with open_run_folder(house / name, config, bound) as run:
+            finetune(config, model, names, data, run, device, Events(), lambda *_: None, team)
+
+
+def _die_before_sum(step: int) -> None:
+    """SIGKILL this process in its work on `step` (counted from 0)."""
+    real, calls = step_module.sum_over_units, []
+
+    def dying(*arguments):
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        calls.append(step)
+        return real(*arguments)
+
+    step_module.sum_over_units = dying
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,266 @@
+"""One run on several ranks: the same sum, one noise, one ledger; what happens when a rank ends. Real processes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gloo_steps import CASES, CLIP, one
+from safetensors.torch import load_file
+from scipy import stats
+from tiny import TINY, make_base, tiny_config, tiny_dataset
+
+from dp_lora.config import ROOT
+from dp_lora.config.schema import Compute
+from dp_lora.data.latents import encode_dataset
+from dp_lora.data.layout import read_dataset
+from dp_lora.errors import InputError
+from dp_lora.events import Events
+from dp_lora.launch import make_fabric
+from dp_lora.models.folder import load_model
+from dp_lora.privacy.ledger import Ledger
+from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.team import Team
+from dp_lora.training.run_folder import binding, binding_digest
+from tests.prepare_call import clone
+
+CPU = torch.device("cpu")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT.pop("MLFLOW_RUN_ID", None)
+ENDED = "ledger and checkpoints stand, and a direct call that is typed again goes on"
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """Results of gloo_steps.py for two and three ranks, and of this process alone."""
+    folder = tmp_path_factory.mktemp("steps")
+    script = [sys.executable, str(ROOT / "tests/gloo_steps.py"), str(folder)]
+    made = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120)
+    assert made.returncode == 0, made.stderr[-3000:]
+    results = {size: torch.load(folder / f"{size}.pt", weights_only=False) for size in (2, 3)}
+    return folder, {1: {case: one(case, Team(), folder) for case in CASES}, **results}
+
+
+def test_every_item_is_in_the_share_of_exactly_one_rank():
+    for size in (1, 2, 3, 8):
+        for items in ([], [4], [4, 5, 6, 7, 9]):
+            shares = [Team(rank, size).share(items) for rank in range(size)]
+            assert sorted(item for share in shares for item in share) == items
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_gives_the_same_noisy_sum_on_one_two_and_three_ranks(steps, case):
+    """Uneven shares, an empty share, nobody drawn, persons of several pictures, k draws clipped apart."""
+    _, results = steps
+    total, facts = results[1][case]
+    for size in (2, 3):
+        other, other_facts = results[size][case]
+        assert total.keys() == other.keys()
+        for name in total:
+            torch.testing.assert_close(other[name], total[name], rtol=1e-5, atol=1e-6)
+        assert other_facts.units == facts.units
+        for field in ("loss", "mean_norm", "clipped_share"):
+            assert getattr(other_facts, field) == pytest.approx(getattr(facts, field), rel=1e-5, nan_ok=True)
+    assert facts.units == {"one unit": 1, "nobody": 0, "persons": 5}.get(case, facts.units)
+
+
+def test_a_step_on_several_ranks_is_one_line_of_the_ledger(steps):
+    folder, results = steps
+    for case, (plan, *_) in CASES.items():
+        for size in results:
+            assert Ledger(folder / f"{case} {size}.jsonl").counted_steps(plan) == 1
+
+
+def test_ranks_take_items_by_turns_and_the_first_gets_all_results_in_order(steps):
+    _, results = steps
+    for size in (2, 3):
+        assert results[size]["map"] == [(item, item % size) for item in range(7)]
+
+
+def test_noise_comes_once_whatever_the_number_of_ranks_and_a_mutant_where_each_rank_adds_it_is_caught(steps):
+    _, results = steps
+
+    def p_value(case, size):
+        return stats.kstest(results[size][case][0]["w"].numpy(), "norm", args=(0, CLIP)).pvalue
+
+    assert p_value("nobody", 2) > 1e-3
+    assert p_value("nobody", 3) > 1e-3
+    assert p_value("mutant", 2) < 1e-6
+    assert p_value("mutant", 3) < 1e-6
+
+
+def test_a_rank_with_other_data_or_configuration_is_refused(steps):
+    _, results = steps
+    for size in (2, 3):
+        assert results[size]["same"].startswith("rank 1: has another configuration, code, base model or other data")
+
+
+def test_a_replay_is_bound_to_the_number_of_ranks_and_a_fresh_run_is_not(tmp_path):
+    def digest(overrides):
+        return binding_digest(binding(tiny_config(overrides), "d", "b", "cpu"))
+
+    assert digest("") == digest("compute.devices=2") == digest("compute.num_nodes=3")
+    seeded = f"privacy.reproducible=true privacy.seed_file={tmp_path}"
+    one, two = digest(seeded), digest(f"{seeded} compute.devices=2")
+    assert one != two
+    assert two == digest(f"{seeded} compute.num_nodes=2")
+
+
+@pytest.mark.parametrize("key", ["compute.devices", "compute.num_nodes"])
+def test_no_ranks_are_refused(key):
+    with pytest.raises(InputError, match=f"{key}=0: must be a whole number of at least 1"):
+        tiny_config(f"{key}=0")
+
+
+def compute(devices: int = 1, num_nodes: int = 1) -> Compute:
+    return Compute("cpu", devices, num_nodes, 8)
+
+
+def test_a_launcher_that_starts_more_ranks_than_the_config_says_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="started 2 processes"):
+        make_fabric(compute(), CPU)
+
+
+def test_several_machines_without_a_launcher_must_say_where_the_first_one_is(monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="MASTER_ADDR, MASTER_PORT, NODE_RANK"):
+        make_fabric(compute(num_nodes=2), CPU)
+
+
+@pytest.fixture
+def house(tmp_path):
+    make_base(tmp_path / "base", tiny_config())
+    seed = tmp_path / "seed"
+    seed.write_bytes(b"s" * 32)
+    seed.chmod(0o600)
+    return tmp_path
+
+
+def target(house: Path, run: str, overrides: str, mode: str = "") -> subprocess.CompletedProcess[str]:
+    script = [sys.executable, str(ROOT / "tests/ranks_target.py"), str(house), run, overrides, mode]
+    return subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240)
+
+
+def errors(process: subprocess.CompletedProcess[str]) -> list[str]:
+    """The lines of errors; a bar may stand before the first one."""
+    assert "Traceback" not in process.stderr, process.stderr[-3000:]
+    return ["error: " + part.splitlines()[0] for part in process.stderr.split("error: ")[1:]]
+
+
+def weights(house: Path, run: str) -> dict[str, torch.Tensor]:
+    release = house / run / "release"
+    return load_file(release / "peft/adapter_model.safetensors") | load_file(release / "class_embedding.safetensors")
+
+
+def counted(house: Path, run: str) -> int:
+    plan = PrivacyPlan.from_json(json.loads((house / run / "plan.json").read_text())["plan"])
+    return Ledger(house / run / "ledger.jsonl").counted_steps(plan)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["", "privacy.batch_size=1 data.n_public=5 privacy.delta=0.1", "privacy.k=3"])
+def test_two_and_three_ranks_give_the_weights_of_one_to_1e_6(house, more):
+    seeded = f"privacy.reproducible=true privacy.seed_file={house / 'seed'} {more}"
+    for size in (1, 2, 3):
+        made = target(house, f"on-{size}", f"{seeded} compute.devices={size}")
+        assert made.returncode == 0, made.stderr[-3000:]
+    alone = weights(house, "on-1")
+    for size in (2, 3):
+        for name, value in weights(house, f"on-{size}").items():
+            assert float((value - alone[name]).abs().max()) < 1e-6, (size, name)
+        assert (house / f"on-{size}/ledger.jsonl").read_text().count("\n") == counted(house, "on-1") == 5
+
+
+@pytest.mark.slow
+def test_two_ranks_encode_to_the_bytes_that_one_makes(house):
+    tiny_dataset(house / "data")
+    assert target(house, "latents", "compute.devices=2", "encode").returncode == 0
+    (encoded,) = (house / "latents").glob("*.npy")
+    dataset = read_dataset(house / "data", ["x", "y"], "train")
+    alone = encode_dataset(dataset, load_model(house / "base").vae, house / "alone", CPU, 5, Events())
+    assert np.array_equal(np.load(encoded), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [2, 1, 3])
+def test_a_rank_that_is_killed_ends_the_run_in_one_line_and_a_resume_on_any_number_of_ranks_ends_it(house, again):
+    began = time.monotonic()
+    broken = target(house, "run", "compute.devices=2", "kill-other-2")
+    assert time.monotonic() - began < 100
+    assert broken.returncode == 1
+    assert errors(broken) == [f"error: rank 1 ended (status -9); {ENDED}"]
+    assert counted(house, "run") == 2
+    assert not (house / "run/release").exists()
+    resumed = target(house, "run", f"compute.devices={again}")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "going on after step 2; the ledger holds 2 of 5 steps" in resumed.stderr
+    statement = json.loads((house / "run/release/privacy.json").read_text())
+    assert statement["steps"] == counted(house, "run") == 5
+
+
+@pytest.mark.slow
+def test_the_others_end_in_one_line_when_the_first_rank_is_killed(house):
+    broken = target(house, "run", "compute.devices=3", "kill-first-2")  # returns when stderr is closed by all
+    assert broken.returncode == -9
+    assert errors(broken) == [f"error: the first process has ended; {ENDED}"]
+    assert counted(house, "run") == 2
+    assert target(house, "run", "compute.devices=2").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with a tiny base and tiny private data, and what runs a command in it."""
+    folder = tmp_path_factory.mktemp("house") / "project"
+    clone(ROOT, folder)
+    make_base(folder / "outputs/letters/ldm", tiny_config())
+    tiny_dataset(folder / "outputs/mnist5k/data")
+    return folder
+
+
+def command(project: Path, *words: str, more: str = "", launcher: tuple[str, ...] = ()) -> str:
+    """What an entry point prints, which is one line."""
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(project), "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db"}
+    overrides = f"{TINY} compute.device=cpu sampling.batch_size=1 {more}"
+    made = subprocess.run(
+        [sys.executable, "-m", *launcher, *words, "--overrides", overrides],
+        cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr[-3000:]
+    (line,) = made.stdout.splitlines()  # of the first rank alone
+    return line
+
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "eps"), [((), "10"), (TORCHRUN, "5")])
+def test_the_command_line_works_on_two_ranks_with_and_without_torchrun(project, launcher, eps):
+    from mlflow import MlflowClient
+
+    before = set((project / "runs").glob("*/ledger.jsonl"))
+    two = "compute.devices=2"
+    fine_tuned = command(project, "entrypoints.finetune", "--eps", eps, more=two, launcher=launcher)
+    assert "differentially private, add-or-remove-one" in fine_tuned
+    release = fine_tuned.partition(":")[0]
+    (ledger,) = set((project / "runs").glob("*/ledger.jsonl")) - before
+    assert ledger.read_text().count("\n") == 5
+    # batches are drawn whole, so that each has the bits that one process gives
+    images = []
+    for more, how in ((two, launcher), ("", ())):
+        drawn = command(project, "entrypoints.sample", "--adapter", release, more=more, launcher=how)
+        images.append((project / drawn.partition(":")[0]).with_name("samples.npz").read_bytes())
+    assert images[0] == images[1]
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments)
+    assert len(runs) == 3 * (len(before) + 1)
+    assert {run.info.status for run in runs} == {"FINISHED"}
