@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ class RunFolder:
     bound: dict[str, Any]
     run_id: str  # random, says nothing about the data
 
-    @property
+    @cached_property
     def ledger(self) -> Ledger:
         return Ledger(self.folder / "ledger.jsonl")
 
