@@ -53,10 +53,25 @@ def _check(config: Config, base: Path) -> None:
     matched_modules(meta_unet(config, base), config.lora.targets)
     if config.privacy.seed_file:
         read_secret(Path(config.privacy.seed_file))
+    _named_by_resume(config)
     if base.exists():
         info = load_info(base)
         start_positions(config.train.embedding_start, info["classes"], len(config.data.classes))
         base_privacy(info, make_plan(config))
+
+
+def _named_by_resume(config: Config) -> Path | None:
+    """The working folder of the run that train.resume names; None for auto and never."""
+    if config.train.resume in ("auto", "never"):
+        return None
+    shown = f"train.resume={config.train.resume}"
+    tags = tracking.find_run(config.train.resume, "train.resume")["tags"]
+    if "ledger" not in tags:
+        raise InputError(f"{shown}: that run ({tags.get('mlflow.runName', '')}) has no ledger; name a finetune run")
+    working = ROOT / tags["ledger"]
+    if not (working / "plan.json").exists():
+        raise InputError(f"{shown}: its working folder {tags['ledger']} was not begun, or is not on this machine")
+    return working
 
 
 def planned(config: Config) -> tuple[dict[str, Any], str]:
@@ -122,6 +137,10 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
     # added to two sums. A run that `mlflow run` made has a folder of its own
     shared = call.child or not call.joined or config.privacy.reproducible
     working = working_folder(RUNS, bound) if shared else folder
+    if (named := _named_by_resume(config)) is not None:
+        if config.privacy.reproducible and named.resolve() != working.resolve():
+            raise InputError(f"train.resume={config.train.resume}: not this plan's; a replay has one working folder")
+        working = named
     run.dataset(config.experiment.name, data_folder, dataset.digest(), context="private training", private=True)
     run.tags({"base": base_names["path"], "base_digest": base_names["digest"], "ledger": relative(working)})
     for line in other_ledgers(RUNS, working, bound["data"]):
@@ -145,7 +164,7 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
         units = units_of(len(dataset), dataset.persons, config.privacy.unit)
         data = PrivateData(latents, dataset.labels, units)
         result = finetune(config, model, base_names, data, opened, device, run, grid)
-    return _copied(result, folder) if shared else result
+    return result if working == folder else _copied(result, folder)
 
 
 def _copied(result: Path, out: Path) -> Path:

@@ -236,6 +236,25 @@ def test_a_finished_run_trains_and_spends_nothing_when_called_again(house):
     assert any("finished" in line for line in heard.lines)
 
 
+def content_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stop", [1, None])
+def test_resume_never_refuses_a_folder_that_holds_steps_and_overwrites_nothing(house, monkeypatch, stop):
+    never = "train.resume=never"
+    if stop is None:
+        run(house, "run", never)  # an empty folder is begun, and finished
+    else:
+        with pytest.raises(Crash):
+            run(house, "run", never, stop_before=stop, monkeypatch=monkeypatch)
+    before = content_of(house / "run")
+    with pytest.raises(InputError, match=rf"^train\.resume=never: .*/run holds {stop or 5} steps"):
+        run(house, "run", never)
+    assert content_of(house / "run") == before
+    assert run(house, "run").name == "release"  # auto goes on
+
+
 @pytest.mark.parametrize(
     "change", ["privacy.eps=5", "privacy.max_grad_norm=0.1", "privacy.batch_size=4", "privacy.k=2", "train.lr=0.1"]
 )
@@ -309,7 +328,7 @@ def test_binding_digest_changes_with_plan_and_data_and_not_with_the_micro_batch(
     def digest(overrides="", data="d"):
         return binding_digest(binding(tiny_config(overrides), data, "b", "cpu"))
 
-    assert digest() == digest("compute.physical_batch_size=3")
+    assert digest() == digest("compute.physical_batch_size=3") == digest("train.resume=never")
     assert (
         len({digest(), digest("privacy.eps=3"), digest(data="e"), digest("train.lr=1"), digest("privacy.eps=inf")}) == 5
     )

@@ -143,6 +143,10 @@ RULES: dict[str, Rule] = {
     "train.timestep_max": (lambda v: 0 < v <= 1000, "must be in (0, 1000]"),
     "train.grid_every": NOT_NEGATIVE,
     "train.checkpoint_every": AT_LEAST_1,
+    "train.resume": (
+        lambda v: v in ("auto", "never") or _hex(32)(v),
+        "must be auto, never, or an MLflow run id (32 hex digits)",
+    ),
     "sampling.n": AT_LEAST_1,
     "sampling.steps": (lambda v: 1 <= v <= 1000, "must be in [1, 1000]"),
     "sampling.eta": (lambda v: 0 <= v <= 1, "must be in [0, 1]"),

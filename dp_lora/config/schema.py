@@ -153,6 +153,7 @@ class Train:
     timestep_max: int = MISSING
     grid_every: int = MISSING
     checkpoint_every: int = MISSING
+    resume: str = MISSING
 
 
 @dataclass

@@ -44,6 +44,7 @@ PRIVATE_CODE = (
 def binding(config: Config, data_digest: str, base_digest: str, device: str) -> dict[str, Any]:
     """Everything that a fine-tuning resolves, and its data: what a resumed run must have in common with its start."""
     sections: dict[str, Any] = {name: asdict(getattr(config, name)) for name in ("lora", "privacy", "train")}
+    del sections["train"]["resume"]  # says how to begin, not what is made
     sections["data"] = {"classes": list(config.data.classes), "n_public": config.data.n_public}
     sections["seed"] = config.experiment.seed
     if config.privacy.reproducible:
@@ -128,7 +129,10 @@ class RunFolder:
 
 @contextmanager
 def open_run_folder(folder: Path, config: Config, bound: dict[str, Any]) -> Iterator[RunFolder]:
-    """Begin or go on in `folder`, alone: a second writer, another config or other data are InputErrors."""
+    """Begin or go on in `folder`, alone: a second writer, another config or other data are InputErrors.
+
+    With train.resume=never a folder that holds steps is one too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -154,6 +158,11 @@ def _begin(folder: Path, config: Config, bound: dict[str, Any]) -> RunFolder:
     run = RunFolder(folder, plan, bound, content["run_id"])
     if (run.checkpoints.exists() or run.result.exists()) and not run.ledger.path.exists():
         raise InputError(f"{folder}: was begun and has no ledger.jsonl; restore it, or start in another folder")
+    if config.train.resume == "never" and (steps := run.ledger.counted_steps(plan)):
+        raise InputError(
+            f"train.resume=never: {folder} holds {steps} steps of this fine-tuning; set train.resume=auto to go on "
+            "there, or change the plan to begin another"
+        )
     return run
 
 
