@@ -11,10 +11,12 @@ from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, whole_folder, write_json
 from dp_lora.privacy.accounting import spent
+from dp_lora.privacy.composition import Part, compose, parent_parts
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import RUNS, WORKING, make_missing, would_make
 from entrypoints.pipelines import base_folder, pipeline_of, private_data, require
+from entrypoints.sample import find_adapter
 
 
 @entry_point("finetune")
@@ -54,6 +56,7 @@ def _check(config: Config, base: Path) -> None:
     if config.privacy.seed_file:
         read_secret(Path(config.privacy.seed_file))
     _named_by_resume(config)
+    _parent(config)
     if base.exists():
         info = load_info(base)
         start_positions(config.train.embedding_start, info["classes"], len(config.data.classes))
@@ -74,6 +77,17 @@ def _named_by_resume(config: Config) -> Path | None:
     return working
 
 
+def _parent(config: Config) -> tuple[Part, ...]:
+    """What the fine-tuning that privacy.parent names has spent, its own parents included; none where it is null."""
+    from dp_lora.statement import read_privacy
+    from dp_lora.training.run_folder import make_plan
+
+    if config.privacy.parent is None:
+        return ()
+    statement = read_privacy(find_adapter(config.privacy.parent, "privacy.parent"))
+    return parent_parts(statement, make_plan(config), f"privacy.parent={config.privacy.parent}")
+
+
 def planned(config: Config) -> tuple[dict[str, Any], str]:
     """What a dry run prints, and the name of the folder that the adapter would go to."""
     from dp_lora.models.counting import count_parameters
@@ -86,7 +100,10 @@ def planned(config: Config) -> tuple[dict[str, Any], str]:
         "steps": plan.steps,
     }
     if plan.guaranteed:
-        facts["expected epsilon"] = spent(plan, plan.steps).epsilon
+        own = spent(plan, plan.steps).epsilon
+        facts["expected epsilon"] = own
+        if parent := _parent(config):
+            facts["expected epsilon, with privacy.parent's"], _ = compose([*parent, Part(own, plan.delta)])
     elif plan.private:
         facts["epsilon claimed by the released code"] = claimed_epsilon(plan, plan.steps)
         facts["epsilon bounded by the noise"] = spent(plan, plan.steps).pld
@@ -105,7 +122,7 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
     from dp_lora.models.folder import Model, load_model, model_digest
     from dp_lora.sampling import draw
     from dp_lora.training.finetune import PrivateData, finetune, units_of
-    from dp_lora.training.run_folder import binding, open_run_folder, other_ledgers, working_folder
+    from dp_lora.training.run_folder import binding, check_same_data, open_run_folder, other_ledgers, working_folder
 
     config = call.config
     device = pick_device(config.compute.device)
@@ -125,7 +142,9 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
     # a release names no folder of this machine
     shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
     base_names = {"path": shown, "digest": model_digest(base)}
-    bound = binding(config, dataset.digest(), base_names["digest"], device.type)
+    parent = _parent(config)
+    bound = binding(config, dataset.digest(), base_names["digest"], device.type, parent)
+    check_same_data(RUNS, parent, bound["data"], f"privacy.parent={config.privacy.parent}")
     if ".dvc/tmp" in RUNS.as_posix():
         raise InputError(
             "finetune: DVC deletes this temporary copy, and the ledger in it; leave out --temp and --queue"
@@ -143,8 +162,8 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
         working = named
     run.dataset(config.experiment.name, data_folder, dataset.digest(), context="private training", private=True)
     run.tags({"base": base_names["path"], "base_digest": base_names["digest"], "ledger": relative(working)})
-    for line in other_ledgers(RUNS, working, bound["data"]):
-        run.message(f"the same private data were used before; publishing both adds up: {line}")
+    for line in other_ledgers(RUNS, working, bound["data"], parent):
+        run.message(f"the same private data were used before; publishing both adds up (privacy.parent): {line}")
 
     def grid(current: Model, path: Path) -> None:
         names = list(config.data.classes)

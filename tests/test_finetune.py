@@ -47,7 +47,16 @@ def house(tmp_path):
 
 
 def run(
-    house, folder, overrides="", events=None, data="data", stop_before=None, monkeypatch=None, base="base", keep=None
+    house,
+    folder,
+    overrides="",
+    events=None,
+    data="data",
+    stop_before=None,
+    monkeypatch=None,
+    base="base",
+    keep=None,
+    parent=(),
 ):
     config = tiny_config(overrides)
     dataset = read_dataset(house / data, ["x", "y"], "train")
@@ -56,7 +65,7 @@ def run(
         keep.append(model)
     with torch.no_grad():
         latents = encode(model.vae, to_pixels(dataset.images(slice(None)))).numpy()
-    bound = binding(config, dataset.digest(), model_digest(house / base), "cpu")
+    bound = binding(config, dataset.digest(), model_digest(house / base), "cpu", parent)
     if stop_before is not None:
         real = module.noisy_sum
 
@@ -163,6 +172,7 @@ def test_neighbours_release_equal_files_apart_from_weights_and_run_id(house):
         elif path.name == "privacy.json":
             a, b = (json.loads((folder / path).read_text()) for folder in (one, other))
             assert a.pop("run_id") != b.pop("run_id")
+            assert a["parts"][0].pop("run_id") != b["parts"][0].pop("run_id")
             assert a == b
         else:
             assert (one / path).read_bytes() == (other / path).read_bytes(), path

@@ -129,6 +129,7 @@ RULES: dict[str, Rule] = {
     "privacy.epochs": POSITIVE,
     "privacy.accounting": _one_of("per_unit", "published"),
     "privacy.unit": _one_of("picture", "person"),
+    "privacy.parent": (lambda v: v is None or bool(v), "must be null, a folder, or an MLflow run id"),
     "train.lr": POSITIVE,
     "train.lr_noise_exponent": NOT_NEGATIVE,
     "train.embedding_lr": POSITIVE,
@@ -215,6 +216,10 @@ def _check_lora_and_accounting(config: DictConfig, fail: Callable[[str, str], No
         fail("privacy.accounting", "the released code knows no persons; set privacy.unit=picture, or per_unit")
     if config.privacy.accounting == "published" and config.privacy.eps == math.inf:
         fail("privacy.accounting", "compares two epsilons, and eps=inf has none; set a finite eps, or per_unit")
+    if config.privacy.parent is not None and (
+        config.privacy.eps == math.inf or config.privacy.accounting != "per_unit"
+    ):
+        fail("privacy.parent", "must be null with eps=inf or accounting=published: there is no epsilon to add to")
     if (config.lora.rank_schedule == "constant") != (config.lora.rank_last is None):
         fail("lora.rank_last", "must be set with rank_schedule linear or cosine, and null with constant")
     if config.lora.rank_schedule != "constant" and config.lora.alpha is not None:

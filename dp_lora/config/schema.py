@@ -135,6 +135,7 @@ class Privacy:
     accounting: str = MISSING
     reproducible: bool = MISSING
     seed_file: str | None = None
+    parent: str | None = None
 
 
 @dataclass
