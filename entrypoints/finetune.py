@@ -9,14 +9,16 @@ import click
 from dp_lora import tracking
 from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
-from dp_lora.files import read_json, whole_folder, write_json
-from dp_lora.privacy.accounting import spent
+from dp_lora.files import read_json, whole_file, whole_folder, write_json
+from dp_lora.privacy.accounting import epsilon_of_delta, spent
 from dp_lora.privacy.composition import Part, compose, parent_parts
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import RUNS, WORKING, make_missing, would_make
 from entrypoints.pipelines import base_folder, pipeline_of, private_data, require
 from entrypoints.sample import find_adapter
+
+EPSILON_OF_DELTA = "epsilon_of_delta.csv"
 
 
 @entry_point("finetune")
@@ -122,7 +124,7 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
     from dp_lora.models.folder import Model, load_model, model_digest
     from dp_lora.sampling import draw
     from dp_lora.training.finetune import PrivateData, finetune, units_of
-    from dp_lora.training.run_folder import binding, check_same_data, open_run_folder, other_ledgers, working_folder
+    from dp_lora.training.run_folder import binding, check_same_data, open_run_folder, other_ledgers
 
     config = call.config
     device = pick_device(config.compute.device)
@@ -151,15 +153,7 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
         )
     if config.privacy.reproducible:
         torch.use_deterministic_algorithms(True)
-    # DVC deletes a stage's output before it runs again: plan, ledger and checkpoints live outside of it. A direct call
-    # goes on when it is typed again; a replay has one ledger wherever it is called from, so that one noise is never
-    # added to two sums. A run that `mlflow run` made has a folder of its own
-    shared = call.child or not call.joined or config.privacy.reproducible
-    working = working_folder(RUNS, bound) if shared else folder
-    if (named := _named_by_resume(config)) is not None:
-        if config.privacy.reproducible and named.resolve() != working.resolve():
-            raise InputError(f"train.resume={config.train.resume}: not this plan's; a replay has one working folder")
-        working = named
+    working = _working(call, folder, bound)
     run.dataset(config.experiment.name, data_folder, dataset.digest(), context="private training", private=True)
     run.tags({"base": base_names["path"], "base_digest": base_names["digest"], "ledger": relative(working)})
     for line in other_ledgers(RUNS, working, bound["data"], parent):
@@ -183,7 +177,28 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
         units = units_of(len(dataset), dataset.persons, config.privacy.unit)
         data = PrivateData(latents, dataset.labels, units)
         result = finetune(config, model, base_names, data, opened, device, run, grid)
-    return result if working == folder else _copied(result, folder)
+    if working != folder:
+        return _copied(result, folder)
+    _write_curves(result, folder)
+    return result
+
+
+def _working(call: Call, folder: Path, bound: dict[str, Any]) -> Path:
+    """Where plan, ledger and checkpoints lie: outside of a stage's output, which DVC deletes before it runs again.
+
+    A direct call goes on when it is typed again; a replay has one ledger wherever it is called from, so that one noise
+    is never added to two sums. A run that `mlflow run` made has a folder of its own, which train.resume names.
+    """
+    from dp_lora.training.run_folder import working_folder
+
+    shared = call.child or not call.joined or call.config.privacy.reproducible
+    working = working_folder(RUNS, bound) if shared else folder
+    named = _named_by_resume(call.config)
+    if named is None:
+        return working
+    if call.config.privacy.reproducible and named.resolve() != working.resolve():
+        raise InputError(f"train.resume={call.config.train.resume}: not this plan's; a replay has one working folder")
+    return named
 
 
 def _copied(result: Path, out: Path) -> Path:
@@ -192,21 +207,31 @@ def _copied(result: Path, out: Path) -> Path:
         statement = read_json(result / "privacy.json")
         names = ("epsilon", *EPSILONS, "delta", "noise_multiplier", "sample_rate", "steps", "max_grad_norm", "k")
         write_json(temporary / "metrics.json", {name: statement[name] for name in names if name in statement})
-        curve = epsilon_curve(result.parent)
-        (temporary / "epsilon.csv").write_text(curve, encoding="utf-8")
+        _write_curves(result, temporary)
     return out / result.name
 
 
-def epsilon_curve(working: Path) -> str:
-    """CSV of epsilon over the plan's steps, from the plan in a working folder; without a guarantee the header alone."""
+def _write_curves(result: Path, folder: Path) -> None:
+    for name, curve in curves(result).items():
+        with whole_file(folder / name) as temporary:
+            temporary.write_text(curve, encoding="utf-8")
+
+
+def curves(result: Path) -> dict[str, str]:
+    """CSV files of a fine-tuning's own epsilon over the plan's steps, and over delta after the steps that were counted.
+
+    Computed from public numbers; without a guarantee the headers alone.
+    """
     from dp_lora.privacy.plan import PrivacyPlan
 
-    plan = PrivacyPlan.from_json(read_json(working / "plan.json")["plan"])
-    lines = ["step,epsilon"]
+    plan = PrivacyPlan.from_json(read_json(result.parent / "plan.json")["plan"])
+    over_steps, over_delta = ["step,epsilon"], ["delta,epsilon"]
     if plan.guaranteed:
         points = sorted({max(1, round(plan.steps * part / 10)) for part in range(1, 11)})
-        lines += [f"{step},{spent(plan, step).epsilon:.6g}" for step in points]
-    return "\n".join(lines) + "\n"
+        over_steps += [f"{step},{spent(plan, step).epsilon:.6g}" for step in points]
+        counted = read_json(result / "privacy.json")["steps"]
+        over_delta += [f"{delta!r},{epsilon!r}" for delta, epsilon in epsilon_of_delta(plan, counted)]
+    return {"epsilon.csv": "\n".join(over_steps) + "\n", EPSILON_OF_DELTA: "\n".join(over_delta) + "\n"}
 
 
 def _report(call: Call, run: Any, result: Path, base: Path) -> None:
@@ -222,6 +247,7 @@ def _report(call: Call, run: Any, result: Path, base: Path) -> None:
         run.artifact(result)
     run.output(result)
     if statement["private"]:
+        run.artifact(result.parent / EPSILON_OF_DELTA)
         run.register(config, result, base)
     click.echo(f"{relative(result)}: {statement['statement']}")
 

@@ -385,6 +385,20 @@ def test_epsilon_grows_over_steps_and_ends_at_the_statement(house):
     assert all(name.startswith("private/") or name == "epsilon" for name in heard.metrics)
 
 
+def test_both_curves_lie_beside_the_release_and_without_a_guarantee_have_headers_alone(house):
+    from entrypoints.finetune import curves
+
+    release = run(house, "run")
+    statement = json.loads((release / "privacy.json").read_text())
+    over_steps, over_delta = ([line.split(",") for line in text.splitlines()] for text in curves(release).values())
+    assert (over_steps[0], over_delta[0]) == (["step", "epsilon"], ["delta", "epsilon"])
+    assert float(over_steps[-1][1]) == pytest.approx(statement["epsilon"], rel=1e-5)
+    points = {float(delta): float(epsilon) for delta, epsilon in over_delta[1:]}
+    assert 0.98 * statement["epsilon"] < points[1e-3] <= statement["epsilon"]
+    free = curves(run(house, "free", "privacy.eps=inf"))
+    assert free == {"epsilon.csv": "step,epsilon\n", "epsilon_of_delta.csv": "delta,epsilon\n"}
+
+
 def test_latents_of_others_do_not_enter_a_picture_s_own(house):
     """No statistic of the private data: a picture's latent is the same whoever is encoded beside it."""
     model = load_model(house / "base")
