@@ -3,8 +3,7 @@
 Nothing in it depends on private data but through the mechanism: no true count, no digest, no hash of private data.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from dp_lora.errors import InputError
 from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import WEIGHTS, Adapter, save_adapter
 from dp_lora.privacy.accounting import Bounds, spent
+from dp_lora.privacy.composition import Part, compose, spent_by
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_epsilon
 
@@ -38,11 +38,8 @@ def base_privacy(info: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, flo
         return 0.0, 0.0
     before = info.get("privacy")
     if status == "private-dp" and isinstance(before, dict):
-        same = before.get("unit") == plan.unit and before.get("relation") == plan.relation
-        epsilon, delta = before.get("epsilon", -1), before.get("delta", -1)
-        numbers = isinstance(epsilon, int | float) and isinstance(delta, int | float)
-        if same and numbers and 0 <= epsilon < math.inf and 0 <= delta < 1:
-            return float(epsilon), float(delta)
+        if (found := spent_by(before, plan)) is not None:
+            return found
         raise InputError(
             f"model.base: its model.json states privacy {before}: needs epsilon, delta, unit={plan.unit} and "
             f"relation={plan.relation} to be added to this run's"
@@ -53,10 +50,16 @@ def base_privacy(info: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, flo
     )
 
 
+def base_parts(info: Mapping[str, Any], digest: str, plan: PrivacyPlan) -> tuple[Part, ...]:
+    """What `base_privacy` says of the base with this digest of its folder; none for a public one."""
+    epsilon, delta = base_privacy(info, plan)
+    return (Part(epsilon, delta, base=digest),) if epsilon or delta else ()
+
+
 def privacy_statement(
-    plan: PrivacyPlan, counted_steps: int, run_id: str, config: Config, model_info: Mapping[str, Any]
+    plan: PrivacyPlan, counted_steps: int, run_id: str, config: Config, before: Sequence[Part] = ()
 ) -> dict[str, Any]:
-    """The content of privacy.json, from public values and the ledger's count alone."""
+    """The content of privacy.json, from public values and the ledger's count alone; `before` is what is added to it."""
     if not plan.private:
         return {
             "private": False,
@@ -72,19 +75,20 @@ def privacy_statement(
     bounds = spent(plan, counted_steps)
     if not plan.guaranteed:
         return _published_statement(plan, counted_steps, bounds, run_id)
-    epsilon_before, delta_before = base_privacy(model_info, plan)
+    parts = (*before, Part(bounds.epsilon, plan.delta, run_id=run_id))
+    epsilon, delta = compose(parts)
     return {
         "private": True,
         "accounting": plan.accounting,
         "statement": (
-            f"({bounds.epsilon + epsilon_before:.6g}, {plan.delta + delta_before:.6g})-differentially private, "
-            f"{plan.relation}, unit of privacy: one {plan.unit}"
+            f"({epsilon:.6g}, {delta:.6g})-differentially private, {plan.relation}, unit of privacy: one {plan.unit}"
         ),
-        "epsilon": bounds.epsilon + epsilon_before,
-        "delta": plan.delta + delta_before,
-        "spent_before": {"epsilon": epsilon_before, "delta": delta_before},
+        "epsilon": epsilon,
+        "delta": delta,
+        "parts": [part.as_json() for part in parts],
         "accountants": bounds.as_json(),
         "target_epsilon": plan.target_epsilon,
+        "target_delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,
         "sample_rate": plan.sample_rate,
         "steps": counted_steps,
@@ -135,11 +139,11 @@ def write_result(
     run_id: str,
     config: Config,
     adapter: Adapter,
-    model_info: Mapping[str, Any],
+    before: Sequence[Part],
     base: Mapping[str, str],
 ) -> None:
     """Write the adapter's folder, whole or not at all; `run_id` is random, `base` names the base model."""
-    statement = privacy_statement(plan, counted_steps, run_id, config, model_info)
+    statement = privacy_statement(plan, counted_steps, run_id, config, before)
     with whole_folder(folder) as temporary:
         trained_on = {"source": config.data.source, "unit": config.privacy.unit, "n_public": config.data.n_public}
         status = "private-dp" if statement["private"] else "non-private"
@@ -156,10 +160,11 @@ def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str])
         lines += [
             f"- noise_multiplier {statement['noise_multiplier']:.6g}, sample_rate {statement['sample_rate']:.6g}, "
             f"{statement['steps']} steps, max_grad_norm {statement['max_grad_norm']:g}, k {statement['k']}",
-            f"- Upper bounds on epsilon: PRV {statement['accountants']['prv']}, PLD {statement['accountants']['pld']}, "
-            f"RDP {statement['accountants']['rdp']}; the larger of PRV and PLD is stated.",
+            f"- Upper bounds on this run's epsilon: PRV {statement['accountants']['prv']}, "
+            f"PLD {statement['accountants']['pld']}, RDP {statement['accountants']['rdp']}; "
+            "the larger of PRV and PLD counts.",
             f"- Randomness: {statement['randomness']}.",
-            "- Holds for this run alone: several runs on the same data add up.",
+            *_scope_lines(statement["parts"]),
             "",
         ]
     rank = f"{config.lora.rank}"
@@ -174,6 +179,17 @@ def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str])
         "",
     ]
     return "\n".join(lines)
+
+
+def _scope_lines(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    if len(parts) == 1:
+        return ["- Holds for this run alone: several runs on the same data add up."]
+    return [
+        f"- Holds for publishing these {len(parts)} together: the sum of their epsilons and of their deltas. Whatever "
+        "else is made from the same data adds up.",
+        *(f"  - {Part(**part)}" for part in parts[:-1]),
+        f"  - this run: epsilon {parts[-1]['epsilon']:.6g}, delta {parts[-1]['delta']:.6g}",
+    ]
 
 
 def loading_lines() -> list[str]:

@@ -85,9 +85,13 @@ class Call:
         privacy = self.config.privacy
         # the released accounting states no target; what states neither was trained without privacy
         eps = statement.get("target_epsilon", privacy.eps if "accounting" in statement else math.inf)
-        stated = {name: statement[name] for name in ("delta", "k", "max_grad_norm", "accounting") if name in statement}
+        # delta too is the run's own target, not the sum over what was spent before
+        delta = statement.get("target_delta", statement.get("delta", privacy.delta))
+        stated = {name: statement[name] for name in ("k", "max_grad_norm", "accounting") if name in statement}
         config = replace(
-            self.config, privacy=replace(privacy, eps=eps, **stated), lora=replace(self.config.lora, rank=rank)
+            self.config,
+            privacy=replace(privacy, eps=eps, delta=delta, **stated),
+            lora=replace(self.config.lora, rank=rank),
         )
         return replace(self, config=config, repeat=repeat_command(self.stage, self.config, self.inputs))
 

@@ -10,12 +10,16 @@ from dp_lora import tracking
 from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import read_json, whole_folder, write_json
-from dp_lora.privacy.accounting import spent
+from dp_lora.files import read_json, whole_file, whole_folder, write_json
+from dp_lora.privacy.accounting import epsilon_of_delta, spent
+from dp_lora.privacy.composition import Part, compose, parent_parts
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import RUNS, WORKING, make_missing, would_make
 from entrypoints.pipelines import base_folder, pipeline_of, private_data, require
+from entrypoints.sample import find_adapter
+
+EPSILON_OF_DELTA = "epsilon_of_delta.csv"
 
 if TYPE_CHECKING:
     import torch
@@ -73,10 +77,37 @@ def _check(config: Config, base: Path) -> None:
     matched_modules(meta_unet(config, base), config.lora.targets)
     if config.privacy.seed_file:
         read_secret(Path(config.privacy.seed_file))
+    _named_by_resume(config)
+    _parent(config)
     if base.exists():
         info = load_info(base)
         start_positions(config.train.embedding_start, info["classes"], len(config.data.classes))
         base_privacy(info, make_plan(config))
+
+
+def _named_by_resume(config: Config) -> Path | None:
+    """The working folder of the run that train.resume names; None for auto and never."""
+    if config.train.resume in ("auto", "never"):
+        return None
+    shown = f"train.resume={config.train.resume}"
+    tags = tracking.find_run(config.train.resume, "train.resume")["tags"]
+    if "ledger" not in tags:
+        raise InputError(f"{shown}: that run ({tags.get('mlflow.runName', '')}) has no ledger; name a finetune run")
+    working = ROOT / tags["ledger"]
+    if not (working / "plan.json").exists():
+        raise InputError(f"{shown}: its working folder {tags['ledger']} was not begun, or is not on this machine")
+    return working
+
+
+def _parent(config: Config) -> tuple[Part, ...]:
+    """What the fine-tuning that privacy.parent names has spent, its own parents included; none where it is null."""
+    from dp_lora.statement import read_privacy
+    from dp_lora.training.run_folder import make_plan
+
+    if config.privacy.parent is None:
+        return ()
+    statement = read_privacy(find_adapter(config.privacy.parent, "privacy.parent"))
+    return parent_parts(statement, make_plan(config), f"privacy.parent={config.privacy.parent}")
 
 
 def planned(config: Config) -> tuple[dict[str, Any], str]:
@@ -91,7 +122,10 @@ def planned(config: Config) -> tuple[dict[str, Any], str]:
         "steps": plan.steps,
     }
     if plan.guaranteed:
-        facts["expected epsilon"] = spent(plan, plan.steps).epsilon
+        own = spent(plan, plan.steps).epsilon
+        facts["expected epsilon"] = own
+        if parent := _parent(config):
+            facts["expected epsilon, with privacy.parent's"], _ = compose([*parent, Part(own, plan.delta)])
     elif plan.private:
         facts["epsilon claimed by the released code"] = claimed_epsilon(plan, plan.steps)
         facts["epsilon bounded by the noise"] = spent(plan, plan.steps).pld
@@ -127,7 +161,7 @@ def _assist(config: Config, base: Path, data_folder: Path, device: "torch.device
     from dp_lora.training.run_folder import binding
 
     model, dataset = _inputs(config, base, data_folder, device)
-    team.require_same(binding(config, dataset.digest(), model_digest(base), device.type))
+    team.require_same(binding(config, dataset.digest(), model_digest(base), device.type, _parent(config)))
     assist(config, model, _encoded(config, model, dataset, device, Events(), team), device, team)
 
 
@@ -139,7 +173,7 @@ def _finetune(
     from dp_lora.models.folder import Model, model_digest
     from dp_lora.sampling import draw
     from dp_lora.training.finetune import finetune
-    from dp_lora.training.run_folder import binding, open_run_folder, other_ledgers, working_folder
+    from dp_lora.training.run_folder import binding, check_same_data, open_run_folder, other_ledgers
 
     config = call.config
     model, dataset = _inputs(config, base, data_folder, device)
@@ -157,21 +191,19 @@ def _finetune(
     # a release names no folder of this machine
     shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
     base_names = {"path": shown, "digest": model_digest(base)}
-    bound = binding(config, dataset.digest(), base_names["digest"], device.type)
+    parent = _parent(config)
+    bound = binding(config, dataset.digest(), base_names["digest"], device.type, parent)
+    check_same_data(RUNS, parent, bound["data"], f"privacy.parent={config.privacy.parent}")
     if ".dvc/tmp" in RUNS.as_posix():
         raise InputError(
             "finetune: DVC deletes this temporary copy, and the ledger in it; leave out --temp and --queue"
         )
     team.require_same(bound)
-    # DVC deletes a stage's output before it runs again: plan, ledger and checkpoints live outside of it. A direct call
-    # goes on when it is typed again; a replay has one ledger wherever it is called from, so that one noise is never
-    # added to two sums. A run that `mlflow run` made has a folder of its own
-    shared = call.child or not call.joined or config.privacy.reproducible
-    working = working_folder(RUNS, bound) if shared else folder
+    working = _working(call, folder, bound)
     run.dataset(config.experiment.name, data_folder, dataset.digest(), context="private training", private=True)
     run.tags({"base": base_names["path"], "base_digest": base_names["digest"], "ledger": relative(working)})
-    for line in other_ledgers(RUNS, working, bound["data"]):
-        run.message(f"the same private data were used before; publishing both adds up: {line}")
+    for line in other_ledgers(RUNS, working, bound["data"], parent):
+        run.message(f"the same private data were used before; publishing both adds up (privacy.parent): {line}")
 
     def grid(current: Model, path: Path) -> None:
         names = list(config.data.classes)
@@ -189,7 +221,28 @@ def _finetune(
         )
         data = _encoded(config, model, dataset, device, run, team)
         result = finetune(config, model, base_names, data, opened, device, run, grid, team)
-    return _copied(result, folder) if shared else result
+    if working != folder:
+        return _copied(result, folder)
+    _write_curves(result, folder)
+    return result
+
+
+def _working(call: Call, folder: Path, bound: dict[str, Any]) -> Path:
+    """Where plan, ledger and checkpoints lie: outside of a stage's output, which DVC deletes before it runs again.
+
+    A direct call goes on when it is typed again; a replay has one ledger wherever it is called from, so that one noise
+    is never added to two sums. A run that `mlflow run` made has a folder of its own, which train.resume names.
+    """
+    from dp_lora.training.run_folder import working_folder
+
+    shared = call.child or not call.joined or call.config.privacy.reproducible
+    working = working_folder(RUNS, bound) if shared else folder
+    named = _named_by_resume(call.config)
+    if named is None:
+        return working
+    if call.config.privacy.reproducible and named.resolve() != working.resolve():
+        raise InputError(f"train.resume={call.config.train.resume}: not this plan's; a replay has one working folder")
+    return named
 
 
 def _copied(result: Path, out: Path) -> Path:
@@ -198,21 +251,31 @@ def _copied(result: Path, out: Path) -> Path:
         statement = read_json(result / "privacy.json")
         names = ("epsilon", *EPSILONS, "delta", "noise_multiplier", "sample_rate", "steps", "max_grad_norm", "k")
         write_json(temporary / "metrics.json", {name: statement[name] for name in names if name in statement})
-        curve = epsilon_curve(result.parent)
-        (temporary / "epsilon.csv").write_text(curve, encoding="utf-8")
+        _write_curves(result, temporary)
     return out / result.name
 
 
-def epsilon_curve(working: Path) -> str:
-    """CSV of epsilon over the plan's steps, from the plan in a working folder; without a guarantee the header alone."""
+def _write_curves(result: Path, folder: Path) -> None:
+    for name, curve in curves(result).items():
+        with whole_file(folder / name) as temporary:
+            temporary.write_text(curve, encoding="utf-8")
+
+
+def curves(result: Path) -> dict[str, str]:
+    """CSV files of a fine-tuning's own epsilon over the plan's steps, and over delta after the steps that were counted.
+
+    Computed from public numbers; without a guarantee the headers alone.
+    """
     from dp_lora.privacy.plan import PrivacyPlan
 
-    plan = PrivacyPlan.from_json(read_json(working / "plan.json")["plan"])
-    lines = ["step,epsilon"]
+    plan = PrivacyPlan.from_json(read_json(result.parent / "plan.json")["plan"])
+    over_steps, over_delta = ["step,epsilon"], ["delta,epsilon"]
     if plan.guaranteed:
         points = sorted({max(1, round(plan.steps * part / 10)) for part in range(1, 11)})
-        lines += [f"{step},{spent(plan, step).epsilon:.6g}" for step in points]
-    return "\n".join(lines) + "\n"
+        over_steps += [f"{step},{spent(plan, step).epsilon:.6g}" for step in points]
+        counted = read_json(result / "privacy.json")["steps"]
+        over_delta += [f"{delta!r},{epsilon!r}" for delta, epsilon in epsilon_of_delta(plan, counted)]
+    return {"epsilon.csv": "\n".join(over_steps) + "\n", EPSILON_OF_DELTA: "\n".join(over_delta) + "\n"}
 
 
 def _report(call: Call, run: Any, result: Path, base: Path) -> None:
@@ -228,6 +291,7 @@ def _report(call: Call, run: Any, result: Path, base: Path) -> None:
         run.artifact(result)
     run.output(result)
     if statement["private"]:
+        run.artifact(result.parent / EPSILON_OF_DELTA)
         run.register(config, result, base)
     click.echo(f"{relative(result)}: {statement['statement']}")
 

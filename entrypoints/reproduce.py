@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,7 +137,7 @@ def _make(recorded: Recorded, tree: Path, place: Path) -> None:
     values = dict.fromkeys(names) | {"config": config.experiment.name}
     params.write_text(yaml.safe_dump(values), encoding="utf-8")
     run("entrypoints.resolve", "--pipeline", pipeline.name)
-    values["overrides"] = " ".join(_differing(config, read_resolved(tree / pipeline.resolved))) or None
+    values["overrides"] = " ".join(_differing(_from_nothing(config), read_resolved(tree / pipeline.resolved))) or None
     params.write_text(yaml.safe_dump(values, width=10**6), encoding="utf-8")
     if any(pipeline.folders) and recorded.data_dvc is not None:
         shutil.copyfile(recorded.data_dvc, tree / "data.dvc")
@@ -160,6 +161,14 @@ def _python(recorded: Recorded, tree: Path) -> str:
     if subprocess.run(["make", "setup"], cwd=tree, check=False).returncode:
         raise InputError(f"make setup: failed in {relative(tree)}; its own lines above say why")
     return str(tree / ".venv" / "bin" / "python")
+
+
+def _from_nothing(config: Config) -> Config:
+    """A config for another tree, which has neither this one's unfinished work nor its store's run ids."""
+    parent = config.privacy.parent
+    if parent is not None:
+        parent = str(tracking.resolve_input(parent, "privacy.parent").resolve())
+    return replace(config, privacy=replace(config.privacy, parent=parent), train=replace(config.train, resume="auto"))
 
 
 def _differing(config: Config, plain: Config) -> Iterator[str]:

@@ -55,14 +55,24 @@ def main(call: Call) -> None:
 
 def adapter_folder(call: Call) -> Path:
     """The adapter that `adapter` names by path or run id; empty: what the experiment's finetune stage made."""
-    named = call.inputs.get("adapter", "")
-    folder = tracking.resolve_input(named, "adapter") if named else outputs(call.config) / "finetune"
+    if named := call.inputs.get("adapter"):
+        return find_adapter(named, "adapter")
+    folder = outputs(call.config) / "finetune"
+    return _adapter_in(folder, f"adapter={relative(folder)}")
+
+
+def find_adapter(named: str, key: str) -> Path:
+    """The folder of an adapter that a path or run id stands for; InputError, which calls it `key`, where none is."""
+    return _adapter_in(tracking.resolve_input(named, key), f"{key}={named}")
+
+
+def _adapter_in(folder: Path, shown: str) -> Path:
     for candidate in (folder, folder / "release", folder / "not-private"):
         if (candidate / "privacy.json").exists():
             return candidate
     raise InputError(
-        f"adapter={named or relative(folder)}: holds no adapter; name a release/ or not-private/ folder, or the run id "
-        "of a finetune run, or run `dvc repro finetune`"
+        f"{shown}: holds no adapter; name a release/ or not-private/ folder, or the run id of a finetune run, or "
+        "run `dvc repro finetune`"
     )
 
 

@@ -84,6 +84,15 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_that_is_not_there_cannot_be_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    result = invoke("finetune", "--overrides", f"train.resume={'a' * 32}")
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(f"error: train.resume={'a' * 32}: no such run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_without_privacy_promises_no_epsilon():
     result = invoke("finetune", "--eps", "inf", "--dry-run")
     assert result.exit_code == 0

@@ -35,7 +35,7 @@ def make_release(base: Path, folder: Path, private: bool = True) -> Path:
     model = load_model(base)
     names = {"path": str(base), "digest": model_digest(base)}
     plan = plan_of() if private else no_privacy()
-    write_result(folder, plan, 10, "0" * 32, CONFIG, tiny_adapter(model), model.info, names)
+    write_result(folder, plan, 10, "0" * 32, CONFIG, tiny_adapter(model), (), names)
     return folder
 
 

@@ -47,7 +47,16 @@ def house(tmp_path):
 
 
 def run(
-    house, folder, overrides="", events=None, data="data", stop_before=None, monkeypatch=None, base="base", keep=None
+    house,
+    folder,
+    overrides="",
+    events=None,
+    data="data",
+    stop_before=None,
+    monkeypatch=None,
+    base="base",
+    keep=None,
+    parent=(),
 ):
     config = tiny_config(overrides)
     dataset = read_dataset(house / data, ["x", "y"], "train")
@@ -56,7 +65,7 @@ def run(
         keep.append(model)
     with torch.no_grad():
         latents = encode(model.vae, to_pixels(dataset.images(slice(None)))).numpy()
-    bound = binding(config, dataset.digest(), model_digest(house / base), "cpu")
+    bound = binding(config, dataset.digest(), model_digest(house / base), "cpu", parent)
     if stop_before is not None:
         real = module.noisy_sum
 
@@ -163,6 +172,7 @@ def test_neighbours_release_equal_files_apart_from_weights_and_run_id(house):
         elif path.name == "privacy.json":
             a, b = (json.loads((folder / path).read_text()) for folder in (one, other))
             assert a.pop("run_id") != b.pop("run_id")
+            assert a["parts"][0].pop("run_id") != b["parts"][0].pop("run_id")
             assert a == b
         else:
             assert (one / path).read_bytes() == (other / path).read_bytes(), path
@@ -234,6 +244,25 @@ def test_a_finished_run_trains_and_spends_nothing_when_called_again(house):
     assert all(torch.equal(before[name], value) for name, value in weights(release).items())
     assert (house / "run" / "ledger.jsonl").read_bytes() == lines
     assert any("finished" in line for line in heard.lines)
+
+
+def content_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stop", [1, None])
+def test_resume_never_refuses_a_folder_that_holds_steps_and_overwrites_nothing(house, monkeypatch, stop):
+    never = "train.resume=never"
+    if stop is None:
+        run(house, "run", never)  # an empty folder is begun, and finished
+    else:
+        with pytest.raises(Crash):
+            run(house, "run", never, stop_before=stop, monkeypatch=monkeypatch)
+    before = content_of(house / "run")
+    with pytest.raises(InputError, match=rf"^train\.resume=never: .*/run holds {stop or 5} steps"):
+        run(house, "run", never)
+    assert content_of(house / "run") == before
+    assert run(house, "run").name == "release"  # auto goes on
 
 
 @pytest.mark.parametrize(
@@ -309,7 +338,7 @@ def test_binding_digest_changes_with_plan_and_data_and_not_with_the_micro_batch(
     def digest(overrides="", data="d"):
         return binding_digest(binding(tiny_config(overrides), data, "b", "cpu"))
 
-    assert digest() == digest("compute.physical_batch_size=3")
+    assert digest() == digest("compute.physical_batch_size=3") == digest("train.resume=never")
     assert (
         len({digest(), digest("privacy.eps=3"), digest(data="e"), digest("train.lr=1"), digest("privacy.eps=inf")}) == 5
     )
@@ -354,6 +383,20 @@ def test_epsilon_grows_over_steps_and_ends_at_the_statement(house):
     assert curve == sorted(curve)
     assert curve[-1] == pytest.approx(json.loads((release / "privacy.json").read_text())["epsilon"])
     assert all(name.startswith("private/") or name == "epsilon" for name in heard.metrics)
+
+
+def test_both_curves_lie_beside_the_release_and_without_a_guarantee_have_headers_alone(house):
+    from entrypoints.finetune import curves
+
+    release = run(house, "run")
+    statement = json.loads((release / "privacy.json").read_text())
+    over_steps, over_delta = ([line.split(",") for line in text.splitlines()] for text in curves(release).values())
+    assert (over_steps[0], over_delta[0]) == (["step", "epsilon"], ["delta", "epsilon"])
+    assert float(over_steps[-1][1]) == pytest.approx(statement["epsilon"], rel=1e-5)
+    points = {float(delta): float(epsilon) for delta, epsilon in over_delta[1:]}
+    assert 0.98 * statement["epsilon"] < points[1e-3] <= statement["epsilon"]
+    free = curves(run(house, "free", "privacy.eps=inf"))
+    assert free == {"epsilon.csv": "step,epsilon\n", "epsilon_of_delta.csv": "delta,epsilon\n"}
 
 
 def test_latents_of_others_do_not_enter_a_picture_s_own(house):

@@ -7,7 +7,15 @@ from tiny import no_privacy, plan_of
 
 from dp_lora.errors import InputError
 from dp_lora.privacy import accounting
-from dp_lora.privacy.accounting import bounds, calibrate, pld_epsilon, prv_grid_points, spent, steps_for
+from dp_lora.privacy.accounting import (
+    bounds,
+    calibrate,
+    epsilon_of_delta,
+    pld_epsilon,
+    prv_grid_points,
+    spent,
+    steps_for,
+)
 from dp_lora.privacy.plan import PrivacyPlan
 
 SETTINGS = [(0.1, 0.84, 100), (0.1, 4.0, 100), (1 / 14, 1.0, 140), (0.5, 3.0, 10), (1.0, 5.0, 20)]
@@ -138,5 +146,29 @@ def test_steps_are_epochs_over_the_sample_rate_rounded_up():
 
 
 def test_a_run_without_privacy_has_no_epsilon():
-    with pytest.raises(InputError, match="no epsilon"):
-        spent(no_privacy(), 3)
+    for no_curve in (spent, epsilon_of_delta):
+        with pytest.raises(InputError, match="no epsilon"):
+            no_curve(no_privacy(), 3)
+
+
+@pytest.mark.parametrize("accounting", ["per_unit", "published"])
+def test_every_point_of_the_curve_over_delta_is_a_bound_and_the_plan_s_own_is_within_what_is_stated(accounting):
+    plan = plan_of(delta=1e-5, k=2, accounting=accounting)
+    curve = dict(epsilon_of_delta(plan, 7))
+    assert min(curve) == 1e-10
+    assert max(curve) == pytest.approx(1e-4)
+    assert len(curve) >= 12
+    assert list(curve.values()) == sorted(curve.values(), reverse=True)
+    assert curve[1e-5] <= spent(plan, 7).epsilon
+    forgetful, sigma = dict(epsilon_of_delta(plan, 6)), plan.noise_multiplier / plan.sensitivity
+    for delta in (min(curve), max(curve)):
+        lower = pld_epsilon(plan.sample_rate, sigma, 7, delta, pessimistic=False)
+        # a mutant that forgets a step is below what the mechanism spends at least
+        assert forgetful[delta] < lower <= curve[delta]
+
+
+def test_a_plan_of_a_large_or_tiny_delta_has_a_curve_too():
+    for delta in (0.5, 1e-12):
+        curve = epsilon_of_delta(plan_of(delta=delta), 3)
+        assert delta in dict(curve)
+        assert all(0 < point < 1 and epsilon >= 0 for point, epsilon in curve)

@@ -129,6 +129,7 @@ RULES: dict[str, Rule] = {
     "privacy.epochs": POSITIVE,
     "privacy.accounting": _one_of("per_unit", "published"),
     "privacy.unit": _one_of("picture", "person"),
+    "privacy.parent": (lambda v: v is None or bool(v), "must be null, a folder, or an MLflow run id"),
     "train.lr": POSITIVE,
     "train.lr_noise_exponent": NOT_NEGATIVE,
     "train.embedding_lr": POSITIVE,
@@ -143,6 +144,10 @@ RULES: dict[str, Rule] = {
     "train.timestep_max": (lambda v: 0 < v <= 1000, "must be in (0, 1000]"),
     "train.grid_every": NOT_NEGATIVE,
     "train.checkpoint_every": AT_LEAST_1,
+    "train.resume": (
+        lambda v: v in ("auto", "never") or _hex(32)(v),
+        "must be auto, never, or an MLflow run id (32 hex digits)",
+    ),
     "sampling.n": AT_LEAST_1,
     "sampling.steps": (lambda v: 1 <= v <= 1000, "must be in [1, 1000]"),
     "sampling.eta": (lambda v: 0 <= v <= 1, "must be in [0, 1]"),
@@ -213,6 +218,10 @@ def _check_lora_and_accounting(config: DictConfig, fail: Callable[[str, str], No
         fail("privacy.accounting", "the released code knows no persons; set privacy.unit=picture, or per_unit")
     if config.privacy.accounting == "published" and config.privacy.eps == math.inf:
         fail("privacy.accounting", "compares two epsilons, and eps=inf has none; set a finite eps, or per_unit")
+    if config.privacy.parent is not None and (
+        config.privacy.eps == math.inf or config.privacy.accounting != "per_unit"
+    ):
+        fail("privacy.parent", "must be null with eps=inf or accounting=published: there is no epsilon to add to")
     if (config.lora.rank_schedule == "constant") != (config.lora.rank_last is None):
         fail("lora.rank_last", "must be set with rank_schedule linear or cosine, and null with constant")
     if config.lora.rank_schedule != "constant" and config.lora.alpha is not None:

@@ -135,6 +135,7 @@ class Privacy:
     accounting: str = MISSING
     reproducible: bool = MISSING
     seed_file: str | None = None
+    parent: str | None = None
 
 
 @dataclass
@@ -153,6 +154,7 @@ class Train:
     timestep_max: int = MISSING
     grid_every: int = MISSING
     checkpoint_every: int = MISSING
+    resume: str = MISSING
 
 
 @dataclass

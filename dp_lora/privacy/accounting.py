@@ -10,11 +10,13 @@ import functools
 import math
 import warnings
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from dp_lora.errors import InputError
 from dp_lora.privacy.plan import PrivacyPlan
 
 PRV_GRID_LIMIT = 20_000_000  # points; the accountant's arrays take about 100 bytes each
+LOWEST_DELTA, DELTA_POINTS = 1e-10, 12  # of the curve of epsilon over delta
 PLD_INTERVAL = 1e-3  # width of a PLD bin in units of epsilon; connect-the-dots makes the result exact to about 1e-4
 
 
@@ -38,6 +40,11 @@ def pld_epsilon(
     sample_rate: float, noise_multiplier: float, steps: int, delta: float, *, pessimistic: bool = True
 ) -> float:
     """Epsilon by dp-accounting's PLD: an upper bound, or with pessimistic=False a lower bound on the same quantity."""
+    composed = _composed_pld(sample_rate, noise_multiplier, steps, pessimistic)
+    return float(composed.get_epsilon_for_delta(delta))
+
+
+def _composed_pld(sample_rate: float, noise_multiplier: float, steps: int, pessimistic: bool) -> Any:
     from dp_accounting.pld import privacy_loss_distribution
 
     pld = privacy_loss_distribution.from_gaussian_mechanism(
@@ -48,7 +55,7 @@ def pld_epsilon(
         # connect-the-dots exists for upper bounds only
         use_connect_dots=pessimistic,
     )
-    return float(pld.self_compose(steps).get_epsilon_for_delta(delta))
+    return pld.self_compose(steps)
 
 
 @functools.lru_cache(maxsize=256)
@@ -126,6 +133,23 @@ def spent(plan: PrivacyPlan, steps: int) -> Bounds:
     if not plan.private:
         raise InputError("eps=inf: a run without privacy has no epsilon")
     return bounds(plan.sample_rate, plan.noise_multiplier / plan.sensitivity, steps, plan.delta)
+
+
+def epsilon_of_delta(plan: PrivacyPlan, steps: int) -> list[tuple[float, float]]:
+    """(delta, epsilon) by PLD after `steps` ledger entries, delta ascending from 1e-10 to 10 times the plan's.
+
+    The plan's own delta is among them. Of a mechanism without noise there is no curve (InputError).
+
+    Guarantee: the steps are (epsilon, delta)-DP at every point, at all of them at once: the curve depends on public
+    numbers alone. At the plan's delta its epsilon is at most that of `spent`, which is what is stated.
+    """
+    if not plan.private:
+        raise InputError("eps=inf: a run without privacy has no epsilon")
+    lowest, highest = min(LOWEST_DELTA, plan.delta), min(10 * plan.delta, 0.1)
+    ratio = (highest / lowest) ** (1 / (DELTA_POINTS - 1))
+    deltas = sorted({*(lowest * ratio**point for point in range(DELTA_POINTS)), plan.delta})
+    composed = _composed_pld(plan.sample_rate, plan.noise_multiplier / plan.sensitivity, steps, True)
+    return [(delta, float(composed.get_epsilon_for_delta(delta))) for delta in deltas]
 
 
 def _noise_multiplier_by_pld(eps: float, delta: float, sample_rate: float, steps: int, start: float) -> float:

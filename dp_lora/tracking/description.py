@@ -72,4 +72,6 @@ def _privacy_lines(statement: Mapping[str, Any]) -> str:
     }
     rows = (cells, ["---"] * len(cells), cells.values())
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return f"**Privacy** (one run; several on the same data add up):\n\n{table}"
+    parts = len(statement.get("parts", ()))
+    scope = f"sum over {parts} releases; others" if parts > 1 else "one run; several"
+    return f"**Privacy** ({scope} on the same data add up):\n\n{table}"

@@ -27,11 +27,12 @@ from dp_lora.models.device import full_precision
 from dp_lora.models.folder import Model
 from dp_lora.privacy import step as private_step
 from dp_lora.privacy.accounting import spent
+from dp_lora.privacy.composition import Part, compose, together
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.randomness import Randomness, read_secret
 from dp_lora.privacy.step import PrivateFacts, noisy_sum
 from dp_lora.progress import progress
-from dp_lora.release import base_privacy, write_result
+from dp_lora.release import base_parts, write_result
 from dp_lora.team import Team
 from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
 from dp_lora.training.private_loss import diffusion_loss
@@ -153,19 +154,20 @@ def finetune(
     the folder of the adapter.
 
     Guarantee: the returned folder, and the grids, are (plan.target_epsilon, plan.delta)-DP under add-or-remove-one unit
-    where plan.guaranteed, composed with what the base had spent before.
+    where plan.guaranteed, composed with what the base and privacy.parent had spent before.
     """
-    base_privacy(model.info, run.plan)  # refuses before any budget is spent
+    parent = [Part(**part) for part in run.bound["parent"]]
+    before = together(base_parts(model.info, base["digest"], run.plan), parent)  # refuses before any budget is spent
     if run.result.exists():
         events.message(f"{run.folder.name}: this fine-tuning is finished; nothing is trained, nothing is spent")
         team.once(None)
         return run.result
     adapter = make_adapter(config, model, device)
     state = Averaged(config, adapter.parameters(config.lora.train), run.plan.noise_multiplier)
-    _train(config, model, adapter, state, data, run, device, events, grid, team)
+    _train(config, model, adapter, state, data, run, device, events, grid, team, compose(before)[0])
     with state.released():
         counted = run.ledger.counted_steps(run.plan)
-        write_result(run.result, run.plan, counted, run.run_id, config, adapter, model.info, base)
+        write_result(run.result, run.plan, counted, run.run_id, config, adapter, before, base)
     return run.result
 
 
@@ -188,6 +190,7 @@ def _train(
     events: Events,
     grid: Callable[[Model, Path], None],
     team: Team,
+    epsilon_before: float,
 ) -> None:
     plan = run.plan
     secret = read_secret(Path(config.privacy.seed_file)) if config.privacy.seed_file else None
@@ -223,7 +226,7 @@ def _train(
         step += 1
         if step % config.train.checkpoint_every == 0 or step == plan.steps:
             save_checkpoint(run.checkpoints, step, state.tensors())
-        _report(run, facts, counted, step, time.perf_counter() - began, events)
+        _report(run, facts, counted, step, time.perf_counter() - began, events, epsilon_before)
         if config.train.grid_every and (step % config.train.grid_every == 0 or step == plan.steps):
             path = run.folder / "grids" / f"step-{step:06d}.png"
             with state.released():
@@ -239,14 +242,22 @@ def _train(
         )
 
 
-def _report(run: RunFolder, facts: PrivateFacts, counted: int, step: int, seconds: float, events: Events) -> None:
+def _report(
+    run: RunFolder,
+    facts: PrivateFacts,
+    counted: int,
+    step: int,
+    seconds: float,
+    events: Events,
+    epsilon_before: float,
+) -> None:
     events.metric("private/loss", facts.loss, step)
     events.metric("private/gradient_norm", facts.mean_norm, step)
     events.metric("private/clipped_share", facts.clipped_share, step)
     events.metric("private/units_per_second", facts.units / seconds, step)
     plan = run.plan
     if plan.guaranteed and (step % max(1, plan.steps // EPSILON_POINTS) == 0 or step == plan.steps):
-        events.metric("epsilon", spent(plan, counted).epsilon, step)
+        events.metric("epsilon", epsilon_before + spent(plan, counted).epsilon, step)
 
 
 def may_step(plan: PrivacyPlan, counted: int, *, replay: bool) -> bool:

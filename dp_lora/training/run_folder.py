@@ -8,9 +8,10 @@ import hmac
 import os
 import platform
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, digest_value, read_json, write_json
 from dp_lora.privacy.accounting import calibrate, spent
+from dp_lora.privacy.composition import Part
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
 from dp_lora.privacy.published import published_plan
@@ -41,9 +43,16 @@ PRIVATE_CODE = (
 )
 
 
-def binding(config: Config, data_digest: str, base_digest: str, device: str) -> dict[str, Any]:
-    """Everything that a fine-tuning resolves, and its data: what a resumed run must have in common with its start."""
+def binding(
+    config: Config, data_digest: str, base_digest: str, device: str, parent: Sequence[Part] = ()
+) -> dict[str, Any]:
+    """Everything that a fine-tuning resolves, and its data: what a resumed run must have in common with its start.
+
+    `parent` is what privacy.parent spent; a path or a run id of the same parent is the same.
+    """
     sections: dict[str, Any] = {name: asdict(getattr(config, name)) for name in ("lora", "privacy", "train")}
+    del sections["train"]["resume"]  # says how to begin, not what is made
+    del sections["privacy"]["parent"]
     sections["data"] = {"classes": list(config.data.classes), "n_public": config.data.n_public}
     sections["seed"] = config.experiment.seed
     if config.privacy.reproducible:
@@ -53,7 +62,13 @@ def binding(config: Config, data_digest: str, base_digest: str, device: str) -> 
         sections["machine"] = {"device": device, "threads": torch.get_num_threads(), "cpu": platform.processor()}
         sections["versions"] = {name: version(name) for name in ("torch", "numpy", "diffusers", "peft")}
     # JSON has no infinity
-    return {"config": _finite(sections), "data": data_digest, "base": base_digest, "code": code_digest()}
+    return {
+        "config": _finite(sections),
+        "data": data_digest,
+        "base": base_digest,
+        "parent": [part.as_json() for part in parent],
+        "code": code_digest(),
+    }
 
 
 def code_digest() -> str:
@@ -113,7 +128,7 @@ class RunFolder:
     bound: dict[str, Any]
     run_id: str  # random, says nothing about the data
 
-    @property
+    @cached_property
     def ledger(self) -> Ledger:
         return Ledger(self.folder / "ledger.jsonl")
 
@@ -129,7 +144,10 @@ class RunFolder:
 
 @contextmanager
 def open_run_folder(folder: Path, config: Config, bound: dict[str, Any]) -> Iterator[RunFolder]:
-    """Begin or go on in `folder`, alone: a second writer, another config or other data are InputErrors."""
+    """Begin or go on in `folder`, alone: a second writer, another config or other data are InputErrors.
+
+    With train.resume=never a folder that holds steps is one too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -155,6 +173,11 @@ def _begin(folder: Path, config: Config, bound: dict[str, Any]) -> RunFolder:
     run = RunFolder(folder, plan, bound, content["run_id"])
     if (run.checkpoints.exists() or run.result.exists()) and not run.ledger.path.exists():
         raise InputError(f"{folder}: was begun and has no ledger.jsonl; restore it, or start in another folder")
+    if config.train.resume == "never" and (steps := run.ledger.counted_steps(plan)):
+        raise InputError(
+            f"train.resume=never: {folder} holds {steps} steps of this fine-tuning; set train.resume=auto to go on "
+            "there, or change the plan to begin another"
+        )
     return run
 
 
@@ -167,14 +190,29 @@ def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iter
             yield f"{prefix}{key}"
 
 
-def other_ledgers(runs: Path, own: Path, data_digest: str) -> list[str]:
-    """One line for each other run folder below `runs` that spent privacy of the same private data."""
+def check_same_data(runs: Path, parent: Sequence[Part], data_digest: str, shown: str) -> None:
+    """InputError where a run folder below `runs` shows that a part of the parent was made from other private data."""
+    named = {part.run_id for part in parent}
+    for path in sorted(runs.glob("*/plan.json")):
+        content, _ = _read_plan(path)
+        if content["run_id"] in named and content["bound"]["data"] != data_digest:
+            raise InputError(
+                f"{shown}: {path.parent} was begun on other private data; must be of the same data; leave it out"
+            )
+
+
+def other_ledgers(runs: Path, own: Path, data_digest: str, parent: Sequence[Part] = ()) -> list[str]:
+    """One line for each other run folder below `runs` that spent privacy of the same private data.
+
+    But for those that `parent` counts already.
+    """
     lines = []
+    named = {part.run_id for part in parent}
     for path in sorted(runs.glob("*/plan.json")):
         if path.parent.resolve() == own.resolve():
             continue
         content, plan = _read_plan(path)
-        if content["bound"]["data"] != data_digest:
+        if content["bound"]["data"] != data_digest or content["run_id"] in named:
             continue
         ledger = Ledger(path.parent / "ledger.jsonl")
         if not plan.private and (path.parent / "checkpoints").exists():

@@ -1,0 +1,96 @@
+"""What publishing several releases costs that were made from the same private data: basic composition.
+
+Claim (Dwork and Roth 2014, theorem B.1). Let M1 be (e1, d1)-DP, and let M2, which may read what M1 released, be
+(e2, d2)-DP for every value y of it, both under one neighbouring relation with one unit. Then both together are
+(e1 + e2, d1 + d2)-DP. By induction n releases are (sum of e, sum of d)-DP, whatever was chosen in view of earlier ones.
+
+Proof. Let D and D' be neighbours, P and P' the laws of M1 on them, S a set of pairs, S_y = {z: (y, z) in S}.
+(1) M1 is (e1, d1)-DP, so P <= exp(e1) P' + m for a measure m >= 0 of total mass at most d1.
+(2) Pr[(M1, M2)(D) in S] = integral of Pr[M2(D, y) in S_y] dP
+    <= d2 + integral of min(1, exp(e2) Pr[M2(D', y) in S_y]) dP.
+(3) By (1) the last integral is at most exp(e1 + e2) Pr[(M1, M2)(D') in S] + d1: under m the integrand is at most 1.
+
+Tighter theorems exist; this one needs nothing of the parts but their epsilon and delta.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dp_lora.errors import InputError
+from dp_lora.privacy.plan import PrivacyPlan
+
+
+@dataclass(frozen=True)
+class Part:
+    """One release and what it spent: (epsilon, delta), of the unit and relation of those that it is added to."""
+
+    epsilon: float
+    delta: float
+    run_id: str | None = None  # the random one of a fine-tuning, as in its privacy.json
+    base: str | None = None  # or the digest of a base model's folder
+
+    def __str__(self) -> str:
+        name = f"run {self.run_id}" if self.run_id else f"base {self.base}"
+        return f"{name}: epsilon {self.epsilon:.6g}, delta {self.delta:.6g}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def compose(parts: Iterable[Part]) -> tuple[float, float]:
+    """Sum of the epsilons and sum of the deltas; (0, 0) for none. InputError where the deltas reach 1: no guarantee.
+
+    Guarantee: publishing all parts is (epsilon, delta)-DP where each part is what it says, all with one unit and one
+    neighbouring relation.
+    """
+    found = list(parts)
+    epsilon, delta = math.fsum(part.epsilon for part in found), math.fsum(part.delta for part in found)
+    if delta >= 1:
+        raise InputError(f"the deltas of {len(found)} releases add up to {delta:g}: must be below 1; lower delta")
+    return epsilon, delta
+
+
+def together(base: Sequence[Part], parent: Sequence[Part]) -> tuple[Part, ...]:
+    """What was spent before a fine-tuning: its parent's parts, and its base's where the parent's did not count it.
+
+    A base is known by the digest of its folder: it is one release, however many fine-tunings started from it. Runs are
+    never left out.
+    """
+    return (*parent, *(part for part in base if part not in parent))
+
+
+def spent_by(stated: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, float] | None:
+    """Epsilon and delta of a statement that can be added to the plan's; None for another unit, relation or no bound."""
+    if stated.get("unit") != plan.unit or stated.get("relation") != plan.relation:
+        return None
+    epsilon, delta = stated.get("epsilon"), stated.get("delta")
+    if not isinstance(epsilon, int | float) or not isinstance(delta, int | float):
+        return None
+    return (float(epsilon), float(delta)) if 0 <= epsilon < math.inf and 0 <= delta < 1 else None
+
+
+def parent_parts(statement: Mapping[str, Any], plan: PrivacyPlan, shown: str) -> tuple[Part, ...]:
+    """The parts of an earlier fine-tuning's privacy.json, its own parents' among them.
+
+    `shown` names the parent as it was typed. Raises InputError where it is not private, where unit or relation are not
+    the plan's, and where its parts are not what it states.
+    """
+    if statement.get("private") is not True:
+        raise InputError(f"{shown}: is not private, so nothing bounds what it leaked; name a release/ folder")
+    spent = spent_by(statement, plan)
+    if spent is None:
+        raise InputError(
+            f"{shown}: states epsilon {statement.get('epsilon')}, delta {statement.get('delta')}, "
+            f"unit={statement.get('unit')}, relation={statement.get('relation')}: must be a bound with "
+            f"unit={plan.unit}, relation={plan.relation} to be added to this run's"
+        )
+    try:
+        parts = tuple(Part(**part) for part in statement["parts"])
+        whole = all(min(part.epsilon, part.delta) >= 0 for part in parts) and parts and compose(parts) == spent
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise InputError(f"{shown}: the parts in its privacy.json do not add up to its epsilon and delta; restore it")
+    return parts

@@ -1,0 +1,156 @@
+"""Several fine-tunings of the same private data: epsilons and deltas add up, and what cannot be added is refused."""
+
+import json
+import math
+
+import pytest
+from test_finetune import Heard, house, run  # noqa: F401
+from tiny import make_base, plan_of, tiny_config
+
+from dp_lora.errors import InputError
+from dp_lora.files import read_json, write_json
+from dp_lora.privacy.composition import Part, compose, parent_parts, together
+from dp_lora.training.run_folder import binding, check_same_data, other_ledgers
+from entrypoints.finetune import _parent, planned
+
+FIRST, SECOND, BASE = Part(2.0, 1e-5, run_id="a"), Part(3.0, 1e-6, run_id="b"), Part(1.0, 1e-7, base="d")
+
+
+def statement_of(*parts, **changes):
+    epsilon, delta = compose(parts)
+    stated = {"private": True, "epsilon": epsilon, "delta": delta, "unit": "picture", "relation": "add-or-remove-one"}
+    return stated | {"parts": [part.as_json() for part in parts]} | changes
+
+
+def test_epsilons_add_up_and_deltas_add_up():
+    assert compose([]) == (0, 0)
+    assert compose([FIRST, SECOND]) == (5.0, pytest.approx(1.1e-5))
+    with pytest.raises(InputError, match="must be below 1"):
+        compose([Part(1.0, 0.5, run_id="a"), Part(1.0, 0.5, run_id="b")])
+
+
+def privacy_losses(steps: int, delta: float) -> float:
+    from dp_lora.privacy.accounting import pld_epsilon
+
+    return pld_epsilon(0.1, 1.0, steps, delta)
+
+
+def test_the_sum_is_never_below_what_the_accountant_says_of_both_together():
+    """Two runs of one mechanism are one run of twice the steps; a mutant that states the larger epsilon is below it."""
+    delta = 1e-5
+    both = privacy_losses(40, 2 * delta)
+    one = privacy_losses(20, delta)
+    epsilon, total = compose([Part(one, delta, run_id="a"), Part(one, delta, run_id="b")])
+    assert total == 2 * delta
+    assert both <= epsilon
+    assert both > max(one, one)  # the mutant
+
+
+def test_randomized_response_twice_reaches_the_sum_exactly():
+    """The bound is tight without delta: the likeliest pair of answers has ratio exp(e1 + e2)."""
+    answers = [math.exp(e) / (1 + math.exp(e)) for e in (1.0, 0.5)]
+    ratio = math.prod(answers) / math.prod(1 - p for p in answers)
+    epsilon, _ = compose([Part(1.0, 0.0, run_id="a"), Part(0.5, 0.0, run_id="b")])
+    assert math.log(ratio) == pytest.approx(epsilon)
+
+
+def test_the_parents_of_a_parent_add_up_and_one_base_counts_once():
+    parts = parent_parts(statement_of(BASE, FIRST, SECOND), plan_of(), "privacy.parent=x")
+    assert parts == (BASE, FIRST, SECOND)
+    assert together([BASE], parts) == parts
+    assert together([Part(1.0, 1e-7, base="other")], parts) == (*parts, Part(1.0, 1e-7, base="other"))
+    # a run is never left out, however alike
+    assert together([], (FIRST, FIRST)) == (FIRST, FIRST)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"private": False}, "is not private"),
+        ({"unit": "person"}, "unit=person"),
+        ({"relation": "replace-one"}, "relation=replace-one"),
+        ({"epsilon": math.inf}, "epsilon inf"),
+        ({"epsilon": "1"}, "must be a bound"),
+        ({"epsilon": 4.9}, "do not add up"),
+        ({"delta": 1e-5}, "do not add up"),
+        ({"parts": []}, "do not add up"),
+        ({"parts": [{"run_id": "a"}]}, "do not add up"),
+        ({"parts": [Part(6.0, 2e-5, run_id="a").as_json(), Part(-1.0, -9e-6, run_id="b").as_json()]}, "do not add up"),
+    ],
+)
+def test_a_parent_that_cannot_be_added_is_refused_in_one_line(changes, words):
+    with pytest.raises(InputError, match=f"^privacy.parent=x: .*{words}") as error:
+        parent_parts(statement_of(FIRST, SECOND, **changes), plan_of(), "privacy.parent=x")
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, monkeypatch):  # noqa: F811
+    first = read_json(run(house, "runs/one") / "privacy.json")
+    own = Part(first["accountants"]["epsilon"], 1e-3, run_id=first["run_id"])
+    assert first["parts"] == [own.as_json()]
+    assert first["epsilon"] == own.epsilon
+
+    heard = Heard()
+    release = run(house, "runs/two", events=heard, parent=(own,))
+    second = read_json(release / "privacy.json")
+    assert second["epsilon"] == own.epsilon + second["accountants"]["epsilon"]
+    assert (second["delta"], second["target_delta"]) == (2e-3, 1e-3)
+    assert [part["run_id"] for part in second["parts"]] == [own.run_id, second["run_id"]]
+    assert second["statement"].startswith(f"({second['epsilon']:.6g}, 0.002)-differentially private")
+    assert heard.metrics["epsilon"][-1] == second["epsilon"]
+    card = (release / "README.md").read_text()
+    assert second["statement"] in card
+    assert f"run {own.run_id}: epsilon {own.epsilon:.6g}, delta 0.001" in card
+    assert second["run_id"] not in card  # so that a run made again has the same card
+    assert "this run alone" not in card
+
+    # the third counts both, through its parent alone
+    monkeypatch.setattr("dp_lora.tracking.lookup.ROOT", house)
+    config = tiny_config("privacy.parent=runs/two")
+    parts = _parent(config)
+    assert [part.run_id for part in parts] == [own.run_id, second["run_id"]]
+    assert _parent(tiny_config(f"privacy.parent={release}")) == parts
+    facts, _ = planned(tiny_config(f"privacy.parent={release} model.base={house / 'base'}"))
+    assert facts["expected epsilon, with privacy.parent's"] == pytest.approx(
+        facts["expected epsilon"] + second["epsilon"]
+    )
+
+    # resumed with another parent, or without one: refused; a path or a run id of one parent are one binding
+    for others in ((), (Part(0.1, 1e-3, run_id=own.run_id),)):
+        with pytest.raises(InputError, match="with other parent; a ledger"):
+            run(house, "runs/two", parent=others)
+    assert binding(config, "d", "b", "cpu", parts) == binding(tiny_config(), "d", "b", "cpu", parts)
+
+    # data: known and another -> refused; known and the same, or unknown -> taken
+    data = read_json(house / "runs/two/plan.json")["bound"]["data"]
+    check_same_data(house / "runs", parts, data, "privacy.parent=x")
+    check_same_data(house / "nowhere", parts, "other", "privacy.parent=x")
+    with pytest.raises(InputError, match=r"^privacy.parent=x: .*other private data"):
+        check_same_data(house / "runs", parts, "other", "privacy.parent=x")
+    # what is counted is not warned of
+    assert len(other_ledgers(house / "runs", house / "runs/three", data)) == 2
+    assert other_ledgers(house / "runs", house / "runs/three", data, parts) == []
+
+
+def test_a_private_base_counts_once_beside_a_parent_that_started_from_it(house):  # noqa: F811
+    make_base(house / "base2", tiny_config(), "private-dp")
+    path = house / "base2" / "model.json"
+    before = {"epsilon": 2.0, "delta": 1e-4, "unit": "picture", "relation": "add-or-remove-one"}
+    write_json(path, {**json.loads(path.read_text()), "privacy": before})
+    first = read_json(run(house, "one", base="base2") / "privacy.json")
+    parts = parent_parts(first, plan_of(), "privacy.parent=one")
+    assert [part.base is None for part in parts] == [False, True]
+    second = read_json(run(house, "two", base="base2", parent=parts) / "privacy.json")
+    assert ["base" in part for part in second["parts"]] == [True, False, False]
+    assert second["epsilon"] == pytest.approx(first["epsilon"] + second["accountants"]["epsilon"])
+    assert second["delta"] == pytest.approx(2e-3 + 1e-4)
+
+
+def test_a_parent_that_is_no_adapter_or_without_an_epsilon_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"privacy.parent=/nowhere: no such path"):
+        _parent(tiny_config("privacy.parent=/nowhere"))
+    with pytest.raises(InputError, match=r"privacy.parent=.*: holds no adapter"):
+        _parent(tiny_config(f"privacy.parent={tmp_path}"))
+    for without in ("privacy.eps=inf", "privacy.accounting=published privacy.k=2"):
+        with pytest.raises(InputError, match=r"privacy.parent=x: must be null"):
+            tiny_config(f"privacy.parent=x {without}")
