@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from safetensors import SafetensorError
 
 from dp_lora import tracking
 from dp_lora.config import (
@@ -252,6 +253,8 @@ def one_line_errors(child: bool = False) -> Iterator[None]:
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         _stop(f"{error.strerror or error}{where}", 1, child)
+    except SafetensorError as error:
+        _stop(f"a file of tensors: {error}", 1, child)  # a full disk, where it is met while one is written
     except KeyboardInterrupt as error:
         # `mlflow run` makes a new run each time; a stage's unfinished work is found again, a fine-tuning's is not
         goes_on = "" if tracking.joined_run_id() and not child else "; the same command goes on"

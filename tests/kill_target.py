@@ -1,6 +1,12 @@
-"""A tiny private fine-tuning in a process of its own, which notes on disk each noise that it draws; to be killed."""
+"""A tiny private fine-tuning in a process of its own, which notes on disk each noise that it draws; to be killed.
+
+A third argument ends it by itself: `before N` and `after N` by SIGKILL at the rename of its Nth checkpoint,
+`disk BYTES` by files that cannot grow beyond that size.
+"""
 
 import os
+import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -28,6 +34,24 @@ def noted(*arguments):
 
 
 step_module.add_noise = noted
+end, number = sys.argv[3].split() if len(sys.argv) > 3 else ("", "0")
+rename, renamed = Path.replace, []
+
+
+def deadly(self, target):
+    if target.parent.name == "checkpoints":
+        renamed.append(target)
+    if len(renamed) < int(number):
+        return rename(self, target)
+    if end == "after":
+        rename(self, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if end in ("before", "after"):
+    Path.replace = deadly
+if end == "disk":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(number), int(number)))
 latents, labels = tiny_latents(30)
 bound = binding(config, "data", model_digest(house / "base"), "cpu")
 torch.set_num_threads(1)

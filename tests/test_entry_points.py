@@ -84,6 +84,25 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_is_full_while_tensors_are_written_ends_in_one_line(tmp_path):
+    script = f"""
+import resource
+import torch
+from pathlib import Path
+from dp_lora.training.checkpoints import save_checkpoint
+from entrypoints.common import one_line_errors
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+with one_line_errors():
+    save_checkpoint(Path({str(tmp_path)!r}), 1, {{"a": torch.zeros(1000)}})
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: a file of tensors: ")
+    assert "File too large" in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_is_not_there_cannot_be_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     result = invoke("finetune", "--overrides", f"train.resume={'a' * 32}")

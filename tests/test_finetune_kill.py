@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,13 +16,14 @@ from tiny import make_base, tiny_config
 from dp_lora.config import ROOT
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.training.checkpoints import load_checkpoint
 
 LONG = "privacy.epochs=8 train.checkpoint_every=3"
 
 
-def start(house, overrides):
+def start(house, overrides, *end):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "kill_target.py"), str(house), overrides]
+    command = [sys.executable, str(ROOT / "tests" / "kill_target.py"), str(house), overrides, *end]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -53,6 +55,60 @@ def test_kill_9_at_ten_random_instants_never_loses_a_counted_step(tmp_path):
     statement = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
     assert statement["steps"] == steps
     assert statement["epsilon"] <= plan.target_epsilon
+
+
+def finished_within_budget(house):
+    """Go on to the end; every noise that was ever drawn is counted."""
+    assert start(house, LONG).wait() == 0
+    steps, plan = counted(house)
+    assert drawn(house) <= steps <= plan.steps
+    statement = json.loads((house / "run" / "release" / "privacy.json").read_text())
+    assert (statement["steps"], statement["epsilon"] <= plan.target_epsilon) == (steps, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_kill_9_inside_a_checkpoint_s_rename_leaves_whole_checkpoints_and_every_step_counted(tmp_path, when):
+    make_base(tmp_path / "base", tiny_config())
+    for _ in range(2):
+        assert start(tmp_path, LONG, f"{when} 2").wait() == -signal.SIGKILL
+        steps, _ = counted(tmp_path)
+        assert drawn(tmp_path) <= steps
+        step, tensors = load_checkpoint(tmp_path / "run" / "checkpoints")
+        assert 0 < step <= steps
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+    finished_within_budget(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [600, 2500])
+def test_a_full_disk_loses_nothing(tmp_path, size):
+    """A real limit on the size of files: the ledger's second line, or a checkpoint, does not fit."""
+    make_base(tmp_path / "base", tiny_config())
+    assert start(tmp_path, LONG, "before 3").wait() == -signal.SIGKILL
+    checkpoints = tmp_path / "run" / "checkpoints"
+    before = {path.name: path.read_bytes() for path in checkpoints.iterdir()}
+    lines = (tmp_path / "run" / "ledger.jsonl").read_bytes()
+    steps, _ = counted(tmp_path)
+    full = start(tmp_path, LONG, f"disk {len(lines) + size}")
+    assert full.wait() not in (0, -signal.SIGKILL)
+    assert {path.name: path.read_bytes() for path in checkpoints.iterdir()} == before
+    assert (tmp_path / "run" / "ledger.jsonl").read_bytes().startswith(lines)
+    assert steps < counted(tmp_path)[0]
+    assert drawn(tmp_path) <= counted(tmp_path)[0]
+    finished_within_budget(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_second_process_on_one_run_is_refused_and_the_first_goes_on(tmp_path):
+    make_base(tmp_path / "base", tiny_config())
+    first = start(tmp_path, LONG)
+    assert first.stdout.readline() == "ready\n"
+    assert start(tmp_path, LONG).wait() == 1
+    assert first.poll() is None
+    assert first.wait() == 0
+    steps, plan = counted(tmp_path)
+    assert drawn(tmp_path) == steps == plan.steps
 
 
 @pytest.mark.slow

@@ -1,0 +1,125 @@
+"""Checks 6, 7, 11, 13 on whole fine-tunings: fresh draws, empty draws, torn lines, a flow that no data steer."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_finetune import CPU, Crash, Heard, house, run, seed_file, weights  # noqa: F401
+from tiny import tiny_config, tiny_dataset
+
+from dp_lora.files import read_json
+from dp_lora.models.adapters import EMBEDDING
+from dp_lora.models.folder import load_model, model_digest
+from dp_lora.privacy import step as step_module
+from dp_lora.training import finetune as module
+from dp_lora.training.finetune import PrivateData, finetune
+from dp_lora.training.run_folder import binding, open_run_folder
+
+
+@pytest.mark.parametrize("replay", [False, True])
+def test_who_takes_part_is_drawn_anew_after_a_resume_and_again_only_in_a_replay(house, monkeypatch, replay):  # noqa: F811
+    drawn = []
+    real = step_module.poisson_draw
+    monkeypatch.setattr(step_module, "poisson_draw", lambda *a: (drawn.append(real(*a)), drawn[-1])[1])
+    config = "train.checkpoint_every=2" + (f" {seed_file(house)}" if replay else "")
+    with pytest.raises(Crash):
+        run(house, "run", config, stop_before=3, monkeypatch=monkeypatch)
+    run(house, "run", config)
+    # steps 0, 1, 2, and after the crash 2, 3 and so on
+    lost, again = drawn[2], drawn[3]
+    assert np.array_equal(lost, again) is replay
+    assert len({tuple(draw) for draw in drawn[:3]}) == 3
+
+
+def test_a_run_whose_every_draw_is_empty_trains_on_noise_alone_and_counts_every_step(house):  # noqa: F811
+    config, model = tiny_config(), load_model(house / "base")
+    start = module.make_adapter(config, load_model(house / "base"), CPU).parameters("B")
+    nobody = PrivateData(np.zeros((0, 2, 8, 8), np.float32), np.zeros(0, np.int64), [])
+    bound = binding(config, "nobody", model_digest(house / "base"), "cpu")
+    heard = Heard()
+    with open_run_folder(house / "run", config, bound) as opened:
+        names = {"path": "base", "digest": bound["base"]}
+        release = finetune(config, model, names, nobody, opened, CPU, heard, lambda *_: None)
+    assert read_json(release / "privacy.json")["steps"] == opened.ledger.counted_steps(opened.plan) == 5
+    trained = weights(release)
+    for name, value in start.items():
+        key = "embedding" if name == EMBEDDING else f"base_model.model.{name}.weight"
+        assert not torch.equal(trained[key], value), name
+    assert all(np.isnan(heard.metrics["private/loss"]))
+
+
+def flow(house, folder, monkeypatch, data="data"):  # noqa: F811
+    """What a fine-tuning does that somebody outside could see, beside the values of what it releases."""
+    noises, checkpoints, draws = [], [], []
+    heard = Heard()
+    noise, save, poisson = step_module.add_noise, module.save_checkpoint, step_module.poisson_draw
+
+    def spy_noise(total, std, generator):
+        noises.append((std, {name: tuple(tensor.shape) for name, tensor in total.items()}))
+        return noise(total, std, generator)
+
+    def spy_save(folder, step, tensors):
+        checkpoints.append((step, {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}))
+        save(folder, step, tensors)
+
+    def third_is_empty(*arguments):
+        draws.append(poisson(*arguments))
+        return draws[-1][:0] if len(draws) == 3 else draws[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step_module, "add_noise", spy_noise)
+        patched.setattr(module, "save_checkpoint", spy_save)
+        patched.setattr(step_module, "poisson_draw", third_is_empty)
+        release = run(house, folder, seed_file(house), heard, data)
+    lines = [json.loads(line)["entry"]["step"] for line in (house / folder / "ledger.jsonl").read_text().splitlines()]
+    files = {p.relative_to(release): p.stat().st_size for p in release.rglob("*") if p.suffix == ".safetensors"}
+    counts = {name: len(values) for name, values in heard.metrics.items()}
+    return noises, checkpoints, lines, files, counts, heard.lines
+
+
+def test_neighbours_have_one_flow_one_number_of_noises_and_equal_shapes(house, monkeypatch):  # noqa: F811
+    """Check 13. One draw is empty: a mutant that draws no noise for it has fewer noises than steps."""
+    tiny_dataset(house / "more", n=42)
+    one, other = flow(house, "one", monkeypatch), flow(house, "other", monkeypatch, "more")
+    assert one == other
+    assert len(one[0]) == len(one[1]) == len(one[2]) == 5
+
+
+def test_no_branch_and_no_message_depends_on_what_the_operator_may_watch(house, monkeypatch):  # noqa: F811
+    """The share clipped, the loss and the norms go to the log under private/, and nowhere else."""
+    seeded = seed_file(house)
+    ends = []
+    real = module.noisy_sum
+    for number, share in enumerate((0.0, 0.5, 1.0)):
+        watched = {"clipped_share": share, "loss": 10.0**number, "mean_norm": 7.0 * number, "units": number}
+
+        def changed(*arguments, watched=watched):
+            total, facts = real(*arguments)
+            return total, dataclasses.replace(facts, **watched)
+
+        heard = Heard()
+        monkeypatch.setattr(module, "noisy_sum", changed)
+        release = run(house, f"run{number}", seeded, heard)
+        assert heard.metrics["private/clipped_share"] == [share] * 5
+        ledger = (house / f"run{number}" / "ledger.jsonl").read_bytes()
+        ends.append((heard.lines, {name: len(v) for name, v in heard.metrics.items()}, ledger, weights(release)))
+    for lines, counts, ledger, released in ends[1:]:
+        assert (lines, counts, ledger) == ends[0][:3]
+        assert all(torch.equal(released[name], value) for name, value in ends[0][3].items())
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_a_torn_ledger_line_counts_and_the_run_stops_within_its_budget(house, monkeypatch, began):  # noqa: F811
+    """Torn is the line of a step that the checkpoint holds, or that of a step which was just begun."""
+    with pytest.raises(Crash):
+        run(house, "run", stop_before=3, monkeypatch=monkeypatch)
+    path = house / "run" / "ledger.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content + content.splitlines()[-1][:70] if began else content[:-40])
+    heard = Heard()
+    statement = read_json(run(house, "run", events=heard) / "privacy.json")
+    assert statement["steps"] == 5
+    assert statement["epsilon"] <= 10
+    assert any("stopped at step 4 of 5" in line for line in heard.lines) is began
