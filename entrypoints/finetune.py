@@ -47,8 +47,9 @@ def main(call: Call) -> None:
 
     device = pick_device(call.config.compute.device)
     fabric = make_fabric(call.config.compute, device)
-    if started_from_outside(fabric) and (missing := would_make(base, data_folder)):
-        raise InputError(f"{', '.join(missing)}: missing; make it with one process, before a launcher starts the ranks")
+    alone = call.config.compute.num_nodes == 1 and not started_from_outside(fabric)
+    if not alone and (missing := would_make(base, data_folder)):
+        raise InputError(f"{', '.join(missing)}: missing; make it with one process, before all ranks are started")
     if not is_first(fabric):
         with joined(fabric, call.config.compute, device) as (team, device):
             _assist(call.config, base, data_folder, device, team)

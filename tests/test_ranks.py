@@ -146,7 +146,7 @@ def house(tmp_path):
 
 def target(house: Path, run: str, overrides: str, mode: str = "") -> subprocess.CompletedProcess[str]:
     script = [sys.executable, str(ROOT / "tests/ranks_target.py"), str(house), run, overrides, mode]
-    return subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240)
+    return subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600)
 
 
 def errors(process: subprocess.CompletedProcess[str]) -> list[str]:
@@ -166,6 +166,7 @@ def counted(house: Path, run: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("more", ["", "privacy.batch_size=1 data.n_public=5 privacy.delta=0.1", "privacy.k=3"])
 def test_two_and_three_ranks_give_the_weights_of_one_to_1e_6(house, more):
     seeded = f"privacy.reproducible=true privacy.seed_file={house / 'seed'} {more}"
@@ -180,6 +181,7 @@ def test_two_and_three_ranks_give_the_weights_of_one_to_1e_6(house, more):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_ranks_encode_to_the_bytes_that_one_makes(house):
     tiny_dataset(house / "data")
     assert target(house, "latents", "compute.devices=2", "encode").returncode == 0
@@ -190,11 +192,12 @@ def test_two_ranks_encode_to_the_bytes_that_one_makes(house):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("again", [2, 1, 3])
 def test_a_rank_that_is_killed_ends_the_run_in_one_line_and_a_resume_on_any_number_of_ranks_ends_it(house, again):
     began = time.monotonic()
     broken = target(house, "run", "compute.devices=2", "kill-other-2")
-    assert time.monotonic() - began < 100
+    assert time.monotonic() - began < 200
     assert broken.returncode == 1
     assert errors(broken) == [f"error: rank 1 ended (status -9); {ENDED}"]
     assert counted(house, "run") == 2
@@ -207,6 +210,7 @@ def test_a_rank_that_is_killed_ends_the_run_in_one_line_and_a_resume_on_any_numb
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_others_end_in_one_line_when_the_first_rank_is_killed(house):
     broken = target(house, "run", "compute.devices=3", "kill-first-2")  # returns when stderr is closed by all
     assert broken.returncode == -9
@@ -231,7 +235,7 @@ def command(project: Path, *words: str, more: str = "", launcher: tuple[str, ...
     overrides = f"{TINY} compute.device=cpu sampling.batch_size=1 {more}"
     made = subprocess.run(
         [sys.executable, "-m", *launcher, *words, "--overrides", overrides],
-        cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=240,
+        cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr[-3000:]
     (line,) = made.stdout.splitlines()  # of the first rank alone
@@ -242,6 +246,7 @@ TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("launcher", "eps"), [((), "10"), (TORCHRUN, "5")])
 def test_the_command_line_works_on_two_ranks_with_and_without_torchrun(project, launcher, eps):
     from mlflow import MlflowClient
