@@ -191,7 +191,7 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
                 overrides = values.pop("overrides", "")
                 config = read_resolved(resolved) if resolved else load(name, values, overrides, stage=stage)
                 if stage in COMPUTING and not dry_run:
-                    _require_device(config)
+                    _require_device(stage, config)
                 function(Call(stage, config, out, dry_run, part, inputs, typed))
 
         command.__doc__ = function.__doc__
@@ -217,11 +217,17 @@ class OneLineCommand(click.Command):
             ctx.exit(2)
 
 
-def _require_device(config: Config) -> None:
-    if config.compute.device == "cuda":
+def _require_device(stage: str, config: Config) -> None:
+    # before anything is made, or a run opened
+    sized = stage not in ("main", "finetune") or config.compute.physical_batch_size is not None
+    if config.compute.device == "cuda" or not sized:
         from dp_lora.models.device import pick_device
 
-        pick_device("cuda")  # before anything is made, or a run opened
+        device = pick_device(config.compute.device)
+        if not sized:
+            from dp_lora.training.physical_batch import require_size
+
+            require_size(config, device)
 
 
 def _options(stage: str, parts: tuple[str, ...]) -> list[Callable]:

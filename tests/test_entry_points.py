@@ -160,7 +160,8 @@ def test_what_prepare_has_to_bring_is_named_before_anything_starts(entry_point, 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     before = PIPELINES["celebahq"].params.read_bytes()
-    result = invoke(entry_point, "--config", "celebahq-eps10", "--overrides", "compute.device=cpu")
+    on_a_cpu = "compute.device=cpu compute.physical_batch_size=8"
+    result = invoke(entry_point, "--config", "celebahq-eps10", "--overrides", on_a_cpu)
     assert result.exit_code == 1
     (line,) = result.stderr.strip().splitlines()
     assert "data/celebahq: missing; type `mlflow run . -b native -e prepare -P config=celebahq-eps10`" in line

@@ -88,7 +88,8 @@ def small_celebahq(server: Server, folder: Path) -> str:
         f"checkpoint.folder=data/cin256 checkpoint.url={server.url}{ARCHIVE} "
         "data.n_public=50 privacy.batch_size=25 privacy.epochs=1 privacy.delta=1e-3 lora.rank=2 train.grid_every=0 "
         "sampling.n=8 sampling.steps=2 sampling.batch_size=4 evaluation.classifier_steps=2 evaluation.min_images=4 "
-        f"evaluation.inception_weights={weights} evaluation.inception_sha256={digest} compute.device=cpu"
+        f"evaluation.inception_weights={weights} evaluation.inception_sha256={digest} compute.device=cpu "
+        "compute.physical_batch_size=8"
     )
 
 

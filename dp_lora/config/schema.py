@@ -176,7 +176,7 @@ class Evaluation:
 @dataclass
 class Compute:
     device: str = MISSING
-    physical_batch_size: int = MISSING
+    physical_batch_size: int | None = None
 
 
 @dataclass

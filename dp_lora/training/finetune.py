@@ -32,6 +32,7 @@ from dp_lora.privacy.step import PrivateFacts, noisy_sum
 from dp_lora.progress import progress
 from dp_lora.release import base_privacy, write_result
 from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
+from dp_lora.training.physical_batch import physical_batch_size
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder, binding_digest
 from dp_lora.training.steps import lr_factor, noise_scale
@@ -194,10 +195,10 @@ def _train(
     replayed = run.ledger.replayed_steps(plan)
     if counted:
         events.message(f"going on after step {step}; the ledger holds {counted} of {plan.steps} steps")
+    physical = physical_batch_size(config, model, state.parameters, run, device, events)
     bar = progress(total=plan.steps, initial=step, desc="private fine-tuning", unit="step")
     while step < plan.steps and may_step(plan, counted, replay=step in replayed):
         began = time.perf_counter()
-        physical = config.compute.physical_batch_size
         with full_precision():
             total, facts = noisy_sum(
                 plan, step, data.units, loss_factory, state.parameters, randomness, run.ledger, physical

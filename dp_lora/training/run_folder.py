@@ -110,6 +110,7 @@ class RunFolder:
     plan: PrivacyPlan
     bound: dict[str, Any]
     run_id: str  # random, says nothing about the data
+    physical_batch_size: int | None  # what was chosen on this folder's behalf; None: nothing yet
 
     @property
     def ledger(self) -> Ledger:
@@ -123,6 +124,11 @@ class RunFolder:
     def result(self) -> Path:
         """Where the adapter goes: release/ where the plan's epsilon holds, else not-private/."""
         return self.folder / (RELEASE if self.plan.guaranteed else NOT_PRIVATE)
+
+    def keep_physical_batch_size(self, rows: int) -> None:
+        """Write down beside the plan how many rows at a time were found to fit, for a resumed run to go on with."""
+        path = self.folder / "plan.json"
+        write_json(path, {**read_json(path), "physical_batch_size": rows})
 
 
 @contextmanager
@@ -150,7 +156,7 @@ def _begin(folder: Path, config: Config, bound: dict[str, Any]) -> RunFolder:
     if content["bound"] != bound:
         changed = sorted(_changed(content["bound"], bound))
         raise InputError(f"{folder}: was begun with other {', '.join(changed)}; a ledger holds one plan on one dataset")
-    run = RunFolder(folder, plan, bound, content["run_id"])
+    run = RunFolder(folder, plan, bound, content["run_id"], content.get("physical_batch_size"))
     if (run.checkpoints.exists() or run.result.exists()) and not run.ledger.path.exists():
         raise InputError(f"{folder}: was begun and has no ledger.jsonl; restore it, or start in another folder")
     return run
@@ -189,6 +195,9 @@ def _read_plan(path: Path) -> tuple[dict[str, Any], PrivacyPlan]:
         plan = PrivacyPlan.from_json(content["plan"])
         if not isinstance(content["bound"]["data"], str) or not isinstance(content["run_id"], str):
             raise ValueError("no digest of data, or no run id")
+        rows = content.get("physical_batch_size", 1)
+        if not isinstance(rows, int) or rows < 1:
+            raise ValueError(f"physical_batch_size={rows!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
