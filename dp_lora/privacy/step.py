@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dp_lora.errors import InputError
 from dp_lora.privacy.clipping import clipped_sum
 from dp_lora.privacy.gradients import LossFunction, Rows, micro_batches, unit_gradients
 from dp_lora.privacy.ledger import Ledger
@@ -45,6 +46,7 @@ class PrivateFacts:
     loss: float  # mean over what was clipped, units as a rule; NaN for an empty draw
     mean_norm: float  # of the gradients before the clip
     clipped_share: float
+    physical_batch_size: int  # rows at a time with which the sum was computed, after backing off
 
 
 def sum_over_units(
@@ -80,6 +82,49 @@ def sum_over_units(
     return total, torch.cat(norms) if norms else torch.zeros(0), torch.cat(losses) if losses else torch.zeros(0)
 
 
+def sum_within_memory(
+    loss_factory: LossFactory,
+    draws: ItemStreams,
+    parameters: Mapping[str, Tensor],
+    units: Sequence[Sequence[int]],
+    k: int,
+    max_grad_norm: float,
+    physical_batch_size: int,
+    back_off: bool,
+) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
+    """`sum_over_units` of the drawn `units`, and the rows at a time that it took; `draws` are theirs for this step.
+
+    Where the device's memory ends, half as many rows are tried. Raises InputError where one row does not fit, or,
+    without `back_off`, where `physical_batch_size` rows do not.
+
+    Guarantee: that of `sum_over_units`. Backing off is no second mechanism: the units were drawn before and stay, each
+    attempt begins its own sum with every stream at its first draw, so no draw is lost or repeated, and only a complete
+    sum comes out. It equals that of the first attempt up to rounding, whatever the memory was.
+    """
+    device = next(iter(parameters.values())).device
+    size = physical_batch_size
+    while True:
+        try:
+            # a failed attempt has moved its streams on
+            loss = loss_factory(draws.from_the_start())
+            batches = micro_batches(units, k, size, device)
+            return *sum_over_units(loss, parameters, batches, max_grad_norm), size
+        except torch.OutOfMemoryError:
+            if not back_off:
+                raise InputError(
+                    f"compute.physical_batch_size={size}: does not fit in the device's memory, and the reproducible "
+                    "mode does not back off (another cut rounds otherwise); set fewer rows, in another folder"
+                ) from None
+            if size == 1:
+                raise InputError(
+                    "compute.physical_batch_size=1: one row does not fit in the device's memory; free it, or use a "
+                    "larger device"
+                ) from None
+        # out here the failed attempt's tensors are gone with its frames
+        torch.cuda.empty_cache()
+        size //= 2
+
+
 def noisy_sum(
     plan: PrivacyPlan,
     step: int,
@@ -93,24 +138,27 @@ def noisy_sum(
     """Noisy sum {name: (*shape)} of the clipped gradients of a fresh Poisson draw of `units` (each a list of pictures).
 
     An empty draw is a step like any other: no model call, noise, a ledger line. `physical_batch_size` rows are computed
-    at a time; it changes memory, and the result only by rounding. PrivateFacts are for the operator alone.
+    at a time, fewer where memory ends (`sum_within_memory`; not in the reproducible mode); it changes memory, and the
+    result only by rounding. PrivateFacts are for the operator alone.
 
     Guarantee: the noisy sum is (q, sigma)-subsampled Gaussian under add-or-remove-one unit, as proved above, and the
     ledger holds the step before its noise exists.
     """
-    device = next(iter(parameters.values())).device
     drawn = poisson_draw(len(units), plan.sample_rate, randomness.numpy("sampling", step))
     clipped, k = [units[position] for position in drawn], plan.k
     if plan.accounting == PUBLISHED:
         clipped, k = [unit for unit in clipped for _ in range(k)], 1  # every draw gets a clip of its own
-    batches = micro_batches(clipped, k, physical_batch_size, device)
-    loss = loss_factory(randomness.per_item("draws", step))
-    total, norms, losses = sum_over_units(loss, parameters, batches, plan.max_grad_norm)
+    draws = randomness.per_item("draws", step)
+    # neither the ledger's line nor the noise exists yet: an attempt that runs out of memory has spent nothing
+    total, norms, losses, size = sum_within_memory(
+        loss_factory, draws, parameters, clipped, k, plan.max_grad_norm, physical_batch_size, back_off=randomness.fresh
+    )
     facts = PrivateFacts(
         units=len(drawn),
         loss=float(losses.mean()) if len(losses) else float("nan"),
         mean_norm=float(norms.mean()) if len(norms) else float("nan"),
         clipped_share=float((norms > plan.max_grad_norm).double().mean()) if len(norms) else float("nan"),
+        physical_batch_size=size,
     )
     ledger.append(step, plan, replay_of=randomness.digest(total))
     # ================= from the next line on nothing is private =================

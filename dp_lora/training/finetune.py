@@ -203,6 +203,11 @@ def _train(
             total, facts = noisy_sum(
                 plan, step, data.units, loss_factory, state.parameters, randomness, run.ledger, physical
             )
+        if facts.physical_batch_size < physical:
+            physical = facts.physical_batch_size
+            events.message(f"out of memory: from here on {physical} rows at a time; no draw is lost or repeated")
+            if config.compute.physical_batch_size is None:
+                run.keep_physical_batch_size(physical)
         counted += step not in replayed
         # the divisor is public: the true batch size is private under Poisson sampling
         gradient = {name: value / plan.expected_batch for name, value in total.items()}
@@ -229,6 +234,7 @@ def _report(run: RunFolder, facts: PrivateFacts, counted: int, step: int, second
     events.metric("private/loss", facts.loss, step)
     events.metric("private/gradient_norm", facts.mean_norm, step)
     events.metric("private/clipped_share", facts.clipped_share, step)
+    events.metric("private/physical_batch_size", facts.physical_batch_size, step)
     events.metric("private/units_per_second", facts.units / seconds, step)
     plan = run.plan
     if plan.guaranteed and (step % max(1, plan.steps // EPSILON_POINTS) == 0 or step == plan.steps):
