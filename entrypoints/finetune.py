@@ -86,7 +86,7 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
     from dp_lora.data.layout import read_dataset
     from dp_lora.grids import write_grid
     from dp_lora.models.agreement import check_agreement
-    from dp_lora.models.device import pick_device
+    from dp_lora.models.device import pick_device, pick_precision
     from dp_lora.models.folder import Model, load_model, model_digest
     from dp_lora.sampling import draw
     from dp_lora.training.finetune import PrivateData, finetune, units_of
@@ -139,6 +139,8 @@ def _finetune(call: Call, run: Any, folder: Path, base: Path, data_folder: Path)
                 "noise_multiplier": opened.plan.noise_multiplier,
                 "sample_rate": opened.plan.sample_rate,
                 "steps": opened.plan.steps,
+                "precision": str(pick_precision(config.compute.precision, device)).removeprefix("torch."),
+                "tf32": "off",
             }
         )
         latents = encode_dataset(dataset, model.vae, WORKING / "latents", device, 256, run)

@@ -154,6 +154,7 @@ RULES: dict[str, Rule] = {
     "evaluation.min_images": (lambda v: v >= 2, "must be at least 2"),
     "compute.device": _one_of("auto", "cpu", "cuda"),
     "compute.physical_batch_size": NULL_OR_AT_LEAST_1,
+    "compute.precision": _one_of("auto", "float32", "bfloat16"),
 }
 
 # rules on private pictures, of which a config that only makes a base model (data.source: none) has none

@@ -177,6 +177,7 @@ class Evaluation:
 class Compute:
     device: str = MISSING
     physical_batch_size: int | None = None
+    precision: str = MISSING
 
 
 @dataclass

@@ -20,6 +20,7 @@ import torch
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, digest_value, read_json, write_json
+from dp_lora.models.device import pick_precision
 from dp_lora.privacy.accounting import calibrate, spent
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
@@ -33,6 +34,7 @@ PRIVATE_CODE = (
     "training/private_loss.py",
     "models/adapters.py",
     "models/attention.py",
+    "models/device.py",
     "models/ranks.py",
     "models/resampling.py",
     "data/latents.py",
@@ -48,6 +50,7 @@ def binding(config: Config, data_digest: str, base_digest: str, device: str) -> 
     if config.privacy.reproducible:
         # an exact replay needs the same rounding: two sums under one noise would reveal their difference
         sections["physical_batch_size"] = config.compute.physical_batch_size
+        sections["precision"] = str(pick_precision(config.compute.precision, torch.device(device)))
         sections["machine"] = {"device": device, "threads": torch.get_num_threads(), "cpu": platform.processor()}
         sections["versions"] = {name: version(name) for name in ("torch", "numpy", "diffusers", "peft")}
     # JSON has no infinity
