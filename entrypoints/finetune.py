@@ -59,9 +59,10 @@ def _check(config: Config, base: Path) -> None:
         base_privacy(info, make_plan(config))
 
 
-def planned(config: Config) -> tuple[dict[str, Any], str]:
-    """What a dry run prints, and the name of the folder that the adapter would go to."""
+def planned(config: Config, *, samples: bool = False) -> tuple[dict[str, Any], str]:
+    """What a dry run prints, and the name of the folder that the adapter would go to; `samples`: their cost too."""
     from dp_lora.models.counting import count_parameters
+    from dp_lora.models.estimate import count_flops, estimate_lines, finetuning_work, sampling_work
     from dp_lora.training.run_folder import NOT_PRIVATE, RELEASE, make_plan
 
     plan = make_plan(config)
@@ -75,7 +76,11 @@ def planned(config: Config) -> tuple[dict[str, Any], str]:
     elif plan.private:
         facts["epsilon claimed by the released code"] = claimed_epsilon(plan, plan.steps)
         facts["epsilon bounded by the noise"] = spent(plan, plan.steps).pld
-    facts["trainable parameters"] = count_parameters(config, base_folder(config))["trainable"]
+    base = base_folder(config)
+    facts["trainable parameters"] = count_parameters(config, base)["trainable"]
+    row = count_flops(config, base)
+    parts = finetuning_work(config, row, plan.steps, plan.expected_batch)
+    facts |= estimate_lines([*parts, *([sampling_work(config, row)] if samples else [])])
     return facts, RELEASE if plan.guaranteed else NOT_PRIVATE
 
 

@@ -35,7 +35,7 @@ def test_the_search_finds_the_largest_size_that_fits_in_few_tries(limit, at_most
 
 
 def opened(tmp_path, overrides=CHOSEN):
-    config = tiny_config(overrides)
+    config = tiny_config(f"{overrides} privacy.eps=inf")
     return config, open_run_folder(tmp_path / "run", config, binding(config, "d", "b", "cpu"))
 
 

@@ -66,15 +66,15 @@ def test_the_noisy_sum_of_a_bfloat16_forward_pass_is_float32(tmp_path):
     assert {value.dtype for value in total.values()} == {torch.float32}
 
 
-def test_a_fine_tuning_in_bfloat16_releases_float32(tmp_path):
-    config = tiny_config("compute.precision=bfloat16 privacy.batch_size=40")
+def test_a_fine_tuning_in_bfloat16_ends_in_an_adapter_of_float32(tmp_path):
+    config = tiny_config("compute.precision=bfloat16 privacy.eps=inf")
     model = tiny_model(tmp_path)
     latents, labels = tiny_latents()
     data = PrivateData(latents, labels, units_of(6, None, "picture"))
     with open_run_folder(tmp_path / "run", config, binding(config, "d", "b", "cpu")) as run:
-        release = finetune(config, model, {"path": "base", "digest": "b"}, data, run, CPU, Events(), lambda *_: None)
+        adapter = finetune(config, model, {"path": "base", "digest": "b"}, data, run, CPU, Events(), lambda *_: None)
     for name in ("class_embedding.safetensors", "peft/adapter_model.safetensors"):
-        assert {value.dtype for value in load_file(release / name).values()} == {torch.float32}
+        assert {value.dtype for value in load_file(adapter / name).values()} == {torch.float32}
 
 
 def test_a_replay_is_bound_to_its_precision_and_a_fresh_run_is_not():

@@ -141,7 +141,7 @@ def test_a_fine_tuning_goes_on_with_fewer_rows_and_keeps_the_number_only_where_i
     monkeypatch.setattr(finetune_module, "physical_batch_size", lambda *_: 8)
     model, rng = tiny_model(tmp_path), np.random.default_rng(0)
     for number, chosen in enumerate(("compute.physical_batch_size=null", "compute.physical_batch_size=8")):
-        config = tiny_config(f"privacy.batch_size=40 privacy.k=2 privacy.epochs=2 {chosen}")
+        config = tiny_config(f"privacy.eps=inf privacy.batch_size=40 privacy.k=2 privacy.epochs=2 {chosen}")
         data = PrivateData(
             rng.standard_normal((6, 2, 8, 8)).astype(np.float32), np.zeros(6, np.int64), units_of(6, None, "picture")
         )
