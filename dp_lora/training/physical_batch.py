@@ -50,7 +50,7 @@ def require_size(config: Config, device: torch.device) -> None:
     """InputError where compute.physical_batch_size is to be chosen and `device` is no GPU."""
     if config.compute.physical_batch_size is None and device.type != "cuda":
         raise InputError(
-            "compute.physical_batch_size=null: must be a number of rows on a CPU, whose memory nobody can probe; set "
+            "compute.physical_batch_size=null: must be a number of rows on a CPU, where too many end in a kill; set "
             "overrides='compute.physical_batch_size=8', or another number that fits"
         )
 
