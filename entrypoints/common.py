@@ -224,9 +224,10 @@ class OneLineCommand(click.Command):
 
 def _require_device(config: Config) -> None:
     if config.compute.device == "cuda":
+        # before anything is made, or a run opened
         from dp_lora.models.device import pick_device
 
-        pick_device("cuda")  # before anything is made, or a run opened
+        pick_device(config.compute.device)
 
 
 def _options(stage: str, parts: tuple[str, ...]) -> list[Callable]:

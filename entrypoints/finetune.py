@@ -111,9 +111,10 @@ def _parent(config: Config) -> tuple[Part, ...]:
     return parent_parts(statement, make_plan(config), f"privacy.parent={config.privacy.parent}")
 
 
-def planned(config: Config) -> tuple[dict[str, Any], str]:
-    """What a dry run prints, and the name of the folder that the adapter would go to."""
+def planned(config: Config, *, samples: bool = False) -> tuple[dict[str, Any], str]:
+    """What a dry run prints, and the name of the folder that the adapter would go to; `samples`: their cost too."""
     from dp_lora.models.counting import count_parameters
+    from dp_lora.models.estimate import count_flops, estimate_lines, finetuning_work, sampling_work
     from dp_lora.training.run_folder import NOT_PRIVATE, RELEASE, make_plan
 
     plan = make_plan(config)
@@ -130,7 +131,11 @@ def planned(config: Config) -> tuple[dict[str, Any], str]:
     elif plan.private:
         facts["epsilon claimed by the released code"] = claimed_epsilon(plan, plan.steps)
         facts["epsilon bounded by the noise"] = spent(plan, plan.steps).pld
-    facts["trainable parameters"] = count_parameters(config, base_folder(config))["trainable"]
+    base = base_folder(config)
+    facts["trainable parameters"] = count_parameters(config, base)["trainable"]
+    row = count_flops(config, base)
+    parts = finetuning_work(config, row, plan.steps, plan.expected_batch)
+    facts |= estimate_lines([*parts, *([sampling_work(config, row)] if samples else [])])
     return facts, RELEASE if plan.guaranteed else NOT_PRIVATE
 
 
@@ -171,6 +176,7 @@ def _finetune(
 ) -> Path:
     from dp_lora.grids import write_grid
     from dp_lora.models.agreement import check_agreement
+    from dp_lora.models.device import pick_precision
     from dp_lora.models.folder import Model, model_digest
     from dp_lora.sampling import draw
     from dp_lora.training.finetune import finetune
@@ -218,6 +224,8 @@ def _finetune(
                 "noise_multiplier": opened.plan.noise_multiplier,
                 "sample_rate": opened.plan.sample_rate,
                 "steps": opened.plan.steps,
+                "precision": str(pick_precision(config.compute.precision, device)).removeprefix("torch."),
+                "tf32": "off",
             }
         )
         data = _encoded(config, model, dataset, device, run, team)

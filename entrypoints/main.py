@@ -19,7 +19,7 @@ def main(call: Call) -> None:
     pipeline = pipeline_of(call.config)
     if call.dry_run:
         shared = [*pipeline.made, relative(outputs(call.config))]
-        facts, _ = planned(call.config)
+        facts, _ = planned(call.config, samples=True)
         call.print_dry_run(
             {"pipeline": pipeline.file, **facts}, [relative(pipeline.params), relative(pipeline.lock), *shared]
         )

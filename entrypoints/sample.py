@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 def main(call: Call) -> None:
     """Draw sampling.n images, balanced over the adapter's classes, with a grid and an archive for other tools."""
     if call.dry_run:
-        call.print_dry_run({}, [relative(call.out) if call.out else "runs/RUN_ID/samples"])
+        from dp_lora.models.estimate import count_flops, estimate_lines, sampling_work
+
+        facts = estimate_lines([sampling_work(call.config, count_flops(call.config, base_folder(call.config)))])
+        call.print_dry_run(facts, [relative(call.out) if call.out else "runs/RUN_ID/samples"])
         return
     from dp_lora.launch import is_first, joined, make_fabric
     from dp_lora.models.adapters import adapter_info

@@ -54,7 +54,7 @@ def one(case: str, team: Team, folder: Path):
     parameters = {"w": torch.zeros(DIRECTIONS.shape[1]), "unused": torch.ones(2, 2)}
     if not team.first:
         parameters = {name: value + 7 for name, value in parameters.items()}
-        module.assist(units, loss, parameters, physical, team)
+        module.assist(units, loss, parameters, team)
         return None
     ledger = Ledger(folder / f"{case} {team.size}.jsonl")
     total, facts = module.noisy_sum(plan, 5, units, loss, parameters, Randomness("run", SECRET), ledger, physical, team)

@@ -78,6 +78,8 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path):
     assert float(facts["noise_multiplier"]) > 1
     assert (facts["sample_rate"], facts["steps"], facts["trainable parameters"]) == ("0.1", "100", "9856")
     assert facts["would write"].split(", ")[-1] == "runs/RUN_ID/release"
+    assert facts["estimated DP-SGD"].startswith("100 steps of 400 rows, ")
+    assert "computed, not measured" in facts["estimated on"]
     resolved = yaml.safe_load(result.stdout.split("noise_multiplier:")[0])
     assert resolved["privacy"]["eps"] == 5
     assert set(ROOT.iterdir()) == before
@@ -202,6 +204,8 @@ def test_main_says_which_pipeline_a_config_belongs_to():
         result = invoke("main", "--dry-run", "--config", config, "--overrides", "compute.device=cpu")
         assert result.exit_code == 0
         assert f"pipeline: {file}\n" in result.stdout
+        for part in ("latents", "DP-SGD", "grids", "samples", "on"):
+            assert result.stdout.count(f"\nestimated {part}: ") == 1
 
 
 def test_a_stage_that_the_pipeline_lacks_is_refused_in_one_line():

@@ -160,7 +160,8 @@ RULES: dict[str, Rule] = {
     "compute.device": _one_of("auto", "cpu", "cuda"),
     "compute.devices": AT_LEAST_1,
     "compute.num_nodes": AT_LEAST_1,
-    "compute.physical_batch_size": AT_LEAST_1,
+    "compute.physical_batch_size": NULL_OR_AT_LEAST_1,
+    "compute.precision": _one_of("auto", "float32", "bfloat16"),
 }
 
 # rules on private pictures, of which a config that only makes a base model (data.source: none) has none
@@ -209,8 +210,14 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
     if config.data.source == "folder" and not config.data.path:
         fail("data.path", "must name the folder of pictures; set overrides='data.path=DIR ...'")
     _check_downloads(config, fail)
+    _check_reproducible(config, fail)
+
+
+def _check_reproducible(config: DictConfig, fail: Callable[[str, str], None]) -> None:
     if config.privacy.reproducible != (config.privacy.seed_file is not None):
         fail("privacy.seed_file", "reproducible=true needs a seed_file, and a seed_file needs reproducible=true")
+    if config.privacy.reproducible and config.compute.physical_batch_size is None:
+        fail("compute.physical_batch_size", "must be set with privacy.reproducible=true: another cut rounds otherwise")
 
 
 def _check_lora_and_accounting(config: DictConfig, fail: Callable[[str, str], None]) -> None:

@@ -180,7 +180,8 @@ class Compute:
     device: str = MISSING
     devices: int = MISSING
     num_nodes: int = MISSING
-    physical_batch_size: int = MISSING
+    physical_batch_size: int | None = None
+    precision: str = MISSING
 
 
 @dataclass

@@ -13,6 +13,7 @@ from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_value, exclusive, fsync, read_json, write_json
 from dp_lora.models.autoencoder import Vae, encode, latent_size
+from dp_lora.models.device import full_precision
 from dp_lora.models.folder import module_digest
 from dp_lora.progress import PERCENT, progress
 from dp_lora.team import Team
@@ -32,10 +33,10 @@ def encode_dataset(
 ) -> np.memmap:
     """Normalised latents of all pictures, read-only float32 (N, c, h, w), in the dataset's order; vae on `device`.
 
-    As `encode` gives them. Kept in `cache_folder` under the digest of data and autoencoder, so that neither can change
-    unseen. The file appears when it is complete; an interrupted encoding goes on where it was. Memory does not grow
-    with N, nor with `batch_size` beyond ENCODE_VALUES pixel values. The ranks of `team` take a batch each, the first
-    one writes. Raises InputError for latents that are not finite.
+    As `encode` gives them, TF32 off. Kept in `cache_folder` under the digest of data and autoencoder, so that neither
+    can change unseen. The file appears when it is complete; an interrupted encoding goes on where it was. Memory does
+    not grow with N, nor with `batch_size` beyond ENCODE_VALUES pixel values. The ranks of `team` take a batch each, the
+    first one writes. Raises InputError for latents that are not finite.
     """
     side = latent_size(vae)
     shape = (len(dataset), vae.config["latent_channels"], side, side)
@@ -44,7 +45,8 @@ def encode_dataset(
     # two runs on the same data: the second one waits and finds the file
     with exclusive(path.with_suffix(".lock"), wait=True) if team.first else nullcontext():
         if not team.once(path.exists()):
-            _encode_to(path, dataset, vae, shape, torch.device(device), batch_size, events, team)
+            with full_precision():
+                _encode_to(path, dataset, vae, shape, torch.device(device), batch_size, events, team)
         team.once()  # the others go on when the file is there
     return cast(np.memmap, np.load(path, mmap_mode="r", allow_pickle=False))
 

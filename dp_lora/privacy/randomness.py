@@ -70,6 +70,10 @@ class ItemStreams:
             self._open[item] = np.random.Generator(np.random.Philox(seed))
         return self._open[item]
 
+    def from_the_start(self) -> "ItemStreams":
+        """The same streams, each at its first draw again: what is computed anew draws what it drew before."""
+        return ItemStreams(self._entropy)
+
 
 def read_secret(path: Path) -> bytes:
     """Read the operator's seed file; InputError unless it is a private file of at least 16 bytes."""

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dp_lora.errors import InputError
 from dp_lora.privacy.clipping import clipped_sum
 from dp_lora.privacy.gradients import LossFunction, Rows, micro_batches, unit_gradients
 from dp_lora.privacy.ledger import Ledger
@@ -50,6 +51,8 @@ class Drawn:
     plan: PrivacyPlan
     units: list[int]  # positions of those that take part
     draws: ItemStreams
+    physical_batch_size: int
+    back_off: bool  # where memory ends
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class PrivateFacts:
     loss: float  # mean over what was clipped, units as a rule; NaN for an empty draw
     mean_norm: float  # of the gradients before the clip
     clipped_share: float
+    physical_batch_size: int  # rows at a time with which the sum was computed, after backing off
 
 
 def sum_over_units(
@@ -95,17 +99,59 @@ def sum_over_units(
     return total, torch.cat(norms) if norms else torch.zeros(0), torch.cat(losses) if losses else torch.zeros(0)
 
 
+def sum_within_memory(
+    loss_factory: LossFactory,
+    draws: ItemStreams,
+    parameters: Mapping[str, Tensor],
+    units: Sequence[Sequence[int]],
+    k: int,
+    max_grad_norm: float,
+    physical_batch_size: int,
+    back_off: bool,
+) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
+    """`sum_over_units` of the drawn `units`, and the rows at a time that it took; `draws` are theirs for this step.
+
+    Where the device's memory ends, half as many rows are tried. Raises InputError where one row does not fit, or,
+    without `back_off`, where `physical_batch_size` rows do not.
+
+    Guarantee: that of `sum_over_units`. Backing off is no second mechanism: the units were drawn before and stay, each
+    attempt begins its own sum with every stream at its first draw, so no draw is lost or repeated, and only a complete
+    sum comes out. It equals that of the first attempt up to rounding, whatever the memory was.
+    """
+    device = next(iter(parameters.values())).device
+    size = physical_batch_size
+    while True:
+        try:
+            # a failed attempt has moved its streams on
+            loss = loss_factory(draws.from_the_start())
+            batches = micro_batches(units, k, size, device)
+            return *sum_over_units(loss, parameters, batches, max_grad_norm), size
+        except torch.OutOfMemoryError:
+            if not back_off:
+                raise InputError(
+                    f"compute.physical_batch_size={size}: does not fit in the device's memory, and the reproducible "
+                    "mode does not back off (another cut rounds otherwise); set fewer rows, in another folder"
+                ) from None
+            if size == 1:
+                raise InputError(
+                    "compute.physical_batch_size=1: one row does not fit in the device's memory; free it, or use a "
+                    "larger device"
+                ) from None
+        # out here the failed attempt's tensors are gone with its frames
+        torch.cuda.empty_cache()
+        size //= 2
+
+
 def sum_over_ranks(
     drawn: Drawn,
     units: Sequence[Sequence[int]],
     loss_factory: LossFactory,
     parameters: Mapping[str, Tensor],
-    physical_batch_size: int,
     team: Team,
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """`sum_over_units` of the drawn units, divided among the ranks of `team`, on its first rank; no result on others.
+) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
+    """`sum_within_memory` of the drawn units, divided among the ranks of `team`: on the first, nothing on the others.
 
-    `parameters` of the other ranks become those of the first.
+    `parameters` of the other ranks become those of the first. The rows at a time are those of the rank with the least.
 
     Guarantee: that of `sum_over_units`, whatever the number of ranks: no unit is divided, none is in two shares.
     """
@@ -113,28 +159,33 @@ def sum_over_ranks(
     share, k = [units[position] for position in team.share(drawn.units)], drawn.plan.k
     if drawn.plan.accounting == PUBLISHED:
         share, k = [unit for unit in share for _ in range(k)], 1  # every draw gets a clip of its own
-    batches = micro_batches(share, k, physical_batch_size, next(iter(parameters.values())).device)
-    part, norms, losses = sum_over_units(loss_factory(drawn.draws), parameters, batches, drawn.plan.max_grad_norm)
+    part, norms, losses, size = sum_within_memory(
+        loss_factory,
+        drawn.draws,
+        parameters,
+        share,
+        k,
+        drawn.plan.max_grad_norm,
+        drawn.physical_batch_size,
+        drawn.back_off,
+    )
     total = team.sum(part)
-    facts = team.gather((norms.cpu(), losses.cpu()))
+    facts = team.gather((norms.cpu(), losses.cpu(), size))
     if team.first:
-        norms, losses = (torch.cat(values) for values in zip(*facts, strict=True))
-    return total, norms, losses
+        norms, losses = (torch.cat([fact[position] for fact in facts]) for position in (0, 1))
+        size = min(fact[2] for fact in facts)
+    return total, norms, losses, size
 
 
 def assist(
-    units: Sequence[Sequence[int]],
-    loss_factory: LossFactory,
-    parameters: Mapping[str, Tensor],
-    physical_batch_size: int,
-    team: Team,
+    units: Sequence[Sequence[int]], loss_factory: LossFactory, parameters: Mapping[str, Tensor], team: Team
 ) -> None:
     """What every rank but the first does: its share of each `noisy_sum`, until the first says None in its place.
 
     Guarantee: its sums go to the first rank alone; it tosses no coin, draws no noise, and releases nothing.
     """
     while (drawn := team.once()) is not None:
-        sum_over_ranks(drawn, units, loss_factory, parameters, physical_batch_size, team)
+        sum_over_ranks(drawn, units, loss_factory, parameters, team)
 
 
 def noisy_sum(
@@ -151,20 +202,24 @@ def noisy_sum(
     """Noisy sum {name: (*shape)} of the clipped gradients of a fresh Poisson draw of `units` (each a list of pictures).
 
     An empty draw is a step like any other: no model call, noise, a ledger line. `physical_batch_size` rows are computed
-    at a time; it changes memory, and the result only by rounding, as do the ranks of `team`, of which the first calls
-    this and the others `assist`. PrivateFacts are for the operator alone.
+    at a time, fewer where memory ends (`sum_within_memory`; not in the reproducible mode); it changes memory, and the
+    result only by rounding, as do the ranks of `team`, of which the first calls this and the others `assist`.
+    PrivateFacts are for the operator alone.
 
     Guarantee: the noisy sum is (q, sigma)-subsampled Gaussian under add-or-remove-one unit, as proved above, and the
     ledger holds the step before its noise exists.
     """
     positions = poisson_draw(len(units), plan.sample_rate, randomness.numpy("sampling", step)).tolist()
-    drawn = team.once(Drawn(plan, positions, randomness.per_item("draws", step)))
-    total, norms, losses = sum_over_ranks(drawn, units, loss_factory, parameters, physical_batch_size, team)
+    draws = randomness.per_item("draws", step)
+    drawn = team.once(Drawn(plan, positions, draws, physical_batch_size, back_off=randomness.fresh))
+    # neither the ledger's line nor the noise exists yet: an attempt that runs out of memory has spent nothing
+    total, norms, losses, size = sum_over_ranks(drawn, units, loss_factory, parameters, team)
     facts = PrivateFacts(
         units=len(positions),
         loss=float(losses.mean()) if len(losses) else float("nan"),
         mean_norm=float(norms.mean()) if len(norms) else float("nan"),
         clipped_share=float((norms > plan.max_grad_norm).double().mean()) if len(norms) else float("nan"),
+        physical_batch_size=size,
     )
     ledger.append(step, plan, replay_of=randomness.digest(total))
     # ================= from the next line on nothing is private =================

@@ -35,6 +35,7 @@ from dp_lora.progress import progress
 from dp_lora.release import base_parts, write_result
 from dp_lora.team import Team
 from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
+from dp_lora.training.physical_batch import physical_batch_size
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder, binding_digest
 from dp_lora.training.steps import lr_factor, noise_scale
@@ -176,7 +177,7 @@ def assist(config: Config, model: Model, data: PrivateData, device: torch.device
     parameters = make_adapter(config, model, device).parameters(config.lora.train)
     loss_factory = diffusion_loss(config, model, data.latents, data.labels, device)
     with full_precision():
-        private_step.assist(data.units, loss_factory, parameters, config.compute.physical_batch_size, team)
+        private_step.assist(data.units, loss_factory, parameters, team)
 
 
 def _train(
@@ -211,14 +212,19 @@ def _train(
     replayed = run.ledger.replayed_steps(plan)
     if counted:
         events.message(f"going on after step {step}; the ledger holds {counted} of {plan.steps} steps")
+    physical = physical_batch_size(config, model, state.parameters, run, device, events)
     bar = progress(total=plan.steps, initial=step, desc="private fine-tuning", unit="step")
     while step < plan.steps and may_step(plan, counted, replay=step in replayed):
         began = time.perf_counter()
-        physical = config.compute.physical_batch_size
         with full_precision():
             total, facts = noisy_sum(
                 plan, step, data.units, loss_factory, state.parameters, randomness, run.ledger, physical, team
             )
+        if facts.physical_batch_size < physical:
+            physical = facts.physical_batch_size
+            events.message(f"out of memory: from here on {physical} rows at a time; no draw is lost or repeated")
+            if config.compute.physical_batch_size is None:
+                run.keep_physical_batch_size(physical)
         counted += step not in replayed
         # the divisor is public: the true batch size is private under Poisson sampling
         gradient = {name: value / plan.expected_batch for name, value in total.items()}
@@ -254,6 +260,7 @@ def _report(
     events.metric("private/loss", facts.loss, step)
     events.metric("private/gradient_norm", facts.mean_norm, step)
     events.metric("private/clipped_share", facts.clipped_share, step)
+    events.metric("private/physical_batch_size", facts.physical_batch_size, step)
     events.metric("private/units_per_second", facts.units / seconds, step)
     plan = run.plan
     if plan.guaranteed and (step % max(1, plan.steps // EPSILON_POINTS) == 0 or step == plan.steps):

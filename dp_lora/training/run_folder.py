@@ -21,6 +21,7 @@ import torch
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, digest_value, read_json, write_json
+from dp_lora.models.device import pick_precision
 from dp_lora.privacy.accounting import calibrate, spent
 from dp_lora.privacy.composition import Part
 from dp_lora.privacy.ledger import Ledger
@@ -35,6 +36,7 @@ PRIVATE_CODE = (
     "training/private_loss.py",
     "models/adapters.py",
     "models/attention.py",
+    "models/device.py",
     "models/ranks.py",
     "models/resampling.py",
     "data/latents.py",
@@ -59,6 +61,7 @@ def binding(
         # an exact replay needs the same rounding: two sums under one noise would reveal their difference
         sections["physical_batch_size"] = config.compute.physical_batch_size
         sections["ranks"] = config.compute.devices * config.compute.num_nodes
+        sections["precision"] = str(pick_precision(config.compute.precision, torch.device(device)))
         sections["machine"] = {"device": device, "threads": torch.get_num_threads(), "cpu": platform.processor()}
         sections["versions"] = {name: version(name) for name in ("torch", "numpy", "diffusers", "peft")}
     # JSON has no infinity
@@ -127,6 +130,7 @@ class RunFolder:
     plan: PrivacyPlan
     bound: dict[str, Any]
     run_id: str  # random, says nothing about the data
+    physical_batch_size: int | None  # what was chosen on this folder's behalf; None: nothing yet
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -140,6 +144,11 @@ class RunFolder:
     def result(self) -> Path:
         """Where the adapter goes: release/ where the plan's epsilon holds, else not-private/."""
         return self.folder / (RELEASE if self.plan.guaranteed else NOT_PRIVATE)
+
+    def keep_physical_batch_size(self, rows: int) -> None:
+        """Write down beside the plan how many rows at a time were found to fit, for a resumed run to go on with."""
+        path = self.folder / "plan.json"
+        write_json(path, {**read_json(path), "physical_batch_size": rows})
 
 
 @contextmanager
@@ -170,7 +179,7 @@ def _begin(folder: Path, config: Config, bound: dict[str, Any]) -> RunFolder:
     if content["bound"] != bound:
         changed = sorted(_changed(content["bound"], bound))
         raise InputError(f"{folder}: was begun with other {', '.join(changed)}; a ledger holds one plan on one dataset")
-    run = RunFolder(folder, plan, bound, content["run_id"])
+    run = RunFolder(folder, plan, bound, content["run_id"], content.get("physical_batch_size"))
     if (run.checkpoints.exists() or run.result.exists()) and not run.ledger.path.exists():
         raise InputError(f"{folder}: was begun and has no ledger.jsonl; restore it, or start in another folder")
     if config.train.resume == "never" and (steps := run.ledger.counted_steps(plan)):
@@ -229,6 +238,9 @@ def _read_plan(path: Path) -> tuple[dict[str, Any], PrivacyPlan]:
         plan = PrivacyPlan.from_json(content["plan"])
         if not isinstance(content["bound"]["data"], str) or not isinstance(content["run_id"], str):
             raise ValueError("no digest of data, or no run id")
+        rows = content.get("physical_batch_size", 1)
+        if not isinstance(rows, int) or rows < 1:
+            raise ValueError(f"physical_batch_size={rows!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise

@@ -1,0 +1,144 @@
+"""What the work of a config costs before any of it is done: operations, and the time that they take on a named GPU.
+
+Computed, not measured: operations are those of matrix products and convolutions, counted on networks without weights;
+the time assumes a share of the GPU's peak that small networks do not reach. Reading and writing are left out.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from dp_lora.config.schema import Config
+from dp_lora.models.adapters import add_lora, lora_parameters
+from dp_lora.models.autoencoder import decode, encode
+from dp_lora.models.counting import meta_unet, meta_vae
+
+GPU = "one NVIDIA H100 SXM"
+PEAK = {"float32": 66.9e12, "bfloat16": 989.4e12}  # FLOP/s by its data sheet, dense, TF32 off
+SHARE_OF_PEAK = 0.4
+GRID_IMAGES = 4  # per class, of a grid that fine-tuning draws
+
+
+@dataclass(frozen=True)
+class RowFlops:
+    """Operations of one row (one noise draw of one picture), or of one picture."""
+
+    train: int  # UNet forward, and backward to the trained weights and the class embedding
+    forward: int  # UNet alone
+    encode: int
+    decode: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """A part of a stage."""
+
+    name: str
+    amount: str  # in words, such as "137 steps of 4,096 rows"
+    flops: float
+    precision: str  # a key of PEAK
+
+    @property
+    def seconds(self) -> float:
+        """On GPU at SHARE_OF_PEAK."""
+        return self.flops / (PEAK[self.precision] * SHARE_OF_PEAK)
+
+
+def count_flops(config: Config, base: Path) -> RowFlops:
+    """Operations at the config's width, LoRA included, of the base in `base` where it is there. Takes seconds.
+
+    Raises InputError as `add_lora`.
+    """
+    unet, vae = meta_unet(config, base), meta_vae(config, base)
+    add_lora(unet, config.lora, torch.Generator())
+    unet.requires_grad_(False)
+    for parameter in lora_parameters(unet, config.lora.train).values():
+        parameter.requires_grad_()
+    side, size = unet.config["sample_size"], vae.config["sample_size"]
+    with torch.device("meta"):
+        latents = torch.empty(1, unet.config["in_channels"], side, side)
+        pixels = torch.empty(1, vae.config["in_channels"], size, size)
+        timestep = torch.empty(1, dtype=torch.int64)
+        context = torch.empty(1, 1, unet.config["cross_attention_dim"], requires_grad=True)
+
+    def predict() -> Tensor:
+        return unet(latents, timestep, context).sample
+
+    return RowFlops(
+        train=_flops(lambda: predict().square().mean().backward()),
+        forward=_flops(torch.no_grad()(predict)),
+        encode=_flops(torch.no_grad()(lambda: encode(vae, pixels))),
+        decode=_flops(torch.no_grad()(lambda: decode(vae, latents))),
+    )
+
+
+def _flops(work: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def finetuning_work(config: Config, row: RowFlops, steps: int, expected_batch: float) -> list[Work]:
+    """Encoding, DP-SGD and grids of a private fine-tuning of `steps` steps, from public numbers alone.
+
+    A unit is taken for one picture: with privacy.unit=person the number of pictures is no public number.
+    """
+    rows = round(expected_batch) * config.privacy.k
+    each = " of one picture a person" if config.privacy.unit == "person" else ""
+    precision = "float32" if config.compute.precision == "float32" else "bfloat16"
+    every = config.train.grid_every
+    grids = -(-steps // every) if every else 0
+    drawn = grids * GRID_IMAGES * len(config.data.classes)
+    return [
+        Work("latents", f"{config.data.n_public:,} pictures", config.data.n_public * float(row.encode), "float32"),
+        Work("DP-SGD", f"{steps:,} steps of {rows:,} rows{each}", steps * rows * float(row.train), precision),
+        Work("grids", f"{drawn:,} images", drawn * _flops_of_image(config, row), "float32"),
+    ]
+
+
+def sampling_work(config: Config, row: RowFlops) -> Work:
+    """Drawing sampling.n images."""
+    sampling = config.sampling
+    amount = f"{sampling.n:,} images at {sampling.steps} steps"
+    return Work("samples", amount, sampling.n * _flops_of_image(config, row), "float32")
+
+
+def _flops_of_image(config: Config, row: RowFlops) -> float:
+    rows = 1 if config.sampling.guidance_scale == 1 else 2
+    return float(rows * config.sampling.steps * row.forward + row.decode)
+
+
+def estimate_lines(parts: Sequence[Work]) -> dict[str, str]:
+    """One line for each part that has work, and one that says what the figures rest on."""
+    lines = {
+        f"estimated {part.name}": (
+            f"{part.amount}, {flops_text(part.flops)}, {time_text(part.seconds)} in {part.precision}"
+        )
+        for part in parts
+        if part.flops
+    }
+    peaks = ", ".join(f"{PEAK[name] / 1e12:.0f} TFLOP/s in {name}" for name in PEAK)
+    lines["estimated on"] = (
+        f"{GPU} at {SHARE_OF_PEAK:.0%} of its peak ({peaks}, TF32 off); computed, not measured; small nets reach less"
+    )
+    return lines
+
+
+def flops_text(flops: float) -> str:
+    """Such as 125 PFLOP: three digits, in the unit from M to E that leaves 1 to 999 before the point."""
+    rounded = float(f"{flops:.3g}")
+    power = min(18, max(6, 3 * (int(math.log10(rounded)) // 3))) if rounded >= 1 else 6
+    return f"{rounded / 10**power:.3g} {'MGTPE'[power // 3 - 2]}FLOP"
+
+
+def time_text(seconds: float) -> str:
+    """Such as 5.3 minutes: two digits."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:,.{1 if seconds < 9.95 * length else 0}f} {unit}"
+    return f"{seconds:.2g} seconds"

@@ -1,0 +1,95 @@
+"""What a config costs: operations as the real networks do them, and a time whose assumption is stated."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny import tiny_adapter, tiny_config, tiny_latents, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from dp_lora.config import load
+from dp_lora.models.estimate import (
+    RowFlops,
+    count_flops,
+    estimate_lines,
+    finetuning_work,
+    flops_text,
+    sampling_work,
+    time_text,
+)
+from dp_lora.privacy.gradients import micro_batches, unit_gradients
+from dp_lora.privacy.randomness import ItemStreams
+from dp_lora.training.private_loss import diffusion_loss
+
+NOWHERE = Path("no such base")
+ROW = RowFlops(train=1000, forward=100, encode=10, decode=7)
+
+
+def test_a_row_counts_as_many_operations_as_the_private_step_does_for_it(tmp_path):
+    config, model = tiny_config("lora.train=AB"), tiny_model(tmp_path)
+    parameters = tiny_adapter(model).parameters("AB")
+    latents, labels = tiny_latents()
+    loss = diffusion_loss(config, model, latents, labels, torch.device("cpu"))(ItemStreams(1))
+    (rows,) = micro_batches([[0], [1, 2], [3]], 2, 1000, torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter:
+        unit_gradients(loss, parameters, rows)
+    assert count_flops(config, tmp_path / "base").train * 8 == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_cin256_at_real_width_costs_what_was_counted_with_attention_to_one_token_left_out():
+    row = count_flops(load("celebahq-eps10"), NOWHERE)
+    # 114.5 and 232.7 GFLOP with cross-attention computed at every position
+    assert 0.95 * 114.5e9 < row.forward < 114.5e9
+    assert 0.95 * 232.7e9 < row.train < 232.7e9
+    assert row.encode == pytest.approx(226e9, rel=0.01)
+    assert row.decode == pytest.approx(472e9, rel=0.01)
+
+
+def test_the_parts_of_a_fine_tuning_are_counted_from_public_numbers():
+    config = tiny_config("privacy.k=3 train.grid_every=2 sampling.guidance_scale=2 sampling.steps=5")
+    latents, steps, grids = finetuning_work(config, ROW, 5, 8.0)
+    assert (latents.flops, latents.precision) == (40 * 10, "float32")
+    assert (steps.flops, steps.amount, steps.precision) == (5 * 24 * 1000, "5 steps of 24 rows", "bfloat16")
+    # grids after steps 2, 4 and the last: 4 images of 2 classes, two rows per step under guidance
+    assert grids.flops == 3 * 8 * (2 * 5 * 100 + 7)
+    assert sampling_work(config, ROW).flops == 4 * (2 * 5 * 100 + 7)
+    single = replace(config, compute=replace(config.compute, precision="float32"))
+    assert finetuning_work(single, ROW, 5, 8.0)[1].precision == "float32"
+
+
+def test_the_time_is_that_of_a_named_gpu_at_a_stated_share_of_its_peak_and_no_measurement():
+    config = load("celebahq-eps10")
+    row = RowFlops(train=int(223.6e9), forward=int(110e9), encode=int(226e9), decode=int(472e9))
+    lines = estimate_lines([*finetuning_work(config, row, 137, 2048.0), sampling_work(config, row)])
+    assert lines["estimated DP-SGD"] == "137 steps of 4,096 rows, 125 PFLOP, 5.3 minutes in bfloat16"
+    assert lines["estimated samples"] == "10,000 images at 200 steps, 225 PFLOP, 2.3 hours in float32"
+    assert list(lines)[-1] == "estimated on"
+    for part in ("NVIDIA H100", "40% of its peak", "989 TFLOP/s in bfloat16", "TF32 off", "computed, not measured"):
+        assert part in lines["estimated on"]
+
+
+@pytest.mark.parametrize(
+    ("flops", "text"),
+    [(0, "0 MFLOP"), (2e6, "2 MFLOP"), (6.744e12, "6.74 TFLOP"), (9.9996e14, "1 PFLOP"), (1.25e20, "125 EFLOP")],
+)
+def test_operations_are_written_with_three_digits(flops, text):
+    assert flops_text(flops) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0171, "0.017 seconds"), (85, "85 seconds"), (318, "5.3 minutes"), (432000, "120 hours")]
+)
+def test_times_are_written_with_two_digits(seconds, text):
+    assert time_text(seconds) == text
+
+
+def test_a_dry_run_of_sample_prints_the_estimate_of_the_resolved_config():
+    from entrypoints.sample import main
+
+    result = CliRunner().invoke(main, ["--dry-run", "--overrides", "sampling.n=77"])
+    assert result.exit_code == 0, result.output
+    found = [line for line in result.stdout.splitlines() if line.startswith("estimated ")]
+    assert found[0].startswith("estimated samples: 77 images at 15 steps, ")
+    assert found[1].startswith("estimated on: one NVIDIA H100")

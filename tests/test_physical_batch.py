@@ -1,0 +1,121 @@
+"""How many rows are computed at a time: found on dummy data, kept with the plan, never a matter of the result."""
+
+import json
+import math
+from contextlib import nullcontext
+
+import pytest
+import torch
+from tiny import tiny_adapter, tiny_config, tiny_model
+
+from dp_lora.config import load
+from dp_lora.errors import InputError
+from dp_lora.events import Events
+from dp_lora.training import physical_batch as module
+from dp_lora.training.physical_batch import fits, largest_that_fits, physical_batch_size
+from dp_lora.training.run_folder import binding, open_run_folder
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CHOSEN = "compute.physical_batch_size=null"
+
+
+@pytest.mark.parametrize("at_most", [1, 2, 7, 16, 1000])
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 5, 16, 37, 999, 1000, 10**6])
+def test_the_search_finds_the_largest_size_that_fits_in_few_tries(limit, at_most):
+    tried = []
+
+    def holds(size):
+        tried.append(size)
+        return size <= limit
+
+    assert largest_that_fits(holds, at_most) == min(limit, at_most)
+    assert all(1 <= size <= at_most for size in tried)
+    assert len(tried) <= 2 * math.log2(at_most) + 2
+
+
+def opened(tmp_path, overrides=CHOSEN):
+    config = tiny_config(f"{overrides} privacy.eps=inf")
+    return config, open_run_folder(tmp_path / "run", config, binding(config, "d", "b", "cpu"))
+
+
+def pretend_gpu(monkeypatch, limit):
+    """A GPU that takes `limit` rows; returns the sizes that were tried on it."""
+    tried = []
+
+    def holds(config, model, parameters, device, size):
+        tried.append(size)
+        return size <= limit
+
+    monkeypatch.setattr(module, "fits", holds)
+    monkeypatch.setattr(module, "_part_of_the_memory", lambda device: nullcontext())
+    return tried
+
+
+def test_the_choice_is_written_beside_the_plan_and_kept_on_resume(tmp_path, monkeypatch, capsys):
+    tried = pretend_gpu(monkeypatch, 13)
+    for _ in range(2):
+        config, folder = opened(tmp_path, f"{CHOSEN} privacy.k=4")
+        with folder as run:
+            assert physical_batch_size(config, None, {}, run, GPU, Events()) == 13
+    assert tried == [1, 2, 4, 8, 16, 12, 14, 13]
+    content = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert content["physical_batch_size"] == 13
+    assert "physical_batch_size" not in content["plan"]
+    assert "13 rows at a time" in capsys.readouterr().err
+
+
+def test_no_more_is_tried_than_a_step_has_rows_by_public_numbers(tmp_path, monkeypatch):
+    tried = pretend_gpu(monkeypatch, 10**9)
+    config, folder = opened(tmp_path, f"{CHOSEN} privacy.k=3")
+    with folder as run:
+        assert physical_batch_size(config, None, {}, run, GPU, Events()) == 8 * 3
+    assert max(tried) == 8 * 3
+
+
+def test_a_number_in_the_config_is_taken_and_nothing_is_tried(tmp_path, monkeypatch):
+    tried = pretend_gpu(monkeypatch, 1)
+    config, folder = opened(tmp_path, "compute.physical_batch_size=5")
+    with folder as run:
+        assert physical_batch_size(config, None, {}, run, GPU, Events()) == 5
+    assert not tried
+
+
+def test_a_gpu_without_room_for_one_row_is_one_line(tmp_path, monkeypatch):
+    pretend_gpu(monkeypatch, 0)
+    config, folder = opened(tmp_path)
+    with folder as run, pytest.raises(InputError, match="not one row fits"):
+        physical_batch_size(config, None, {}, run, GPU, Events())
+
+
+def test_a_size_that_is_tried_is_computed_on_dummy_pictures_each_a_unit_twice_in_a_row(tmp_path, monkeypatch):
+    config, model = tiny_config(CHOSEN), tiny_model(tmp_path)
+    parameters = tiny_adapter(model).parameters("AB")
+    real, seen = module.sum_over_units, []
+
+    def limited(loss, parameters, batches, max_grad_norm):
+        def watched(copies, rows):
+            seen.append((rows.n_units, len(rows.slot)))
+            if len(rows.slot) > 6:
+                raise torch.OutOfMemoryError("of a GPU that is pretended")
+            return loss(copies, rows)
+
+        return real(watched, parameters, batches, max_grad_norm)
+
+    monkeypatch.setattr(module, "sum_over_units", limited)
+    assert fits(config, model, parameters, CPU, 6)
+    assert seen == [(6, 6), (6, 6)]
+    assert not fits(config, model, parameters, CPU, 7)
+    assert largest_that_fits(lambda size: fits(config, model, parameters, CPU, size), 100) == 6
+
+
+def test_on_a_cpu_eight_rows_are_taken_and_nothing_is_tried(tmp_path, monkeypatch):
+    tried = pretend_gpu(monkeypatch, 10**9)
+    config, folder = opened(tmp_path)
+    with folder as run:
+        assert physical_batch_size(config, None, {}, run, CPU, Events()) == 8
+    assert not tried
+
+
+def test_the_reproducible_mode_needs_the_number_of_rows():
+    with pytest.raises(InputError, match=r"compute\.physical_batch_size=null: must be set with privacy\.reproducible"):
+        load("mnist5k", {}, f"{CHOSEN} privacy.reproducible=true privacy.seed_file=seed")
