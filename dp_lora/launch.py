@@ -127,6 +127,8 @@ def _others(fabric: "Fabric", devices: int) -> Iterator[None]:
         "WORLD_SIZE": str(fabric.world_size),
         "LOCAL_RANK": "0",
     }
+    if fabric.world_size == devices:
+        given["GLOO_SOCKET_IFNAME"] = "lo"  # sums without noise stay on this machine, whatever its name resolves to
     # the run of `mlflow run` is the first rank's alone
     inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
     others: dict[int, subprocess.Popen] = {}

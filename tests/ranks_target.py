@@ -1,7 +1,8 @@
 """A tiny private fine-tuning on the ranks that compute.devices says, as the entry point makes it; for test_ranks.py.
 
 ranks_target.py HOUSE RUN OVERRIDES [MODE]: one binding for every number of ranks, so that runs share coins and noise.
-MODE kill-first-N and kill-other-N: that rank is killed in step N. encode: only HOUSE/data are encoded, into HOUSE/RUN.
+MODE kill-first-N and kill-other-N: that rank is killed in step N. end-at-start: the others end before they join.
+encode: only HOUSE/data are encoded, into HOUSE/RUN.
 """
 
 import os
@@ -29,6 +30,10 @@ CPU = torch.device("cpu")
 def main(house: Path, name: str, overrides: str, mode: str = "") -> None:
     config = tiny_config(overrides)
     torch.use_deterministic_algorithms(True)
+    if mode == "end-at-start":
+        launch.GRACE = 5.0
+        if launch.STARTED in os.environ:
+            sys.exit(3)
     fabric = launch.make_fabric(config.compute, CPU)
     latents, labels = tiny_latents(N)
     data = PrivateData(latents, labels, units_of(N, None, "picture"))

@@ -247,6 +247,15 @@ TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_a_rank_that_ends_before_it_joins_ends_the_run_in_one_line(house):
+    broken = target(house, "run", "compute.devices=2", "end-at-start")
+    assert broken.returncode == 1
+    assert errors(broken) == [f"error: rank 1 ended (status 3); {ENDED}"]
+    assert not (house / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("launcher", "eps"), [((), "10"), (TORCHRUN, "5")])
 def test_the_command_line_works_on_two_ranks_with_and_without_torchrun(project, launcher, eps):
     from mlflow import MlflowClient
