@@ -154,3 +154,15 @@ def test_a_parent_that_is_no_adapter_or_without_an_epsilon_is_refused(tmp_path):
     for without in ("privacy.eps=inf", "privacy.accounting=published privacy.k=2"):
         with pytest.raises(InputError, match=r"privacy.parent=x: must be null"):
             tiny_config(f"privacy.parent=x {without}")
+
+
+def test_a_run_on_the_adapter_shows_the_sum_and_keeps_the_adapter_s_own_targets():
+    from dp_lora.tracking.description import Description
+    from entrypoints.common import Call
+
+    stated = statement_of(FIRST, SECOND, target_epsilon=3.0, target_delta=1e-6, statement="")
+    text = Description("sample", "", "x", privacy=stated).markdown()
+    assert "(sum over 2 releases; others on the same data add up)" in text
+    assert "| 5 | 1.1e-05 |" in text
+    config = Call("sample", tiny_config(), None, False).of_adapter(stated, 2).config
+    assert (config.privacy.eps, config.privacy.delta) == (3.0, 1e-6)
