@@ -257,7 +257,7 @@ def one_line_errors(child: bool = False) -> Iterator[None]:
     except SafetensorError as error:
         _stop(f"a file of tensors: {error}", 1, child)  # a full disk, where it is met while one is written
     except KeyboardInterrupt as error:
-        # `mlflow run` makes a new run each time; a stage's unfinished work is found again, a fine-tuning's is not
+        # `mlflow run` makes a new run each time; unfinished work of stages is found again, of finetune by train.resume
         goes_on = "" if tracking.joined_run_id() and not child else "; the same command goes on"
         _stop(f"stopped ({error or 'Ctrl-C'}){goes_on}", 130, child)
 

@@ -146,6 +146,12 @@ def test_a_private_base_counts_once_beside_a_parent_that_started_from_it(house):
     assert second["delta"] == pytest.approx(2e-3 + 1e-4)
 
 
+def test_deltas_that_reach_1_are_refused_before_anything_is_spent(house):  # noqa: F811
+    with pytest.raises(InputError, match="must be below 1"):
+        run(house, "run", parent=(Part(1.0, 0.9995, run_id="a"),))
+    assert not (house / "run" / "ledger.jsonl").exists()
+
+
 def test_a_parent_that_is_no_adapter_or_without_an_epsilon_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"privacy.parent=/nowhere: no such path"):
         _parent(tiny_config("privacy.parent=/nowhere"))

@@ -158,14 +158,16 @@ def finetune(
     where plan.guaranteed, composed with what the base and privacy.parent had spent before.
     """
     parent = [Part(**part) for part in run.bound["parent"]]
-    before = together(base_parts(model.info, base["digest"], run.plan), parent)  # refuses before any budget is spent
+    # both refuse before any budget is spent
+    before = together(base_parts(model.info, base["digest"], run.plan), parent)
+    epsilon_before, _ = compose([*before, Part(0.0, run.plan.delta)])
     if run.result.exists():
         events.message(f"{run.folder.name}: this fine-tuning is finished; nothing is trained, nothing is spent")
         team.once(None)
         return run.result
     adapter = make_adapter(config, model, device)
     state = Averaged(config, adapter.parameters(config.lora.train), run.plan.noise_multiplier)
-    _train(config, model, adapter, state, data, run, device, events, grid, team, compose(before)[0])
+    _train(config, model, adapter, state, data, run, device, events, grid, team, epsilon_before)
     with state.released():
         counted = run.ledger.counted_steps(run.plan)
         write_result(run.result, run.plan, counted, run.run_id, config, adapter, before, base)
