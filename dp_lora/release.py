@@ -19,11 +19,11 @@ from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_epsilon
 
 RANDOMNESS_FRESH = (
-    "fresh entropy of the operating system for sampling and noise; statistical generator (Philox), not cryptographic"
+    "fresh entropy of the operating system for sampling and noise; statistical generator (SFC64), not cryptographic"
 )
 RANDOMNESS_REPLAY = (
     "replayed from a seed file of the operator's: epsilon holds only while that file is secret; "
-    "statistical generator (Philox), not cryptographic"
+    "statistical generator (SFC64), not cryptographic"
 )
 
 

@@ -33,9 +33,10 @@ def clipped_sum(gradients: Mapping[str, Tensor], max_grad_norm: float) -> tuple[
     """
     norms = unit_norms(gradients)
     factors = clip_factors(norms, max_grad_norm)
+    refused = (factors == 0).nonzero().squeeze(1)
     total = {}
     for name, gradient in gradients.items():
         # 0 * NaN is NaN, so a refused gradient is replaced, not scaled
-        gradient.masked_fill_((factors == 0).view(-1, *[1] * (gradient.dim() - 1)), 0.0)
+        gradient.index_fill_(0, refused, 0.0)
         total[name] = torch.einsum("u...,u->...", gradient, factors.to(gradient.dtype))
     return total, norms

@@ -1,8 +1,8 @@
 """Where the randomness of the private step comes from.
 
-Default: 256 bits of the operating system for every stream and step, never stored, of which a generator's key keeps
-128. Reproducible mode: the bits are HMAC-SHA256(secret, digest of the run | stream | step), so that no two plans share
-noise and a step can be replayed. The bits seed statistical generators (numpy's Philox), not cryptographic ones. Torch's
+Default: 256 bits of the operating system for every stream and step, never stored, of which a generator keeps
+192. Reproducible mode: the bits are HMAC-SHA256(secret, digest of the run | stream | step), so that no two plans share
+noise and a step can be replayed. The bits seed statistical generators (numpy's SFC64), not cryptographic ones. Torch's
 own CPU generator is not used: it keeps only 32 bits of its seed, few enough to try them all.
 """
 
@@ -41,7 +41,7 @@ class Randomness:
     def numpy(self, stream: str, step: int) -> np.random.Generator:
         """Generator of one stream of one step: who takes part, or the noise."""
         seed = np.random.SeedSequence(int.from_bytes(self._bits(stream, step)))
-        return np.random.Generator(np.random.Philox(seed))
+        return np.random.Generator(np.random.SFC64(seed))
 
     def digest(self, tensors: Mapping[str, torch.Tensor]) -> str | None:
         """Keyed digest of a step's sum, by which a replay is known to be exact; None with fresh randomness."""
@@ -67,7 +67,7 @@ class ItemStreams:
     def __getitem__(self, item: int) -> np.random.Generator:
         if item not in self._open:
             seed = np.random.SeedSequence(self._entropy, spawn_key=(item,))
-            self._open[item] = np.random.Generator(np.random.Philox(seed))
+            self._open[item] = np.random.Generator(np.random.SFC64(seed))
         return self._open[item]
 
     def from_the_start(self) -> "ItemStreams":

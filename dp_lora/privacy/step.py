@@ -87,15 +87,15 @@ def sum_over_units(
                 gradients[name][0] += part
             unit_losses[0] += open_loss
         complete = rows.n_units - int(rows.last_continues)
-        open_gradient = {name: gradient[-1] for name, gradient in gradients.items()} if rows.last_continues else {}
+        open_gradient = {n: gradient[-1].clone() for n, gradient in gradients.items()} if rows.last_continues else {}
         open_loss = unit_losses[-1]
-        if complete == 0:
-            continue
-        partial, partial_norms = clipped_sum({n: g[:complete] for n, g in gradients.items()}, max_grad_norm)
-        for name, value in partial.items():
-            total[name] += value  # sum, not mean: the batch size is private under Poisson sampling
-        norms.append(partial_norms)
-        losses.append(unit_losses[:complete])
+        if complete:
+            partial, partial_norms = clipped_sum({n: g[:complete] for n, g in gradients.items()}, max_grad_norm)
+            for name, value in partial.items():
+                total[name] += value  # sum, not mean: the batch size is private under Poisson sampling
+            norms.append(partial_norms)
+            losses.append(unit_losses[:complete])
+        del gradients  # or they would lie beside the next micro-batch's
     return total, torch.cat(norms) if norms else torch.zeros(0), torch.cat(losses) if losses else torch.zeros(0)
 
 
