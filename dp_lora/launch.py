@@ -169,7 +169,8 @@ def _who_ended(others: Mapping[int, subprocess.Popen], seconds: float = 0.0) -> 
     end = time.monotonic() + seconds
     while True:
         for rank, process in others.items():
-            if (status := process.poll()) is not None:
+            # one that ended well has done its share; the first may still be writing
+            if status := process.poll():
                 return f"rank {rank} ended (status {status}); {GOES_ON}"
         if time.monotonic() >= end:
             return None

@@ -12,7 +12,7 @@ from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import read_json, whole_file, whole_folder, write_json
 from dp_lora.privacy.accounting import epsilon_of_delta, spent
-from dp_lora.privacy.composition import Part, compose, parent_parts
+from dp_lora.privacy.composition import Part, compose, parent_parts, together
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import RUNS, WORKING, make_missing, would_make
@@ -111,6 +111,15 @@ def _parent(config: Config) -> tuple[Part, ...]:
     return parent_parts(statement, make_plan(config), f"privacy.parent={config.privacy.parent}")
 
 
+def _spent_by_base(config: Config) -> tuple[Part, ...]:
+    from dp_lora.models.folder import load_info, model_digest
+    from dp_lora.release import base_parts
+    from dp_lora.training.run_folder import make_plan
+
+    base = base_folder(config)
+    return base_parts(load_info(base), model_digest(base), make_plan(config)) if base.exists() else ()
+
+
 def planned(config: Config, *, samples: bool = False) -> tuple[dict[str, Any], str]:
     """What a dry run prints, and the name of the folder that the adapter would go to; `samples`: their cost too."""
     from dp_lora.models.counting import count_parameters
@@ -126,8 +135,9 @@ def planned(config: Config, *, samples: bool = False) -> tuple[dict[str, Any], s
     if plan.guaranteed:
         own = spent(plan, plan.steps).epsilon
         facts["expected epsilon"] = own
-        if parent := _parent(config):
-            facts["expected epsilon, with privacy.parent's"], _ = compose([*parent, Part(own, plan.delta)])
+        if before := together(_spent_by_base(config), _parent(config)):
+            total, delta = compose([*before, Part(own, plan.delta)])
+            facts["expected epsilon, with what was spent before"] = f"{total:.6g} at delta {delta:.6g}"
     elif plan.private:
         facts["epsilon claimed by the released code"] = claimed_epsilon(plan, plan.steps)
         facts["epsilon bounded by the noise"] = spent(plan, plan.steps).pld
@@ -135,7 +145,7 @@ def planned(config: Config, *, samples: bool = False) -> tuple[dict[str, Any], s
     facts["trainable parameters"] = count_parameters(config, base)["trainable"]
     row = count_flops(config, base)
     parts = finetuning_work(config, row, plan.steps, plan.expected_batch)
-    facts |= estimate_lines([*parts, *([sampling_work(config, row)] if samples else [])])
+    facts |= estimate_lines([*parts, *(sampling_work(config, row) if samples else [])])
     return facts, RELEASE if plan.guaranteed else NOT_PRIVATE
 
 
@@ -162,12 +172,15 @@ def _encoded(
 
 def _assist(config: Config, base: Path, data_folder: Path, device: "torch.device", team: "Team") -> None:
     """What every rank but the first does: its share of `_finetune`; it tracks, prints and writes nothing."""
+    from dp_lora.models.device import pick_precision
     from dp_lora.models.folder import model_digest
     from dp_lora.training.finetune import assist
     from dp_lora.training.run_folder import binding
 
     model, dataset = _inputs(config, base, data_folder, device)
-    team.require_same(binding(config, dataset.digest(), model_digest(base), device.type, _parent(config)))
+    bound = binding(config, dataset.digest(), model_digest(base), device.type, _parent(config))
+    # gradients of two precisions would differ with the rank that a unit falls to, which depends on who else is drawn
+    team.require_same((bound, pick_precision(config.compute.precision, device)))
     assist(config, model, _encoded(config, model, dataset, device, Events(), team), device, team)
 
 
@@ -180,7 +193,7 @@ def _finetune(
     from dp_lora.models.folder import Model, model_digest
     from dp_lora.sampling import draw
     from dp_lora.training.finetune import finetune
-    from dp_lora.training.run_folder import binding, check_same_data, open_run_folder, other_ledgers
+    from dp_lora.training.run_folder import binding, of_other_data, open_run_folder, other_ledgers
 
     config = call.config
     model, dataset = _inputs(config, base, data_folder, device)
@@ -200,15 +213,16 @@ def _finetune(
     base_names = {"path": shown, "digest": model_digest(base)}
     parent = _parent(config)
     bound = binding(config, dataset.digest(), base_names["digest"], device.type, parent)
-    check_same_data(RUNS, parent, bound["data"], f"privacy.parent={config.privacy.parent}")
     if ".dvc/tmp" in RUNS.as_posix():
         raise InputError(
             "finetune: DVC deletes this temporary copy, and the ledger in it; leave out --temp and --queue"
         )
-    team.require_same(bound)
+    team.require_same((bound, pick_precision(config.compute.precision, device)))
     working = _working(call, folder, bound)
     run.dataset(config.experiment.name, data_folder, dataset.digest(), context="private training", private=True)
     run.tags({"base": base_names["path"], "base_digest": base_names["digest"], "ledger": relative(working)})
+    for line in of_other_data(RUNS, parent, bound["data"]):
+        run.message(f"privacy.parent: was begun on other private data, and is added all the same: {line}")
     for line in other_ledgers(RUNS, working, bound["data"], parent):
         run.message(f"the same private data were used before; publishing both adds up (privacy.parent): {line}")
 
@@ -271,7 +285,9 @@ def _write_curves(result: Path, folder: Path) -> None:
 
 
 def curves(result: Path) -> dict[str, str]:
-    """CSV files of a fine-tuning's own epsilon over the plan's steps, and over delta after the steps that were counted.
+    """CSV files of epsilon over the plan's steps, and over delta after the steps that were counted.
+
+    What was spent before is in every point, as it is in what is stated.
 
     Computed from public numbers; without a guarantee the headers alone.
     """
@@ -281,9 +297,11 @@ def curves(result: Path) -> dict[str, str]:
     over_steps, over_delta = ["step,epsilon"], ["delta,epsilon"]
     if plan.guaranteed:
         points = sorted({max(1, round(plan.steps * part / 10)) for part in range(1, 11)})
-        over_steps += [f"{step},{spent(plan, step).epsilon:.6g}" for step in points]
-        counted = read_json(result / "privacy.json")["steps"]
-        over_delta += [f"{delta!r},{epsilon!r}" for delta, epsilon in epsilon_of_delta(plan, counted)]
+        statement = read_json(result / "privacy.json")
+        epsilon_before, delta_before = compose(Part(**part) for part in statement["parts"][:-1])
+        over_steps += [f"{step},{epsilon_before + spent(plan, step).epsilon:.6g}" for step in points]
+        own = epsilon_of_delta(plan, statement["steps"])
+        over_delta += [f"{delta_before + delta!r},{epsilon_before + epsilon!r}" for delta, epsilon in own]
     return {"epsilon.csv": "\n".join(over_steps) + "\n", EPSILON_OF_DELTA: "\n".join(over_delta) + "\n"}
 
 

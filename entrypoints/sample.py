@@ -26,7 +26,7 @@ def main(call: Call) -> None:
     if call.dry_run:
         from dp_lora.models.estimate import count_flops, estimate_lines, sampling_work
 
-        facts = estimate_lines([sampling_work(call.config, count_flops(call.config, base_folder(call.config)))])
+        facts = estimate_lines(sampling_work(call.config, count_flops(call.config, base_folder(call.config))))
         call.print_dry_run(facts, [relative(call.out) if call.out else "runs/RUN_ID/samples"])
         return
     from dp_lora.launch import is_first, joined, make_fabric
@@ -65,8 +65,21 @@ def adapter_folder(call: Call) -> Path:
 
 
 def find_adapter(named: str, key: str) -> Path:
-    """The folder of an adapter that a path or run id stands for; InputError, which calls it `key`, where none is."""
-    return _adapter_in(tracking.resolve_input(named, key), f"{key}={named}")
+    """The folder of an adapter that a path or run id stands for; InputError, which calls it `key`, where none is.
+
+    And where the folder of that run holds what a later run has put there: its privacy is not that run's.
+    """
+    folder = _adapter_in(tracking.resolve_input(named, key), f"{key}={named}")
+    if tracking.existing_path(named) is None:
+        from dp_lora.statement import read_privacy
+
+        made = tracking.find_run(named, key)["tags"].get("run_id_of_adapter")
+        if made not in (None, read_privacy(folder)["run_id"]):
+            raise InputError(
+                f"{key}={named}: {relative(folder)} holds another run's adapter by now; name a folder that holds this "
+                f"run's, or the run that made that one"
+            )
+    return folder
 
 
 def _adapter_in(folder: Path, shown: str) -> Path:

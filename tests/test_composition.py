@@ -10,7 +10,7 @@ from tiny import make_base, plan_of, tiny_config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, write_json
 from dp_lora.privacy.composition import Part, compose, parent_parts, together
-from dp_lora.training.run_folder import binding, check_same_data, other_ledgers
+from dp_lora.training.run_folder import binding, of_other_data, other_ledgers
 from entrypoints.finetune import _parent, planned
 
 FIRST, SECOND, BASE = Part(2.0, 1e-5, run_id="a"), Part(3.0, 1e-6, run_id="b"), Part(1.0, 1e-7, base="d")
@@ -111,9 +111,21 @@ def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, 
     assert [part.run_id for part in parts] == [own.run_id, second["run_id"]]
     assert _parent(tiny_config(f"privacy.parent={release}")) == parts
     facts, _ = planned(tiny_config(f"privacy.parent={release} model.base={house / 'base'}"))
-    assert facts["expected epsilon, with privacy.parent's"] == pytest.approx(
-        facts["expected epsilon"] + second["epsilon"]
-    )
+    total = float(facts["expected epsilon, with what was spent before"].split(" at delta ")[0])
+    assert total == pytest.approx(facts["expected epsilon"] + second["epsilon"], rel=1e-5)
+
+    # a run whose output folder a later run has written to would count the later one's epsilon
+    for made, taken in ((second["run_id"], True), (own.run_id, False)):
+        tags = {"output": "runs/two/release", "run_id_of_adapter": made}
+        monkeypatch.setattr("dp_lora.tracking.lookup.find_run", lambda *_, tags=tags: {"tags": tags})
+        monkeypatch.setattr("dp_lora.tracking.find_run", lambda *_, tags=tags: {"tags": tags})
+        monkeypatch.setattr("entrypoints.sample.ROOT", house)
+        by_id = tiny_config(f"privacy.parent={'a' * 32}")
+        if taken:
+            assert _parent(by_id) == parts
+        else:
+            with pytest.raises(InputError, match=r"^privacy.parent=a+: .*holds another run's adapter by now"):
+                _parent(by_id)
 
     # resumed with another parent, or without one: refused; a path or a run id of one parent are one binding
     for others in ((), (Part(0.1, 1e-3, run_id=own.run_id),)):
@@ -121,12 +133,11 @@ def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, 
             run(house, "runs/two", parent=others)
     assert binding(config, "d", "b", "cpu", parts) == binding(tiny_config(), "d", "b", "cpu", parts)
 
-    # data: known and another -> refused; known and the same, or unknown -> taken
+    # data: known to be other data are named; the same, or unknown, are not
     data = read_json(house / "runs/two/plan.json")["bound"]["data"]
-    check_same_data(house / "runs", parts, data, "privacy.parent=x")
-    check_same_data(house / "nowhere", parts, "other", "privacy.parent=x")
-    with pytest.raises(InputError, match=r"^privacy.parent=x: .*other private data"):
-        check_same_data(house / "runs", parts, "other", "privacy.parent=x")
+    assert of_other_data(house / "runs", parts, data) == []
+    assert of_other_data(house / "nowhere", parts, "other") == []
+    assert of_other_data(house / "runs", parts, "other") == [str(house / "runs" / name) for name in ("one", "two")]
     # what is counted is not warned of
     assert len(other_ledgers(house / "runs", house / "runs/three", data)) == 2
     assert other_ledgers(house / "runs", house / "runs/three", data, parts) == []

@@ -95,7 +95,7 @@ from dp_lora.training.checkpoints import save_checkpoint
 from entrypoints.common import one_line_errors
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 with one_line_errors():
-    save_checkpoint(Path({str(tmp_path)!r}), 1, {{"a": torch.zeros(1000)}})
+    save_checkpoint(Path({str(tmp_path)!r}), 1, 1, {{"a": torch.zeros(1000)}})
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1

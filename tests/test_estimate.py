@@ -53,8 +53,8 @@ def test_the_parts_of_a_fine_tuning_are_counted_from_public_numbers():
     assert (latents.flops, latents.precision) == (40 * 10, "float32")
     assert (steps.flops, steps.amount, steps.precision) == (5 * 24 * 1000, "5 steps of 24 rows", "bfloat16")
     # grids after steps 2, 4 and the last: 4 images of 2 classes, two rows per step under guidance
-    assert grids.flops == 3 * 8 * (2 * 5 * 100 + 7)
-    assert sampling_work(config, ROW).flops == 4 * (2 * 5 * 100 + 7)
+    assert grids.flops == 3 * 8 * (2 * 5 * 100)
+    assert [part.flops for part in sampling_work(config, ROW)] == [4 * (2 * 5 * 100), 4 * 7]
     single = replace(config, compute=replace(config.compute, precision="float32"))
     assert finetuning_work(single, ROW, 5, 8.0)[1].precision == "float32"
 
@@ -62,9 +62,12 @@ def test_the_parts_of_a_fine_tuning_are_counted_from_public_numbers():
 def test_the_time_is_that_of_a_named_gpu_at_a_stated_share_of_its_peak_and_no_measurement():
     config = load("celebahq-eps10")
     row = RowFlops(train=int(223.6e9), forward=int(110e9), encode=int(226e9), decode=int(472e9))
-    lines = estimate_lines([*finetuning_work(config, row, 137, 2048.0), sampling_work(config, row)])
+    lines = estimate_lines([*finetuning_work(config, row, 137, 2048.0), *sampling_work(config, row)])
     assert lines["estimated DP-SGD"] == "137 steps of 4,096 rows, 125 PFLOP, 5.3 minutes in bfloat16"
-    assert lines["estimated samples"] == "10,000 images at 200 steps, 225 PFLOP, 2.3 hours in float32"
+    assert lines["estimated samples"] == "10,000 images at 200 steps, 220 PFLOP, 2.3 hours in float32"
+    assert lines["estimated decoding"] == "10,000 images, 4.72 PFLOP, 2.9 minutes in float32"
+    faster = load("celebahq-eps10", {}, "sampling.precision=bfloat16")
+    assert estimate_lines(sampling_work(faster, row))["estimated samples"].endswith("9.3 minutes in bfloat16")
     assert list(lines)[-1] == "estimated on"
     for part in ("NVIDIA H100", "40% of its peak", "989 TFLOP/s in bfloat16", "TF32 off", "computed, not measured"):
         assert part in lines["estimated on"]
@@ -92,4 +95,5 @@ def test_a_dry_run_of_sample_prints_the_estimate_of_the_resolved_config():
     assert result.exit_code == 0, result.output
     found = [line for line in result.stdout.splitlines() if line.startswith("estimated ")]
     assert found[0].startswith("estimated samples: 77 images at 15 steps, ")
-    assert found[1].startswith("estimated on: one NVIDIA H100")
+    assert found[1].startswith("estimated decoding: 77 images, ")
+    assert found[2].startswith("estimated on: one NVIDIA H100")

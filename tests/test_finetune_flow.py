@@ -60,9 +60,9 @@ def flow(house, folder, monkeypatch, data="data"):  # noqa: F811
         noises.append((std, {name: tuple(tensor.shape) for name, tensor in total.items()}))
         return noise(total, std, generator)
 
-    def spy_save(folder, step, tensors):
+    def spy_save(folder, step, counted, tensors):
         checkpoints.append((step, {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}))
-        save(folder, step, tensors)
+        save(folder, step, counted, tensors)
 
     def third_is_empty(*arguments):
         draws.append(poisson(*arguments))

@@ -74,7 +74,7 @@ def test_kill_9_inside_a_checkpoint_s_rename_leaves_whole_checkpoints_and_every_
         assert start(tmp_path, LONG, f"{when} 2").wait() == -signal.SIGKILL
         steps, _ = counted(tmp_path)
         assert drawn(tmp_path) <= steps
-        step, tensors = load_checkpoint(tmp_path / "run" / "checkpoints")
+        step, _, tensors = load_checkpoint(tmp_path / "run" / "checkpoints")
         assert 0 < step <= steps
         assert all(tensor.isfinite().all() for tensor in tensors.values())
     finished_within_budget(tmp_path)

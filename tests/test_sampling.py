@@ -129,6 +129,15 @@ def plain_ddim(model: Model, label: int, index: int, sampling, seed: int) -> tor
     return model.vae.decode(x).sample.clamp(-1, 1)
 
 
+def test_bfloat16_changes_an_image_a_little_and_float32_is_what_a_config_gets(model):
+    exact, rough = (tiny_config(f"sampling.precision={name}").sampling for name in ("float32", "bfloat16"))
+    assert exact == tiny_config().sampling
+    pixels, others = (draw_pixels(model, [0, 1], [0, 1], settings, 0, CPU) for settings in (exact, rough))
+    assert others.dtype == torch.float32
+    assert float((pixels - others).abs().max()) > 1e-4
+    assert float((pixels - others).abs().mean()) < 0.02
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 @torch.no_grad()
 def test_guided_sampling_follows_the_equations(model, scale):

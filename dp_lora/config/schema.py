@@ -164,6 +164,7 @@ class Sampling:
     eta: float = MISSING
     guidance_scale: float = MISSING
     batch_size: int = MISSING
+    precision: str = MISSING
 
 
 @dataclass

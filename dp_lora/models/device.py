@@ -24,13 +24,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type that compute.precision gives to a forward pass on `device`; auto: bfloat16 on a GPU that has it.
+    """The type that compute.precision or sampling.precision gives to a forward pass on `device`.
+
+    auto: bfloat16 on a GPU that has it.
 
     Never bfloat16 on a CPU by itself, where it may be many times slower. InputError for bfloat16 on a GPU without it.
     """
     there = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "bfloat16" and device.type == "cuda" and not there:
-        raise InputError("compute.precision=bfloat16: this GPU has none; set compute.precision=float32")
+        raise InputError("precision=bfloat16: this GPU has none; set compute.precision or sampling.precision=float32")
     return torch.bfloat16 if name == "bfloat16" or (name == "auto" and there) else torch.float32
 
 

@@ -97,20 +97,23 @@ def finetuning_work(config: Config, row: RowFlops, steps: int, expected_batch: f
     return [
         Work("latents", f"{config.data.n_public:,} pictures", config.data.n_public * float(row.encode), "float32"),
         Work("DP-SGD", f"{steps:,} steps of {rows:,} rows{each}", steps * rows * float(row.train), precision),
-        Work("grids", f"{drawn:,} images", drawn * _flops_of_image(config, row), "float32"),
+        Work("grids", f"{drawn:,} images", drawn * _flops_of_latent(config, row), config.sampling.precision),
     ]
 
 
-def sampling_work(config: Config, row: RowFlops) -> Work:
-    """Drawing sampling.n images."""
+def sampling_work(config: Config, row: RowFlops) -> list[Work]:
+    """Drawing sampling.n latents, and decoding them."""
     sampling = config.sampling
     amount = f"{sampling.n:,} images at {sampling.steps} steps"
-    return Work("samples", amount, sampling.n * _flops_of_image(config, row), "float32")
+    return [
+        Work("samples", amount, sampling.n * _flops_of_latent(config, row), sampling.precision),
+        Work("decoding", f"{sampling.n:,} images", sampling.n * float(row.decode), "float32"),
+    ]
 
 
-def _flops_of_image(config: Config, row: RowFlops) -> float:
+def _flops_of_latent(config: Config, row: RowFlops) -> float:
     rows = 1 if config.sampling.guidance_scale == 1 else 2
-    return float(rows * config.sampling.steps * row.forward + row.decode)
+    return float(rows * config.sampling.steps * row.forward)
 
 
 def estimate_lines(parts: Sequence[Work]) -> dict[str, str]:

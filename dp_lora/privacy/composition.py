@@ -87,7 +87,9 @@ def parent_parts(statement: Mapping[str, Any], plan: PrivacyPlan, shown: str) ->
             f"unit={plan.unit}, relation={plan.relation} to be added to this run's"
         )
     try:
-        parts = tuple(Part(**part) for part in statement["parts"])
+        # a release of before `parts` were written states one sum
+        stated = statement.get("parts", [{"epsilon": spent[0], "delta": spent[1], "run_id": statement.get("run_id")}])
+        parts = tuple(Part(**part) for part in stated)
         whole = all(min(part.epsilon, part.delta) >= 0 for part in parts) and parts and compose(parts) == spent
     except (KeyError, TypeError, ValueError):
         whole = False

@@ -20,6 +20,7 @@ import torch
 from dp_lora.errors import InputError
 
 MIN_SECRET_BYTES = 16
+POOL_SIZE = 8  # words of 32 bits: numpy's default of 4 would mix all entropy down to 128 bits
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,7 +41,7 @@ class Randomness:
 
     def numpy(self, stream: str, step: int) -> np.random.Generator:
         """Generator of one stream of one step: who takes part, or the noise."""
-        seed = np.random.SeedSequence(int.from_bytes(self._bits(stream, step)))
+        seed = np.random.SeedSequence(int.from_bytes(self._bits(stream, step)), pool_size=POOL_SIZE)
         return np.random.Generator(np.random.SFC64(seed))
 
     def digest(self, tensors: Mapping[str, torch.Tensor]) -> str | None:
@@ -66,7 +67,7 @@ class ItemStreams:
 
     def __getitem__(self, item: int) -> np.random.Generator:
         if item not in self._open:
-            seed = np.random.SeedSequence(self._entropy, spawn_key=(item,))
+            seed = np.random.SeedSequence(self._entropy, spawn_key=(item,), pool_size=POOL_SIZE)
             self._open[item] = np.random.Generator(np.random.SFC64(seed))
         return self._open[item]
 

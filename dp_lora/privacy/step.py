@@ -7,7 +7,8 @@ the comparison below.
 Proof. Let D and D' differ in one unit x.
 (1) Every unit takes part by its own coin with probability q, so D and D' can share the coins of all others.
 (2) The gradient of a unit depends on its own pictures and draws and on the current public weights only; the draws come
-    from a stream of each picture's own, whoever else takes part; so the parts of all others are the same.
+    from a stream of each picture's own, whoever else takes part; so the parts of all others are the same (up to
+    rounding, which may differ with the rows that are computed together).
 (3) x adds at most one vector, with norm at most C = plan.max_grad_norm over all tensors together: all of its pictures,
     and all k noise draws of each, are folded into one gradient before the one clip.
 (4) Noise plan.noise_multiplier * C * N(0, 1) is added to the sum once.

@@ -12,7 +12,7 @@ from dp_lora.config.schema import Sampling
 from dp_lora.data.pixels import to_uint8
 from dp_lora.errors import InputError
 from dp_lora.models.autoencoder import decode
-from dp_lora.models.device import full_precision
+from dp_lora.models.device import full_precision, pick_precision
 from dp_lora.models.folder import Model
 from dp_lora.sampling.noise import image_stream, next_noise
 
@@ -64,9 +64,11 @@ def _draw_latents(
     side = model.unet.config["sample_size"]
     shape = (model.unet.config["in_channels"], side, side)
     latents = next_noise(streams, shape, device)
+    bfloat16 = pick_precision(sampling.precision, device) == torch.bfloat16
     for t in chain:
         rows = latents if scale == 1 else torch.cat([latents, latents])
-        prediction = model.unet(rows, t, encoder_hidden_states=context, return_dict=False)[0]
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            prediction = model.unet(rows, t, encoder_hidden_states=context, return_dict=False)[0].float()
         if scale != 1:
             # linear in the prediction, so epsilon and v give the same guided step
             null, conditional = prediction.chunk(2)
@@ -86,8 +88,9 @@ def draw_pixels(
     """One batch of images (rows, C, H, W) in [-1, 1], on the CPU.
 
     Row r is image number indices[r] of class model.classes[labels[r]]. It depends on (seed, class, index) and the
-    sampling settings; the other rows and their number change it by rounding alone (below 1e-4). Networks must lie on
-    `device`, in evaluation mode. Raises InputError for guidance without a null row and for latents that are not finite.
+    sampling settings; the other rows and their number change it by rounding alone (below 1e-4 in float32). Networks
+    must lie on `device`, in evaluation mode. Raises InputError for guidance without a null row and for latents that are
+    not finite.
     """
     with full_precision():
         latents = _draw_latents(model, labels, indices, sampling, seed, device)

@@ -4,7 +4,7 @@ MLflow takes seconds to import, and is imported only when a run opens or is look
 """
 
 from dp_lora.tracking.links import ui_links
-from dp_lora.tracking.lookup import download, find_run, resolve_input
+from dp_lora.tracking.lookup import download, existing_path, find_run, resolve_input
 from dp_lora.tracking.outbox import waiting_runs
 from dp_lora.tracking.process import Terminated, close_orphans
 from dp_lora.tracking.store import fail_joined_run, joined_run_id, tracking_uri
@@ -16,6 +16,7 @@ __all__ = [
     "TrackedRun",
     "close_orphans",
     "download",
+    "existing_path",
     "fail_joined_run",
     "find_run",
     "joined_run_id",

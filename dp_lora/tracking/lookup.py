@@ -62,14 +62,18 @@ def download(run_id: str, artifact: str, folder: Path) -> Path:
         raise InputError(f"{run_id}: {artifact} was not recorded ({first_line(error)})") from None
 
 
+def existing_path(named: str) -> Path | None:
+    """The path that `named` is, from the current folder, else from the project's root; None where it is none."""
+    return next((path for path in (Path(named), ROOT / named) if named and path.exists()), None)
+
+
 def resolve_input(path_or_run_id: str, kind: str) -> Path:
     """The folder that a path, or an MLflow run id by its tag `output`, stands for; `kind` says what it should hold.
 
     A relative path counts from the current folder, else from the project's root. Raises InputError that names value.
     """
-    for candidate in (Path(path_or_run_id), ROOT / path_or_run_id):
-        if path_or_run_id and candidate.exists():
-            return candidate
+    if (path := existing_path(path_or_run_id)) is not None:
+        return path
     if not re.fullmatch(r"[0-9a-f]{32}", path_or_run_id):
         raise InputError(f"{kind}={path_or_run_id}: no such path, and not an MLflow run id (32 hex digits)")
     tags = find_run(path_or_run_id, kind)["tags"]

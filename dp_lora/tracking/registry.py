@@ -76,7 +76,8 @@ def register(
         )
         value = json.dumps([{"name": name, "version": made.version}])
         client.set_logged_model_tags(model_id, {VERSIONS_TAG: value})
-    client.set_registered_model_alias(name, alias, made.version)
+    if len(statement["parts"]) == 1:  # of a sum the alias would promise less than was spent
+        client.set_registered_model_alias(name, alias, made.version)
     return made, alias
 
 

@@ -13,23 +13,26 @@ from dp_lora.files import whole_file
 KEEP = 2
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
-    """Write the state after `step` steps; older files than the last few are removed."""
+def save_checkpoint(folder: Path, step: int, counted: int, tensors: Mapping[str, Tensor]) -> None:
+    """Write the state after `step` steps, of which the ledger counted `counted`; all but the last few are removed."""
     with whole_file(folder / f"step-{step:08d}.safetensors") as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(state, temporary, {"counted": str(counted)})
     for path in _files(folder)[:-KEEP]:
         path.unlink()
 
 
-def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
-    """The newest state and its number of steps, or None where there is none."""
+def load_checkpoint(folder: Path) -> tuple[int, int, dict[str, Tensor]] | None:
+    """Steps, the ledger's count then, and the state, of the newest checkpoint; None where there is none."""
     files = _files(folder)
     if not files:
         return None
     try:
         with safe_open(files[-1], framework="pt") as file:
-            return int(files[-1].stem.removeprefix("step-")), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+            step = int(files[-1].stem.removeprefix("step-"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return step, int((file.metadata() or {})["counted"]), state
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{files[-1]}: cannot be read ({error}); remove it to go on from the one before") from None
 
 

@@ -3,6 +3,7 @@
 Everything here is post-processing of `privacy.step.noisy_sum`, apart from what goes to the operator under `private/`.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -201,15 +202,15 @@ def _train(
     if not randomness.fresh:
         events.message("reproducible mode: sampling and noise replay from the seed file; keep it secret")
     loss_factory = diffusion_loss(config, model, data.latents, data.labels, device)
-    step = 0
+    step = counted_then = 0
     if (checkpoint := load_checkpoint(run.checkpoints)) is not None:
-        step, tensors = checkpoint
+        step, counted_then, tensors = checkpoint
         state.load({name: tensor.to(device) for name, tensor in tensors.items()})
     counted = run.ledger.counted_steps(plan)
-    if step > counted:
+    if counted_then > counted:
         raise InputError(
-            f"{run.ledger.path}: holds {counted} steps, but {step} were taken: the ledger is lost or was shortened; "
-            "restore it, or start in another folder"
+            f"{run.ledger.path}: holds {counted} steps, but {counted_then} were taken: the ledger is lost or was "
+            "shortened; restore it, or start in another folder"
         )
     replayed = run.ledger.replayed_steps(plan)
     if counted:
@@ -224,7 +225,10 @@ def _train(
             )
         if facts.physical_batch_size < physical:
             physical = facts.physical_batch_size
-            events.message(f"out of memory: from here on {physical} rows at a time; no draw is lost or repeated")
+            # to the operator's terminal alone: it depends on who was drawn
+            print(
+                f"out of memory: from here on {physical} rows at a time; no draw is lost or repeated", file=sys.stderr
+            )
             if config.compute.physical_batch_size is None:
                 run.keep_physical_batch_size(physical)
         counted += step not in replayed
@@ -233,7 +237,7 @@ def _train(
         state.step(gradient, lr_factor(config.train.lr_schedule, step, plan.steps, final=config.train.lr_final))
         step += 1
         if step % config.train.checkpoint_every == 0 or step == plan.steps:
-            save_checkpoint(run.checkpoints, step, state.tensors())
+            save_checkpoint(run.checkpoints, step, counted, state.tensors())
         _report(run, facts, counted, step, time.perf_counter() - began, events, epsilon_before)
         if config.train.grid_every and (step % config.train.grid_every == 0 or step == plan.steps):
             path = run.folder / "grids" / f"step-{step:06d}.png"

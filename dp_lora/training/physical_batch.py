@@ -75,16 +75,17 @@ def physical_batch_size(
 def fits(config: Config, model: Model, parameters: Mapping[str, Tensor], device: torch.device, size: int) -> bool:
     """True where the sum over dummy pictures, `size` rows at a time, stays within the memory of `device`.
 
-    The costliest case: every row is a unit with a copy of its own, and a micro-batch follows another whose gradients
-    are still held.
+    The costliest case: nearly every row is a unit of its own, the rows are uneven, so that each takes a copy of its
+    unit's weights, and a micro-batch follows another.
     """
     side = model.unet.config["sample_size"]
     latents = np.zeros((1, model.unet.config["in_channels"], side, side), np.float32)
     loss = diffusion_loss(config, model, latents, np.zeros(1, np.int64), device)(ItemStreams(0))
+    units = [[0, 0], *[[0]] * (size - 2)] if size > 1 else [[0]]
     torch.cuda.empty_cache()
     try:
         with full_precision():
-            sum_over_units(loss, parameters, micro_batches([[0]] * (2 * size), 1, size, device), 1.0)
+            sum_over_units(loss, parameters, micro_batches(2 * units, 1, size, device), 1.0)
     except torch.OutOfMemoryError:
         return False
     return True

@@ -199,15 +199,14 @@ def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iter
             yield f"{prefix}{key}"
 
 
-def check_same_data(runs: Path, parent: Sequence[Part], data_digest: str, shown: str) -> None:
-    """InputError where a run folder below `runs` shows that a part of the parent was made from other private data."""
+def of_other_data(runs: Path, parent: Sequence[Part], data_digest: str) -> list[str]:
+    """Run folders below `runs` of parts of the parent that were not made from just the same private data.
+
+    They are added all the same: of most people's data they may have been, and a sum of more parts is a bound too.
+    """
     named = {part.run_id for part in parent}
-    for path in sorted(runs.glob("*/plan.json")):
-        content, _ = _read_plan(path)
-        if content["run_id"] in named and content["bound"]["data"] != data_digest:
-            raise InputError(
-                f"{shown}: {path.parent} was begun on other private data; must be of the same data; leave it out"
-            )
+    plans = [(path.parent, _read_plan(path)[0]) for path in sorted(runs.glob("*/plan.json"))]
+    return [str(f) for f, content in plans if content["run_id"] in named and content["bound"]["data"] != data_digest]
 
 
 def other_ledgers(runs: Path, own: Path, data_digest: str, parent: Sequence[Part] = ()) -> list[str]:
@@ -226,8 +225,14 @@ def other_ledgers(runs: Path, own: Path, data_digest: str, parent: Sequence[Part
         ledger = Ledger(path.parent / "ledger.jsonl")
         if not plan.private and (path.parent / "checkpoints").exists():
             lines.append(f"{path.parent}: without privacy")
-        elif plan.private and (steps := ledger.counted_steps(plan)):
-            lines.append(f"{path.parent}: epsilon {spent(plan, steps).epsilon:.3f} at delta {plan.delta:g}")
+        elif plan.private:
+            try:
+                steps = ledger.counted_steps(plan)
+            except InputError as error:
+                lines.append(f"{path.parent}: nobody knows how much ({error})")
+                continue
+            if steps:
+                lines.append(f"{path.parent}: epsilon {spent(plan, steps).epsilon:.3f} at delta {plan.delta:g}")
     return lines
 
 
