@@ -430,6 +430,21 @@ def test_a_lost_or_shortened_ledger_is_refused_and_never_printed_as_less(house, 
         run(house, "run")
 
 
+def test_lines_lost_at_the_end_are_seen_though_as_many_steps_are_left_as_were_taken(house, monkeypatch):
+    """Steps that a crash lost count too: the checkpoint knows the ledger's count, not its own steps alone."""
+    twice = "train.checkpoint_every=2 privacy.epochs=2"
+    with pytest.raises(Crash):
+        run(house, "run", twice, stop_before=3, monkeypatch=monkeypatch)
+    with pytest.raises(Crash):
+        run(house, "run", twice, stop_before=4, monkeypatch=monkeypatch)
+    ledger = house / "run" / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    assert len(lines) == 5  # step 2 was taken twice
+    ledger.write_text("".join(lines[:4]))
+    with pytest.raises(InputError, match="holds 4 steps, but 5 were taken"):
+        run(house, "run", twice)
+
+
 def test_a_run_of_other_code_is_not_gone_on_with(house, monkeypatch):
     """A mended step must not vouch for what an older one made."""
     from dp_lora.training import run_folder

@@ -21,7 +21,7 @@ from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import read_dataset
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.launch import make_fabric
+from dp_lora.launch import _who_ended, make_fabric
 from dp_lora.models.folder import load_model
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PrivacyPlan
@@ -252,6 +252,16 @@ def test_a_rank_that_ends_before_it_joins_ends_the_run_in_one_line(house):
     assert broken.returncode == 1
     assert errors(broken) == [f"error: rank 1 ended (status 3); {ENDED}"]
     assert not (house / "run").exists()
+
+
+def test_a_rank_that_has_done_its_share_is_not_taken_for_lost():
+    """The first rank may write for minutes after the last batch."""
+    codes = {1: 0, 2: 5}
+    ended = {n: subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]) for n, code in codes.items()}
+    for process in ended.values():
+        process.wait()
+    assert _who_ended({1: ended[1]}) is None
+    assert str(_who_ended(ended)).startswith("rank 2 ended (status 5)")
 
 
 @pytest.mark.slow
