@@ -17,7 +17,7 @@ from dp_lora.models.autoencoder import encode
 from dp_lora.privacy.gradients import micro_batches
 from dp_lora.privacy.noise import add_noise as add_privacy_noise
 from dp_lora.privacy.randomness import Randomness
-from dp_lora.privacy.step import sum_over_units
+from dp_lora.privacy.sums import sum_over_units
 from dp_lora.training.private_loss import diffusion_loss
 
 Step = Callable[[], object]

@@ -14,9 +14,11 @@ from tiny import no_privacy, plan_of
 from torch import distributed
 
 from dp_lora.errors import InputError
-from dp_lora.privacy import step as module
+from dp_lora.privacy import sums as module
 from dp_lora.privacy.ledger import Ledger
+from dp_lora.privacy.noise import add_noise
 from dp_lora.privacy.randomness import Randomness
+from dp_lora.privacy.step import noisy_sum
 from dp_lora.team import Team
 
 SECRET = b"0123456789abcdef0123456789abcdef"
@@ -57,7 +59,7 @@ def one(case: str, team: Team, folder: Path):
         module.assist(units, loss, parameters, team)
         return None
     ledger = Ledger(folder / f"{case} {team.size}.jsonl")
-    total, facts = module.noisy_sum(plan, 5, units, loss, parameters, Randomness("run", SECRET), ledger, physical, team)
+    total, facts = noisy_sum(plan, 5, units, loss, parameters, Randomness("run", SECRET), ledger, physical, team)
     team.once(None)
     return total, facts
 
@@ -69,7 +71,7 @@ def mutant(team: Team, folder: Path):
     def noisy(*arguments):
         total, norms, losses = real(*arguments)
         generator = Randomness("other", SECRET).numpy("noise", team.rank)
-        return (total if team.first else module.add_noise(total, CLIP, generator)), norms, losses
+        return (total if team.first else add_noise(total, CLIP, generator)), norms, losses
 
     module.sum_over_units = noisy
     result = one("nobody", team, folder / "mutant")

@@ -18,7 +18,7 @@ from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import read_dataset
 from dp_lora.events import Events
 from dp_lora.models.folder import load_model, model_digest
-from dp_lora.privacy import step as step_module
+from dp_lora.privacy import sums as sums_module
 from dp_lora.training.finetune import PrivateData, assist, finetune, units_of
 from dp_lora.training.run_folder import binding, open_run_folder
 from entrypoints.common import one_line_errors
@@ -60,7 +60,7 @@ def main(house: Path, name: str, overrides: str, mode: str = "") -> None:
 
 def _die_before_sum(step: int) -> None:
     """SIGKILL this process in its work on `step` (counted from 0)."""
-    real, calls = step_module.sum_over_units, []
+    real, calls = sums_module.sum_over_units, []
 
     def dying(*arguments):
         if len(calls) == step:
@@ -68,7 +68,7 @@ def _die_before_sum(step: int) -> None:
         calls.append(step)
         return real(*arguments)
 
-    step_module.sum_over_units = dying
+    sums_module.sum_over_units = dying
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dp_lora.models.adapters import EMBEDDING
 from dp_lora.privacy.clipping import clip_factors, clipped_sum
 from dp_lora.privacy.gradients import micro_batches, unit_gradients
 from dp_lora.privacy.randomness import ItemStreams
-from dp_lora.privacy.step import sum_over_units
+from dp_lora.privacy.sums import sum_over_units
 from dp_lora.training.private_loss import diffusion_loss
 
 CPU = torch.device("cpu")

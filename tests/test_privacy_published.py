@@ -16,7 +16,8 @@ from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_epsilon, published_plan
 from dp_lora.privacy.randomness import ItemStreams, Randomness
-from dp_lora.privacy.step import noisy_sum, sum_over_units
+from dp_lora.privacy.step import noisy_sum
+from dp_lora.privacy.sums import sum_over_units
 from dp_lora.release import privacy_statement
 from dp_lora.statement import privacy_tag
 from dp_lora.training.private_loss import diffusion_loss

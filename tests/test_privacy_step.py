@@ -110,7 +110,7 @@ def test_sigma_1000_moves_the_sum_by_the_closed_form_norm(tmp_path):
 
 def test_without_noise_the_sum_is_exactly_the_sum_of_clipped_gradients(tmp_path):
     from dp_lora.privacy.gradients import micro_batches
-    from dp_lora.privacy.step import sum_over_units
+    from dp_lora.privacy.sums import sum_over_units
 
     directions = torch.tensor([[3.0, 4.0], [0.03, 0.04], [-6.0, 8.0]])
     loss = linear_loss(directions)(None)

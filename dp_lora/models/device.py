@@ -23,8 +23,8 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type that compute.precision or sampling.precision gives to a forward pass on `device`.
+def pick_precision(name: str, device: torch.device, key: str = "compute.precision") -> torch.dtype:
+    """The type that the config's `key`, of value `name`, gives to a forward pass on `device`.
 
     auto: bfloat16 on a GPU that has it.
 
@@ -32,7 +32,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """
     there = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "bfloat16" and device.type == "cuda" and not there:
-        raise InputError("precision=bfloat16: this GPU has none; set compute.precision or sampling.precision=float32")
+        raise InputError(f"{key}=bfloat16: this GPU has none; set {key}=float32")
     return torch.bfloat16 if name == "bfloat16" or (name == "auto" and there) else torch.float32
 
 

@@ -64,7 +64,7 @@ def _draw_latents(
     side = model.unet.config["sample_size"]
     shape = (model.unet.config["in_channels"], side, side)
     latents = next_noise(streams, shape, device)
-    bfloat16 = pick_precision(sampling.precision, device) == torch.bfloat16
+    bfloat16 = pick_precision(sampling.precision, device, "sampling.precision") == torch.bfloat16
     for t in chain:
         rows = latents if scale == 1 else torch.cat([latents, latents])
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):

@@ -26,12 +26,12 @@ from dp_lora.models.adapters import (
 )
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import Model
-from dp_lora.privacy import step as private_step
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.composition import Part, compose, together
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.randomness import Randomness, read_secret
 from dp_lora.privacy.step import PrivateFacts, noisy_sum
+from dp_lora.privacy.sums import assist as assist_steps
 from dp_lora.progress import progress
 from dp_lora.release import base_parts, write_result
 from dp_lora.team import Team
@@ -180,7 +180,7 @@ def assist(config: Config, model: Model, data: PrivateData, device: torch.device
     parameters = make_adapter(config, model, device).parameters(config.lora.train)
     loss_factory = diffusion_loss(config, model, data.latents, data.labels, device)
     with full_precision():
-        private_step.assist(data.units, loss_factory, parameters, team)
+        assist_steps(data.units, loss_factory, parameters, team)
 
 
 def _train(

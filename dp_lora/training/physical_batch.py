@@ -19,7 +19,7 @@ from dp_lora.models.device import full_precision
 from dp_lora.models.folder import Model
 from dp_lora.privacy.gradients import micro_batches
 from dp_lora.privacy.randomness import ItemStreams
-from dp_lora.privacy.step import sum_over_units
+from dp_lora.privacy.sums import sum_over_units
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder
 

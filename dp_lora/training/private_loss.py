@@ -13,7 +13,7 @@ from dp_lora.models.device import pick_precision
 from dp_lora.models.folder import Model
 from dp_lora.privacy.gradients import LossFunction, Rows
 from dp_lora.privacy.randomness import ItemStreams
-from dp_lora.privacy.step import LossFactory
+from dp_lora.privacy.sums import LossFactory
 
 
 def diffusion_loss(
