@@ -25,7 +25,14 @@ FILES = {
 }
 # what no result depends on: names, what `prepare` downloads (DVC knows data/ by its hash), how the work is portioned
 DOWNLOAD = ("huggingface.", "checkpoint.url", "checkpoint.max_size")
-NOT_RESULTS = ("experiment.name", "experiment.description", *DOWNLOAD, "compute.device", "compute.physical_batch_size")
+NOT_RESULTS = (
+    "experiment.name",
+    "experiment.description",
+    *DOWNLOAD,
+    "compute.device",
+    "compute.num_nodes",
+    "compute.physical_batch_size",
+)
 # one experiment of each pipeline
 EXPERIMENTS = {"letters": "mnist5k", "celebahq": "celebahq-eps10", "emnist": "mnist32-class-dp-eps10"}
 each_pipeline = pytest.mark.parametrize("name", PIPELINES)
