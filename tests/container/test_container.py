@@ -17,6 +17,7 @@ from house import HOST_STORE_FOLDER, IMAGE, must
 from mlflow import MlflowClient
 from tracking_server import free_port
 
+from dp_lora.config import ROOT
 from dp_lora.tracking.provenance import environment_tags
 
 pytestmark = pytest.mark.container
@@ -46,6 +47,14 @@ def test_torch_compile_works_in_the_image_without_a_network(image):
     code = "import torch; print(torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(3)).sum().item())"
     user = ["--network", "none", "--user", "4321:4321"]
     assert must(["docker", "run", "--rm", *user, IMAGE, "python", "-c", code]).strip() == "3.0"
+
+
+def test_doctor_finds_every_package_in_the_image_and_says_where_docker_is_asked_for(image):
+    mounted = ["--network", "none", "--volume", f"{ROOT}:/mlflow/projects/code:ro"]
+    found = must(["docker", "run", "--rm", *mounted, IMAGE, "python", "-m", "dp_lora.doctor"])
+    states = {line[6:21].strip(): line[:6].strip() for line in found.splitlines()}
+    assert states["python"] == states["packages"] == "ok"
+    assert "wrong" not in states.values()
 
 
 def test_main_makes_everything_in_the_container_and_dvc_on_the_host_finds_it_up_to_date(house, made, image):
