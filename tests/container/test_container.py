@@ -50,8 +50,9 @@ def test_torch_compile_works_in_the_image_without_a_network(image):
 
 
 def test_doctor_finds_every_package_in_the_image_and_says_where_docker_is_asked_for(image):
-    mounted = ["--network", "none", "--volume", f"{ROOT}:/mlflow/projects/code:ro"]
-    found = must(["docker", "run", "--rm", *mounted, IMAGE, "python", "-m", "dp_lora.doctor"])
+    mounted = ["--network", "none", "--volume", f"{ROOT}:/mlflow/projects/code"]
+    user = ["--user", f"{os.getuid()}:{os.getgid()}"]
+    found = must(["docker", "run", "--rm", *mounted, *user, IMAGE, "python", "-m", "dp_lora.doctor"])
     states = {line[6:21].strip(): line[:6].strip() for line in found.splitlines()}
     assert states["python"] == states["packages"] == "ok"
     assert "wrong" not in states.values()
