@@ -113,11 +113,15 @@ def _parent(config: Config) -> tuple[Part, ...]:
 
 def _spent_by_base(config: Config) -> tuple[Part, ...]:
     from dp_lora.models.folder import load_info, model_digest
-    from dp_lora.release import base_parts
+    from dp_lora.release import base_parts, base_privacy
     from dp_lora.training.run_folder import make_plan
 
     base = base_folder(config)
-    return base_parts(load_info(base), model_digest(base), make_plan(config)) if base.exists() else ()
+    if not base.exists():
+        return ()
+    info, plan = load_info(base), make_plan(config)
+    # a public base, as nearly all are, is not read through for its digest: a dry run is quick
+    return base_parts(info, model_digest(base), plan) if any(base_privacy(info, plan)) else ()
 
 
 def planned(config: Config, *, samples: bool = False) -> tuple[dict[str, Any], str]:
