@@ -50,7 +50,6 @@ def main(call: Call) -> None:
         out = folder if call.child else folder / "samples"
         with joined(fabric, compute, device) as (team, device):
             _sample(call, run, adapter, info, statement, out, device, team)
-        run.artifact(out / "grid.png")
         run.artifact(out / "samples.json")
         run.output(out)
         click.echo(f"{relative(out / 'grid.png')}: {call.config.sampling.n} images")

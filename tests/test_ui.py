@@ -20,7 +20,7 @@ from dp_lora import tracking
 from dp_lora.config import ROOT, load
 from dp_lora.errors import InputError
 from dp_lora.tracking import reachable
-from dp_lora.tracking.links import comparison_page
+from dp_lora.tracking.links import chart_page, comparison_page
 
 
 @pytest.fixture
@@ -48,6 +48,23 @@ def test_the_links_lead_to_charts_the_latest_run_per_epsilon_and_the_newest_grid
     grid = f"http://x/#/experiments/{sample.experiment_id}/runs/{sample.run_id}/artifacts/grid.png"
     assert links["newest sample grid"] == grid
     assert unquote(comparison_page("", "1", ["a", "b"])) == '/#/compare-runs?runs=["a", "b"]&experiments=["1"]'
+
+
+def test_the_links_lead_where_the_newest_run_is_unless_the_environment_names_an_experiment(client, monkeypatch):
+    own = scored_run("5", 0.5)
+    theirs = client.create_experiment("another program's")
+    client.set_terminated(client.create_run(theirs).info.run_id)
+    assert tracking.ui_links("http://x")["charts"] == chart_page("http://x", client.get_run(own).info.experiment_id)
+    # MLflow's Docker runner has made its run in "Default" before our code starts
+    monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run("0").info.run_id)
+    scored_run("5", 0.5)
+    monkeypatch.delenv("MLFLOW_RUN_ID")
+    client.set_terminated(client.search_runs(["0"])[0].info.run_id)
+    assert tracking.ui_links("http://x") == {"charts": chart_page("http://x", "0")}
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "dp-lora")
+    assert tracking.ui_links("http://x")["charts"] == chart_page("http://x", client.get_run(own).info.experiment_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "no-such")
+    assert tracking.ui_links("http://x") == {"runs": "http://x/#/experiments"}
 
 
 def ui(*arguments: str, **environment: str) -> subprocess.Popen:

@@ -85,7 +85,7 @@ def sample(
         write_grid(temporary / "grid.png", _grid_rows(parts, positions, len(classes)), list(classes))
         write_json(temporary / "samples.json", {**settings, **(facts or {}), "device": device.type})
     shutil.rmtree(parts)
-    events.image("samples", Path(out_folder) / "grid.png")
+    events.image("grid", Path(out_folder) / "grid.png")
 
 
 def assist(model: Model, config: Config, classes: Sequence[str], n: int, team: Team) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from dp_lora.tracking.store import EXPERIMENT, connect, one_line_errors
+from dp_lora.tracking.store import connect, one_line_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,11 +37,12 @@ def ui_links(address: str) -> dict[str, str]:
     """What is worth opening in the store, by name; `address` is the server's. Only `runs` where there is none yet."""
     client = connect()
     with one_line_errors():
-        experiment = _experiment(client)
-        if experiment is None:
-            return {"runs": f"{address}/#/experiments"}
-        finished, newest_first = "attributes.status = 'FINISHED'", ["attributes.end_time DESC"]
-        runs = list(client.search_runs([experiment], finished, max_results=RUNS, order_by=newest_first))
+        runs = _finished_runs(client, _experiments(client))
+    if not runs:
+        return {"runs": f"{address}/#/experiments"}
+    # the bare `mlflow run` in a container makes its runs in MLflow's "Default": look where the newest run is
+    experiment = runs[0].info.experiment_id
+    runs = [run for run in runs if run.info.experiment_id == experiment]
     links = {"charts": chart_page(address, experiment)}
     compared = latest_per_epsilon(runs)
     if len(compared) > 1:
@@ -52,11 +53,23 @@ def ui_links(address: str) -> dict[str, str]:
     return links
 
 
-def _experiment(client: "MlflowClient") -> str | None:
+def _experiments(client: "MlflowClient") -> list[str]:
+    """The experiment that the environment names, or all."""
     if identifier := os.environ.get("MLFLOW_EXPERIMENT_ID"):
-        return identifier
-    found = client.get_experiment_by_name(os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
-    return None if found is None else found.experiment_id
+        return [identifier]
+    if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+        found = client.get_experiment_by_name(name)
+        return [] if found is None else [found.experiment_id]
+    return [experiment.experiment_id for experiment in client.search_experiments()]
+
+
+def _finished_runs(client: "MlflowClient", experiments: list[str]) -> list["Run"]:
+    """Finished runs of ours, newest first."""
+    if not experiments:
+        return []
+    finished, newest_first = "attributes.status = 'FINISHED'", ["attributes.end_time DESC"]
+    runs = client.search_runs(experiments, finished, max_results=RUNS, order_by=newest_first)
+    return [run for run in runs if "stage" in run.data.tags]
 
 
 def latest_per_epsilon(runs: Sequence["Run"]) -> list["Run"]:
