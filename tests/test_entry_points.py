@@ -76,9 +76,9 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path):
     facts = dict(line.split(": ", 1) for line in result.stdout.splitlines() if ": " in line and line[0].isalpha())
     assert 4.9 < float(facts["expected epsilon"]) <= 5
     assert float(facts["noise_multiplier"]) > 1
-    assert (facts["sample_rate"], facts["steps"], facts["trainable parameters"]) == ("0.1", "100", "9856")
+    assert (facts["sample_rate"], facts["steps"], facts["trainable parameters"]) == ("0.1", "150", "9856")
     assert facts["would write"].split(", ")[-1] == "runs/RUN_ID/release"
-    assert facts["estimated DP-SGD"].startswith("100 steps of 400 rows, ")
+    assert facts["estimated DP-SGD"].startswith("150 steps of 400 rows, ")
     assert "computed, not measured" in facts["estimated on"]
     resolved = yaml.safe_load(result.stdout.split("noise_multiplier:")[0])
     assert resolved["privacy"]["eps"] == 5
