@@ -21,7 +21,7 @@ def main() -> None:
         comparison = ui_links(address).get("latest run per epsilon")
         if comparison is None or not GRID.exists():
             raise InputError("pictures: the store has no runs to compare; run `make compare` first")
-        open_page(page, comparison, "accuracy_train_on_real")
+        open_page(page, comparison, "trainable_parameters")
         for folded in ("Visualizations", "Parameters"):
             page.get_by_text(folded, exact=True).first.click()
         page.wait_for_timeout(1000)  # the folding is drawn
