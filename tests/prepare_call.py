@@ -67,7 +67,13 @@ def clone(source: Path, target: Path) -> Path:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes((source / name).read_bytes())
             (target / name).chmod((source / name).stat().st_mode)
-    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "as it is"]):
-        subprocess.run(["git", "-C", str(target), *command], check=True)
+    subprocess.run(["git", "-C", str(target), "init", "-q"], check=True)
+    commit_all(target)
     return target
+
+
+def commit_all(project: Path) -> None:
+    """Commit what a test has put into its repository."""
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["add", "-A"], [*identity, "commit", "-qm", "as it is"]):
+        subprocess.run(["git", "-C", str(project), *command], check=True)

@@ -25,7 +25,7 @@ from dp_lora.data.png import encode_png
 from dp_lora.files import digest_file, read_json, write_json
 from entrypoints.pipelines import PIPELINES
 from tests.download_server import Server, serving
-from tests.prepare_call import clone
+from tests.prepare_call import clone, commit_all
 from tests.test_prepare_checkpoint import archive
 from tests.test_prepare_huggingface import CLASSES, REVISION, ROWS, SETTINGS, parquet, path_of
 
@@ -47,9 +47,7 @@ def project_with_a_tiny_experiment(folder: Path) -> Path:
     sections = asdict(tiny_config(f"{LITTLE} {EMNIST}"))
     del sections["experiment"]["name"]
     (folder / "configs/emnist-tiny.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
-    for command in (["add", "-A"], ["commit", "-qm", "tiny"]):
-        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-        subprocess.run(["git", *identity, *command], cwd=folder, check=True)
+    commit_all(folder)
     return folder
 
 

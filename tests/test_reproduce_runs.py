@@ -8,6 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tests.prepare_call import commit_all
 from tests.tiny_project import EXPERIMENT, run, tiny_project
 
 pytestmark = pytest.mark.slow
@@ -19,9 +20,7 @@ REPLAY = "privacy.reproducible=true privacy.seed_file=seed"
 def project(tmp_path: Path) -> Path:
     """The tiny project, its experiment committed, with a seed file of the operator's."""
     folder = tiny_project(tmp_path / "project")
-    for command in (["add", "-A"], ["commit", "-qm", "tiny"]):
-        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-        subprocess.run(["git", *identity, *command], cwd=folder, check=True)
+    commit_all(folder)
     (folder / "seed").write_bytes(os.urandom(32))
     (folder / "seed").chmod(0o600)
     return folder

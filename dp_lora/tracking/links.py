@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from dp_lora.tracking.store import connect, one_line_errors
+from dp_lora.tracking.store import connect, one_line_errors, search_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,7 +37,9 @@ def ui_links(address: str) -> dict[str, str]:
     """What is worth opening in the store, by name; `address` is the server's. Only `runs` where there is none yet."""
     client = connect()
     with one_line_errors():
-        runs = _finished_runs(client, _experiments(client))
+        finished, newest_first = "attributes.status = 'FINISHED'", ["attributes.end_time DESC"]
+        found = search_runs(client, finished, _named(client), max_results=RUNS, order_by=newest_first)
+    runs = [run for run in found if "stage" in run.data.tags]  # ours
     if not runs:
         return {"runs": f"{address}/#/experiments"}
     # the bare `mlflow run` in a container makes its runs in MLflow's "Default": look where the newest run is
@@ -53,23 +55,14 @@ def ui_links(address: str) -> dict[str, str]:
     return links
 
 
-def _experiments(client: "MlflowClient") -> list[str]:
-    """The experiment that the environment names, or all."""
+def _named(client: "MlflowClient") -> list[str] | None:
+    """The experiment that the environment names, none where it is not there yet; None where no one is named."""
     if identifier := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return [identifier]
     if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
         found = client.get_experiment_by_name(name)
         return [] if found is None else [found.experiment_id]
-    return [experiment.experiment_id for experiment in client.search_experiments()]
-
-
-def _finished_runs(client: "MlflowClient", experiments: list[str]) -> list["Run"]:
-    """Finished runs of ours, newest first."""
-    if not experiments:
-        return []
-    finished, newest_first = "attributes.status = 'FINISHED'", ["attributes.end_time DESC"]
-    runs = client.search_runs(experiments, finished, max_results=RUNS, order_by=newest_first)
-    return [run for run in runs if "stage" in run.data.tags]
+    return None
 
 
 def latest_per_epsilon(runs: Sequence["Run"]) -> list["Run"]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dp_lora.tracking.outbox import waiting_runs
 from dp_lora.tracking.records import DIED
-from dp_lora.tracking.store import connect, one_line_errors
+from dp_lora.tracking.store import connect, one_line_errors, search_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,9 +81,8 @@ def close_orphans(client: "MlflowClient | None" = None) -> list[str]:
 
     client = client or connect()
     with one_line_errors():
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         condition = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
-        running = client.search_runs(experiments, filter_string=condition) if experiments else []
+        running = search_runs(client, condition)
     waiting = waiting_runs()
     dead = [run.info.run_id for run in running if run.info.run_id not in waiting and has_died(run.data.tags)]
     for run_id in dead:

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +147,16 @@ def experiment_id(client: "MlflowClient") -> str:
     if identifier := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return identifier
     return named_experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
+
+
+def search_runs(
+    client: "MlflowClient", condition: str, experiments: Sequence[str] | None = None, **options: Any
+) -> Sequence["Run"]:
+    """Runs of `experiments`, by default of all, that meet `condition`; `options` as MLflow's own search has them."""
+    if experiments is None:
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    # MLflow refuses to search in no experiment
+    return client.search_runs(list(experiments), condition, **options) if experiments else []
 
 
 def named_experiment(client: "MlflowClient", name: str) -> str:
