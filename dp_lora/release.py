@@ -3,7 +3,7 @@
 Nothing in it depends on private data but through the mechanism: no true count, no digest, no hash of private data.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,10 @@ def base_privacy(info: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, flo
     )
 
 
-def base_parts(info: Mapping[str, Any], digest: str, plan: PrivacyPlan) -> tuple[Part, ...]:
-    """What `base_privacy` says of the base with this digest of its folder; none for a public one."""
+def base_parts(info: Mapping[str, Any], digest: Callable[[], str], plan: PrivacyPlan) -> tuple[Part, ...]:
+    """What `base_privacy` says of the base; none for a public one. `digest` gives its folder's, where it is needed."""
     epsilon, delta = base_privacy(info, plan)
-    return (Part(epsilon, delta, base=digest),) if epsilon or delta else ()
+    return (Part(epsilon, delta, base=digest()),) if epsilon or delta else ()
 
 
 def privacy_statement(

@@ -113,15 +113,14 @@ def _parent(config: Config) -> tuple[Part, ...]:
 
 def _spent_by_base(config: Config) -> tuple[Part, ...]:
     from dp_lora.models.folder import load_info, model_digest
-    from dp_lora.release import base_parts, base_privacy
+    from dp_lora.release import base_parts
     from dp_lora.training.run_folder import make_plan
 
     base = base_folder(config)
     if not base.exists():
         return ()
-    info, plan = load_info(base), make_plan(config)
     # a public base, as nearly all are, is not read through for its digest: a dry run is quick
-    return base_parts(info, model_digest(base), plan) if any(base_privacy(info, plan)) else ()
+    return base_parts(load_info(base), lambda: model_digest(base), make_plan(config))
 
 
 def planned(config: Config, *, samples: bool = False) -> tuple[dict[str, Any], str]:
@@ -193,7 +192,7 @@ def _finetune(
 ) -> Path:
     from dp_lora.grids import write_grid
     from dp_lora.models.agreement import check_agreement
-    from dp_lora.models.device import pick_precision
+    from dp_lora.models.device import pick_precision, precision_name
     from dp_lora.models.folder import Model, model_digest
     from dp_lora.sampling import draw
     from dp_lora.training.finetune import finetune
@@ -242,7 +241,7 @@ def _finetune(
                 "noise_multiplier": opened.plan.noise_multiplier,
                 "sample_rate": opened.plan.sample_rate,
                 "steps": opened.plan.steps,
-                "precision": str(pick_precision(config.compute.precision, device)).removeprefix("torch."),
+                "precision": precision_name(pick_precision(config.compute.precision, device)),
                 "tf32": "off",
             }
         )

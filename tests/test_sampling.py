@@ -263,6 +263,22 @@ def test_parts_of_other_settings_are_never_mixed_in(model, tmp_path, monkeypatch
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
+def test_a_folder_names_the_precision_that_auto_came_to_and_is_never_mixed_of_two(model, tmp_path, monkeypatch):
+    exact, picked = tiny_config("sampling.precision=float32"), tiny_config("sampling.precision=auto")
+    sample(model, picked, CLASSES, 8, tmp_path / "work", tmp_path / "picked", Events())
+    assert json.loads((tmp_path / "picked" / "samples.json").read_text())["precision"] == "float32"
+    sample(model, exact, CLASSES, 8, tmp_path / "work", tmp_path / "exact", Events())
+    assert contents(tmp_path / "picked") == contents(tmp_path / "exact")
+    monkeypatch.setattr(folder_module, "draw", kill_in_batch(3, []))
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, picked, CLASSES, 8, tmp_path / "work", tmp_path / "out", Events())
+    rough = tiny_config("sampling.precision=bfloat16")
+    sample(model, rough, CLASSES, 8, tmp_path / "work", tmp_path / "rough", Events())
+    assert json.loads((tmp_path / "rough" / "samples.json").read_text())["precision"] == "bfloat16"
+    assert contents(tmp_path / "rough") != contents(tmp_path / "exact")
+    assert len(list((tmp_path / "work").iterdir())) == 1  # what the killed one had drawn
+
+
 def test_another_adapter_is_another_model(model):
     changed = replace(model, class_embedding=model.class_embedding + 1e-6)
     assert model_fingerprint(changed) != model_fingerprint(model)

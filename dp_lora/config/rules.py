@@ -153,7 +153,7 @@ RULES: dict[str, Rule] = {
     "sampling.eta": (lambda v: 0 <= v <= 1, "must be in [0, 1]"),
     "sampling.guidance_scale": NOT_NEGATIVE,
     "sampling.batch_size": AT_LEAST_1,
-    "sampling.precision": _one_of("float32", "bfloat16"),
+    "sampling.precision": _one_of("auto", "float32", "bfloat16"),
     "evaluation.inception_sha256": SHA256,
     "evaluation.classifier_steps": AT_LEAST_1,
     "evaluation.public_reference": (lambda v: v in (None, "digits"), "must be null or digits"),

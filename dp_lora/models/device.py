@@ -26,14 +26,18 @@ def pick_device(name: str) -> torch.device:
 def pick_precision(name: str, device: torch.device, key: str = "compute.precision") -> torch.dtype:
     """The type that the config's `key`, of value `name`, gives to a forward pass on `device`.
 
-    auto: bfloat16 on a GPU that has it.
-
-    Never bfloat16 on a CPU by itself, where it may be many times slower. InputError for bfloat16 on a GPU without it.
+    auto: bfloat16 on a GPU that has it, float32 elsewhere: on a CPU bfloat16 may be many times slower.
+    InputError for bfloat16 on a GPU without it.
     """
     there = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "bfloat16" and device.type == "cuda" and not there:
         raise InputError(f"{key}=bfloat16: this GPU has none; set {key}=float32")
     return torch.bfloat16 if name == "bfloat16" or (name == "auto" and there) else torch.float32
+
+
+def precision_name(precision: torch.dtype) -> str:
+    """As configs spell it: float32 or bfloat16."""
+    return str(precision).removeprefix("torch.")
 
 
 @contextmanager

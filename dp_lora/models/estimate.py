@@ -90,14 +90,14 @@ def finetuning_work(config: Config, row: RowFlops, steps: int, expected_batch: f
     """
     rows = round(expected_batch) * config.privacy.k
     each = " of one picture a person" if config.privacy.unit == "person" else ""
-    precision = "float32" if config.compute.precision == "float32" else "bfloat16"
     every = config.train.grid_every
     grids = -(-steps // every) if every else 0
     drawn = grids * GRID_IMAGES * len(config.data.classes)
+    dp_sgd = steps * rows * float(row.train)
     return [
         Work("latents", f"{config.data.n_public:,} pictures", config.data.n_public * float(row.encode), "float32"),
-        Work("DP-SGD", f"{steps:,} steps of {rows:,} rows{each}", steps * rows * float(row.train), precision),
-        Work("grids", f"{drawn:,} images", drawn * _flops_of_latent(config, row), config.sampling.precision),
+        Work("DP-SGD", f"{steps:,} steps of {rows:,} rows{each}", dp_sgd, _on_gpu(config.compute.precision)),
+        Work("grids", f"{drawn:,} images", drawn * _flops_of_latent(config, row), _on_gpu(config.sampling.precision)),
     ]
 
 
@@ -106,9 +106,13 @@ def sampling_work(config: Config, row: RowFlops) -> list[Work]:
     sampling = config.sampling
     amount = f"{sampling.n:,} images at {sampling.steps} steps"
     return [
-        Work("samples", amount, sampling.n * _flops_of_latent(config, row), sampling.precision),
+        Work("samples", amount, sampling.n * _flops_of_latent(config, row), _on_gpu(sampling.precision)),
         Work("decoding", f"{sampling.n:,} images", sampling.n * float(row.decode), "float32"),
     ]
+
+
+def _on_gpu(precision: str) -> str:
+    return "bfloat16" if precision == "auto" else precision
 
 
 def _flops_of_latent(config: Config, row: RowFlops) -> float:

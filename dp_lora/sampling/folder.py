@@ -18,6 +18,7 @@ from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_value, whole_file, whole_folder, write_json
 from dp_lora.grids import write_grid
+from dp_lora.models.device import pick_precision, precision_name
 from dp_lora.models.folder import Model, module_digest
 from dp_lora.progress import progress
 from dp_lora.sampling.archive import write_archive
@@ -96,7 +97,9 @@ def assist(model: Model, config: Config, classes: Sequence[str], n: int, team: T
 
 def _settings(model: Model, config: Config, classes: Sequence[str], n: int) -> dict[str, Any]:
     settings = {"seed": config.experiment.seed, "n": n, "classes": list(classes), **asdict(config.sampling)}
-    return settings | {"model": model_fingerprint(model)}
+    # what auto comes to: images of two precisions are never mixed in one folder
+    precision = pick_precision(config.sampling.precision, model.class_embedding.device, "sampling.precision")
+    return settings | {"precision": precision_name(precision), "model": model_fingerprint(model)}
 
 
 def _batch_size(config: Config, rows: Sequence[tuple[str, int]]) -> int:

@@ -160,7 +160,7 @@ def finetune(
     """
     parent = [Part(**part) for part in run.bound["parent"]]
     # both refuse before any budget is spent
-    before = together(base_parts(model.info, base["digest"], run.plan), parent)
+    before = together(base_parts(model.info, lambda: base["digest"], run.plan), parent)
     epsilon_before, _ = compose([*before, Part(0.0, run.plan.delta)])
     if run.result.exists():
         events.message(f"{run.folder.name}: this fine-tuning is finished; nothing is trained, nothing is spent")
