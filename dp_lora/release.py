@@ -72,6 +72,8 @@ def privacy_statement(
         }
     if counted_steps < 1:
         raise InputError("the ledger holds no step: nothing was trained privately, or the ledger is lost")
+    if counted_steps > plan.steps:
+        raise InputError(f"the ledger holds {counted_steps} steps, more than the {plan.steps} of its plan: no release")
     bounds = spent(plan, counted_steps)
     if not plan.guaranteed:
         return _published_statement(plan, counted_steps, bounds, run_id)

@@ -37,7 +37,10 @@ class Team:
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This rank's items; may be empty. Every item is one rank's, and no item is two ranks'."""
+        """This rank's items; may be empty.
+
+        Guarantee: every item is one rank's, and no item is two ranks'.
+        """
         return list(items[self.rank :: self.size])
 
     def once(self, value: Any = None) -> Any:
@@ -82,7 +85,10 @@ class Team:
                     tensor.copy_(value)
 
     def sum(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """On the first rank the sum of all ranks' tensors, added in the order of the ranks; on the others their own."""
+        """On the first rank the sum of all ranks' tensors, added in the order of the ranks; on the others their own.
+
+        Guarantee: each rank's tensors are added once, and no rank but the first gets another's.
+        """
         if self.size == 1:
             return dict(tensors)
         flat = _flat(tensors)

@@ -20,7 +20,8 @@ def error_of(*arguments, **options) -> str:
     ("parameter", "value"),
     [
         ("eps", "abc"), ("eps", "-1"), ("eps", "0"), ("eps", "nan"), ("rank", "0"), ("rank", "2.5"), ("k", "0"),
-        ("delta", "0.00025"), ("delta", "1"), ("delta", "0"), ("batch_size", "0"), ("batch_size", "4001"),
+        ("delta", "0.00025"), ("delta", "1"), ("delta", "0"), ("delta", "1e-11"), ("batch_size", "0"),
+        ("batch_size", "4001"),
         ("epochs", "0"), ("lr", "-1"), ("max_grad_norm", "0"), ("max_grad_norm", "inf"), ("seed", "-1"),
         ("k", "${oc.env:HOME}"),
     ],

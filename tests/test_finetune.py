@@ -13,6 +13,7 @@ from dp_lora.data.layout import read_dataset
 from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.events import Events
+from dp_lora.files import read_json, write_json
 from dp_lora.models.autoencoder import encode
 from dp_lora.models.folder import load_model, model_digest
 from dp_lora.privacy.ledger import Ledger
@@ -277,6 +278,34 @@ def test_a_changed_plan_is_refused_and_never_overwritten(house, monkeypatch, cha
     assert (house / "run" / "plan.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 20),
+        ("unit", "person"),
+        ("k", 3),
+        ("sample_rate", 0.5),
+        ("target_epsilon", 20.0),
+        ("expected_batch", 1.0),
+        ("noise_multiplier", 0.9),
+    ],
+)
+def test_a_kept_plan_that_is_not_its_configuration_s_is_refused_before_a_step(house, monkeypatch, field, value):
+    """A folder whose plan.json was changed would state what was never done: a person's epsilon for a picture's clip."""
+    with pytest.raises(Crash):
+        run(house, "run", stop_before=0, monkeypatch=monkeypatch)
+    path = house / "run" / "plan.json"
+    content = read_json(path)
+    assert content["plan"][field] != value
+    write_json(path, {**content, "plan": {**content["plan"], field: value}})
+    with pytest.raises(InputError, match=rf"plan\.json: its plan has another {field} than"):
+        run(house, "run")
+    assert not (house / "run" / "ledger.jsonl").exists()
+    sigma = content["plan"]["noise_multiplier"] * 1.001  # as another version of the accountants might find it
+    write_json(path, {**content, "plan": {**content["plan"], "noise_multiplier": sigma}})
+    assert read_json(run(house, "run") / "privacy.json")["noise_multiplier"] == sigma
+
+
 def test_other_data_in_the_same_folder_are_refused(house, monkeypatch):
     tiny_dataset(house / "more", n=42)
     with pytest.raises(Crash):
@@ -464,6 +493,21 @@ def test_a_working_folder_s_name_does_not_tell_who_is_in_the_data(tmp_path):
     assert here.name != working_folder(tmp_path / "there", bound).name
     assert here.name not in binding_digest(bound)
     assert (tmp_path / "here" / ".key").stat().st_mode & 0o077 == 0
+
+
+def test_a_new_working_folder_and_the_key_of_its_name_are_on_the_disk_before_its_ledger(tmp_path, monkeypatch):
+    from dp_lora.training import run_folder
+
+    synced = []
+    real = run_folder.fsync
+    monkeypatch.setattr(run_folder, "fsync", lambda path: (synced.append(path), real(path)))
+    bound = binding(tiny_config(), "d", "b", "cpu")
+    runs = tmp_path / "runs"
+    folder = run_folder.working_folder(runs, bound)
+    assert synced[0].name.startswith(".key.")
+    assert synced[1:] == [runs]
+    with open_run_folder(folder, tiny_config(), bound):
+        assert synced[2:] == [runs, folder]
 
 
 def test_a_replay_is_bound_to_the_machine_that_makes_it_exact(house):

@@ -123,3 +123,21 @@ def test_a_torn_ledger_line_counts_and_the_run_stops_within_its_budget(house, mo
     assert statement["steps"] == 5
     assert statement["epsilon"] <= 10
     assert any("stopped at step 4 of 5" in line for line in heard.lines) is began
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_a_torn_line_of_a_replay_costs_no_step_and_the_weights_are_an_unbroken_run_s(house, monkeypatch, began):  # noqa: F811
+    seeded = f"{seed_file(house)} train.checkpoint_every=1"
+    unbroken = weights(run(house, "unbroken", seeded))
+    with pytest.raises(Crash):
+        run(house, "run", seeded, stop_before=3, monkeypatch=monkeypatch)
+    path = house / "run" / "ledger.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content + content.splitlines()[-1][:70] if began else content[:-40])
+    heard = Heard()
+    release = run(house, "run", seeded, events=heard)
+    statement = read_json(release / "privacy.json")
+    assert (statement["steps"], statement["epsilon"] <= 10) == (5, True)
+    assert not any("stopped" in line for line in heard.lines)
+    assert any("keep it secret" in line for line in heard.lines)
+    assert all(torch.equal(unbroken[name], value) for name, value in weights(release).items())

@@ -13,6 +13,7 @@ from dp_lora.privacy.gradients import micro_batches, unit_gradients
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.randomness import ItemStreams, Randomness
 from dp_lora.privacy.step import noisy_sum
+from dp_lora.privacy.sums import sum_over_units
 from dp_lora.training.finetune import PrivateData, finetune, units_of
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import binding, open_run_folder
@@ -55,6 +56,25 @@ def test_gradients_of_a_bfloat16_forward_pass_are_float32_and_near_those_of_floa
         exact, near = ({name: value[unit] for name, value in found[p].items()} for p in found)
         # eight bits of mantissa
         assert 1e-5 < total_norm(difference(near, exact)) / total_norm(exact) < 0.05
+
+
+@pytest.mark.parametrize(("precision", "slack"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_a_unit_among_many_moves_the_sum_by_c_up_to_the_rounding_that_is_stated(tmp_path, precision, slack):
+    """The one that joins is the first: the rows of all others change their places in the micro-batches."""
+    latents, labels = tiny_latents(121)
+    model = tiny_model(tmp_path)
+    parameters = tiny_adapter(model).parameters("AB")
+    config = tiny_config(f"compute.precision={precision}")
+    factory = diffusion_loss(config, model, latents, labels, CPU)
+    c = 1e-4  # below the norms: the one that joins, and the others, are all clipped
+    sums = []
+    for units in ([[i] for i in range(121)], [[i] for i in range(1, 121)]):
+        batches = micro_batches(units, 3, 8, CPU)
+        total, norms, _ = sum_over_units(factory(ItemStreams(11)), parameters, batches, c)
+        assert norms.min() > c
+        sums.append(total)
+    moved = total_norm(difference(*sums)) / c
+    assert abs(moved - 1) < slack
 
 
 def test_the_noisy_sum_of_a_bfloat16_forward_pass_is_float32(tmp_path):

@@ -5,9 +5,11 @@ import math
 import pytest
 from tiny import no_privacy, plan_of
 
+from dp_lora.config import rules
 from dp_lora.errors import InputError
 from dp_lora.privacy import accounting
 from dp_lora.privacy.accounting import (
+    LOWEST_DELTA,
     bounds,
     calibrate,
     epsilon_of_delta,
@@ -97,6 +99,7 @@ def test_the_predicted_grid_is_the_one_that_opacus_makes():
         ({"delta": 1 / 4000}, "below 1/n_public"),
         ({"delta": 0.0}, "below 1/n_public"),
         ({"delta": 0.5}, "below 1/n_public"),
+        ({"delta": 9e-11}, "at least 1e-10"),
         ({"batch_size": 4001}, "n_public"),
         ({"eps": 0.0}, "above 0"),
         ({"eps": -1.0}, "above 0"),
@@ -168,7 +171,16 @@ def test_every_point_of_the_curve_over_delta_is_a_bound_and_the_plan_s_own_is_wi
 
 
 def test_a_plan_of_a_large_or_tiny_delta_has_a_curve_too():
-    for delta in (0.5, 1e-12):
+    for delta in (0.5, LOWEST_DELTA):
         curve = epsilon_of_delta(plan_of(delta=delta), 3)
         assert delta in dict(curve)
         assert all(0 < point < 1 and epsilon >= 0 for point, epsilon in curve)
+
+
+def test_down_to_the_lowest_delta_the_bound_is_above_the_lower_one_and_the_config_s_rule_is_the_same():
+    assert rules.LOWEST_DELTA == LOWEST_DELTA
+    with pytest.raises(InputError, match=r"delta=1e-11: must be in \[1e-10, 1\)"):
+        bounds(0.1, 1.0, 100, 1e-11)
+    for sample_rate, sigma, steps in ((0.1, 1.0, 100), (0.07, 0.6, 137), (0.03, 3.0, 6000)):
+        lower = pld_epsilon(sample_rate, sigma, steps, LOWEST_DELTA, pessimistic=False)
+        assert lower <= bounds(sample_rate, sigma, steps, LOWEST_DELTA).pld

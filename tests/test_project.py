@@ -153,3 +153,25 @@ def test_the_top_level_is_what_it_is_said_to_be():
         "MLproject", "conda.yaml", "dvc.yaml", "params.yaml", "data.dvc", "configs", "dp_lora", "entrypoints", "tests",
         "benchmarks", "pyproject.toml", "requirements.lock", "Makefile", "README.md", "LICENSE", "CITATION.cff", ".ci",
     } <= top  # fmt: skip
+
+
+def documented(path):
+    """Name and docstring of the public functions and methods of a module."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    for node in [*body, *(inside for outer in body if isinstance(outer, ast.ClassDef) for inside in outer.body)]:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node.name, ast.get_docstring(node) or ""
+
+
+# these turn one form of a plan, a part or a bound into another, or name a property that the plan's own fields define
+FORMS = {"as_json", "from_json", "private", "guaranteed", "fresh"}
+
+
+def test_every_function_of_the_private_step_ends_in_its_guarantee():
+    checked = 0
+    for path in sorted((ROOT / "dp_lora" / "privacy").glob("*.py")):
+        for name, text in documented(path):
+            if name not in FORMS:
+                assert "Guarantee: " in text.split("\n\n")[-1], f"{path.name}: {name}"
+                checked += 1
+    assert checked > 30

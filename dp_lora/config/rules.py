@@ -11,6 +11,8 @@ from dp_lora.errors import InputError
 
 Rule = tuple[Callable[[Any], bool], str]
 
+LOWEST_DELTA = 1e-10  # as dp_lora.privacy.accounting has it
+
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
@@ -193,8 +195,8 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
         if (private or key not in PRIVATE_RULES) and not holds(value):
             fail(key, rule)
     bound = 1 / config.data.n_public if private else 1
-    if not 0 < config.privacy.delta < bound:
-        fail("privacy.delta", f"must be above 0 and below 1/n_public ({bound:.2g})")
+    if not LOWEST_DELTA <= config.privacy.delta < bound:
+        fail("privacy.delta", f"must be at least {LOWEST_DELTA:g} and below 1/n_public ({bound:.2g})")
     if private:
         _check_sampling(config, fail)
     if config.train.timestep_min >= config.train.timestep_max:

@@ -16,7 +16,8 @@ from dp_lora.errors import InputError
 from dp_lora.privacy.plan import PrivacyPlan
 
 PRV_GRID_LIMIT = 20_000_000  # points; the accountant's arrays take about 100 bytes each
-LOWEST_DELTA, DELTA_POINTS = 1e-10, 12  # of the curve of epsilon over delta
+LOWEST_DELTA = 1e-10  # far below it (seen at 1e-14) the PLD accountant is lost in its own rounding
+DELTA_POINTS = 12  # of the curve of epsilon over delta
 PLD_INTERVAL = 1e-3  # width of a PLD bin in units of epsilon; connect-the-dots makes the result exact to about 1e-4
 
 
@@ -39,7 +40,10 @@ NOTHING = Bounds(epsilon=0.0, pld=0.0, prv=0.0, rdp=0.0)
 def pld_epsilon(
     sample_rate: float, noise_multiplier: float, steps: int, delta: float, *, pessimistic: bool = True
 ) -> float:
-    """Epsilon by dp-accounting's PLD: an upper bound, or with pessimistic=False a lower bound on the same quantity."""
+    """Epsilon by dp-accounting's PLD, or with pessimistic=False a lower bound on the same quantity.
+
+    Guarantee: pessimistic, that of `bounds`, by this accountant alone.
+    """
     composed = _composed_pld(sample_rate, noise_multiplier, steps, pessimistic)
     return float(composed.get_epsilon_for_delta(delta))
 
@@ -60,7 +64,10 @@ def _composed_pld(sample_rate: float, noise_multiplier: float, steps: int, pessi
 
 @functools.lru_cache(maxsize=256)
 def rdp_epsilon(sample_rate: float, noise_multiplier: float, steps: int, delta: float) -> float:
-    """Epsilon by Opacus' RDP accountant: an upper bound, looser than the others."""
+    """Epsilon by Opacus' RDP accountant: looser than the others.
+
+    Guarantee: that of `bounds`, by this accountant alone.
+    """
     from opacus.accountants import RDPAccountant
 
     accountant = RDPAccountant()
@@ -73,7 +80,10 @@ def rdp_epsilon(sample_rate: float, noise_multiplier: float, steps: int, delta: 
 def prv_grid_points(
     sample_rate: float, noise_multiplier: float, steps: int, delta: float, eps_error: float = 0.01
 ) -> float:
-    """Points of the grid that Opacus' PRV accountant would make: 2 L / mesh, by its rule (Gopi et al., remark 5.6)."""
+    """Points of the grid that Opacus' PRV accountant would make: 2 L / mesh, by its rule (Gopi et al., remark 5.6).
+
+    Guarantee: none is needed: it decides whether PRV is asked, and PLD's bound holds without it.
+    """
     delta_error = delta / 1000
     mesh = eps_error / math.sqrt(steps * math.log(12 / delta_error) / 2)
     domain = max(
@@ -85,7 +95,10 @@ def prv_grid_points(
 
 
 def prv_epsilon(sample_rate: float, noise_multiplier: float, steps: int, delta: float) -> float | None:
-    """Epsilon by Opacus' PRV accountant: an upper bound; None where its grid would not fit or it has no answer."""
+    """Epsilon by Opacus' PRV accountant; None where its grid would not fit or it has no answer.
+
+    Guarantee: that of `bounds`, by this accountant alone, where there is an answer.
+    """
     from opacus.accountants import PRVAccountant
 
     if prv_grid_points(sample_rate, noise_multiplier, steps, delta) > PRV_GRID_LIMIT:
@@ -113,8 +126,8 @@ def bounds(sample_rate: float, noise_multiplier: float, steps: int, delta: float
         raise InputError(f"sample_rate={sample_rate}: must be in (0, 1]")
     if not 0 < noise_multiplier < math.inf:
         raise InputError(f"noise_multiplier={noise_multiplier}: must be above 0 and finite")
-    if not 0 < delta < 1:
-        raise InputError(f"delta={delta}: must be in (0, 1)")
+    if not LOWEST_DELTA <= delta < 1:
+        raise InputError(f"delta={delta}: must be in [{LOWEST_DELTA:g}, 1)")
     if steps < 0:
         raise InputError(f"steps={steps}: must be 0 or above")
     if steps == 0:
@@ -128,7 +141,11 @@ def bounds(sample_rate: float, noise_multiplier: float, steps: int, delta: float
 def spent(plan: PrivacyPlan, steps: int) -> Bounds:
     """Bounds after `steps` ledger entries of a plan: a function of these two and of nothing else.
 
-    The noise counts over what one unit really moves the sum by: plan.sensitivity times max_grad_norm.
+    The noise counts over what one unit really moves the sum by: plan.sensitivity times max_grad_norm. InputError for a
+    plan without privacy.
+
+    Guarantee: publishing the results of `steps` calls of `step.noisy_sum` with this plan is (epsilon, plan.delta)-DP
+    under add-or-remove-one unit, for the `epsilon` of the returned bounds.
     """
     if not plan.private:
         raise InputError("eps=inf: a run without privacy has no epsilon")
@@ -145,9 +162,9 @@ def epsilon_of_delta(plan: PrivacyPlan, steps: int) -> list[tuple[float, float]]
     """
     if not plan.private:
         raise InputError("eps=inf: a run without privacy has no epsilon")
-    lowest, highest = min(LOWEST_DELTA, plan.delta), min(10 * plan.delta, 0.1)
-    ratio = (highest / lowest) ** (1 / (DELTA_POINTS - 1))
-    deltas = sorted({*(lowest * ratio**point for point in range(DELTA_POINTS)), plan.delta})
+    highest = min(10 * plan.delta, 0.1)
+    ratio = (highest / LOWEST_DELTA) ** (1 / (DELTA_POINTS - 1))
+    deltas = sorted({*(LOWEST_DELTA * ratio**point for point in range(DELTA_POINTS)), plan.delta})
     composed = _composed_pld(plan.sample_rate, plan.noise_multiplier / plan.sensitivity, steps, True)
     return [(delta, float(composed.get_epsilon_for_delta(delta))) for delta in deltas]
 
@@ -192,16 +209,25 @@ def noise_multiplier_for(eps: float, delta: float, sample_rate: float, steps: in
 
 
 def steps_for(epochs: float, sample_rate: float) -> int:
-    """Steps in which a unit is drawn `epochs` times on average: ceil(epochs / q), safe against rounding of q."""
+    """Steps in which a unit is drawn `epochs` times on average: ceil(epochs / q), safe against rounding of q.
+
+    Guarantee: a function of public numbers; the accountant counts what it gives, whatever was wished for.
+    """
     return max(1, math.ceil(round(epochs / sample_rate, 9)))
 
 
 def check_public_numbers(eps: float, delta: float, n_public: int, batch_size: int) -> None:
-    """Raise InputError outside the ranges that `calibrate` names."""
+    """Raise InputError outside the ranges that `calibrate` names.
+
+    Guarantee: every number is public, so a refusal tells nothing of the data.
+    """
     if math.isnan(eps) or eps <= 0:
         raise InputError(f"eps={eps}: must be above 0, or inf for no privacy")
-    if not 0 < delta < 1 / n_public:
-        raise InputError(f"delta={delta}: must be above 0 and below 1/n_public ({1 / n_public:.2g})")
+    if not LOWEST_DELTA <= delta < 1 / n_public:
+        raise InputError(
+            f"delta={delta}: must be at least {LOWEST_DELTA:g} and below 1/n_public ({1 / n_public:.2g}): below that "
+            "the accountants are not sound"
+        )
     if not 0 < batch_size <= n_public:
         raise InputError(f"batch_size={batch_size}: must be in [1, n_public={n_public}]")
 

@@ -10,13 +10,19 @@ LARGEST = 1e30  # of a norm: beyond it the factor is no normal float32 and would
 
 
 def unit_norms(gradients: Mapping[str, Tensor]) -> Tensor:
-    """L2 norm (U,), float64, of each unit's gradient over all tensors together; each tensor is (U, *shape)."""
+    """L2 norm (U,), float64, of each unit's gradient over all tensors together; each tensor is (U, *shape).
+
+    Guarantee: one norm per unit, of this unit's gradient alone, NaN or inf where that holds a NaN or an inf.
+    """
     squares = [gradient.detach().flatten(1).double().square().sum(1) for gradient in gradients.values()]
     return torch.stack(squares).sum(0).sqrt()
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """min(1, max_grad_norm / norm) for norms (U,) >= 0; 1 for norm 0; 0 for a norm above LARGEST, inf or NaN."""
+    """min(1, max_grad_norm / norm) for norms (U,) >= 0; 1 for norm 0; 0 for a norm above LARGEST, inf or NaN.
+
+    Guarantee: factor times norm is at most max_grad_norm, up to the last bit, where the factor is not 0.
+    """
     factors = torch.ones_like(norms)
     if max_grad_norm != math.inf:
         factors = (max_grad_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)
@@ -29,7 +35,7 @@ def clipped_sum(gradients: Mapping[str, Tensor], max_grad_norm: float) -> tuple[
     Gradients that are refused are set to zero in place.
 
     Guarantee: adding or removing one unit moves the sum by at most max_grad_norm in L2 over all tensors together,
-    whatever its gradient is: one with an inf, a NaN or a norm above LARGEST counts as zero.
+    whatever its gradient is: one with an inf, a NaN or a norm above LARGEST counts as zero. Up to rounding (step.py).
     """
     norms = unit_norms(gradients)
     factors = clip_factors(norms, max_grad_norm)

@@ -2,7 +2,11 @@
 
 Claim (Dwork and Roth 2014, theorem B.1). Let M1 be (e1, d1)-DP, and let M2, which may read what M1 released, be
 (e2, d2)-DP for every value y of it, both under one neighbouring relation with one unit. Then both together are
-(e1 + e2, d1 + d2)-DP. By induction n releases are (sum of e, sum of d)-DP, whatever was chosen in view of earlier ones.
+(e1 + e2, d1 + d2)-DP. By induction n releases are (sum of e, sum of d)-DP, whatever else was chosen in view of earlier
+ones: what is trained, on which settings, from which start. Where also e2, d2 or the number of releases is chosen so, the
+claim holds of a total (E, D) that was fixed beforehand and that the sums never pass: then e2 <= E - e1 and d2 <= D - d1
+for every y, and (2) and (3) go through with these in their place. Whoever fixes no total beforehand and adds a release
+because of what an earlier one showed knows the sum, and has no such theorem for it.
 
 Proof. Let D and D' be neighbours, P and P' the laws of M1 on them, S a set of pairs, S_y = {z: (y, z) in S}.
 (1) M1 is (e1, d1)-DP, so P <= exp(e1) P' + m for a measure m >= 0 of total mass at most d1.
@@ -43,7 +47,7 @@ def compose(parts: Iterable[Part]) -> tuple[float, float]:
     """Sum of the epsilons and sum of the deltas; (0, 0) for none. InputError where the deltas reach 1: no guarantee.
 
     Guarantee: publishing all parts is (epsilon, delta)-DP where each part is what it says, all with one unit and one
-    neighbouring relation.
+    neighbouring relation, and their epsilons, deltas and number, or totals that they keep within, were fixed beforehand.
     """
     found = list(parts)
     epsilon, delta = math.fsum(part.epsilon for part in found), math.fsum(part.delta for part in found)
@@ -55,14 +59,18 @@ def compose(parts: Iterable[Part]) -> tuple[float, float]:
 def together(base: Sequence[Part], parent: Sequence[Part]) -> tuple[Part, ...]:
     """What was spent before a fine-tuning: its parent's parts, and its base's where the parent's did not count it.
 
-    A base is known by the digest of its folder: it is one release, however many fine-tunings started from it. Runs are
-    never left out.
+    A base is known by the digest of its folder: it is one release, however many fine-tunings started from it.
+
+    Guarantee: every release is in the result; only an equal part of one base is not counted twice.
     """
     return (*parent, *(part for part in base if part not in parent))
 
 
 def spent_by(stated: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, float] | None:
-    """Epsilon and delta of a statement that can be added to the plan's; None for another unit, relation or no bound."""
+    """Epsilon and delta of a statement that can be added to the plan's; None for another unit, relation or no bound.
+
+    Guarantee: what it gives is a bound for the plan's own unit and relation, as far as the statement is true.
+    """
     if stated.get("unit") != plan.unit or stated.get("relation") != plan.relation:
         return None
     epsilon, delta = stated.get("epsilon"), stated.get("delta")
@@ -76,6 +84,8 @@ def parent_parts(statement: Mapping[str, Any], plan: PrivacyPlan, shown: str) ->
 
     `shown` names the parent as it was typed. Raises InputError where it is not private, where unit or relation are not
     the plan's, and where its parts are not what it states.
+
+    Guarantee: the parts compose to what the statement says, for the plan's own unit and relation.
     """
     if statement.get("private") is not True:
         raise InputError(f"{shown}: is not private, so nothing bounds what it leaked; name a release/ folder")

@@ -35,6 +35,9 @@ def micro_batches(
     """Cut the rows of the drawn units (lists of pictures) into micro-batches of at most `physical_batch_size` rows.
 
     A unit has k rows per picture, one after the other, and may span several micro-batches.
+
+    Guarantee: every unit has all of its rows, once, with weights that add up to 1, and no row is two units'; a unit
+    that spans micro-batches is marked in each of them, so that it can be added up before its one clip.
     """
     unit_of, pictures, weights = [], [], []
     for position, unit in enumerate(units):
@@ -62,7 +65,7 @@ def unit_gradients(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Gradient (U, *shape) of each unit's part of its loss in these rows, and the weighted loss of each unit (U,).
 
-    Guarantee: unit u's gradient depends on u's own pictures and draws only.
+    Guarantee: unit u's gradient depends on u's own pictures and draws only, up to rounding (step.py).
     """
     copies = {
         # expanded, not repeated: a copy takes no memory, and its gradient is a tensor of its own

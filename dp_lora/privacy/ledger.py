@@ -31,7 +31,10 @@ class _Lines:
     replayed: dict[int, str] = field(default_factory=dict)  # step -> keyed digest of its sum before noise
 
     def take(self, line: bytes, path: Path) -> None:
-        """Add one line, without its end; InputError for one that was changed or moved, or is of another plan."""
+        """Add one line, without its end; InputError for one that was changed or moved, or is of another plan.
+
+        Guarantee: a line is counted, as fresh, replayed or torn, or the ledger is refused; none is passed over.
+        """
         where = f"{path}: line {self.count + 1}"
         try:
             record = json.loads(line)
@@ -56,7 +59,10 @@ class _Lines:
         self.before = hashlib.sha256(line).hexdigest()
 
     def check_replay(self, step: int, replay_of: str | None, path: Path) -> None:
-        """InputError for a step with another sum than it had before, or for fresh and replayed steps together."""
+        """InputError for a step with another sum than it had before, or for fresh and replayed steps together.
+
+        Guarantee: what passes is the first sum of its step, or the same one again.
+        """
         if (self.fresh and replay_of is not None) or (self.replayed and replay_of is None):
             raise InputError(f"{path}: step {step}: fresh and replayed steps in one ledger; start in another folder")
         if self.replayed.get(step, replay_of) != replay_of:
@@ -104,7 +110,11 @@ class Ledger:
         created = not self.path.exists()
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
+            size = os.fstat(descriptor).st_size
             if os.write(descriptor, line.encode()) != len(line.encode()):
+                # a full disk; no noise was drawn for this line, so it may go
+                os.ftruncate(descriptor, size)
+                os.fsync(descriptor)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             os.fsync(descriptor)
         finally:
@@ -117,17 +127,15 @@ class Ledger:
 
         With fresh randomness every line counts: a step that was lost in a crash and done again was released twice. An
         exact replay of a step is the same release, so it counts once. A torn line counts as a step: its noise may
-        have been drawn. A whole line whose checksum fails, that does not follow the line before, or of another plan,
+        have been drawn; of a replay it is one of the plan's steps, so these are never more than plan.steps. A whole line whose checksum fails, that does not follow the line before, or of another plan,
         is an InputError.
 
         Guarantee: never fewer than the number of distinct noisy sums that were computed.
         """
         lines, _ = self._read(plan)
-        return lines.fresh + len(lines.replayed) + lines.torn
-
-    def replayed_steps(self, plan: PrivacyPlan) -> set[int]:
-        """Steps of the reproducible mode that stand in whole lines: taking one again is the same release."""
-        return set(self._read(plan)[0].replayed)
+        if lines.replayed:
+            return min(len(lines.replayed) + lines.torn, plan.steps)
+        return lines.fresh + lines.torn
 
     def _read(self, plan: PrivacyPlan) -> tuple[_Lines, bool]:
         """All lines, of which only new ones are read, and whether the last one has no end."""

@@ -69,7 +69,10 @@ class PrivacyPlan:
 
     @property
     def sensitivity(self) -> int:
-        """Bound on what one unit moves the clipped sum by, in units of max_grad_norm; the proof stands in step.py."""
+        """Bound on what one unit moves the clipped sum by, in units of max_grad_norm.
+
+        Guarantee: proved in step.py, for both kinds of accounting.
+        """
         return self.k if self.accounting == PUBLISHED else 1
 
     def as_json(self) -> dict[str, Any]:

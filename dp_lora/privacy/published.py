@@ -58,7 +58,10 @@ def _noise_multiplier(eps: float, delta: float, sample_rate: float, steps: int) 
 
 
 def claimed_epsilon(plan: PrivacyPlan, steps: int) -> float:
-    """What the released code prints after `steps` steps: PRV's epsilon as if one draw were all that a unit adds."""
+    """What the released code prints after `steps` steps: PRV's epsilon as if one draw were all that a unit adds.
+
+    Guarantee: none.
+    """
     claimed = prv_epsilon(plan.sample_rate, plan.noise_multiplier, steps, plan.delta) if steps else 0.0
     if claimed is None:
         raise InputError(f"privacy.accounting={PUBLISHED}: Opacus' PRV accountant has no answer after {steps} steps")

@@ -40,12 +40,19 @@ class Randomness:
         return hmac.new(self.secret, f"{self.run_digest}|{stream}|{step}".encode(), hashlib.sha256).digest()
 
     def numpy(self, stream: str, step: int) -> np.random.Generator:
-        """Generator of one stream of one step: who takes part, or the noise."""
+        """Generator of one stream of one step: who takes part, or the noise.
+
+        Guarantee: fresh, no two calls share bits. In the reproducible mode one (run, stream, step) is one generator,
+        and another one is another; unpredictable without the secret.
+        """
         seed = np.random.SeedSequence(int.from_bytes(self._bits(stream, step)), pool_size=POOL_SIZE)
         return np.random.Generator(np.random.SFC64(seed))
 
     def digest(self, tensors: Mapping[str, torch.Tensor]) -> str | None:
-        """Keyed digest of a step's sum, by which a replay is known to be exact; None with fresh randomness."""
+        """Keyed digest of a step's sum, by which a replay is known to be exact; None with fresh randomness.
+
+        Guarantee: tells nothing of the sum without the secret; two sums with one digest are equal bit for bit.
+        """
         if self.secret is None:
             return None
         total = hmac.new(self.secret, b"sum", hashlib.sha256)
@@ -54,7 +61,10 @@ class Randomness:
         return total.hexdigest()
 
     def per_item(self, stream: str, step: int) -> "ItemStreams":
-        """One stream for each item of a step: what is drawn for one does not depend on which others take part."""
+        """One stream for each item of a step.
+
+        Guarantee: what is drawn for one does not depend on which others take part.
+        """
         return ItemStreams(int.from_bytes(self._bits(stream, step)))
 
 
@@ -72,12 +82,18 @@ class ItemStreams:
         return self._open[item]
 
     def from_the_start(self) -> "ItemStreams":
-        """The same streams, each at its first draw again: what is computed anew draws what it drew before."""
+        """The same streams, each at its first draw again.
+
+        Guarantee: what is computed anew draws what it drew before.
+        """
         return ItemStreams(self._entropy)
 
 
 def read_secret(path: Path) -> bytes:
-    """Read the operator's seed file; InputError unless it is a private file of at least 16 bytes."""
+    """Read the operator's seed file; InputError unless it is a private file of at least 16 bytes.
+
+    Guarantee: the bytes go to `Randomness` alone: no log, config, store or release holds them.
+    """
     try:
         mode = path.stat().st_mode
         content = path.read_bytes()

@@ -37,7 +37,7 @@ def sum_over_units(
     """Sum of the units' clipped gradients, their norms (U,) and losses (U,); zeros and empty for no units.
 
     Guarantee: adding or removing one unit moves the sum by at most max_grad_norm in L2, all of its pictures and all k
-    draws included, however its rows are cut into micro-batches.
+    draws included, however its rows are cut into micro-batches. Up to rounding (step.py).
     """
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     norms: list[Tensor] = []

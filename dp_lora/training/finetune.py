@@ -212,12 +212,11 @@ def _train(
             f"{run.ledger.path}: holds {counted} steps, but {counted_then} were taken: the ledger is lost or was "
             "shortened; restore it, or start in another folder"
         )
-    replayed = run.ledger.replayed_steps(plan)
     if counted:
         events.message(f"going on after step {step}; the ledger holds {counted} of {plan.steps} steps")
     physical = physical_batch_size(config, model, state.parameters, run, device, events)
     bar = progress(total=plan.steps, initial=step, desc="private fine-tuning", unit="step")
-    while step < plan.steps and may_step(plan, counted, replay=step in replayed):
+    while step < plan.steps and may_step(plan, counted, replay=not randomness.fresh):
         began = time.perf_counter()
         with full_precision():
             total, facts = noisy_sum(
@@ -231,7 +230,7 @@ def _train(
             )
             if config.compute.physical_batch_size is None:
                 run.keep_physical_batch_size(physical)
-        counted += step not in replayed
+        counted = run.ledger.counted_steps(plan)
         # the divisor is public: the true batch size is private under Poisson sampling
         gradient = {name: value / plan.expected_batch for name, value in total.items()}
         state.step(gradient, lr_factor(config.train.lr_schedule, step, plan.steps, final=config.train.lr_final))
@@ -274,9 +273,11 @@ def _report(
 
 
 def may_step(plan: PrivacyPlan, counted: int, *, replay: bool) -> bool:
-    """True where one more step stays within the plan; `counted` steps stand in the ledger.
+    """True where one more of the plan's steps stays within it; `counted` steps stand in the ledger.
 
-    Guarantee: at most plan.steps steps are ever counted, so epsilon never passes its target; an exact replay of a
-    counted step is no new release.
+    A replay (the reproducible mode) may take all of them, however often: a step is the same release each time, since the
+    ledger refuses another sum, and there are plan.steps.
+
+    Guarantee: at most plan.steps steps are ever counted, so epsilon never passes its target.
     """
     return not plan.private or replay or counted < plan.steps

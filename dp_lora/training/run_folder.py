@@ -5,12 +5,13 @@ It lies outside every output that DVC may delete. A folder belongs to one plan, 
 
 import fcntl
 import hmac
+import math
 import os
 import platform
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
-from dp_lora.files import digest_file, digest_value, read_json, write_json
+from dp_lora.files import digest_file, digest_value, fsync, read_json, write_json
 from dp_lora.models.device import pick_precision
 from dp_lora.privacy.accounting import calibrate, spent
 from dp_lora.privacy.composition import Part
@@ -30,6 +31,7 @@ from dp_lora.privacy.published import published_plan
 
 RELEASE = "release"  # the one folder that may leave the house
 NOT_PRIVATE = "not-private"
+SAME_NOISE = 0.01  # relative
 # what a private step runs outside of privacy/
 PRIVATE_CODE = (
     "training/finetune.py",
@@ -103,9 +105,11 @@ def working_folder(runs: Path, bound: dict[str, Any]) -> Path:
         own = runs / f".key.{uuid.uuid4().hex}"
         own.touch(0o600)
         own.write_bytes(os.urandom(32))
+        fsync(own)  # another key would be another folder, with an empty ledger
         with suppress(FileExistsError):
             os.link(own, key)  # of two processes one is first, and both read its key
         own.unlink()
+        fsync(runs)
     return runs / hmac.new(key.read_bytes(), digest_value(bound).encode(), "sha256").hexdigest()[:16]
 
 
@@ -158,12 +162,14 @@ def open_run_folder(folder: Path, config: Config, bound: dict[str, Any]) -> Iter
     With train.resume=never a folder that holds steps is one too.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    fsync(folder.parent)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder}: another process is writing there; wait for it, or stop it") from None
+        fsync(folder)  # of a ledger whose process ended between making it and this
         yield _begin(folder, config, bound)
     finally:
         os.close(descriptor)
@@ -179,6 +185,8 @@ def _begin(folder: Path, config: Config, bound: dict[str, Any]) -> RunFolder:
     if content["bound"] != bound:
         changed = sorted(_changed(content["bound"], bound))
         raise InputError(f"{folder}: was begun with other {', '.join(changed)}; a ledger holds one plan on one dataset")
+    if changed := _changed_plan(plan, make_plan(config)):
+        raise InputError(f"{path}: its plan has another {', '.join(changed)} than its configuration gives; restore it")
     run = RunFolder(folder, plan, bound, content["run_id"], content.get("physical_batch_size"))
     if (run.checkpoints.exists() or run.result.exists()) and not run.ledger.path.exists():
         raise InputError(f"{folder}: was begun and has no ledger.jsonl; restore it, or start in another folder")
@@ -188,6 +196,16 @@ def _begin(folder: Path, config: Config, bound: dict[str, Any]) -> RunFolder:
             "there, or change the plan to begin another"
         )
     return run
+
+
+def _changed_plan(kept: PrivacyPlan, made: PrivacyPlan) -> list[str]:
+    """Fields of the plan that is kept in a folder that are not those that its configuration gives now.
+
+    Another version of the accountants may find noise that differs a little.
+    """
+    if math.isclose(kept.noise_multiplier, made.noise_multiplier, rel_tol=SAME_NOISE):
+        made = replace(made, noise_multiplier=kept.noise_multiplier)
+    return [field.name for field in fields(made) if getattr(kept, field.name) != getattr(made, field.name)]
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
