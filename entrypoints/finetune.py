@@ -17,7 +17,7 @@ from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import RUNS, WORKING, make_missing, would_make
 from entrypoints.pipelines import base_folder, pipeline_of, private_data, require
-from entrypoints.sample import find_adapter
+from entrypoints.sample import find_adapter, rates_at_hand
 
 EPSILON_OF_DELTA = "epsilon_of_delta.csv"
 
@@ -146,9 +146,9 @@ def planned(config: Config, *, samples: bool = False) -> tuple[dict[str, Any], s
         facts["epsilon bounded by the noise"] = spent(plan, plan.steps).pld
     base = base_folder(config)
     facts["trainable parameters"] = count_parameters(config, base)["trainable"]
-    row = count_flops(config, base)
-    parts = finetuning_work(config, row, plan.steps, plan.expected_batch)
-    facts |= estimate_lines([*parts, *(sampling_work(config, row) if samples else [])])
+    row, rates = count_flops(config, base), rates_at_hand(config, base)
+    parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates)
+    facts |= estimate_lines([*parts, *(sampling_work(config, row, rates) if samples else [])], rates)
     return facts, RELEASE if plan.guaranteed else NOT_PRIVATE
 
 

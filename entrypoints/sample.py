@@ -16,6 +16,7 @@ from entrypoints.pipelines import base_folder, outputs
 if TYPE_CHECKING:
     import torch
 
+    from dp_lora.models.estimate import Rates
     from dp_lora.models.folder import Model
     from dp_lora.team import Team
 
@@ -26,7 +27,9 @@ def main(call: Call) -> None:
     if call.dry_run:
         from dp_lora.models.estimate import count_flops, estimate_lines, sampling_work
 
-        facts = estimate_lines(sampling_work(call.config, count_flops(call.config, base_folder(call.config))))
+        base = base_folder(call.config)
+        rates = rates_at_hand(call.config, base)
+        facts = estimate_lines(sampling_work(call.config, count_flops(call.config, base), rates), rates)
         call.print_dry_run(facts, [relative(call.out) if call.out else "runs/RUN_ID/samples"])
         return
     from dp_lora.launch import is_first, joined, make_fabric
@@ -53,6 +56,19 @@ def main(call: Call) -> None:
         run.artifact(out / "samples.json")
         run.output(out)
         click.echo(f"{relative(out / 'grid.png')}: {call.config.sampling.n} images")
+
+
+def rates_at_hand(config: Config, base: Path) -> "Rates | None":
+    """What the work takes here, measured, where there are a GPU and the base model; None elsewhere."""
+    import torch
+
+    if config.compute.device == "cpu" or not torch.cuda.is_available() or not base.exists():
+        return None
+    from dp_lora.models.folder import load_model
+    from dp_lora.training.measure import measure_rates
+
+    device = torch.device("cuda")
+    return measure_rates(config, load_model(base, device), config.privacy.batch_size * config.privacy.k, device)
 
 
 def adapter_folder(call: Call) -> Path:

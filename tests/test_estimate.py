@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dp_lora.config import load
 from dp_lora.models.estimate import (
+    Rates,
     RowFlops,
     count_flops,
     estimate_lines,
@@ -21,7 +22,9 @@ from dp_lora.models.estimate import (
 )
 from dp_lora.privacy.gradients import micro_batches, unit_gradients
 from dp_lora.privacy.randomness import ItemStreams
+from dp_lora.training.measure import measure_rates
 from dp_lora.training.private_loss import diffusion_loss
+from entrypoints.sample import rates_at_hand
 
 NOWHERE = Path("no such base")
 ROW = RowFlops(train=1000, forward=100, encode=10, decode=7)
@@ -53,7 +56,7 @@ def test_the_parts_of_a_fine_tuning_are_counted_from_public_numbers():
     assert (latents.flops, latents.precision) == (40 * 10, "float32")
     assert (steps.flops, steps.amount, steps.precision) == (5 * 24 * 1000, "5 steps of 24 rows", "bfloat16")
     # grids after steps 2, 4 and the last: 4 images of 2 classes, two rows per step under guidance
-    assert grids.flops == 3 * 8 * (2 * 5 * 100)
+    assert grids.flops == 3 * 8 * (2 * 5 * 100 + 7)
     assert [part.flops for part in sampling_work(config, ROW)] == [4 * (2 * 5 * 100), 4 * 7]
     single = replace(config, compute=replace(config.compute, precision="float32"))
     assert finetuning_work(single, ROW, 5, 8.0)[1].precision == "float32"
@@ -68,6 +71,8 @@ def test_the_time_is_that_of_a_named_gpu_at_a_stated_share_of_its_peak_and_no_me
     assert lines["estimated decoding"] == "10,000 images, 4.72 PFLOP, 2.9 minutes in float32"
     exact = load("celebahq-eps10", {}, "sampling.precision=float32")
     assert estimate_lines(sampling_work(exact, row))["estimated samples"].endswith("2.3 hours in float32")
+    # the goal for one H100: from latents to 10,000 samples in under 30 minutes
+    assert lines["estimated total"] == "21 minutes"
     assert list(lines)[-1] == "estimated on"
     for part in ("NVIDIA H100", "40% of its peak", "989 TFLOP/s in bfloat16", "TF32 off", "computed, not measured"):
         assert part in lines["estimated on"]
@@ -96,4 +101,30 @@ def test_a_dry_run_of_sample_prints_the_estimate_of_the_resolved_config():
     found = [line for line in result.stdout.splitlines() if line.startswith("estimated ")]
     assert found[0].startswith("estimated samples: 77 images at 15 steps, ")
     assert found[1].startswith("estimated decoding: 77 images, ")
-    assert found[2].startswith("estimated on: one NVIDIA H100")
+    assert found[2].startswith("estimated total: ")
+    assert found[3].startswith("estimated on: one NVIDIA H100")
+
+
+def test_with_rates_at_hand_the_time_is_extrapolated_from_them_and_says_so():
+    config = tiny_config("privacy.k=3 train.grid_every=2 sampling.n=6")
+    rates = Rates("a GPU", "10 steps of 16 rows and 100 images", row=0.5, image=2.0, encode=0.25)
+    parts = [*finetuning_work(config, ROW, 5, 8.0, rates), *sampling_work(config, ROW, rates)]
+    assert [part.seconds for part in parts] == [40 * 0.25, 5 * 24 * 0.5, 3 * 8 * 2.0, 6 * 2.0]
+    lines = estimate_lines(parts, rates)
+    assert lines["estimated total"] == "2.2 minutes"
+    assert lines["estimated on"].startswith("a GPU: measured on 10 steps of 16 rows and 100 images of dummy data")
+    assert "computed" not in " ".join(lines.values())
+
+
+def test_rates_are_measured_on_the_device_at_hand_without_any_data(tmp_path, monkeypatch):
+    """The real measurement, on the CPU: what is slower takes longer."""
+    config = tiny_config("compute.physical_batch_size=4 sampling.batch_size=50 sampling.steps=5")
+    rates = measure_rates(config, tiny_model(tmp_path), 8, torch.device("cpu"))
+    assert min(rates.row, rates.image, rates.encode) > 0
+    assert rates.basis == "10 steps of 8 rows and 100 images"
+    more = replace(config, sampling=replace(config.sampling, steps=200))
+    assert measure_rates(more, tiny_model(tmp_path), 8, torch.device("cpu")).image > 3 * rates.image
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert rates_at_hand(config, tmp_path / "no-base") is None  # a GPU alone has nothing to measure
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert rates_at_hand(config, tmp_path) is None

@@ -20,6 +20,8 @@ from dp_lora.errors import InputError
 from dp_lora.launch import _who_ended, make_fabric
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.privacy.randomness import Randomness
+from dp_lora.privacy.sampling import poisson_draw
 from dp_lora.team import Team
 from dp_lora.training.run_folder import binding, binding_digest
 from tests.prepare_call import clone
@@ -160,10 +162,14 @@ def counted(house: Path, run: str) -> int:
     return Ledger(house / run / "ledger.jsonl").counted_steps(plan)
 
 
+FEW = "privacy.batch_size=1 data.n_public=30 privacy.epochs=0.166 privacy.delta=0.01"  # about one of 30 units a step
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("more", ["", "privacy.batch_size=1 data.n_public=5 privacy.delta=0.1", "privacy.k=3"])
+@pytest.mark.parametrize("more", ["", FEW, "privacy.k=3"])
 def test_two_and_three_ranks_give_the_weights_of_one_to_1e_6(house, more):
+    """With one binding for all: a replay is bound to its number of ranks, and two of them would share no noise."""
     seeded = f"privacy.reproducible=true privacy.seed_file={house / 'seed'} {more}"
     for size in (1, 2, 3):
         made = target(house, f"on-{size}", f"{seeded} compute.devices={size}")
@@ -173,6 +179,12 @@ def test_two_and_three_ranks_give_the_weights_of_one_to_1e_6(house, more):
         for name, value in weights(house, f"on-{size}").items():
             assert float((value - alone[name]).abs().max()) < 1e-6, (size, name)
         assert (house / f"on-{size}/ledger.jsonl").read_text().count("\n") == counted(house, "on-1") == 5
+    if more == FEW:
+        content = json.loads((house / "on-2/plan.json").read_text())
+        randomness = Randomness(binding_digest(content["bound"]), (house / "seed").read_bytes())
+        rate = content["plan"]["sample_rate"]
+        drawn = [len(poisson_draw(30, rate, randomness.numpy("sampling", step))) for step in range(5)]
+        assert min(drawn) <= 1  # one of two ranks had an empty share
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
-"""What the work of a config costs before any of it is done: operations, and the time that they take on a named GPU.
+"""What the work of a config costs before any of it is done: operations, and the time that they take.
 
-Computed, not measured: operations are those of matrix products and convolutions, counted on networks without weights;
-the time assumes a share of the GPU's peak that small networks do not reach. Reading and writing are left out.
+Operations are those of matrix products and convolutions, counted on networks without weights. Where rates were measured
+on a GPU at hand (`training/measure.py`) the time is extrapolated from them. Else it is computed for a named GPU, at a
+share of its peak that small networks do not reach. Reading and writing are left out.
 """
 
 import math
@@ -35,6 +36,17 @@ class RowFlops:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Seconds that were measured on a device."""
+
+    device: str
+    basis: str  # what was done, in words
+    row: float  # of the private step
+    image: float  # drawn and decoded
+    encode: float  # one picture
+
+
+@dataclass(frozen=True)
 class Work:
     """A part of a stage."""
 
@@ -42,10 +54,13 @@ class Work:
     amount: str  # in words, such as "137 steps of 4,096 rows"
     flops: float
     precision: str  # a key of PEAK
+    measured: float | None = None  # seconds, extrapolated from rates; None: computed
 
     @property
     def seconds(self) -> float:
-        """On GPU at SHARE_OF_PEAK."""
+        """As extrapolated, else on GPU at SHARE_OF_PEAK."""
+        if self.measured is not None:
+            return self.measured
         return self.flops / (PEAK[self.precision] * SHARE_OF_PEAK)
 
 
@@ -83,7 +98,9 @@ def _flops(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def finetuning_work(config: Config, row: RowFlops, steps: int, expected_batch: float) -> list[Work]:
+def finetuning_work(
+    config: Config, row: RowFlops, steps: int, expected_batch: float, rates: Rates | None = None
+) -> list[Work]:
     """Encoding, DP-SGD and grids of a private fine-tuning of `steps` steps, from public numbers alone.
 
     A unit is taken for one picture: with privacy.unit=person the number of pictures is no public number.
@@ -93,21 +110,30 @@ def finetuning_work(config: Config, row: RowFlops, steps: int, expected_batch: f
     every = config.train.grid_every
     grids = -(-steps // every) if every else 0
     drawn = grids * GRID_IMAGES * len(config.data.classes)
-    dp_sgd = steps * rows * float(row.train)
+    pictures = config.data.n_public
+    encoding, dp_sgd = pictures * float(row.encode), steps * rows * float(row.train)
+    drawing = drawn * (_flops_of_latent(config, row) + row.decode)
+    seconds = (pictures * rates.encode, steps * rows * rates.row, drawn * rates.image) if rates else (None,) * 3
     return [
-        Work("latents", f"{config.data.n_public:,} pictures", config.data.n_public * float(row.encode), "float32"),
-        Work("DP-SGD", f"{steps:,} steps of {rows:,} rows{each}", dp_sgd, _on_gpu(config.compute.precision)),
-        Work("grids", f"{drawn:,} images", drawn * _flops_of_latent(config, row), _on_gpu(config.sampling.precision)),
+        Work("latents", f"{pictures:,} pictures", encoding, "float32", seconds[0]),
+        Work(
+            "DP-SGD", f"{steps:,} steps of {rows:,} rows{each}", dp_sgd, _on_gpu(config.compute.precision), seconds[1]
+        ),
+        Work("grids", f"{drawn:,} images", drawing, _on_gpu(config.sampling.precision), seconds[2]),
     ]
 
 
-def sampling_work(config: Config, row: RowFlops) -> list[Work]:
-    """Drawing sampling.n latents, and decoding them."""
+def sampling_work(config: Config, row: RowFlops, rates: Rates | None = None) -> list[Work]:
+    """Drawing sampling.n latents, and decoding them; by measured rates both in one."""
     sampling = config.sampling
     amount = f"{sampling.n:,} images at {sampling.steps} steps"
+    precision, latents = _on_gpu(sampling.precision), sampling.n * _flops_of_latent(config, row)
+    decoding = sampling.n * float(row.decode)
+    if rates:
+        return [Work("samples", f"{amount}, decoded", latents + decoding, precision, sampling.n * rates.image)]
     return [
-        Work("samples", amount, sampling.n * _flops_of_latent(config, row), _on_gpu(sampling.precision)),
-        Work("decoding", f"{sampling.n:,} images", sampling.n * float(row.decode), "float32"),
+        Work("samples", amount, latents, precision),
+        Work("decoding", f"{sampling.n:,} images", decoding, "float32"),
     ]
 
 
@@ -120,8 +146,8 @@ def _flops_of_latent(config: Config, row: RowFlops) -> float:
     return float(rows * config.sampling.steps * row.forward)
 
 
-def estimate_lines(parts: Sequence[Work]) -> dict[str, str]:
-    """One line for each part that has work, and one that says what the figures rest on."""
+def estimate_lines(parts: Sequence[Work], rates: Rates | None = None) -> dict[str, str]:
+    """One line for each part that has work, one for their sum, and one that says what the figures rest on."""
     lines = {
         f"estimated {part.name}": (
             f"{part.amount}, {flops_text(part.flops)}, {time_text(part.seconds)} in {part.precision}"
@@ -129,10 +155,14 @@ def estimate_lines(parts: Sequence[Work]) -> dict[str, str]:
         for part in parts
         if part.flops
     }
-    peaks = ", ".join(f"{PEAK[name] / 1e12:.0f} TFLOP/s in {name}" for name in PEAK)
-    lines["estimated on"] = (
-        f"{GPU} at {SHARE_OF_PEAK:.0%} of its peak ({peaks}, TF32 off); computed, not measured; small nets reach less"
-    )
+    lines["estimated total"] = time_text(sum(part.seconds for part in parts))
+    if rates:
+        basis = f"{rates.device}: measured on {rates.basis} of dummy data, and extrapolated; TF32 off"
+    else:
+        peaks = ", ".join(f"{PEAK[name] / 1e12:.0f} TFLOP/s in {name}" for name in PEAK)
+        share = f"{SHARE_OF_PEAK:.0%} of its peak ({peaks}, TF32 off)"
+        basis = f"{GPU} at {share}; computed, not measured; small nets reach less"
+    lines["estimated on"] = basis
     return lines
 
 

@@ -2,11 +2,11 @@
 
 Claim (Dwork and Roth 2014, theorem B.1). Let M1 be (e1, d1)-DP, and let M2, which may read what M1 released, be
 (e2, d2)-DP for every value y of it, both under one neighbouring relation with one unit. Then both together are
-(e1 + e2, d1 + d2)-DP. By induction n releases are (sum of e, sum of d)-DP, whatever else was chosen in view of earlier
-ones: what is trained, on which settings, from which start. Where also e2, d2 or the number of releases is chosen so, the
-claim holds of a total (E, D) that was fixed beforehand and that the sums never pass: then e2 <= E - e1 and d2 <= D - d1
-for every y, and (2) and (3) go through with these in their place. Whoever fixes no total beforehand and adds a release
-because of what an earlier one showed knows the sum, and has no such theorem for it.
+(e1 + e2, d1 + d2)-DP. By induction n releases are (sum of e, sum of d)-DP, whatever else was chosen in view of
+earlier ones: what is trained, with which settings, from which start. Where e2, d2 or the number of releases is chosen
+so too, the claim holds of a total (E, D) that was fixed beforehand and that the sums never pass: then e2 <= E - e1 and
+d2 <= D - d1 for every y, and (2) and (3) go through with these in their place. Whoever fixes no total beforehand, and
+adds a release because of what an earlier one showed, knows the sum and has no such theorem for it.
 
 Proof. Let D and D' be neighbours, P and P' the laws of M1 on them, S a set of pairs, S_y = {z: (y, z) in S}.
 (1) M1 is (e1, d1)-DP, so P <= exp(e1) P' + m for a measure m >= 0 of total mass at most d1.
@@ -47,7 +47,8 @@ def compose(parts: Iterable[Part]) -> tuple[float, float]:
     """Sum of the epsilons and sum of the deltas; (0, 0) for none. InputError where the deltas reach 1: no guarantee.
 
     Guarantee: publishing all parts is (epsilon, delta)-DP where each part is what it says, all with one unit and one
-    neighbouring relation, and their epsilons, deltas and number, or totals that they keep within, were fixed beforehand.
+    neighbouring relation, and their epsilons, deltas and number, or totals that they keep within, were fixed
+    beforehand.
     """
     found = list(parts)
     epsilon, delta = math.fsum(part.epsilon for part in found), math.fsum(part.delta for part in found)

@@ -127,8 +127,8 @@ class Ledger:
 
         With fresh randomness every line counts: a step that was lost in a crash and done again was released twice. An
         exact replay of a step is the same release, so it counts once. A torn line counts as a step: its noise may
-        have been drawn; of a replay it is one of the plan's steps, so these are never more than plan.steps. A whole line whose checksum fails, that does not follow the line before, or of another plan,
-        is an InputError.
+        have been drawn. Torn lines of a replay are steps of the plan too, so all are never more than plan.steps. A
+        whole line whose checksum fails, that does not follow the line before, or of another plan, is an InputError.
 
         Guarantee: never fewer than the number of distinct noisy sums that were computed.
         """

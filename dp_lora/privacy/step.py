@@ -20,9 +20,9 @@ share of one rank alone, which clips its gradient, taken at the first rank's wei
 stream; so the sum of the ranks' sums is that of (3), up to rounding. Coins, ledger line and noise are the first rank's
 alone, and it alone receives the sums.
 
-Rounding is outside of the claim, and nothing is added for it. A unit that joins moves the rows of others to other places
-in their micro-batches; on a CPU one unit of 120 then moves the sum by up to 1.00001 C in float32, and by up to 1.01 C where
-the forward pass is bfloat16 (tests/test_precision.py holds both bounds, on a tiny model).
+Rounding is outside of the claim, and nothing is added for it. A unit that joins moves the rows of others to other
+places in their micro-batches; on a CPU one unit of 120 then moves the sum by up to 1.00001 C in float32, and by up to
+1.01 C where the forward pass is bfloat16 (tests/test_precision.py holds both bounds, on a tiny model).
 
 plan.accounting = published repeats a fault of the released code, for comparison. There (3) fails: each draw is clipped
 apart, as if it were a unit, so x adds k vectors, whose sum has norm at most k * C, reached when they are parallel.

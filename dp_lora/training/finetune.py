@@ -275,8 +275,8 @@ def _report(
 def may_step(plan: PrivacyPlan, counted: int, *, replay: bool) -> bool:
     """True where one more of the plan's steps stays within it; `counted` steps stand in the ledger.
 
-    A replay (the reproducible mode) may take all of them, however often: a step is the same release each time, since the
-    ledger refuses another sum, and there are plan.steps.
+    A replay (the reproducible mode) may take all of them, however often: a step is the same release each time, since
+    the ledger refuses another sum, and there are plan.steps.
 
     Guarantee: at most plan.steps steps are ever counted, so epsilon never passes its target.
     """

@@ -52,28 +52,52 @@ def physical_batch_size(
 ) -> int:
     """Rows at a time: compute.physical_batch_size; where that is null, what `run` holds, else chosen and kept there.
 
-    On a CPU ROWS_ON_A_CPU are chosen, on a GPU as many as fit; InputError where not one does.
+    InputError where not one fits.
+    """
+    if config.compute.physical_batch_size is None and run.physical_batch_size is not None:
+        return run.physical_batch_size
+    at_most = math.ceil(run.plan.expected_batch) * run.plan.k
+    rows = rows_at_a_time(config, model, parameters, device, at_most)
+    if device.type == "cuda":
+        events.message(f"compute.physical_batch_size: {rows} rows at a time, the most that fit; found on dummy data")
+        run.keep_physical_batch_size(rows)
+    return rows
+
+
+def rows_at_a_time(
+    config: Config, model: Model, parameters: Mapping[str, Tensor], device: torch.device, at_most: int
+) -> int:
+    """compute.physical_batch_size; where that is null, ROWS_ON_A_CPU, or on a GPU as many as fit, up to `at_most`.
+
+    InputError where not one does.
     """
     if config.compute.physical_batch_size is not None:
         return config.compute.physical_batch_size
-    if run.physical_batch_size is not None:
-        return run.physical_batch_size
     if device.type != "cuda":
         return ROWS_ON_A_CPU
-    at_most = math.ceil(run.plan.expected_batch) * run.plan.k
     with _part_of_the_memory(device):
         rows = largest_that_fits(lambda size: fits(config, model, parameters, device, size), at_most)
     if rows == 0:
         raise InputError(
             "compute.physical_batch_size=null: not one row fits in the GPU's memory; free it, or use another"
         )
-    events.message(f"compute.physical_batch_size: {rows} rows at a time, the most that fit; found on dummy data")
-    run.keep_physical_batch_size(rows)
     return rows
 
 
 def fits(config: Config, model: Model, parameters: Mapping[str, Tensor], device: torch.device, size: int) -> bool:
-    """True where the sum over dummy pictures, `size` rows at a time, stays within the memory of `device`.
+    """True where `dummy_sum` stays within the memory of `device`."""
+    torch.cuda.empty_cache()
+    try:
+        dummy_sum(config, model, parameters, device, size)
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def dummy_sum(
+    config: Config, model: Model, parameters: Mapping[str, Tensor], device: torch.device, size: int
+) -> Tensor:
+    """Norms, on the CPU, of a sum over dummy pictures: two micro-batches of `size` rows.
 
     The costliest case: nearly every row is a unit of its own, the rows are uneven, so that each takes a copy of its
     unit's weights, and a micro-batch follows another.
@@ -82,13 +106,9 @@ def fits(config: Config, model: Model, parameters: Mapping[str, Tensor], device:
     latents = np.zeros((1, model.unet.config["in_channels"], side, side), np.float32)
     loss = diffusion_loss(config, model, latents, np.zeros(1, np.int64), device)(ItemStreams(0))
     units = [[0, 0], *[[0]] * (size - 2)] if size > 1 else [[0]]
-    torch.cuda.empty_cache()
-    try:
-        with full_precision():
-            sum_over_units(loss, parameters, micro_batches(2 * units, 1, size, device), 1.0)
-    except torch.OutOfMemoryError:
-        return False
-    return True
+    with full_precision():
+        _, norms, _ = sum_over_units(loss, parameters, micro_batches(2 * units, 1, size, device), 1.0)
+    return norms.cpu()
 
 
 @contextmanager
