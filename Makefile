@@ -74,7 +74,7 @@ pictures: setup ## README's pictures, from the runs of make compare; needs Chrom
 	@$$(command -v uv || ls $(VENV)/uv $(VENV)/bin/uv 2>/dev/null | head -n 1) pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
 	@$(VPYTHON) -m tests.pictures
 
-release-check: ## a fresh clone: both commands of the README, containers, the UI in a browser; about an hour
+release-check: ## a fresh clone: both commands of the README, containers, the UI in a browser, slow proofs, timings; 1.5 hours
 	@.ci/release_check.py $(FOLDER)
 
 lint: setup ## ruff and mypy

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = ("setup", "quickstart", "test", "test-container", "test-ui")  # make targets, in this order
+# make targets, in this order
+STEPS = ("setup", "lint", "quickstart", "test", "test-container", "test-ui", "test-slow", "bench")
 
 
 def check(folder: Path) -> bool:

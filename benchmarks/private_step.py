@@ -183,7 +183,7 @@ def measure(rounds: int) -> Iterator[Ratio]:
 
 
 @click.command()
-@click.option("--rounds", default=9, type=click.IntRange(min=1), help="interleaved rounds of each comparison")
+@click.option("--rounds", default=9, type=click.IntRange(min=9), help="interleaved rounds of each comparison")
 def main(rounds: int) -> None:
     """Print every ratio beside its bar, write them as JSON; exit 1 where one is missed."""
     began = time.monotonic()

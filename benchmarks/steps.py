@@ -1,6 +1,8 @@
 """One step over given pictures, in each of the ways that the benchmarks compare. Each is a function of no arguments."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -14,21 +16,25 @@ from benchmarks.setups import Setup
 from dp_lora.diffusion import add_noise, loss_per_row, target
 from dp_lora.models.adapters import lora_targets
 from dp_lora.models.autoencoder import encode
-from dp_lora.privacy.gradients import micro_batches
-from dp_lora.privacy.noise import add_noise as add_privacy_noise
+from dp_lora.privacy.ledger import Ledger
+from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.randomness import Randomness
-from dp_lora.privacy.sums import sum_over_units
+from dp_lora.privacy.step import noisy_sum
 from dp_lora.training.private_loss import diffusion_loss
 
 Step = Callable[[], object]
 CPU = torch.device("cpu")
-NOISE = 1e-4  # standard deviation; its size does not matter to the time
+CLIP, NOISE = 1e-3, 1e-4  # max_grad_norm, standard deviation; their size does not matter to the time
 
 
 def private(
     setup: Setup, pictures: Sequence[int], k: int, physical_batch: int | None = None, *, one_token: bool = True
 ) -> Step:
-    """Ours: draws, forward, backward, one clip per unit, sum, noise. `one_token` False: diffusers' cross-attention."""
+    """Ours, the whole private step; `one_token` False: with diffusers' cross-attention.
+
+    With a sample rate of 1 all `pictures` take part: the draw, k draws each, forward, backward, one clip per unit, sum,
+    the line of the ledger on the disk, noise.
+    """
     rows = physical_batch or setup.physical_batch
     model = setup.model()
     if not one_token:
@@ -37,11 +43,13 @@ def private(
     factory = diffusion_loss(setup.config, model, setup.latents, setup.labels, CPU)
     randomness = Randomness("benchmark")
     units = [[picture] for picture in pictures]
+    plan = PrivacyPlan(1.0, NOISE / CLIP, CLIP, 10**6, float(len(units)), 1e-5, 1.0, k, "picture")
+    folder = TemporaryDirectory()  # removed with the step
+    ledger = Ledger(Path(folder.name) / "ledger.jsonl")
 
-    def step() -> dict[str, Tensor]:
-        batches = micro_batches(units, k, rows, CPU)
-        total, _, _ = sum_over_units(factory(randomness.per_item("draws", 0)), parameters, batches, 1e-3)
-        return add_privacy_noise(total, NOISE, randomness.numpy("noise", 0))
+    def step(folder: object = folder) -> dict[str, Tensor]:
+        total, _ = noisy_sum(plan, 0, units, factory, parameters, randomness, ledger, rows)
+        return total
 
     return step
 
@@ -134,7 +142,7 @@ def published(setup: Setup, pictures: Sequence[int], k: int, physical_pictures: 
             (prediction - noise).square().mean((1, 2, 3)).sum().backward()
             samples = [leaf.grad_sample for leaf in leaves]
             norms = torch.stack([sample.flatten(1).norm(dim=1) for sample in samples], 1).norm(dim=1)
-            factors = (1e-3 / (norms + 1e-6)).clamp(max=1)
+            factors = (CLIP / (norms + 1e-6)).clamp(max=1)
             for so_far, sample in zip(total, samples, strict=True):
                 so_far.add_(torch.einsum("i,i...", factors, sample))
             hooked.zero_grad(set_to_none=True)

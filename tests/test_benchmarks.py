@@ -1,0 +1,64 @@
+"""What `make bench` calls a miss, and that a miss is its exit status; the timings themselves are no tests."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import private_step
+from benchmarks.ratios import Ratio, against, interleaved, peak_memory
+
+
+@pytest.mark.parametrize(
+    ("rounds", "faster", "missed"),
+    [
+        ([1.0] * 6 + [1.3] * 3, False, False),
+        ([1.0] * 3 + [1.3] * 6, False, False),  # the median is above the bar, the lower quartile is not
+        ([1.0] + [1.3] * 8, False, True),
+        ([2.0] * 6 + [1.0] * 3, True, False),
+        ([2.0] * 3 + [1.0] * 6, True, False),
+        ([2.0] + [1.0] * 8, True, True),
+        ([1.05], False, False),  # peak memory is one number
+        ([1.2], False, True),
+    ],
+)
+def test_a_bar_is_missed_where_the_better_quartile_is_on_its_wrong_side(rounds, faster, missed):
+    assert Ratio("r", rounds, 1.5 if faster else 1.1, faster=faster).missed is missed
+
+
+def test_rounds_are_interleaved_and_the_first_one_is_not_counted():
+    calls = []
+    seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, lambda: None)
+    assert calls == ["a", "b"] * 4
+    assert [len(times) for times in seconds.values()] == [3, 3]
+    assert against({"a": [2.0, 3.0], "b": [1.0, 2.0]}, "a", "b") == [2.0, 1.5]
+
+
+def test_peak_memory_is_that_of_what_is_alive_at_once():
+    import torch
+
+    def one_after_the_other():
+        for _ in range(4):
+            torch.ones(2**18)
+
+    def together():
+        return [torch.ones(2**18) for _ in range(4)]
+
+    assert peak_memory(together) == pytest.approx(4 * 2**20, rel=0.01)
+    assert peak_memory(one_after_the_other) == pytest.approx(2**20, rel=0.01)
+
+
+@pytest.mark.parametrize(("ratio", "status", "shown"), [(1.0, 0, "held"), (1.3, 1, "missed")])
+def test_the_command_shows_every_round_beside_the_bar_and_ends_with_1_on_a_miss(
+    tmp_path, monkeypatch, ratio, status, shown
+):
+    monkeypatch.setattr(private_step, "measure", lambda rounds: iter([Ratio("private / stock", [ratio] * rounds, 1.1)]))
+    monkeypatch.setattr(private_step, "RUNS", tmp_path)
+    monkeypatch.setattr("benchmarks.trials.RUNS", tmp_path)
+    result = CliRunner().invoke(private_step.main, [])
+    assert result.exit_code == status
+    assert shown in result.output
+    assert ", ".join([f"{ratio:.2f}"] * 9) in result.output
+    (written,) = json.loads((tmp_path / "bench.json").read_text())["ratios"]
+    assert (written["rounds"], written["bar"], written["missed"]) == ([ratio] * 9, 1.1, bool(status))
+    assert CliRunner().invoke(private_step.main, ["--rounds", "8"]).exit_code == 2
