@@ -85,3 +85,14 @@ def test_latents_that_are_not_finite_are_refused_and_leave_no_cache(dataset, vae
     with pytest.raises(InputError, match="NaN"):
         encode_dataset(dataset, vae, tmp_path / "cache", "cpu", 8, Events())
     assert not [path for path in (tmp_path / "cache").glob("*.npy") if ".part" not in path.name]
+
+
+@pytest.mark.parametrize("values", [1, 3 * 16 * 16, 10**9])
+def test_no_more_pixel_values_are_encoded_at_once_than_is_said_whatever_the_batch_size(
+    dataset, vae, tmp_path, monkeypatch, values
+):
+    calls = calls_of_encode(monkeypatch)
+    monkeypatch.setattr(latents_module, "ENCODE_VALUES", values)
+    encode_dataset(dataset, vae, tmp_path / "cache", "cpu", 20, Events())
+    assert max(calls) == min(20, max(1, values // (16 * 16)))  # one picture where not even that fits
+    assert sum(calls) == len(dataset)
