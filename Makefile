@@ -38,7 +38,7 @@ utility: setup ## accuracy over eps, mean of three seeds (about 40 minutes on 2 
 standin-search: setup ## choose hyper-parameters on public rendered digits
 	@$(VPYTHON) -m benchmarks.standin_search
 
-bench: setup ## the private step beside non-private ones: time and memory (about 15 minutes on 2 idle cores)
+bench: setup ## the private step beside non-private ones: time and memory (about 12 minutes on 2 idle cores)
 	@$(VPYTHON) -m benchmarks.private_step
 
 bench-prepare: setup ## extraction beside plain pyarrow and file writes: time and memory

@@ -26,6 +26,8 @@ CANDIDATES = [
     "privacy.epochs=20 sampling.eta=1",
     "privacy.batch_size=200 privacy.epochs=10",
     "privacy.batch_size=600",
+    "privacy.batch_size=600 privacy.epochs=22.5",
+    "privacy.batch_size=800 privacy.epochs=30",
     "lora.rank=8",
     "train.embedding_start=mean",
     "train.lr_noise_exponent=0",

@@ -43,8 +43,8 @@ HELP = {
     "lr": "learning rate",
     "seed": "seed of everything public",
     "overrides": "section.key=value, blanks between",
-    "adapter": "folder, or MLflow run id of a finetune run; empty: the default experiment's",
-    "samples": "folder, or MLflow run id of a sample run; empty: the default experiment's",
+    "adapter": "folder, or MLflow run id of a finetune run; empty: that of the experiment's stage",
+    "samples": "folder, or MLflow run id of a sample run; empty: those of the experiment's stage",
 }
 # The table that MLproject, these commands and README agree on.
 ENTRY_POINTS: dict[str, tuple[str, ...]] = {
@@ -151,7 +151,8 @@ def track_privacy(
             run.metric(name, statement[name], step)
     run.metric("rank", config.lora.rank)
     run.metric("k", config.privacy.k)
-    run.metric("max_grad_norm", config.privacy.max_grad_norm)
+    if "max_grad_norm" in statement:  # nothing is clipped without privacy
+        run.metric("max_grad_norm", statement["max_grad_norm"])
     run.tags({"privacy": privacy_tag(statement), "run_id_of_adapter": statement["run_id"]})
     run.privacy(statement)
 

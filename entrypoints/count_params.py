@@ -10,12 +10,13 @@ from entrypoints.pipelines import base_folder
 @entry_point("count_params")
 def main(call: Call) -> None:
     """Count total, trainable, LoRA (per module kind) and embedding parameters, without making them."""
-    if call.dry_run:
-        call.print_dry_run({}, [relative(call.out) if call.out else "runs/RUN_ID/count_params/count_params.json"])
-        return
     from dp_lora.models.counting import count_parameters
 
     counts = count_parameters(call.config, base_folder(call.config))
+    if call.dry_run:
+        facts = {name: f"{counts[name]:,}" for name in ("total", "trainable", "lora", "class_embedding")}
+        call.print_dry_run(facts, [f"{relative(call.out) if call.out else 'runs/RUN_ID'}/count_params.json"])
+        return
     with call.tracked() as (run, folder):
         rows = {name: value for name, value in counts.items() if isinstance(value, int | float)}
         rows |= {f"first_stage {part}": value for part, value in counts["first_stage_parts"].items()}
@@ -25,6 +26,7 @@ def main(call: Call) -> None:
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
             click.echo(f"{name:<{width}}  {shown:>14}")
         for name in (
+            "total",
             "unet",
             "first_stage",
             "lora",
@@ -34,6 +36,8 @@ def main(call: Call) -> None:
             "trainable_percent",
         ):
             run.metric(name, counts[name])
+        for kind, number in counts["lora_per_kind"].items():
+            run.metric(f"lora_per_kind/{kind}", number)
         run.table({"parameters of": list(rows), "number": [float(value) for value in rows.values()]}, "count_params")
         path = folder / "count_params.json"
         write_json(path, counts)

@@ -14,7 +14,7 @@ from dp_lora.files import read_json
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import WORKING, make_missing, would_make
 from entrypoints.pipelines import outputs, private_data, public_data, require
-from entrypoints.sample import base_of
+from entrypoints.sample import base_of, track_base
 
 
 @entry_point("fid")
@@ -68,7 +68,8 @@ def _evaluate(
 
     config = call.config
     track_privacy(run, facts["privacy"], config)
-    _datasets(run, config, samples, data)
+    _datasets(run, config, samples, data, public)
+    track_base(run, facts["base"], config)
     run.tags({"samples": relative(samples), "adapter": facts["adapter"], "base": facts["base"]["path"]})
     adapter = facts["privacy"]["run_id"]
     run.made_from("samples", nest=True, stage="sample", run_id_of_adapter=adapter, output=relative(samples))
@@ -106,12 +107,15 @@ def _evaluate(
         click.echo(f"{entry.metric:<40} {entry.value:>10.4g}{interval}")
 
 
-def _datasets(run: tracking.TrackedRun, config: Config, samples: Path, data: Path) -> None:
+def _datasets(run: tracking.TrackedRun, config: Config, samples: Path, data: Path, public: Path | None) -> None:
     from dp_lora.data.layout import read_dataset
     from dp_lora.sampling import SPLIT
 
     classes = list(config.data.classes)
     run.dataset("samples", samples, read_dataset(samples, classes, SPLIT).digest(), context="evaluation")
+    if public is not None:
+        digest = read_dataset(public, list(config.public.classes), "train").digest()
+        run.dataset(config.public.source, public, digest, context="evaluation")
     for split in ("train", "test"):
         digest = read_dataset(data, classes, split).digest()
         run.dataset(f"{config.experiment.name} {split}", data, digest, context="private evaluation", private=True)

@@ -17,7 +17,7 @@ from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import RUNS, WORKING, make_missing, would_make
 from entrypoints.pipelines import base_folder, pipeline_of, private_data, require
-from entrypoints.sample import find_adapter, rates_at_hand
+from entrypoints.sample import find_adapter, rates_at_hand, track_base
 
 EPSILON_OF_DELTA = "epsilon_of_delta.csv"
 
@@ -37,7 +37,9 @@ def main(call: Call) -> None:
     if call.dry_run:
         _check(call.config, base)
         facts, name = planned(call.config)
-        call.print_dry_run(facts, [*would_make(base, data_folder), f"runs/RUN_ID/{name}"])
+        out = relative(call.out) if call.out else f"runs/RUN_ID/{name}"
+        kept = ["runs/DIGEST (plan, ledger, checkpoints)", relative(WORKING / "latents")]
+        call.print_dry_run(facts, [*would_make(base, data_folder), *kept, out])
         return
     require(call.config, [data_folder])
     _check(call.config, base)
@@ -223,6 +225,7 @@ def _finetune(
     team.require_same((bound, pick_precision(config.compute.precision, device)))
     working = _working(call, folder, bound)
     run.dataset(config.experiment.name, data_folder, dataset.digest(), context="private training", private=True)
+    track_base(run, base_names, config)
     run.tags({"base": base_names["path"], "base_digest": base_names["digest"], "ledger": relative(working)})
     for line in of_other_data(RUNS, parent, bound["data"]):
         run.message(f"privacy.parent: was begun on other private data, and is added all the same: {line}")

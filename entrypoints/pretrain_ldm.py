@@ -1,5 +1,6 @@
 """Train the class-conditional latent diffusion model on public pictures."""
 
+from dp_lora.files import digest_folder
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import WORKING, make_missing, would_make
 from entrypoints.pipelines import autoencoder_folder, public_data, require
@@ -24,6 +25,7 @@ def main(call: Call) -> None:
         data = read_dataset(pictures, list(public.classes), "train")
         data.require_shape(public.size, public.channels, "public")
         run.dataset(public.source, pictures, data.digest())
+        run.dataset("autoencoder", autoencoder, digest_folder(autoencoder), context="autoencoder")
         out = folder if call.child else folder / "ldm"
         run.output(out)
         run.made_from("pictures", output=relative(pictures))

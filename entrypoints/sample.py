@@ -117,6 +117,13 @@ def track_adapter(
     run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=statement["run_id"])
 
 
+def track_base(run: tracking.TrackedRun, named: Mapping[str, str], config: Config) -> None:
+    """Record the base model with this path and digest as an input of a run."""
+    folders = (ROOT / named["path"], base_folder(config))
+    folder = next((folder for folder in folders if folder.exists()), folders[0])
+    run.dataset("base", folder, named["digest"], context="base model")
+
+
 def base_of(named: Mapping[str, str], config: Config, whose: str, device: "torch.device") -> "Model":
     """The base model with this path and digest: where the path says, or at model.base; InputError for another."""
     from dp_lora.models.folder import load_model, model_digest
@@ -148,6 +155,7 @@ def _sample(
     config = call.config
     model = _model(config, adapter, info, device)
     track_adapter(run, adapter, info, statement, config)
+    track_base(run, info["base"], config)
     facts = {"adapter": relative(adapter), "base": info["base"], "rank": info["rank"], "privacy": statement}
     sample(model, config, model.info["classes"], config.sampling.n, WORKING / "samples", out, run, facts, team)
 

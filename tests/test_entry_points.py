@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -232,3 +233,16 @@ def test_a_run_on_an_adapter_carries_the_adapter_s_privacy_and_rank_whatever_the
     assert run_name("sample", of_adapter.config).startswith(f"mnist5k eps={number_text(eps)} r=8 k=3")
     # what repeats the run is what was typed
     assert of_adapter.repeat.endswith("-e sample -P config=mnist5k -P adapter=runs/x/release")
+
+
+def test_a_dry_run_of_count_params_prints_the_counts_and_refuses_a_target_that_matches_nothing():
+    done = invoke("count_params", "--dry-run", "--rank", 2)
+    assert done.exit_code == 0, done.output
+    counts = dict(
+        line.split(": ", 1) for line in done.stdout.splitlines() if re.match(r"(total|trainable|lora): ", line)
+    )
+    total, trainable, lora = (int(counts[name].replace(",", "")) for name in ("total", "trainable", "lora"))
+    assert total > trainable > 0
+    assert lora == 8960  # half of what rank 4 has
+    assert "would write: runs/RUN_ID/count_params.json" in done.stdout
+    assert invoke("count_params", "--dry-run", "--overrides", "lora.targets=foo.bar").exit_code != 0

@@ -189,6 +189,11 @@ def every_stage_has_its_run_that_names_what_it_read(project: Path) -> None:
         named = [{tag.key: tag.value for tag in entry.tags} for entry in of[stage].inputs.dataset_inputs]
         assert source["origin"] in [tags.get("origin") for tags in named], stage
         assert source["sha256"] in [tags.get("sha256") for tags in named], stage
+    for stage in ("finetune", "sample", "fid"):
+        (base,) = (entry for entry in of[stage].inputs.dataset_inputs if entry.dataset.name == "base")
+        tags = {tag.key: tag.value for tag in base.tags}
+        assert tags["digest"] == of["finetune"].data.tags["base_digest"]
+        assert tags["dvc"].endswith(".dir")
     assert REVISION in [tag.value for entry in of["finetune"].inputs.dataset_inputs for tag in entry.tags]
 
 

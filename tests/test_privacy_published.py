@@ -236,6 +236,17 @@ class FakeRun:
         self.statement = statement
 
 
+def test_mlflow_is_told_the_clip_of_an_adapter_that_was_clipped_and_none_without_privacy():
+    from entrypoints.common import track_privacy
+
+    for eps, told in (("10", {"max_grad_norm": 0.05}), ("inf", {})):
+        config = tiny_config(f"privacy.eps={eps} privacy.max_grad_norm=0.05")
+        plan, run = make_plan(config), FakeRun()
+        track_privacy(run, privacy_statement(plan, plan.steps, "id", config), config)
+        assert {name: value for name, value in run.metrics.items() if name == "max_grad_norm"} == told
+        assert run.metrics["k"] == config.privacy.k
+
+
 def test_mlflow_is_told_both_numbers_a_tag_of_its_own_and_never_an_epsilon(tmp_path, monkeypatch):
     from types import SimpleNamespace
 

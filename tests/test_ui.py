@@ -8,7 +8,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 import urllib.request
 from urllib.parse import parse_qs, unquote
 
@@ -114,14 +113,12 @@ def test_the_installed_mlflow_s_own_store_has_the_newest_revision(client, tmp_pa
     assert reachable.schema_problem(tmp_path / "mlflow.db") is None
 
 
-def test_a_server_that_is_not_there_is_one_line_within_seconds_and_nothing_is_trained(tmp_path):
+def test_a_server_that_is_not_there_is_one_line_and_nothing_is_trained(tmp_path):
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"http://me:secret@127.0.0.1:{free_port()}"}
     environment.pop("MLFLOW_RUN_ID", None)
     command = [sys.executable, "-m", "entrypoints.count_params", "--overrides", "lora.rank=3"]
-    before = time.monotonic()
     with pytest.raises(InputError, match=r"no server is there; start it"):
         tracking_connect(environment["MLFLOW_TRACKING_URI"])
-    assert time.monotonic() - before < 10
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -45,14 +45,14 @@ def _size(module: torch.nn.Module) -> int:
 def count_parameters(config: Config, base: Path) -> dict[str, Any]:
     """Parameters of the base's parts, of LoRA per module kind (both factors), of the embedding, and what is trained.
 
-    The fresh embedding has one row per class of data.classes; `trainable_with_base_rows` counts one per class of the
-    base in its place, as the released code does, which keeps the base's table. `lora_modules` and `lora_ranks` list the
-    adapted layers in order of depth. Raises InputError for a LoRA target that matches nothing. Takes seconds at any
-    width.
+    `total` is the base's frozen weights and what is trained. The fresh embedding has one row per class of data.classes;
+    `trainable_with_base_rows` counts one per class of the base in its place, as the released code does, which keeps the
+    base's table. `lora_modules` and `lora_ranks` list the adapted layers in order of depth. Raises InputError for a
+    LoRA target that matches nothing. Takes seconds at any width.
     """
     unet = meta_unet(config, base)
     vae = meta_vae(config, base)
-    total = _size(unet)
+    frozen = _size(unet)
     modules = matched_modules(unet, config.lora.targets)
     made = add_lora(unet, config.lora, torch.Generator())
     per_kind: Counter[str] = Counter()
@@ -64,9 +64,11 @@ def count_parameters(config: Config, base: Path) -> dict[str, Any]:
     embedding = len(config.data.classes) * unet.config["cross_attention_dim"]
     base_embedding = _base_classes(config, base) * unet.config["cross_attention_dim"]
     trainable = trained_lora + embedding
+    first_stage = _size(vae)
     return {
-        "unet": total,
-        "first_stage": _size(vae),
+        "total": frozen + first_stage + trainable,
+        "unet": frozen,
+        "first_stage": first_stage,
         "first_stage_parts": {name: _size(part) for name, part in vae.named_children()},
         "base_class_embedding": base_embedding,
         "lora": sum(parameter.numel() for parameter in lora.values()),
@@ -77,5 +79,5 @@ def count_parameters(config: Config, base: Path) -> dict[str, Any]:
         "class_embedding": embedding,
         "trainable": trainable,
         "trainable_with_base_rows": trained_lora + base_embedding,
-        "trainable_percent": 100 * trainable / (total + trainable),
+        "trainable_percent": 100 * trainable / (frozen + trainable),
     }

@@ -88,7 +88,7 @@ def test_finetune_sample_and_fid_hand_over_by_run_id_and_log_artifacts_and_datas
     assert finetune.data.params["privacy.eps"] == "5.0"
     assert 0 < finetune.data.metrics["epsilon"] <= 5
     assert (finetune.data.metrics["delta"], finetune.data.metrics["rank"]) == (1e-3, 2)
-    assert [i.dataset.name for i in finetune.inputs.dataset_inputs] == ["emnist-tiny"]
+    assert sorted(i.dataset.name for i in finetune.inputs.dataset_inputs) == ["base", "emnist-tiny"]
     names = {file.path for file in house.client.list_artifacts(finetune.info.run_id)}
     assert {"config.yaml", "release"} <= names
     files = {Path(file.path).name for file in house.client.list_artifacts(finetune.info.run_id, "release")}
