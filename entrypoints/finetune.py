@@ -86,6 +86,14 @@ def _check(config: Config, base: Path) -> None:
         info = load_info(base)
         start_positions(config.train.embedding_start, info["classes"], len(config.data.classes))
         base_privacy(info, make_plan(config))
+        _require_null_row(config, info["null_row"])
+
+
+def _require_null_row(config: Config, there: bool) -> None:
+    if config.sampling.guidance_scale != 1 and not there:
+        raise InputError(
+            f"sampling.guidance_scale={config.sampling.guidance_scale:g}: the base has no null row; must be 1"
+        )
 
 
 def _named_by_resume(config: Config) -> Path | None:
@@ -208,10 +216,7 @@ def _finetune(
             f"{model.info['size']} pixels and {model.info['channels']} channels; set both so"
         )
     check_agreement(config.ldm, model.unet, model.scheduler, f"{relative(base)}'s")
-    if config.sampling.guidance_scale != 1 and model.null_row is None:
-        raise InputError(
-            f"sampling.guidance_scale={config.sampling.guidance_scale:g}: the base has no null row; must be 1"
-        )
+    _require_null_row(config, model.null_row is not None)
     dataset.require_shape(config.data.size, config.data.channels, "data")
     # a release names no folder of this machine
     shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name

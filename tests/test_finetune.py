@@ -278,6 +278,19 @@ def test_a_changed_plan_is_refused_and_never_overwritten(house, monkeypatch, cha
     assert (house / "run" / "plan.json").read_bytes() == before
 
 
+def test_guidance_on_a_base_without_a_null_row_is_refused_before_any_work(house):
+    from entrypoints.finetune import _check
+
+    path = house / "base" / "model.json"
+    for null_row in (True, False):
+        write_json(path, {**read_json(path), "null_row": null_row})
+        _check(tiny_config("sampling.guidance_scale=1"), house / "base")
+        if null_row:
+            _check(tiny_config("sampling.guidance_scale=2"), house / "base")
+    with pytest.raises(InputError, match=r"sampling\.guidance_scale=2: the base has no null row"):
+        _check(tiny_config("sampling.guidance_scale=2"), house / "base")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

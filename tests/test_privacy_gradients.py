@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from peft import LoraConfig
 from tiny import difference, no_privacy, tiny_adapter, tiny_config, tiny_latents, tiny_model, total_norm
 
 from dp_lora.diffusion import add_noise, loss_per_row, target
-from dp_lora.models.adapters import EMBEDDING
+from dp_lora.models.adapters import EMBEDDING, lora_targets
 from dp_lora.privacy.clipping import clip_factors, clipped_sum
 from dp_lora.privacy.gradients import micro_batches, unit_gradients
 from dp_lora.privacy.randomness import ItemStreams
@@ -79,6 +81,52 @@ def test_opacus_finds_the_same_per_sample_gradients_for_a_linear_layer(rows):
     layer.unit_weight = (copies, rows)
     (layer(x) - y).square().mean((1, 2)).sum().backward()
     torch.testing.assert_close(copies.grad, weight.grad_sample, rtol=1e-5, atol=1e-7)
+
+
+class Stock(torch.nn.Module):
+    """diffusers' own UNet under PEFT's adapter, with the class embedding as torch's: what Opacus' hooks know."""
+
+    def __init__(self, unet, targets, rank, embedding):
+        super().__init__()
+        self.unet = UNet2DConditionModel.from_config(unet.config)
+        self.unet.load_state_dict(unet.state_dict())
+        self.unet.requires_grad_(False)
+        self.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
+        self.class_embedding = torch.nn.Embedding.from_pretrained(embedding, freeze=False)
+
+    def forward(self, x_t, t, labels):
+        return self.unet(x_t, t, self.class_embedding(labels).unsqueeze(1)).sample
+
+
+def test_opacus_finds_the_same_per_sample_gradients_for_the_whole_adapter_and_the_class_embedding(tmp_path):
+    from opacus import GradSampleModule
+
+    config, model = tiny_config(), tiny_model(tmp_path)
+    stock = Stock(model.unet, lora_targets("default"), 2, torch.zeros(2, config.ldm.cross_attention_dim))
+    adapter = tiny_adapter(model)
+    parameters = adapter.parameters("AB")
+    theirs = dict(stock.named_parameters())
+    peft = {name: theirs[name if name == EMBEDDING else f"unet.{name}.default.weight"] for name in parameters}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            peft[name].copy_(parameter)
+    latents, labels = tiny_latents()
+    loss = diffusion_loss(config, model, latents, labels, CPU)(ItemStreams(11))
+    (rows,) = micro_batches([[picture] for picture in range(6)], 1, 1000, CPU)
+    ours, _ = unit_gradients(loss, parameters, rows)
+
+    hooked = GradSampleModule(stock, batch_first=True, loss_reduction="sum")
+    draws, alphas = ItemStreams(11), model.scheduler.alphas_cumprod
+    low, high = config.train.timestep_min, config.train.timestep_max
+    t = torch.tensor([int(draws[picture].integers(low, high)) for picture in range(6)])
+    noise = np.stack([draws[picture].standard_normal(latents.shape[1:], dtype=np.float32) for picture in range(6)])
+    x0, noise = torch.from_numpy(latents), torch.from_numpy(noise)
+    prediction = hooked(add_noise(x0, noise, alphas, t), t, torch.from_numpy(labels))
+    wanted = target(x0, noise, alphas, t, model.scheduler.config["prediction_type"])
+    loss_per_row(prediction, wanted).sum().backward()
+    for name, parameter in peft.items():
+        assert parameter.grad_sample.abs().sum() > 0, name
+        torch.testing.assert_close(ours[name], parameter.grad_sample, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def adversarial(kind: str) -> np.ndarray:
