@@ -73,6 +73,9 @@ def test_a_killed_run_goes_on_by_its_id_and_a_second_fine_tuning_adds_it_up(tmp_
     both = next(path for path in project.glob("runs/*/release/privacy.json") if len(read_json(path)["parts"]) == 2)
     sums = read_json(both)
     assert sums["epsilon"] == pytest.approx(statement["epsilon"] + sums["accountants"]["epsilon"])
+    curve = [line.split(",") for line in (both.parents[1] / "epsilon_of_delta.csv").read_text().splitlines()[1:]]
+    assert min(float(delta) for delta, _ in curve) == pytest.approx(statement["delta"] + 1e-10)
+    assert min(float(epsilon) for _, epsilon in curve) > statement["epsilon"]
     assert sums["delta"] == 2 * statement["delta"]
     assert f"run {statement['run_id']}: epsilon" in (both.parent / "README.md").read_text()
     tiny_dataset(project / f"outputs/{EXPERIMENT}/data", n=42)
