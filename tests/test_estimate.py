@@ -22,7 +22,6 @@ from dp_lora.models.estimate import (
 )
 from dp_lora.privacy.gradients import micro_batches, unit_gradients
 from dp_lora.privacy.randomness import ItemStreams
-from dp_lora.training.measure import measure_rates
 from dp_lora.training.private_loss import diffusion_loss
 from entrypoints.sample import rates_at_hand
 
@@ -117,13 +116,16 @@ def test_with_rates_at_hand_the_time_is_extrapolated_from_them_and_says_so():
 
 
 def test_rates_are_measured_on_the_device_at_hand_without_any_data(tmp_path, monkeypatch):
-    """The real measurement, on the CPU: what is slower takes longer."""
-    config = tiny_config("compute.physical_batch_size=4 sampling.batch_size=50 sampling.steps=5")
-    rates = measure_rates(config, tiny_model(tmp_path), 8, torch.device("cpu"))
+    """The real measurement, on the CPU, of fewer images: what is slower takes longer."""
+    from dp_lora.training import measure
+
+    monkeypatch.setattr(measure, "IMAGES", 4)
+    config = tiny_config("compute.physical_batch_size=4 sampling.batch_size=4 sampling.steps=2")
+    rates = measure.measure_rates(config, tiny_model(tmp_path), 8, torch.device("cpu"))
     assert min(rates.row, rates.image, rates.encode) > 0
-    assert rates.basis == "10 steps of 8 rows and 100 images"
-    more = replace(config, sampling=replace(config.sampling, steps=200))
-    assert measure_rates(more, tiny_model(tmp_path), 8, torch.device("cpu")).image > 3 * rates.image
+    assert rates.basis == "10 steps of 8 rows and 4 images"
+    more = replace(config, sampling=replace(config.sampling, steps=50))
+    assert measure.measure_rates(more, tiny_model(tmp_path), 8, torch.device("cpu")).image > 3 * rates.image
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert rates_at_hand(config, tmp_path / "no-base") is None  # a GPU alone has nothing to measure
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
