@@ -120,10 +120,11 @@ def test_rates_are_measured_on_the_device_at_hand_without_any_data(tmp_path, mon
     from dp_lora.training import measure
 
     monkeypatch.setattr(measure, "IMAGES", 4)
+    monkeypatch.setattr(measure, "STEPS", 3)
     config = tiny_config("compute.physical_batch_size=4 sampling.batch_size=4 sampling.steps=2")
     rates = measure.measure_rates(config, tiny_model(tmp_path), 8, torch.device("cpu"))
     assert min(rates.row, rates.image, rates.encode) > 0
-    assert rates.basis == "10 steps of 8 rows and 4 images"
+    assert rates.basis == "3 steps of 8 rows and 4 images"
     more = replace(config, sampling=replace(config.sampling, steps=50))
     assert measure.measure_rates(more, tiny_model(tmp_path), 8, torch.device("cpu")).image > 3 * rates.image
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -296,9 +296,7 @@ def test_guidance_on_a_base_without_a_null_row_is_refused_before_any_work(house)
     [
         ("steps", 20),
         ("unit", "person"),
-        ("k", 3),
         ("sample_rate", 0.5),
-        ("target_epsilon", 20.0),
         ("expected_batch", 1.0),
         ("noise_multiplier", 0.9),
     ],

@@ -58,6 +58,7 @@ def test_gradients_of_a_bfloat16_forward_pass_are_float32_and_near_those_of_floa
         assert 1e-5 < total_norm(difference(near, exact)) / total_norm(exact) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "slack"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_a_unit_among_many_moves_the_sum_by_c_up_to_the_rounding_that_is_stated(tmp_path, precision, slack):
     """The one that joins is the first: the rows of all others change their places in the micro-batches."""
