@@ -27,6 +27,13 @@ PHYSICAL_BATCH = {"S": 256, "M": 8}  # rows, the study's own
 POOL = 512  # private pictures at hand
 
 
+def stock_copy(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same network with diffusers' own attention, frozen."""
+    stock = UNet2DConditionModel.from_config(unet.config)
+    stock.load_state_dict(unet.state_dict())
+    return stock.eval().requires_grad_(False)
+
+
 @dataclass(frozen=True)
 class Setup:
     """Private latents (POOL, c, h, w), labels (POOL,), and how to build the networks: the same weights at each call."""
@@ -66,10 +73,7 @@ class Setup:
 
     def stock_unet(self) -> UNet2DConditionModel:
         """The same network with diffusers' own attention, as `from_pretrained` gives it."""
-        ours = self.model().unet
-        stock = UNet2DConditionModel.from_config(ours.config)
-        stock.load_state_dict(ours.state_dict())
-        return stock.eval().requires_grad_(False)
+        return stock_copy(self.model().unet)
 
     def embedding(self) -> Tensor:
         generator = torch.Generator().manual_seed(1)

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from opacus import GradSampleModule
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -82,20 +83,23 @@ def own_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
 class StockModel(nn.Module):
     """diffusers' UNet with PEFT's adapter on `targets`, and a class embedding, as users train them today."""
 
-    def __init__(self, setup: Setup, targets: Sequence[str]) -> None:
+    def __init__(self, unet: UNet2DConditionModel, targets: Sequence[str], rank: int, embedding: Tensor) -> None:
         super().__init__()
-        self.unet = setup.stock_unet()
-        rank = setup.config.lora.rank
+        self.unet = unet
         self.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
-        self.embedding = nn.Embedding.from_pretrained(setup.embedding().detach(), freeze=False)
+        self.embedding = nn.Embedding.from_pretrained(embedding.detach(), freeze=False)
 
     def forward(self, noisy: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return self.unet(noisy, t, self.embedding(labels).unsqueeze(1)).sample
 
 
+def _stock_model(setup: Setup, targets: str) -> StockModel:
+    return StockModel(setup.stock_unet(), lora_targets(targets), setup.config.lora.rank, setup.embedding())
+
+
 def stock_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
     """The stock non-private step: diffusers and PEFT, the same targets and rank, gradients accumulated."""
-    model = StockModel(setup, lora_targets(setup.config.lora.targets))
+    model = _stock_model(setup, setup.config.lora.targets)
     scheduler = setup.model().scheduler
     labels = torch.as_tensor(setup.labels)
     rows = [picture for picture in pictures for _ in range(k)]
@@ -121,7 +125,7 @@ def published(setup: Setup, pictures: Sequence[int], k: int, physical_pictures: 
     `physical_pictures` pictures are encoded at a time and repeated k times, all four projections adapted, each of the
     rows clipped apart (which is why its epsilon is wrong; here only its time matters).
     """
-    model = StockModel(setup, lora_targets("study"))
+    model = _stock_model(setup, "study")
     hooked = GradSampleModule(model, batch_first=True, loss_reduction="sum")
     vae, scheduler = setup.vae(), setup.model().scheduler
     generator = torch.Generator().manual_seed(3)

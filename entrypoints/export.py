@@ -4,7 +4,7 @@ import click
 
 from dp_lora.statement import read_privacy
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.sample import adapter_folder, base_of, track_adapter
+from entrypoints.sample import adapter_folder, find_base, track_adapter
 
 
 @entry_point("export")
@@ -17,6 +17,7 @@ def main(call: Call) -> None:
 
     from dp_lora.export import NOT_STOCK, export
     from dp_lora.models.adapters import adapter_info
+    from dp_lora.models.folder import load_model
 
     adapter = adapter_folder(call)
     statement, info = read_privacy(adapter), adapter_info(adapter)
@@ -24,7 +25,7 @@ def main(call: Call) -> None:
     with call.tracked() as (run, folder):
         out = folder / ("export" if statement["private"] else "not-private")
         track_adapter(run, adapter, info, statement, call.config)
-        base = base_of(info["base"], call.config, relative(adapter), torch.device("cpu"))
+        base = load_model(find_base(info["base"], call.config, relative(adapter)), torch.device("cpu"))
         stock = export(base, adapter, call.config.sampling, out)
         if not stock:
             run.message(f"{relative(out)}: {NOT_STOCK} load them with dp_lora.models.folder.load_model")

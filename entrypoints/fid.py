@@ -14,7 +14,7 @@ from dp_lora.files import read_json
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import WORKING, make_missing, would_make
 from entrypoints.pipelines import outputs, private_data, public_data, require
-from entrypoints.sample import base_of, track_base
+from entrypoints.sample import find_base, track_base
 
 
 @entry_point("fid")
@@ -65,16 +65,18 @@ def _evaluate(
     from dp_lora.evaluation.evaluate import evaluate
     from dp_lora.models.adapters import untrained_class_embedding, with_embedding
     from dp_lora.models.device import pick_device
+    from dp_lora.models.folder import load_model
 
     config = call.config
     track_privacy(run, facts["privacy"], config)
     _datasets(run, config, samples, data, public)
-    track_base(run, facts["base"], config)
+    found = find_base(facts["base"], config, relative(samples))
+    track_base(run, found, facts["base"]["digest"])
     run.tags({"samples": relative(samples), "adapter": facts["adapter"], "base": facts["base"]["path"]})
     adapter = facts["privacy"]["run_id"]
     run.made_from("samples", nest=True, stage="sample", run_id_of_adapter=adapter, output=relative(samples))
     run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=adapter)
-    base = base_of(facts["base"], config, relative(samples), pick_device(config.compute.device))
+    base = load_model(found, pick_device(config.compute.device))
     classes = list(config.data.classes)
     train = config.train
     start = untrained_class_embedding(

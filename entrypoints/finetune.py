@@ -230,7 +230,7 @@ def _finetune(
     team.require_same((bound, pick_precision(config.compute.precision, device)))
     working = _working(call, folder, bound)
     run.dataset(config.experiment.name, data_folder, dataset.digest(), context="private training", private=True)
-    track_base(run, base_names, config)
+    track_base(run, base, base_names["digest"])
     run.tags({"base": base_names["path"], "base_digest": base_names["digest"], "ledger": relative(working)})
     for line in of_other_data(RUNS, parent, bound["data"]):
         run.message(f"privacy.parent: was begun on other private data, and is added all the same: {line}")

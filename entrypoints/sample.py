@@ -46,7 +46,7 @@ def main(call: Call) -> None:
     fabric = make_fabric(compute, device)
     if not is_first(fabric):
         with joined(fabric, compute, device) as (team, device):
-            model = _model(call.config, adapter, info, device)
+            model = _model(find_base(info["base"], call.config, relative(adapter)), adapter, device)
             assist(model, call.config, model.info["classes"], call.config.sampling.n, team)
         return
     with call.tracked() as (run, folder):
@@ -117,27 +117,26 @@ def track_adapter(
     run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=statement["run_id"])
 
 
-def track_base(run: tracking.TrackedRun, named: Mapping[str, str], config: Config) -> None:
-    """Record the base model with this path and digest as an input of a run."""
-    folders = (ROOT / named["path"], base_folder(config))
-    folder = next((folder for folder in folders if folder.exists()), folders[0])
-    run.dataset("base", folder, named["digest"], context="base model")
-
-
-def base_of(named: Mapping[str, str], config: Config, whose: str, device: "torch.device") -> "Model":
+def find_base(named: Mapping[str, str], config: Config, whose: str) -> Path:
     """The base model with this path and digest: where the path says, or at model.base; InputError for another."""
-    from dp_lora.models.folder import load_model, model_digest
+    from dp_lora.models.folder import model_digest
 
     for folder in (ROOT / named["path"], base_folder(config)):
         if folder.exists() and model_digest(folder) == named["digest"]:
-            return load_model(folder, device)
+            return folder
     raise InputError(f"{whose}: its base {named['path']} is missing or another one; restore it, or set model.base")
 
 
-def _model(config: Config, adapter: Path, info: Mapping[str, Any], device: "torch.device") -> "Model":
-    from dp_lora.models.adapters import apply_adapter
+def track_base(run: tracking.TrackedRun, base: Path, digest: str) -> None:
+    """Record the base model with this digest as an input of a run."""
+    run.dataset("base", base, digest, context="base model")
 
-    return apply_adapter(base_of(info["base"], config, relative(adapter), device), adapter)
+
+def _model(base: Path, adapter: Path, device: "torch.device") -> "Model":
+    from dp_lora.models.adapters import apply_adapter
+    from dp_lora.models.folder import load_model
+
+    return apply_adapter(load_model(base, device), adapter)
 
 
 def _sample(
@@ -153,9 +152,10 @@ def _sample(
     from dp_lora.sampling import sample
 
     config = call.config
-    model = _model(config, adapter, info, device)
+    base = find_base(info["base"], config, relative(adapter))
+    model = _model(base, adapter, device)
     track_adapter(run, adapter, info, statement, config)
-    track_base(run, info["base"], config)
+    track_base(run, base, info["base"]["digest"])
     facts = {"adapter": relative(adapter), "base": info["base"], "rank": info["rank"], "privacy": statement}
     sample(model, config, model.info["classes"], config.sampling.n, WORKING / "samples", out, run, facts, team)
 

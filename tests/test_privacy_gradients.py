@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from peft import LoraConfig
 from tiny import difference, no_privacy, tiny_adapter, tiny_config, tiny_latents, tiny_model, total_norm
 
+from benchmarks.setups import stock_copy
+from benchmarks.steps import StockModel
 from dp_lora.diffusion import add_noise, loss_per_row, target
 from dp_lora.models.adapters import EMBEDDING, lora_targets
 from dp_lora.privacy.clipping import clip_factors, clipped_sum
@@ -83,30 +83,18 @@ def test_opacus_finds_the_same_per_sample_gradients_for_a_linear_layer(rows):
     torch.testing.assert_close(copies.grad, weight.grad_sample, rtol=1e-5, atol=1e-7)
 
 
-class Stock(torch.nn.Module):
-    """diffusers' own UNet under PEFT's adapter, with the class embedding as torch's: what Opacus' hooks know."""
-
-    def __init__(self, unet, targets, rank, embedding):
-        super().__init__()
-        self.unet = UNet2DConditionModel.from_config(unet.config)
-        self.unet.load_state_dict(unet.state_dict())
-        self.unet.requires_grad_(False)
-        self.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
-        self.class_embedding = torch.nn.Embedding.from_pretrained(embedding, freeze=False)
-
-    def forward(self, x_t, t, labels):
-        return self.unet(x_t, t, self.class_embedding(labels).unsqueeze(1)).sample
-
-
 def test_opacus_finds_the_same_per_sample_gradients_for_the_whole_adapter_and_the_class_embedding(tmp_path):
     from opacus import GradSampleModule
 
     config, model = tiny_config(), tiny_model(tmp_path)
-    stock = Stock(model.unet, lora_targets("default"), 2, torch.zeros(2, config.ldm.cross_attention_dim))
+    embedding = torch.zeros(2, config.ldm.cross_attention_dim)
+    stock = StockModel(stock_copy(model.unet), lora_targets("default"), 2, embedding)
     adapter = tiny_adapter(model)
     parameters = adapter.parameters("AB")
     theirs = dict(stock.named_parameters())
-    peft = {name: theirs[name if name == EMBEDDING else f"unet.{name}.default.weight"] for name in parameters}
+    peft = {
+        name: theirs["embedding.weight" if name == EMBEDDING else f"unet.{name}.default.weight"] for name in parameters
+    }
     with torch.no_grad():
         for name, parameter in parameters.items():
             peft[name].copy_(parameter)
