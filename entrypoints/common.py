@@ -121,12 +121,16 @@ class Call:
 
             record(run, self.stage, self.config)
 
+    def shown_out(self, name: str = "") -> str:
+        """Where the result would go, as a dry run shows it: DVC's folder, or NAME in the run's own."""
+        return relative(self.out) if self.out else f"runs/RUN_ID/{name}".rstrip("/")
+
     def print_dry_run(self, facts: Mapping[str, Any], writes: list[str]) -> None:
-        """Print what would be done; nothing is touched."""
+        """Print what would be done, the run that every call makes among it; nothing is touched."""
         click.echo(resolved_yaml(self.config), nl=False)
         for name, value in facts.items():
             click.echo(f"{name}: {value}")
-        click.echo(f"would write: {', '.join(writes)}")
+        click.echo(f"would write: {', '.join([*writes, f'a run in {tracking.shown_uri()}'])}")
 
 
 def peak_memory() -> dict[str, float]:

@@ -3,7 +3,7 @@
 import click
 
 from dp_lora.files import write_json
-from entrypoints.common import Call, entry_point, relative
+from entrypoints.common import Call, entry_point
 from entrypoints.pipelines import base_folder
 
 
@@ -15,7 +15,7 @@ def main(call: Call) -> None:
     counts = count_parameters(call.config, base_folder(call.config))
     if call.dry_run:
         facts = {name: f"{counts[name]:,}" for name in ("total", "trainable", "lora", "class_embedding")}
-        call.print_dry_run(facts, [f"{relative(call.out) if call.out else 'runs/RUN_ID'}/count_params.json"])
+        call.print_dry_run(facts, [f"{call.shown_out()}/count_params.json"])
         return
     with call.tracked() as (run, folder):
         rows = {name: value for name, value in counts.items() if isinstance(value, int | float)}

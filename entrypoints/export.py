@@ -11,6 +11,8 @@ from entrypoints.sample import adapter_folder, find_base, track_adapter
 def main(call: Call) -> None:
     """Merge the adapter into its base: a folder that diffusers' from_pretrained loads, with an example that samples."""
     if call.dry_run:
+        if call.inputs.get("adapter"):
+            adapter_folder(call)
         call.print_dry_run({}, ["runs/RUN_ID/export, or runs/RUN_ID/not-private where the adapter is not private"])
         return
     import torch

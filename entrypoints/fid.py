@@ -24,7 +24,11 @@ def main(call: Call) -> None:
     public = None if call.config.checkpoint.folder else public_data(call.config)
     needed = [data] if public is None else [public, data]
     if call.dry_run:
-        call.print_dry_run({}, [*would_make(*needed), relative(call.out) if call.out else "runs/RUN_ID/evaluation"])
+        if call.inputs.get("samples"):
+            samples_folder(call)
+        call.print_dry_run(
+            {}, [*would_make(call.config, *needed), relative(WORKING / "evaluation"), call.shown_out("evaluation")]
+        )
         return
     samples = samples_folder(call)
     require(call.config, needed)

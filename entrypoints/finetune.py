@@ -16,10 +16,11 @@ from dp_lora.privacy.composition import Part, compose, parent_parts, together
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import RUNS, WORKING, make_missing, would_make
-from entrypoints.pipelines import base_folder, pipeline_of, private_data, require
+from entrypoints.pipelines import base_folder, from_outside, pipeline_of, private_data, require, what_to_type
 from entrypoints.sample import find_adapter, rates_at_hand, track_base
 
 EPSILON_OF_DELTA = "epsilon_of_delta.csv"
+KEPT = "runs/DIGEST (ledger and checkpoints)"  # what stays of a private fine-tuning, as a dry run shows it
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +38,8 @@ def main(call: Call) -> None:
     if call.dry_run:
         _check(call.config, base)
         facts, name = planned(call.config)
-        out = relative(call.out) if call.out else f"runs/RUN_ID/{name}"
-        kept = ["runs/DIGEST (plan, ledger, checkpoints)", relative(WORKING / "latents")]
-        call.print_dry_run(facts, [*would_make(base, data_folder), *kept, out])
+        upstream = would_make(call.config, base, data_folder)
+        call.print_dry_run(facts, [*upstream, KEPT, relative(WORKING / "latents"), call.shown_out(name)])
         return
     require(call.config, [data_folder])
     _check(call.config, base)
@@ -50,7 +50,7 @@ def main(call: Call) -> None:
     device = pick_device(call.config.compute.device)
     fabric = make_fabric(call.config.compute, device)
     alone = call.config.compute.num_nodes == 1 and not started_from_outside(fabric)
-    if not alone and (missing := would_make(base, data_folder)):
+    if not alone and (missing := [relative(folder) for folder in (base, data_folder) if not folder.exists()]):
         raise InputError(f"{', '.join(missing)}: missing; make it with one process, before all ranks are started")
     if not is_first(fabric):
         with joined(fabric, call.config.compute, device) as (team, device):
@@ -159,6 +159,8 @@ def planned(config: Config, *, samples: bool = False) -> tuple[dict[str, Any], s
     row, rates = count_flops(config, base), rates_at_hand(config, base)
     parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates)
     facts |= estimate_lines([*parts, *(sampling_work(config, row, rates) if samples else [])], rates)
+    if first := what_to_type(config, from_outside(config)):
+        facts["first"] = first
     return facts, RELEASE if plan.guaranteed else NOT_PRIVATE
 
 

@@ -17,7 +17,7 @@ def main(call: Call) -> None:
             f"checkpoint.folder: null, so config={call.config.experiment.name} imports nothing; take config=cin256"
         )
     if call.dry_run:
-        call.print_dry_run({}, [relative(call.out) if call.out else "runs/RUN_ID/base"])
+        call.print_dry_run({}, [call.shown_out("base")])
         return
     source = ROOT / checkpoint.folder
     require(call.config, [source])

@@ -7,8 +7,8 @@ from dp_lora.files import read_json
 from dp_lora.privacy.published import EPSILONS
 from dp_lora.statement import read_privacy
 from entrypoints.common import Call, entry_point, relative, track_privacy
-from entrypoints.finetune import planned
-from entrypoints.pipeline import dvc, is_up_to_date, repro, write_params
+from entrypoints.finetune import KEPT, planned
+from entrypoints.pipeline import WORKING, dvc, is_up_to_date, repro, write_params
 from entrypoints.pipelines import from_outside, outputs, pipeline_of, require, require_distance
 from entrypoints.sample import adapter_folder
 
@@ -18,11 +18,10 @@ def main(call: Call) -> None:
     """Make everything that is out of date, from pictures to scores; `dvc repro` of the config's pipeline."""
     pipeline = pipeline_of(call.config)
     if call.dry_run:
-        shared = [*pipeline.made, relative(outputs(call.config))]
         facts, _ = planned(call.config, samples=True)
-        call.print_dry_run(
-            {"pipeline": pipeline.file, **facts}, [relative(pipeline.params), relative(pipeline.lock), *shared]
-        )
+        made = [relative(pipeline.params), relative(pipeline.lock), pipeline.resolved, *pipeline.made]
+        kept = [KEPT, relative(WORKING)]
+        call.print_dry_run({"pipeline": pipeline.file, **facts}, [*made, relative(outputs(call.config)), *kept])
         return
     require(call.config, from_outside(call.config))
     require_distance(call.config)

@@ -16,7 +16,7 @@ from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
 from dp_lora.files import whole_file
 from entrypoints.common import ENTRY_POINTS, relative
-from entrypoints.pipelines import Pipeline, outside_folders, pipeline_of, private_data, require
+from entrypoints.pipelines import Pipeline, from_outside, outside_folders, pipeline_of, private_data, require
 
 RUNS = ROOT / "runs"
 WORKING = RUNS / "working"  # unfinished work and caches: outside of every DVC output, safe to delete
@@ -96,9 +96,19 @@ def _parameters(pipeline: Pipeline, values: Mapping[str, str]) -> Iterator[None]
             temporary.write_bytes(before)
 
 
-def would_make(*folders: Path) -> list[str]:
-    """What `make_missing` would have to make of these folders, as a dry run shows it."""
-    return [relative(folder) for folder in folders if not folder.exists()]
+def would_make(config: Config, *folders: Path) -> list[str]:
+    """What `make_missing` would write to make what is missing of these folders, as a dry run shows it."""
+    # what comes from outside no stage makes
+    outside = from_outside(config)
+    missing = [relative(folder) for folder in folders if not folder.exists() and folder not in outside]
+    if not missing:
+        return []
+    pipeline = pipeline_of(config)
+    made = list(pipeline.made)
+    # of what the experiments share, each stage needs those before it
+    shared = made[: max((made.index(folder) + 1 for folder in missing if folder in made), default=0)]
+    upstream = [folder for folder in shared if not (ROOT / folder).exists()]
+    return [pipeline.resolved, relative(pipeline.lock), *upstream, *(name for name in missing if name not in shared)]
 
 
 def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[str, str], *folders: Path) -> None:

@@ -18,8 +18,7 @@ def main(call: Call) -> None:
     """
     downloads = from_outside(call.config)
     if call.dry_run:
-        made = [*downloads, ROOT / "data.dvc"] if downloads else [public_data(call.config), private_data(call.config)]
-        call.print_dry_run({}, [relative(path) for path in made])
+        call.print_dry_run({}, _writes(call.config))
         return
     from dp_lora.data.prepare import prepare_private, prepare_public
 
@@ -36,6 +35,14 @@ def main(call: Call) -> None:
         else:
             prepare_private(call.config, folder, run)
             _track(run, folder, call.config.experiment.name, list(call.config.data.classes), private=True)
+
+
+def _writes(config: Config) -> list[str]:
+    if downloads := from_outside(config):
+        return [*map(relative, downloads), "data.dvc"]
+    pipeline = pipeline_of(config)
+    made = (pipeline.params, pipeline.lock, ROOT / pipeline.resolved, public_data(config), private_data(config))
+    return [relative(path) for path in made]
 
 
 def _bring(config: Config, run: TrackedRun) -> None:

@@ -10,7 +10,7 @@ def main(call: Call) -> None:
     """Train the autoencoder on the public pictures."""
     pictures = public_data(call.config)
     if call.dry_run:
-        call.print_dry_run({}, [*would_make(pictures), relative(call.out) if call.out else "runs/RUN_ID/autoencoder"])
+        call.print_dry_run({}, [*would_make(call.config, pictures), relative(WORKING), call.shown_out("autoencoder")])
         return
     from dp_lora.data.layout import read_dataset
     from dp_lora.training.autoencoder import train_autoencoder

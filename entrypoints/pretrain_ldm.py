@@ -11,9 +11,8 @@ def main(call: Call) -> None:
     """Train the latent diffusion model on the latents of the public pictures."""
     pictures, autoencoder = public_data(call.config), autoencoder_folder(call.config)
     if call.dry_run:
-        call.print_dry_run(
-            {}, [*would_make(pictures, autoencoder), relative(call.out) if call.out else "runs/RUN_ID/ldm"]
-        )
+        upstream = would_make(call.config, pictures, autoencoder)
+        call.print_dry_run({}, [*upstream, relative(WORKING), call.shown_out("ldm")])
         return
     from dp_lora.data.layout import read_dataset
     from dp_lora.training.ldm import train_ldm

@@ -27,10 +27,12 @@ def main(call: Call) -> None:
     if call.dry_run:
         from dp_lora.models.estimate import count_flops, estimate_lines, sampling_work
 
+        if call.inputs.get("adapter"):
+            adapter_folder(call)
         base = base_folder(call.config)
         rates = rates_at_hand(call.config, base)
         facts = estimate_lines(sampling_work(call.config, count_flops(call.config, base), rates), rates)
-        call.print_dry_run(facts, [relative(call.out) if call.out else "runs/RUN_ID/samples"])
+        call.print_dry_run(facts, [relative(WORKING / "samples"), call.shown_out("samples")])
         return
     from dp_lora.launch import is_first, joined, make_fabric
     from dp_lora.models.adapters import adapter_info

@@ -78,7 +78,7 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path):
     assert 4.9 < float(facts["expected epsilon"]) <= 5
     assert float(facts["noise_multiplier"]) > 1
     assert (facts["sample_rate"], facts["steps"], facts["trainable parameters"]) == ("0.1", "150", "9856")
-    assert facts["would write"].split(", ")[-1] == "runs/RUN_ID/release"
+    assert facts["would write"].split(", ")[-2:] == ["runs/RUN_ID/release", f"a run in sqlite:///{tmp_path}/mlflow.db"]
     assert facts["estimated DP-SGD"].startswith("150 steps of 400 rows, ")
     assert "computed, not measured" in facts["estimated on"]
     resolved = yaml.safe_load(result.stdout.split("noise_multiplier:")[0])
@@ -132,14 +132,24 @@ def test_help_names_every_parameter_and_dry_run_needs_no_upstream(entry_point):
     assert invoke(entry_point, "--dry-run").exit_code == 0
 
 
+def test_a_dry_run_says_what_has_to_come_from_outside_first_and_writes_nothing_there():
+    result = invoke("finetune", "--config", "celebahq-eps10", "--overrides", "compute.device=cpu", "--dry-run")
+    facts = dict(line.split(": ", 1) for line in result.stdout.splitlines() if line.startswith(("first", "would")))
+    assert facts["first"].startswith("data/cin256 and data/celebahq: missing; type `mlflow run ")
+    assert "outputs/cin256/base" in facts["would write"].split(", ")
+    assert " data/" not in facts["would write"]
+
+
 def test_an_adapter_or_samples_that_are_not_there_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    for entry_point, option in (("sample", "--adapter"), ("fid", "--samples")):
+    for entry_point, option in (("sample", "--adapter"), ("export", "--adapter"), ("fid", "--samples")):
         for value in ("no/such/folder", "0" * 32):
-            result = invoke(entry_point, option, value)
-            assert result.exit_code == 1
-            assert value in result.stderr
-            assert len(result.stderr.strip().splitlines()) == 1
+            for dry_run in ([], ["--dry-run"]):
+                result = invoke(entry_point, option, value, *dry_run)
+                assert result.exit_code == 1
+                assert value in result.stderr
+                assert len(result.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

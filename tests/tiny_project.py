@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,10 +32,12 @@ def tiny_project(folder: Path) -> Path:
     return folder
 
 
-def run(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m ARGUMENTS` in the project, over its own store."""
+def run(
+    project: Path, *arguments: str, before: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m ARGUMENTS` in the project, over its own store; `before`: a command that starts it."""
     given = {**clean_environment(), "DP_LORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1", **environment}
-    command = [sys.executable, "-m", *arguments]
+    command = [*before, sys.executable, "-m", *arguments]
     return subprocess.run(command, cwd=project, env=given, capture_output=True, text=True, check=False)
 
 

@@ -1,0 +1,121 @@
+"""The default pipeline as it is run, small, in a copy of the project: without a network, and writing what it says."""
+
+import csv
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.prepare_call import commit_all
+from tests.tiny_project import EXPERIMENT, run, tiny_project
+
+pytestmark = pytest.mark.slow
+
+# a user and network namespace with no interface but a loopback that is down
+NO_NETWORK = ("unshare", "--map-root-user", "--net")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    folder = tiny_project(tmp_path_factory.mktemp("chain") / "project")
+    commit_all(folder)
+    return folder
+
+
+def require_no_network() -> None:
+    """Skip where the machine gives no namespaces; a namespace that reaches anything is an error of this test."""
+    try:
+        subprocess.run([*NO_NETWORK, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no network namespaces on this machine")
+    shown = subprocess.run([*NO_NETWORK, "cat", "/proc/net/dev"], check=True, capture_output=True, text=True).stdout
+    assert {line.split(":")[0].strip() for line in shown.splitlines() if ":" in line} <= {"lo"}
+
+
+def files(project: Path) -> dict[str, tuple[int, int]]:
+    """Every file of the project but those of git and DVC, with time and size."""
+    found = {}
+    for path in project.rglob("*"):
+        name = path.relative_to(project).as_posix()
+        if path.is_file() and not name.startswith((".git/", ".dvc/")) and "__pycache__" not in path.parts:
+            found[name] = (path.stat().st_mtime_ns, path.stat().st_size)
+    return found
+
+
+def written(before: dict, after: dict) -> set[str]:
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def listed(project: Path, entry_point: str, *arguments: str) -> list[str]:
+    """The paths below which a dry run says that something would be written."""
+    result = run(project, f"entrypoints.{entry_point}", "--config", EXPERIMENT, *arguments, "--dry-run")
+    assert result.returncode == 0, result.stderr[-2000:]
+    line = next(line for line in result.stdout.splitlines() if line.startswith("would write: "))
+    # DIGEST and RUN_ID stand for names that are not known before
+    return [item.split(" (")[0].split("/RUN_ID")[0] for item in line.removeprefix("would write: ").split(", ")]
+
+
+def is_below(name: str, items: list[str]) -> bool:
+    places = [item.removesuffix("/DIGEST") for item in items]
+    return of_the_store(name) or any(name == place or name.startswith(f"{place}/") for place in places)
+
+
+def of_the_store(name: str) -> bool:
+    """Whether a file is MLflow's: the database, its lock, artifacts."""
+    return name.startswith(("mlflow.db", "mlruns/", "mlartifacts/"))
+
+
+def test_the_chain_runs_without_a_network_writes_what_its_dry_run_lists_and_a_second_call_nothing(project):
+    require_no_network()
+    items = listed(project, "main")
+    assert not (project / "mlflow.db").exists()
+    before = files(project)
+    made = run(project, "entrypoints.main", "--config", EXPERIMENT, before=NO_NETWORK)
+    assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-3000:]
+    after = files(project)
+    new = written(before, after)
+    assert [name for name in sorted(new) if not is_below(name, items)] == []
+    for item in items[:-1]:
+        place = item.removesuffix("/DIGEST")
+        assert any(name == place or name.startswith(f"{place}/") for name in new), f"{item}: listed, not written"
+    again = run(project, "entrypoints.main", "--config", EXPERIMENT, before=NO_NETWORK)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "nothing to do" in again.stdout
+    assert {name for name in written(after, files(project)) if name.startswith(("outputs/", "data/"))} == set()
+    commit_all(project)
+
+
+def test_finetune_under_mlflow_run_writes_to_its_own_run_and_mlflow_alone(project):
+    before = files(project)
+    command = ("run", ".", "-b", "native", "-e", "finetune", "-P", f"config={EXPERIMENT}", "-P", "eps=5")
+    result = run(project, "mlflow", *command)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    new = written(before, files(project))
+    folders = {"/".join(name.split("/")[:2]) for name in new if name.startswith("runs/")} - {"runs/working"}
+    assert len(folders) == 1, folders
+    (own,) = folders
+    assert (project / own / "release/privacy.json").exists()
+    # encoded latents are kept for the next run, in the one place that may be deleted at any time
+    places = (f"{own}/", "runs/working/latents/")
+    assert [name for name in sorted(new) if not name.startswith(places) and not of_the_store(name)] == []
+
+
+def test_an_experiment_of_dvc_at_another_eps_reruns_finetune_and_what_follows_and_is_compared(project):
+    result = run(project, "dvc", "exp", "run", "-S", "eps=2", "--name", "lower")
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    ran = re.findall(r"^Running stage '(?:.*:)?(\w+)'", result.stdout, re.MULTILINE)
+    assert ran == ["resolve", "finetune", "sample", "fid"]
+    shown = run(project, "dvc", "exp", "show", "--csv")
+    rows = {row["Experiment"]: row for row in csv.DictReader(shown.stdout.splitlines())}
+    assert 0 < float(rows["lower"]["epsilon"]) <= 2, rows
+    plots = run(project, "dvc", "plots", "diff", "HEAD", "lower", "--json")
+    assert plots.returncode == 0, plots.stderr[-2000:]
+    revisions = {
+        revision
+        for plot in json.loads(plots.stdout)["data"].values()
+        for item in plot
+        for revision in item.get("revisions", [])
+    }
+    assert {"HEAD", "lower"} <= revisions
