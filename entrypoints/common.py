@@ -60,6 +60,7 @@ ENTRY_POINTS: dict[str, tuple[str, ...]] = {
     "export": ("config", "adapter", "overrides"),
 }
 INPUTS = ("adapter", "samples")
+READS_PRIVATE = ("main", "prepare", "finetune", "fid")
 COMPUTING = ("main", "pretrain_ae", "pretrain_ldm", "finetune", "sample", "fid")  # what runs on compute.device
 DEFAULT_CONFIG = "mnist5k"
 DEFAULT_CONFIGS = {"import_base": "cin256"}  # of stages that the default experiment has no use for
@@ -115,8 +116,8 @@ class Call:
             run.output(folder)
             yield run, folder
             for name, value in peak_memory().items():
-                # of private steps it tells how many pictures were drawn
-                run.metric(f"private/{name}" if self.stage == "finetune" else name, value)
+                # of work on private pictures it tells how many there are, or were drawn
+                run.metric(f"private/{name}" if self.stage in READS_PRIVATE else name, value)
             from entrypoints.record import record  # which knows the pipelines, which know this module
 
             record(run, self.stage, self.config)
@@ -134,8 +135,9 @@ class Call:
 
 
 def peak_memory() -> dict[str, float]:
-    """The most memory that this process has held, in GiB, and on a GPU the most that tensors took there."""
-    peaks = {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    """The most memory that this process or one that it started has held, in GiB; on a GPU the most of its tensors."""
+    held = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peaks = {"peak_memory_gib": max(held) / 2**20}
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         peaks["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return peaks
