@@ -60,7 +60,7 @@ ENTRY_POINTS: dict[str, tuple[str, ...]] = {
     "export": ("config", "adapter", "overrides"),
 }
 INPUTS = ("adapter", "samples")
-READS_PRIVATE = ("main", "prepare", "finetune", "fid")
+READS_PRIVATE = ("main", "prepare", "finetune", "fid")  # what works on private pictures, itself or in its stages
 COMPUTING = ("main", "pretrain_ae", "pretrain_ldm", "finetune", "sample", "fid")  # what runs on compute.device
 DEFAULT_CONFIG = "mnist5k"
 DEFAULT_CONFIGS = {"import_base": "cin256"}  # of stages that the default experiment has no use for

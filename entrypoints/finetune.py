@@ -15,7 +15,7 @@ from dp_lora.privacy.accounting import epsilon_of_delta, spent
 from dp_lora.privacy.composition import Part, compose, parent_parts, together
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative, track_privacy
-from entrypoints.pipeline import RUNS, WORKING, make_missing, would_make
+from entrypoints.pipeline import RUNS, WORKING, absent, make_missing, would_make
 from entrypoints.pipelines import base_folder, from_outside, pipeline_of, private_data, require, what_to_type
 from entrypoints.sample import find_adapter, rates_at_hand, track_base
 
@@ -50,8 +50,10 @@ def main(call: Call) -> None:
     device = pick_device(call.config.compute.device)
     fabric = make_fabric(call.config.compute, device)
     alone = call.config.compute.num_nodes == 1 and not started_from_outside(fabric)
-    if not alone and (missing := [relative(folder) for folder in (base, data_folder) if not folder.exists()]):
-        raise InputError(f"{', '.join(missing)}: missing; make it with one process, before all ranks are started")
+    if not alone and (missing := absent(base, data_folder)):
+        raise InputError(
+            f"{', '.join(map(relative, missing))}: missing; make it with one process, before all ranks are started"
+        )
     if not is_first(fabric):
         with joined(fabric, call.config.compute, device) as (team, device):
             _assist(call.config, base, data_folder, device, team)

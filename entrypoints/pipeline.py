@@ -96,11 +96,16 @@ def _parameters(pipeline: Pipeline, values: Mapping[str, str]) -> Iterator[None]
             temporary.write_bytes(before)
 
 
+def absent(*folders: Path) -> list[Path]:
+    """Those of `folders` that are not there."""
+    return [folder for folder in folders if not folder.exists()]
+
+
 def would_make(config: Config, *folders: Path) -> list[str]:
     """What `make_missing` would write to make what is missing of these folders, as a dry run shows it."""
     # what comes from outside no stage makes
     outside = from_outside(config)
-    missing = [relative(folder) for folder in folders if not folder.exists() and folder not in outside]
+    missing = [relative(folder) for folder in absent(*folders) if folder not in outside]
     if not missing:
         return []
     pipeline = pipeline_of(config)
@@ -117,7 +122,7 @@ def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[
     Raises InputError, which says what to type, for what has to come from outside.
     """
     require(config, folders)
-    missing = [folder for folder in folders if not folder.exists()]
+    missing = absent(*folders)
     if not missing:
         return
     pipeline = pipeline_of(config)
