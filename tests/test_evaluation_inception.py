@@ -75,6 +75,7 @@ def test_features_are_those_of_clean_fid_s_own_path(weights, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fid_and_kid_are_clean_fid_s_and_leave_numpy_s_random_state_alone(weights, tmp_path):
     inception = Inception(fetch_weights(str(weights[0]), tmp_path, weights[1]), torch.device("cpu"))
     real = inception.features([pictures(40, 0)], "real")

@@ -100,6 +100,7 @@ def example_of(folder: Path) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_the_model_card_s_example_draws_our_image_where_our_package_cannot_be_imported(tmp_path, monkeypatch):
     cases = {
         "guided": ("sampling.steps=4 sampling.guidance_scale=3.0", 1.0),

@@ -48,6 +48,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseExceptio
     return done
 
 
+@pytest.mark.slow
 def test_training_lowers_the_reconstruction_loss(tmp_path):
     _, events = train(tmp_path, "ae", "autoencoder.epochs=40")
     losses = events.values("mse")

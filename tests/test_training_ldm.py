@@ -70,6 +70,7 @@ def test_without_class_dropout_there_is_no_null_row(public, tmp_path):
     assert len(model.class_embedding) == 2
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_on_separable_latents(public, tmp_path):
     events = train(public, tmp_path / "ldm", "ldm.epochs=40")
     losses = events.values("loss")

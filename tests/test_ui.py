@@ -72,6 +72,7 @@ def ui(*arguments: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_the_server_comes_up_over_the_store_prints_links_and_ends_with_ctrl_c(client):
     run_id = scored_run("5", 0.5, stage="sample")
     port = free_port()
