@@ -7,6 +7,8 @@ import click
 
 from benchmarks.trials import Trial, markdown, scores, write_report
 
+# the letter that a classifier of the letters sees in most rendered digits of a class (7: Z is taken)
+LOOK_ALIKE = "train.embedding_start=O,I,Z,J,A,S,B,T,B,G"
 # what differs from the default; the first line is the default itself, and those that only sample share its adapter
 CANDIDATES = [
     "",
@@ -23,6 +25,7 @@ CANDIDATES = [
     "privacy.epochs=10",
     "privacy.epochs=10 sampling.eta=1",
     "privacy.epochs=20",
+    "privacy.epochs=20 sampling.eta=0.5",
     "privacy.epochs=20 sampling.eta=1",
     "privacy.batch_size=200 privacy.epochs=10",
     "privacy.batch_size=600",
@@ -32,10 +35,9 @@ CANDIDATES = [
     "lora.rank=8",
     "lora.train=AB",
     "train.ema_decay=0.95",
-    "train.embedding_start=mean",
-    "train.embedding_start=mean train.lr=0.025",
-    "train.embedding_start=mean privacy.epochs=20",
-    "train.embedding_start=mean privacy.epochs=20 sampling.eta=0.5",
+    "train.lr=0.025",
+    LOOK_ALIKE,
+    f"{LOOK_ALIKE} privacy.epochs=20",
     "train.lr_noise_exponent=0",
     "privacy.max_grad_norm=0.1",
 ]

@@ -12,6 +12,9 @@ from entrypoints.pipeline import WORKING, dvc, is_up_to_date, repro, write_param
 from entrypoints.pipelines import from_outside, outputs, pipeline_of, require, require_distance
 from entrypoints.sample import adapter_folder
 
+# what `summary` computes from private pictures without noise
+PRIVATE_FIGURES = "accuracy, fid, letter_frechet_distance, reconstruction_fid, reconstruction_letter_frechet_distance"
+
 
 @entry_point("main")
 def main(call: Call) -> None:
@@ -33,7 +36,7 @@ def main(call: Call) -> None:
     else:
         with call.tracked() as (run, _):
             run.output(outputs(call.config))
-            run.tags({"private": "accuracy, fid, letter_frechet_distance"})
+            run.tags({"private": PRIVATE_FIGURES})
             if source_may_change:
                 dvc("repro", "--force", "--single-item", "resolve", "prepare", environment=run.environment())
             repro(pipeline, run.environment())
@@ -59,6 +62,7 @@ def summary(config: Config) -> dict[str, object]:
     figures["rank"] = config.lora.rank
     figures["trainable parameters"] = counts["trainable"]
     figures[distance] = scores[distance]
+    figures[f"reconstruction_{distance}"] = scores[f"reconstruction_{distance}"]
     figures["accuracy"] = scores["accuracy"]
     return figures
 
@@ -66,9 +70,11 @@ def summary(config: Config) -> dict[str, object]:
 def show(config: Config) -> None:
     """Print the summary as a table, the sample grid's path, and how to open the UI."""
     click.echo()
-    for name, value in summary(config).items():
+    figures = summary(config)
+    width = max(map(len, figures))
+    for name, value in figures.items():
         shown = f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-        click.echo(f"  {name:<24} {shown}")
+        click.echo(f"  {name:<{width}} {shown}")
     click.echo(f"\nsample grid:  {relative(outputs(config) / 'samples' / 'grid.png')}")
     click.echo("MLflow UI:    make ui")
 

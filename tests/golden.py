@@ -32,8 +32,7 @@ EMNIST = (
     "autoencoder.latent_channels=3 autoencoder.attention=[true,true,true,false] autoencoder.norm_num_groups=32 "
     "ldm.block_out_channels=[64,128] ldm.layers_per_block=1 ldm.attention=[true,true] ldm.attention_heads=2 "
     "ldm.scale_shift=true ldm.residual_resampling=true ldm.cross_attention_dim=5 ldm.norm_num_groups=32 "
-    "ldm.beta_schedule=linear ldm.beta_start=0.0015 ldm.beta_end=0.0155 ldm.prediction_type=epsilon "
-    "train.embedding_start=mean"
+    "ldm.beta_schedule=linear ldm.beta_start=0.0015 ldm.beta_end=0.0155 ldm.prediction_type=epsilon"
 )
 
 

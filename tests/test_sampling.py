@@ -1,6 +1,7 @@
 """Sampling: what decides an image, guidance, and the folder of samples."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
+from public_stage import Heard
 
 import dp_lora.sampling.folder as folder_module
 from dp_lora.config import load
@@ -247,8 +249,13 @@ def test_a_killed_sampling_goes_on_where_it_was_and_ends_in_the_same_bytes(model
     with pytest.raises(KeyboardInterrupt):
         sample(model, config, CLASSES, 8, tmp_path / "work", tmp_path / "resumed", Events())
     assert not (tmp_path / "resumed").exists()
-    sample(model, config, CLASSES, 8, tmp_path / "work", tmp_path / "resumed", Events())
+    heard = Heard()
+    began = time.monotonic()
+    sample(model, config, CLASSES, 8, tmp_path / "work", tmp_path / "resumed", heard)
     assert len(calls) == 4  # two batches, the killed one, and only that one again
+    ((name, speed, _),) = heard.metrics
+    assert name == "images_per_second"
+    assert speed > 2 / (time.monotonic() - began)  # the two that were drawn now
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
 
 

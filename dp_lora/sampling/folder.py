@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -138,11 +139,14 @@ def _draw_parts(
     done = len(rows) - sum(len(rows[start : start + batch_size]) for start in missing)
     if done:
         events.message(f"sampling: {done} of {len(rows)} images are there from an earlier run")
+    began = time.monotonic()
     with progress(total=len(rows), initial=done, desc="samples", unit="image") as bar:
         for start, images in team.map(_batches(model, config, rows), missing):
             with whole_file(_part(parts, start)) as temporary:
                 np.save(temporary, images)
             bar.update(len(images))
+    if missing:
+        events.metric("images_per_second", (len(rows) - done) / (time.monotonic() - began))
 
 
 def _part(parts: Path, start: int) -> Path:
