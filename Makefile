@@ -1,7 +1,6 @@
 # Two commands matter: make quickstart, make test. `make help` lists the rest.
 SHELL := /bin/sh
 PYTHON ?= python3
-UV_VERSION := 0.13.9
 VENV := .venv
 VPYTHON := $(VENV)/bin/python
 PORT ?= 5000
@@ -21,7 +20,8 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: Python's venv is missing; install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	@[ -x $(VPYTHON) ] || $(PYTHON) -m venv $(VENV)
 	@set -e; uv=$$(command -v uv || true); \
-	if [ -z "$$uv" ]; then $(VPYTHON) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); cp $(VENV)/bin/uv $(VENV)/uv; uv=$(VENV)/uv; fi; \
+	if [ -z "$$uv" ]; then uv=$(VENV)/bin/uv; \
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock | $(VPYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin; fi; \
 	$$uv pip sync --quiet --compile-bytecode --python $(VPYTHON) --require-hashes requirements.lock; \
 	$$uv pip install --quiet --python $(VPYTHON) --no-deps --no-build-isolation --offline --editable .
 	@touch $@
@@ -55,7 +55,7 @@ doctor: ## look at environment, GPU, memory, disk, docker, tracking store and DV
 	@if [ -x $(VPYTHON) ]; then $(VPYTHON) -m dp_lora.doctor; else $(PYTHON) -m dp_lora.doctor; fi
 
 image: ## build the container image that MLproject names (3.5 minutes; BASE_IMAGE, CA_CERTIFICATES: see docker/README.md)
-	@UV_VERSION=$(UV_VERSION) docker/image.sh
+	@docker/image.sh
 
 test: setup ## the fast tests: at most 10 minutes on 2 cores
 	@$(VPYTHON) -m pytest
@@ -67,11 +67,11 @@ test-container: setup ## everything in containers: image, server, runs, kills
 	@$(VPYTHON) -m pytest -m container --timeout 3600 tests/container
 
 test-ui: setup ## the UI in a real headless browser, over runs trained for it; needs Chromium
-	@$$(command -v uv || ls $(VENV)/uv $(VENV)/bin/uv 2>/dev/null | head -n 1) pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
+	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
 	@$(VPYTHON) -m pytest -m ui tests/test_ui_browser.py
 
 pictures: setup ## README's pictures, from the runs of make compare; needs Chromium
-	@$$(command -v uv || ls $(VENV)/uv $(VENV)/bin/uv 2>/dev/null | head -n 1) pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
+	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
 	@$(VPYTHON) -m tests.pictures
 
 release-check: ## a fresh clone: both commands of the README, containers, the UI in a browser, slow proofs, timings; 1.5 hours
@@ -84,8 +84,8 @@ format: setup ## let ruff mend what it can
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
-	@uv=$$(command -v uv || echo $(VENV)/uv); $$uv pip compile pyproject.toml --extra dev --extra server --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
-	@uv=$$(command -v uv || echo $(VENV)/uv); $$uv pip compile tests/requirements-ui.in --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o tests/requirements-ui.lock
+	@$(VENV)/bin/uv pip compile pyproject.toml --extra dev --extra server --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+	@$(VENV)/bin/uv pip compile tests/requirements-ui.in --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o tests/requirements-ui.lock
 
 clean: ## remove what was computed; keeps .venv, runs/ and the tracking store
 	rm -rf outputs

@@ -21,7 +21,7 @@ certificates=${CA_CERTIFICATES:-/etc/ssl/certs/ca-certificates.crt}
 [ -f "$certificates" ] || certificates=/dev/null
 commit=$(git describe --always --dirty --abbrev=40 --exclude '*')
 DOCKER_BUILDKIT=1 "$builder" build --network=host --file docker/Dockerfile --tag "$image" \
-    --build-arg BASE_IMAGE="$base" --build-arg UV_VERSION="$UV_VERSION" --secret id=ca,src="$certificates" \
+    --build-arg BASE_IMAGE="$base" --secret id=ca,src="$certificates" \
     --label org.opencontainers.image.revision="$commit" \
     --label org.opencontainers.image.version="${image##*:}" \
     --label dp-lora.lock="$(sha256sum requirements.lock | cut -d' ' -f1)" \
