@@ -113,9 +113,10 @@ def test_class_noise_does_not_move_when_other_classes_are_added(model):
 
 
 def plain_ddim(model: Model, label: int, index: int, sampling, seed: int) -> torch.Tensor:
-    """One image by the equations: DDIM eq. 12 at eta 0, guidance in the prediction, no batching."""
+    """One image by the equations: DDIM eq. 12 with eq. 16's sigma, guidance in the prediction, no batching."""
     a = model.scheduler.alphas_cumprod.double()
-    x = next_noise([image_stream(seed, model.classes[label], index)], (3, 8, 8), CPU)
+    stream = [image_stream(seed, model.classes[label], index)]
+    x = next_noise(stream, (3, 8, 8), CPU)
     chain = [1 + i * (1000 // sampling.steps) for i in reversed(range(sampling.steps))]
     for t in chain:
         e_cond, e_null = (
@@ -127,7 +128,11 @@ def plain_ddim(model: Model, label: int, index: int, sampling, seed: int) -> tor
         now, then = a[t], a[previous] if previous >= 0 else a[0]
         x0 = now.sqrt() * x - (1 - now).sqrt() * v
         noise = now.sqrt() * v + (1 - now).sqrt() * x
-        x = (then.sqrt() * x0 + (1 - then).sqrt() * noise).float()
+        sigma = sampling.eta * ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
+        x = then.sqrt() * x0 + (1 - then - sigma**2).sqrt() * noise
+        if sampling.eta > 0:
+            x += sigma * next_noise(stream, (3, 8, 8), CPU)
+        x = x.float()
     return model.vae.decode(x).sample.clamp(-1, 1)
 
 
@@ -140,10 +145,10 @@ def test_bfloat16_changes_an_image_a_little_and_float32_is_what_a_config_gets(mo
     assert float((pixels - others).abs().mean()) < 0.02
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize(("scale", "eta"), [(0.0, 0.0), (1.0, 0.0), (3.0, 0.0), (3.0, 0.5), (3.0, 1.0)])
 @torch.no_grad()
-def test_guided_sampling_follows_the_equations(model, scale):
-    sampling = replace(tiny_config().sampling, guidance_scale=scale)
+def test_guided_sampling_follows_the_equations(model, scale, eta):
+    sampling = replace(tiny_config().sampling, guidance_scale=scale, eta=eta)
     expected = plain_ddim(model, 2, 6, sampling, seed=1)
     assert (draw_pixels(model, [2], [6], sampling, 1, CPU) - expected).abs().max() < 1e-4
 
@@ -210,7 +215,7 @@ def test_a_folder_of_samples_holds_the_same_images_in_every_form(model, tmp_path
     first = draw(model, [0, 0, 0], [0, 1, 2], config.sampling, 0, CPU)
     assert np.array_equal(images[:3], first)
     written = json.loads((tmp_path / "out" / "samples.json").read_text())
-    expected = {"seed": 0, "n": 8, "steps": 4, "eta": 0.0, "guidance_scale": 3.0, "model": model_fingerprint(model)}
+    expected = {"seed": 0, "n": 8, "steps": 4, "eta": 1.0, "guidance_scale": 3.0, "model": model_fingerprint(model)}
     assert written | expected | facts == written
     assert (tmp_path / "out" / "grid.png").exists()
     assert not list((tmp_path / "work").iterdir())
