@@ -115,6 +115,7 @@ def test_with_rates_at_hand_the_time_is_extrapolated_from_them_and_says_so():
     assert "computed" not in " ".join(lines.values())
 
 
+@pytest.mark.slow
 def test_rates_are_measured_on_the_device_at_hand_without_any_data(tmp_path, monkeypatch):
     """The real measurement, on the CPU, of fewer images: what is slower takes longer."""
     from dp_lora.training import measure

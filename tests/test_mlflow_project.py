@@ -42,7 +42,7 @@ def test_count_params_by_mlflow_run_logs_figures_params_and_its_output_folder(tm
         shutil.rmtree(ROOT / "runs" / run.info.run_id, ignore_errors=True)
 
 
-@pytest.mark.parametrize("parameter", ["config=x; touch PWN", "eps=abc"])
+@pytest.mark.parametrize("parameter", ["config=x; touch PWN", pytest.param("eps=abc", marks=pytest.mark.slow)])
 def test_bad_input_under_mlflow_run_fails_the_run_in_one_line_and_executes_nothing(tmp_path, parameter):
     before = set(ROOT.iterdir())
     result = mlflow_run(tmp_path, "finetune", parameter)

@@ -63,6 +63,11 @@ def test_a_changed_first_making_is_not_compared_with(tmp_path):
 HEAD = {"mlflow.source.git.commit": "0" * 40, "lock_digest": "0", "output": "outputs/x", "stage": "pretrain_ae"}
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
 @pytest.mark.parametrize(
     ("tags", "status", "reason"),
     [
@@ -72,17 +77,16 @@ HEAD = {"mlflow.source.git.commit": "0" * 40, "lock_digest": "0", "output": "out
         (HEAD | {"dirty": "false"}, "FAILED", "it is FAILED"),
     ],
 )
-def test_a_run_that_cannot_be_made_again_is_refused_with_the_reason(tmp_path, tags, status, reason):
+def test_a_run_that_cannot_be_made_again_is_refused_with_the_reason(store, tags, status, reason):
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    client = MlflowClient(uri)
+    client = MlflowClient(store)
     run_id = client.create_run("0", tags=tags).info.run_id
     client.set_terminated(run_id, status)
     done = subprocess.run(
         [sys.executable, "-m", "entrypoints.reproduce", run_id],
         cwd=ROOT,
-        env=os.environ | {"MLFLOW_TRACKING_URI": uri},
+        env=os.environ | {"MLFLOW_TRACKING_URI": store},
         capture_output=True,
         text=True,
         check=False,

@@ -114,6 +114,7 @@ def test_the_installed_mlflow_s_own_store_has_the_newest_revision(client, tmp_pa
     assert reachable.schema_problem(tmp_path / "mlflow.db") is None
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_one_line_and_nothing_is_trained(tmp_path):
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"http://me:secret@127.0.0.1:{free_port()}"}
     environment.pop("MLFLOW_RUN_ID", None)
