@@ -10,6 +10,7 @@ import yaml
 
 from dp_lora import __version__
 from dp_lora.config import ROOT
+from dp_lora.tracking import registry
 from entrypoints.common import ENTRY_POINTS
 
 COMMON = {"config", "errors", "files", "events", "progress", "team"}
@@ -71,6 +72,14 @@ def test_every_room_imports_only_what_it_may_know():
                 assert other == room or other in ARROWS[room] | (own if room not in COMMON else set()), (
                     f"{path}: {module}"
                 )
+
+
+def test_a_registered_model_takes_every_room_along_that_its_code_imports():
+    taken = {name.removesuffix(".py") for name in registry.ROOMS}
+    for path in sources():
+        if room_of(path) in taken | {"served_model"}:
+            imported = {module.split(".")[1] for module in imports_of(path) if module.startswith("dp_lora.")}
+            assert imported <= taken, path
 
 
 def test_the_numerical_core_knows_neither_mlflow_nor_click_nor_dvc():

@@ -30,7 +30,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 SCRIPT = PACKAGE / "served_model.py"
 # the rooms that it needs: each file is a request to a server
 ROOMS = (
-    "__init__.py", "errors.py", "files.py", "events.py", "progress.py", "diffusion.py", "grids.py",
+    "__init__.py", "errors.py", "files.py", "events.py", "progress.py", "diffusion.py", "grids.py", "team.py",
     "config", "data", "models", "sampling",
 )  # fmt: skip
 REQUIREMENTS = (
