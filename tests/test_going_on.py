@@ -70,10 +70,13 @@ def test_a_killed_run_goes_on_by_its_id_and_a_second_fine_tuning_adds_it_up(tmp_
     # the sum, with the parent by its run id; a parent of other data is added all the same, and named
     done = finetune(project, f"privacy.parent={second} experiment.seed=1")
     assert done.returncode == 0, done.stderr[-2000:]
-    both = next(path for path in project.glob("runs/*/release/privacy.json") if len(read_json(path)["parts"]) == 2)
+    # the output of the run, not the working folder, whose release is the same
+    (curve_file,) = [path for path in project.glob("runs/*/epsilon_of_delta.csv") if path.parent.name != second]
+    both = curve_file.parent / "release" / "privacy.json"
     sums = read_json(both)
+    assert len(sums["parts"]) == 2
     assert sums["epsilon"] == pytest.approx(statement["epsilon"] + sums["accountants"]["epsilon"])
-    curve = [line.split(",") for line in (both.parents[1] / "epsilon_of_delta.csv").read_text().splitlines()[1:]]
+    curve = [line.split(",") for line in curve_file.read_text().splitlines()[1:]]
     assert min(float(delta) for delta, _ in curve) == pytest.approx(statement["delta"] + 1e-10)
     assert min(float(epsilon) for _, epsilon in curve) > statement["epsilon"]
     assert sums["delta"] == 2 * statement["delta"]
