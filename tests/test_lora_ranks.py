@@ -33,7 +33,7 @@ from dp_lora.models.adapters import (
 from dp_lora.models.counting import count_parameters
 from dp_lora.models.folder import load_model
 from dp_lora.models.ranks import in_order_of_depth, layer_ranks
-from dp_lora.privacy.gradients import micro_batches, unit_gradients
+from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.training.private_loss import diffusion_loss
 
@@ -129,7 +129,7 @@ def test_unit_gradients_of_falling_ranks_equal_autograd_unit_by_unit(tmp_path):
     def gradients(units):
         loss = diffusion_loss(config, model, latents, labels, CPU)(ItemStreams(11))
         (rows,) = micro_batches(units, 2, 100, CPU)
-        return unit_gradients(loss, parameters, rows)[0]
+        return part_gradients(loss, parameters, rows)[0]
 
     together = gradients([[0], [1], [2]])
     for unit in range(3):

@@ -42,7 +42,7 @@ def pretend_gpu(monkeypatch, limit):
     """A GPU that takes `limit` rows; returns the sizes that were tried on it."""
     tried = []
 
-    def holds(config, model, parameters, device, size):
+    def holds(config, model, parameters, device, k, size):
         tried.append(size)
         return size <= limit
 
@@ -56,12 +56,12 @@ def test_the_choice_is_written_beside_the_plan_and_kept_on_resume(tmp_path, monk
     for _ in range(2):
         config, folder = opened(tmp_path, f"{CHOSEN} privacy.k=4")
         with folder as run:
-            assert physical_batch_size(config, None, {}, run, GPU, Events()) == 13
-    assert tried == [1, 2, 4, 8, 16, 12, 14, 13]
+            assert physical_batch_size(config, None, {}, run, GPU, Events()) == 12
+    assert tried == [4, 8, 16, 12]
     content = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert content["physical_batch_size"] == 13
+    assert content["physical_batch_size"] == 12
     assert "physical_batch_size" not in content["plan"]
-    assert "13 rows at a time" in capsys.readouterr().err
+    assert "12 rows at a time" in capsys.readouterr().err
 
 
 def test_no_more_is_tried_than_a_step_has_rows_by_public_numbers(tmp_path, monkeypatch):
@@ -72,12 +72,25 @@ def test_no_more_is_tried_than_a_step_has_rows_by_public_numbers(tmp_path, monke
     assert max(tried) == 8 * 3
 
 
-def test_a_number_in_the_config_is_taken_and_nothing_is_tried(tmp_path, monkeypatch):
-    tried = pretend_gpu(monkeypatch, 1)
-    config, folder = opened(tmp_path, "compute.physical_batch_size=5")
+@pytest.mark.parametrize(("limit", "rows"), [(3, 3), (4, 4), (7, 6), (11, 6), (12, 12), (25, 24), (10**9, 96)])
+def test_the_search_takes_whole_pictures_or_an_equal_share_of_the_draws_of_one(tmp_path, monkeypatch, limit, rows):
+    pretend_gpu(monkeypatch, limit)
+    config, folder = opened(tmp_path, f"{CHOSEN} privacy.k=12")
     with folder as run:
-        assert physical_batch_size(config, None, {}, run, GPU, Events()) == 5
+        assert physical_batch_size(config, None, {}, run, GPU, Events()) == rows
+
+
+@pytest.mark.parametrize(("configured", "k", "rows"), [(5, 1, 5), (8, 3, 6), (9, 3, 9), (256, 12, 252), (8, 12, 6)])
+def test_a_number_in_the_config_becomes_the_next_lower_one_that_cuts_no_picture_and_nothing_is_tried(
+    tmp_path, monkeypatch, capsys, configured, k, rows
+):
+    tried = pretend_gpu(monkeypatch, 1)
+    config, folder = opened(tmp_path, f"compute.physical_batch_size={configured} privacy.k={k}")
+    with folder as run:
+        assert physical_batch_size(config, None, {}, run, GPU, Events()) == rows
     assert not tried
+    said = capsys.readouterr().err
+    assert (f"compute.physical_batch_size={configured}: {rows} rows at a time" in said) == (rows != configured)
 
 
 def test_a_gpu_without_room_for_one_row_is_one_line(tmp_path, monkeypatch):
@@ -94,7 +107,7 @@ def test_a_size_that_is_tried_is_computed_on_dummy_pictures_of_uneven_units_twic
 
     def limited(loss, parameters, batches, max_grad_norm):
         def watched(copies, rows):
-            seen.append((rows.n_units, len(rows.slot)))
+            seen.append((len(set(rows.units)), len(rows.slot)))
             if len(rows.slot) > 6:
                 raise torch.OutOfMemoryError("of a GPU that is pretended")
             return loss(copies, rows)
@@ -102,10 +115,14 @@ def test_a_size_that_is_tried_is_computed_on_dummy_pictures_of_uneven_units_twic
         return real(watched, parameters, batches, max_grad_norm)
 
     monkeypatch.setattr(module, "sum_over_units", limited)
-    assert fits(config, model, parameters, CPU, 6)
-    assert seen == [(5, 6), (5, 6)]
-    assert not fits(config, model, parameters, CPU, 7)
-    assert largest_that_fits(lambda size: fits(config, model, parameters, CPU, size), 100) == 6
+    assert fits(config, model, parameters, CPU, 1, 6)
+    assert seen == [(5, 6), (6, 6)]
+    assert not fits(config, model, parameters, CPU, 1, 7)
+    assert largest_that_fits(lambda size: fits(config, model, parameters, CPU, 1, size), 100) == 6
+    # one picture of four draws in parts of two
+    seen.clear()
+    assert fits(config, model, parameters, CPU, 4, 2)
+    assert seen == [(1, 2), (1, 2)]
 
 
 def test_on_a_cpu_eight_rows_are_taken_and_nothing_is_tried(tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def test_a_mutant_that_goes_on_with_streams_that_moved_is_caught(private, monkey
 
 def test_a_step_that_backs_off_draws_units_pictures_and_noise_once_and_leaves_one_ledger_line(private, tmp_path):
     factory, parameters = private
-    plan = plan_of(sample_rate=0.9, k=3, unit="person")
+    plan = plan_of(sample_rate=0.9, k=4, unit="person")
     steps = []
     for name, used in (("never", factory), ("failed", failing(factory, 2))):
         (tmp_path / name).mkdir()

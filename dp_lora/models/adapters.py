@@ -62,25 +62,21 @@ def matched_modules(unet: UNet2DConditionModel, targets: str) -> list[str]:
 
 
 class UnitLinear(nn.Linear):
-    """A linear layer without bias whose rows may each use a weight of their own.
+    """A linear layer without bias whose rows may use weights of their own.
 
-    `unit_weight`: None, or copies (U, out, in) and the rows of the input (R, tokens, in) that use them: slot (R,),
-    ascending over all of 0 .. U - 1, for row r uses copies[slot[r]]; or, in its place, the number of rows that each
-    copy has where that is the same for all.
+    `unit_weight`: None, or copies (P, out, in): the rows of the input (R, tokens, in) use them in equal shares, the
+    first R / P rows the first copy.
     """
 
-    unit_weight: tuple[Tensor, Tensor | int] | None = None
+    unit_weight: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.unit_weight is None:
             return super().forward(x)
-        copies, rows = self.unit_weight
-        weight = copies.to(x.dtype)
-        if isinstance(rows, Tensor):
-            weight = weight[rows]
-        elif rows > 1:
-            # the rows of a unit, one after the other, are one longer row
-            together = torch.bmm(x.reshape(len(copies), -1, x.shape[2]), weight.transpose(1, 2))
+        weight = self.unit_weight.to(x.dtype)
+        if len(weight) < len(x):
+            # the rows of a copy, one after the other, are one longer row
+            together = torch.bmm(x.reshape(len(weight), -1, x.shape[2]), weight.transpose(1, 2))
             return together.reshape(*x.shape[:2], -1)
         # the copies first: their gradient then comes out contiguous
         return torch.bmm(weight, x.transpose(1, 2)).transpose(1, 2)
@@ -147,12 +143,12 @@ def lora_parameters(unet: UNet2DConditionModel, train: str) -> dict[str, Tensor]
 
 
 @contextmanager
-def unit_copies(unet: UNet2DConditionModel, copies: Mapping[str, Tensor], rows: Tensor | int) -> Iterator[None]:
-    """Inside, every batch uses `copies` in the place of the LoRA weights of their names; `rows` as in `UnitLinear`."""
+def unit_copies(unet: UNet2DConditionModel, copies: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, every batch uses `copies` in the place of the LoRA weights of their names, as `UnitLinear` says."""
     changed = [(linear, copies[name]) for name, linear in _factors(unet).items() if name in copies]
     try:
         for linear, copy in changed:
-            linear.unit_weight = (copy, rows)
+            linear.unit_weight = copy
         yield
     finally:
         for linear, _ in changed:

@@ -129,7 +129,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
     info = load_info(folder)
     embedding_file = folder / "class_embedding.safetensors"
     try:
-        embedding = load_file(embedding_file)["weight"].to(device)
+        # what is trained starts from it: in half precision a step's sum and noise would be rounded to 8 bits
+        embedding = load_file(embedding_file)["weight"].to(device, torch.float32)
     except (OSError, KeyError, SafetensorError) as error:
         raise InputError(f"{embedding_file}: cannot be read ({_line(error)}); make the model folder again") from None
     unet = _load_part(UNET_CLASSES, folder / "unet").to(device).eval().requires_grad_(False)

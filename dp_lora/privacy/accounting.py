@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dp_lora.errors import InputError
-from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.privacy.plan import ROUNDING, PrivacyPlan
 
 PRV_GRID_LIMIT = 20_000_000  # points; the accountant's arrays take about 100 bytes each
 LOWEST_DELTA = 1e-10  # far below it (seen at 1e-14) the PLD accountant is lost in its own rounding
@@ -257,7 +257,8 @@ def calibrate(
     private = eps != math.inf
     return PrivacyPlan(
         sample_rate=sample_rate,
-        noise_multiplier=noise_multiplier_for(eps, delta, sample_rate, steps) if private else 0.0,
+        # for what a unit moves the sum by, rounding included: plan.sensitivity
+        noise_multiplier=noise_multiplier_for(eps, delta, sample_rate, steps) * (1 + ROUNDING) if private else 0.0,
         max_grad_norm=max_grad_norm if private else math.inf,
         steps=steps,
         expected_batch=float(batch_size),

@@ -1,12 +1,10 @@
-"""One unit, one norm, one clip."""
+"""One unit, one norm, one clip. All of it in float64, whatever the gradients are."""
 
 import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-
-LARGEST = 1e30  # of a norm: beyond it the factor is no normal float32 and would round by more than its last bit
 
 
 def unit_norms(gradients: Mapping[str, Tensor]) -> Tensor:
@@ -19,23 +17,23 @@ def unit_norms(gradients: Mapping[str, Tensor]) -> Tensor:
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """min(1, max_grad_norm / norm) for norms (U,) >= 0; 1 for norm 0; 0 for a norm above LARGEST, inf or NaN.
+    """min(1, max_grad_norm / norm) for norms (U,) >= 0; 1 for norm 0; 0 for a norm that is inf or NaN.
 
     Guarantee: factor times norm is at most max_grad_norm, up to the last bit, where the factor is not 0.
     """
     factors = torch.ones_like(norms)
     if max_grad_norm != math.inf:
         factors = (max_grad_norm / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)
-    return torch.where(norms <= LARGEST, factors, torch.zeros_like(factors))
+    return torch.where(norms.isfinite(), factors, torch.zeros_like(factors))
 
 
 def clipped_sum(gradients: Mapping[str, Tensor], max_grad_norm: float) -> tuple[dict[str, Tensor], Tensor]:
-    """Sum over units of gradients (U, *shape), each unit's scaled to norm at most `max_grad_norm`; and the norms (U,).
+    """Sum, float64, over units of gradients (U, *shape), each scaled to norm at most `max_grad_norm`; the norms (U,).
 
     Gradients that are refused are set to zero in place.
 
     Guarantee: adding or removing one unit moves the sum by at most max_grad_norm in L2 over all tensors together,
-    whatever its gradient is: one with an inf, a NaN or a norm above LARGEST counts as zero. Up to rounding (step.py).
+    whatever its gradient is: one with an inf or a NaN counts as zero. Up to float64 rounding (step.py).
     """
     norms = unit_norms(gradients)
     factors = clip_factors(norms, max_grad_norm)
@@ -44,5 +42,5 @@ def clipped_sum(gradients: Mapping[str, Tensor], max_grad_norm: float) -> tuple[
     for name, gradient in gradients.items():
         # 0 * NaN is NaN, so a refused gradient is replaced, not scaled
         gradient.index_fill_(0, refused, 0.0)
-        total[name] = torch.einsum("u...,u->...", gradient, factors.to(gradient.dtype))
+        total[name] = torch.einsum("u...,u->...", gradient.double(), factors)
     return total, norms

@@ -10,6 +10,8 @@ from dp_lora.errors import InputError
 RELATION = "add-or-remove-one"
 PER_UNIT = "per_unit"
 PUBLISHED = "published"
+ROUNDING = 1e-3  # share of max_grad_norm that the sum of all others may round by when one unit joins (step.py, 5)
+LARGEST_BATCH = 2**19  # expected units of a step: the proof of ROUNDING counts their additions
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class PrivacyPlan:
     """
 
     sample_rate: float  # q: each unit of privacy takes part in a step with this probability
-    noise_multiplier: float  # sigma: noise std over max_grad_norm; 0 without privacy
+    noise_multiplier: float  # noise std over max_grad_norm; 0 without privacy
     max_grad_norm: float  # C: bound on the L2 norm of one unit's gradient; inf without privacy
     steps: int  # the largest number of steps that may be taken
     expected_batch: float  # public divisor q * n_public; the true batch size is private
@@ -36,6 +38,11 @@ class PrivacyPlan:
             raise InputError(f"sample_rate={self.sample_rate}: must be in (0, 1]; lower privacy.batch_size")
         if self.steps < 1 or self.k < 1 or self.expected_batch <= 0:
             raise InputError(f"steps={self.steps}, k={self.k}, expected_batch={self.expected_batch}: must be above 0")
+        if self.expected_batch > LARGEST_BATCH:
+            raise InputError(
+                f"expected_batch={self.expected_batch:g}: must be at most {LARGEST_BATCH:,}, or the rounding of "
+                "the sum is not covered; lower privacy.batch_size"
+            )
         if not 0 < self.delta < 1:
             raise InputError(f"delta={self.delta}: must be in (0, 1)")
         if self.relation != RELATION:
@@ -68,12 +75,17 @@ class PrivacyPlan:
         return self.private and self.accounting == PER_UNIT
 
     @property
-    def sensitivity(self) -> int:
-        """Bound on what one unit moves the clipped sum by, in units of max_grad_norm.
+    def draws_per_clip(self) -> int:
+        """Noise draws of a picture that are folded into one gradient before the clip: k, or 1 as published."""
+        return 1 if self.accounting == PUBLISHED else self.k
 
-        Guarantee: proved in step.py, for both kinds of accounting.
+    @property
+    def sensitivity(self) -> float:
+        """Bound on what one unit moves the clipped sum by, rounding included, in units of max_grad_norm.
+
+        Guarantee: argued in step.py, for both kinds of accounting.
         """
-        return self.k if self.accounting == PUBLISHED else 1
+        return self.k // self.draws_per_clip * (1 + ROUNDING)
 
     def as_json(self) -> dict[str, Any]:
         """Fields with infinities spelled 'inf', as JSON has none."""

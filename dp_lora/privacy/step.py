@@ -1,32 +1,39 @@
 """One step of DP-SGD (Abadi et al. 2016, Algorithm 1) on whole units of privacy; the proof stands beside each line.
 
 Claim: one call of `noisy_sum` is a Poisson-subsampled Gaussian mechanism with rate q = plan.sample_rate and noise
-multiplier sigma = plan.noise_multiplier / plan.sensitivity under add-or-remove-one unit; plan.sensitivity is 1 but for
-the comparison below.
+multiplier sigma = plan.noise_multiplier / plan.sensitivity under add-or-remove-one unit. plan.sensitivity is
+1 + ROUNDING but for the comparison below.
 
 Proof. Let D and D' differ in one unit x.
 (1) Every unit takes part by its own coin with probability q, so D and D' can share the coins of all others.
 (2) The gradient of a unit depends on its own pictures and draws and on the current public weights only; the draws come
-    from a stream of each picture's own, whoever else takes part; so the parts of all others are the same (up to
-    rounding, which differs with the rows that are computed together: measured below).
+    from a stream of each picture's own, whoever else takes part; so the parts of all others are the same, up to the
+    rounding of (5).
 (3) x adds at most one vector, with norm at most C = plan.max_grad_norm over all tensors together: all of its pictures,
     and all k noise draws of each, are folded into one gradient before the one clip.
 (4) Noise plan.noise_multiplier * C * N(0, 1) is added to the sum once.
+(5) Rounding moves the sum by at most ROUNDING * C more, so by at most plan.sensitivity * C in all:
+    (a) A unit's parts are added up in their own order, clipped and summed in float64. A sum of n <= 2^20 clipped
+        vectors is off by at most n^2 * 2^-53 C <= 2^-13 C in any order, so two sums differ by at most 2^-12 C. (More
+        units than that are drawn with probability below e^-100000: plan refuses an expected batch above 2^19.)
+    (b) A part's gradient is computed in float32, or behind a forward pass in bfloat16. x moves the parts of others to
+        other places in their micro-batches. All micro-batches have one shape, no part is divided, and padding belongs
+        to nobody, so the same kernels do the same operations for a part in every place but for the last bits. What
+        that adds up to no theorem bounds for every network: it is measured. `rounding.py` measures it on dummy pictures
+        with the network at hand, before the first step, and refuses to train where it passes the rest of ROUNDING.
 So one step is the mechanism that `accounting` composes. The divisor is public (q * n_public), and what follows
-(optimizer, averaging of weights, samples) sees private data through this sum alone: post-processing.
+(rounding to the weights' own type, optimizer, averaging of weights, samples) sees private data through this sum alone:
+post-processing.
 
 The number of ranks (processes that divide a step's units) changes nothing of this. Each drawn unit lies whole in the
 share of one rank alone, which clips its gradient, taken at the first rank's weights and with the draws of its own
-stream; so the sum of the ranks' sums is that of (3), up to rounding. Coins, ledger line and noise are the first rank's
+stream; so the sum of the ranks' sums is that of (3), up to (5). Coins, ledger line and noise are the first rank's
 alone, and it alone receives the sums.
-
-Rounding is outside of the claim, and nothing is added for it. A unit that joins moves the rows of others to other
-places in their micro-batches; on a CPU one unit of 120 then moves the sum by up to 1.00001 C in float32, and by up to
-1.01 C where the forward pass is bfloat16 (tests/test_precision.py holds both bounds, on a tiny model).
 
 plan.accounting = published repeats a fault of the released code, for comparison. There (3) fails: each draw is clipped
 apart, as if it were a unit, so x adds k vectors, whose sum has norm at most k * C, reached when they are parallel.
-(1), (2) and (4) stand, so plan.sensitivity = k makes the claim true again; what is made so is never released.
+(1), (2), (4) and (5) stand, so plan.sensitivity = k * (1 + ROUNDING) makes the claim true again; what is made so is
+never released.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +42,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dp_lora.privacy.ledger import Ledger
-from dp_lora.privacy.noise import add_noise
+from dp_lora.privacy.noise import add_noise, require_wide
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.randomness import Randomness
 from dp_lora.privacy.sampling import poisson_draw
@@ -70,11 +77,12 @@ def noisy_sum(
     An empty draw is a step like any other: no model call, noise, a ledger line. `physical_batch_size` rows are computed
     at a time, fewer where memory ends (`sum_within_memory`; not in the reproducible mode); it changes memory, and the
     result only by rounding, as do the ranks of `team`, of which the first calls this and the others `assist`.
-    PrivateFacts are for the operator alone.
+    PrivateFacts are for the operator alone. InputError for a parameter that is narrower than float32.
 
     Guarantee: where plan.private, the noisy sum is (q, sigma)-subsampled Gaussian under add-or-remove-one unit, as
     proved above; without privacy there is none. The ledger holds the step before its noise exists.
     """
+    require_wide(parameters)
     positions = poisson_draw(len(units), plan.sample_rate, randomness.numpy("sampling", step)).tolist()
     draws = randomness.per_item("draws", step)
     drawn = team.once(Drawn(plan, positions, draws, physical_batch_size, back_off=randomness.fresh))
@@ -91,4 +99,4 @@ def noisy_sum(
     # ================= from the next line on nothing is private =================
     if plan.private:
         total = add_noise(total, plan.noise_multiplier * plan.max_grad_norm, randomness.numpy("noise", step))
-    return total, facts
+    return {name: value.to(parameters[name].dtype) for name, value in total.items()}, facts

@@ -5,19 +5,21 @@ However it is computed, one unit moves the sum by at most max_grad_norm; `step` 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from dp_lora.errors import InputError
 from dp_lora.privacy.clipping import clipped_sum
-from dp_lora.privacy.gradients import LossFunction, Rows, micro_batches, unit_gradients
-from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
+from dp_lora.privacy.gradients import LossFunction, Rows, micro_batches, part_gradients, rows_at_once
+from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.team import Team
 
 # streams of the step's draws, one for each picture -> loss function of the step
 LossFactory = Callable[[ItemStreams], LossFunction]
+LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -31,29 +33,62 @@ class Drawn:
     back_off: bool  # where memory ends
 
 
+def unit_gradients(
+    parts: Mapping[str, Tensor], units: Sequence[int], open_unit: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Gradients (U, *shape) of whole units from those of their parts (P, *shape), which belong to `units`, ascending.
+
+    `open_unit` is the sum of the first unit's earlier parts; empty where there are none. float64 where anything is
+    added; where each unit has one part, that part.
+
+    Guarantee: a unit's parts are added in their own order, one after the other, so that the result is the same bit for
+    bit wherever the unit was cut: else a unit whose parts cancel would round anew whenever another one joins.
+    """
+    first: dict[int, int] = {}  # unit -> its first part
+    for position, unit in enumerate(units):
+        first.setdefault(unit, position)
+    starts = list(first.values())
+    counts = [stop - start for start, stop in pairwise([*starts, len(units)])]
+    if max(counts) == 1 and not open_unit:
+        return dict(parts)
+    whole = {
+        name: torch.zeros(len(starts), *part.shape[1:], dtype=torch.float64, device=part.device)
+        for name, part in parts.items()
+    }
+    for name, value in open_unit.items():
+        whole[name][0] = value
+    for number in range(max(counts)):
+        # the units that have a part of this number, each once
+        rows = [row for row, count in enumerate(counts) if count > number]
+        for name, part in parts.items():
+            whole[name][rows] += part[[starts[row] + number for row in rows]]
+    return whole
+
+
 def sum_over_units(
     loss: LossFunction, parameters: Mapping[str, Tensor], batches: Iterable[Rows], max_grad_norm: float
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Sum of the units' clipped gradients, their norms (U,) and losses (U,); zeros and empty for no units.
+    """Sum, float64, of the units' clipped gradients, their norms (U,) and losses (U,); zeros and empty for no units.
 
     Guarantee: adding or removing one unit moves the sum by at most max_grad_norm in L2, all of its pictures and all k
     draws included, however its rows are cut into micro-batches. Up to rounding (step.py).
     """
-    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    total = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
     norms: list[Tensor] = []
     losses: list[Tensor] = []
-    open_gradient: dict[str, Tensor] = {}
-    open_loss = torch.zeros(())
+    open_unit: dict[str, Tensor] = {}
+    open_loss: dict[str, Tensor] = {}
     for rows in batches:
-        gradients, unit_losses = unit_gradients(loss, parameters, rows)
-        if rows.first_continues:
-            # a unit that spans micro-batches is added up first and clipped once, when it is complete
-            for name, part in open_gradient.items():
-                gradients[name][0] += part
-            unit_losses[0] += open_loss
-        complete = rows.n_units - int(rows.last_continues)
-        open_gradient = {n: gradient[-1].clone() for n, gradient in gradients.items()} if rows.last_continues else {}
-        open_loss = unit_losses[-1]
+        parts, part_losses = part_gradients(loss, parameters, rows)
+        # a unit that spans micro-batches is added up first and clipped once, when it is complete
+        gradients = unit_gradients(parts, rows.units, open_unit)
+        unit_losses = unit_gradients({LOSS: part_losses}, rows.units, open_loss)[LOSS]
+        del parts
+        complete = len(unit_losses) - int(rows.last_continues)
+        open_unit, open_loss = {}, {}
+        if rows.last_continues:
+            open_unit = {name: gradient[-1].double() for name, gradient in gradients.items()}
+            open_loss = {LOSS: unit_losses[-1].double()}
         if complete:
             partial, partial_norms = clipped_sum({n: g[:complete] for n, g in gradients.items()}, max_grad_norm)
             for name, value in partial.items():
@@ -84,7 +119,7 @@ def sum_within_memory(
     sum comes out. It equals that of the first attempt up to rounding, whatever the memory was.
     """
     device = next(iter(parameters.values())).device
-    size = physical_batch_size
+    size = rows_at_once(k, physical_batch_size)
     while True:
         try:
             # a failed attempt has moved its streams on
@@ -104,7 +139,7 @@ def sum_within_memory(
                 ) from None
         # out here the failed attempt's tensors are gone with its frames
         torch.cuda.empty_cache()
-        size //= 2
+        size = rows_at_once(k, size // 2)
 
 
 def sum_over_ranks(
@@ -121,16 +156,16 @@ def sum_over_ranks(
     Guarantee: that of `sum_over_units`, whatever the number of ranks: no unit is divided, none is in two shares.
     """
     team.copy(parameters)
-    share, k = [units[position] for position in team.share(drawn.units)], drawn.plan.k
-    if drawn.plan.accounting == PUBLISHED:
-        share, k = [unit for unit in share for _ in range(k)], 1  # every draw gets a clip of its own
+    plan, k = drawn.plan, drawn.plan.draws_per_clip
+    # as published, a picture stands once for each of its draws, and every draw gets a clip of its own
+    share = [units[position] for position in team.share(drawn.units) for _ in range(plan.k // k)]
     part, norms, losses, size = sum_within_memory(
         loss_factory,
         drawn.draws,
         parameters,
         share,
         k,
-        drawn.plan.max_grad_norm,
+        plan.max_grad_norm,
         drawn.physical_batch_size,
         drawn.back_off,
     )

@@ -30,13 +30,14 @@ from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.composition import Part, compose, together
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.randomness import Randomness, read_secret
+from dp_lora.privacy.rounding import dummies, require_small_rounding
 from dp_lora.privacy.step import PrivateFacts, noisy_sum
 from dp_lora.privacy.sums import assist as assist_steps
 from dp_lora.progress import progress
 from dp_lora.release import base_parts, write_result
 from dp_lora.team import Team
 from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
-from dp_lora.training.physical_batch import physical_batch_size
+from dp_lora.training.physical_batch import dummy_loss, physical_batch_size
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder, binding_digest
 from dp_lora.training.steps import lr_factor, noise_scale
@@ -215,6 +216,13 @@ def _train(
     if counted:
         events.message(f"going on after step {step}; the ledger holds {counted} of {plan.steps} steps")
     physical = physical_batch_size(config, model, state.parameters, run, device, events)
+
+    def check_rounding(rows: int) -> None:
+        with full_precision():
+            loss = dummy_loss(config, model, dummies(plan, rows), device)
+            require_small_rounding(plan, loss, state.parameters, rows)
+
+    check_rounding(physical)
     bar = progress(total=plan.steps, initial=step, desc="private fine-tuning", unit="step")
     while step < plan.steps and may_step(plan, counted, replay=not randomness.fresh):
         began = time.perf_counter()
@@ -228,6 +236,7 @@ def _train(
             print(
                 f"out of memory: from here on {physical} rows at a time; no draw is lost or repeated", file=sys.stderr
             )
+            check_rounding(physical)
             if config.compute.physical_batch_size is None:
                 run.keep_physical_batch_size(physical)
         counted = run.ledger.counted_steps(plan)

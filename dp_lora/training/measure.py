@@ -28,7 +28,8 @@ def measure_rates(config: Config, model: Model, expected_rows: int, device: torc
     part is done once before it is timed.
     """
     parameters = make_adapter(config, model, device).parameters(config.lora.train)
-    rows = min(expected_rows, rows_at_a_time(config, model, parameters, device, expected_rows))
+    k = config.privacy.k
+    rows = min(expected_rows, rows_at_a_time(config, model, parameters, device, k, expected_rows))
     batch = min(config.sampling.batch_size, IMAGES)
     size = (ENCODED_AT_ONCE, model.info["channels"], model.info["size"], model.info["size"])
 
@@ -43,7 +44,7 @@ def measure_rates(config: Config, model: Model, expected_rows: int, device: torc
     return Rates(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU",
         basis=f"{STEPS} steps of {2 * rows:,} rows and {IMAGES} images",
-        row=_seconds(lambda: dummy_sum(config, model, parameters, device, rows), STEPS) / (2 * rows),
+        row=_seconds(lambda: dummy_sum(config, model, parameters, device, k, rows), STEPS) / (2 * rows),
         image=_seconds(sample, -(-IMAGES // batch)) / batch,
         encode=_seconds(encode_some, IMAGES // ENCODED_AT_ONCE) / ENCODED_AT_ONCE,
     )

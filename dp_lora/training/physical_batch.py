@@ -17,9 +17,9 @@ from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import Model
-from dp_lora.privacy.gradients import micro_batches
+from dp_lora.privacy.gradients import micro_batches, rows_at_once, rows_per_part
 from dp_lora.privacy.randomness import ItemStreams
-from dp_lora.privacy.sums import sum_over_units
+from dp_lora.privacy.sums import LossFactory, sum_over_units
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder
 
@@ -52,31 +52,43 @@ def physical_batch_size(
 ) -> int:
     """Rows at a time: compute.physical_batch_size; where that is null, what `run` holds, else chosen and kept there.
 
-    InputError where not one fits.
+    A number in the config that is no multiple of the draws per clip becomes the next lower one that is, which is said.
+    InputError where not one row fits.
     """
-    if config.compute.physical_batch_size is None and run.physical_batch_size is not None:
+    plan, configured = run.plan, config.compute.physical_batch_size
+    if configured is None and run.physical_batch_size is not None:
         return run.physical_batch_size
-    at_most = math.ceil(run.plan.expected_batch) * run.plan.k
-    rows = rows_at_a_time(config, model, parameters, device, at_most)
-    if device.type == "cuda":
+    at_most = math.ceil(plan.expected_batch) * plan.k
+    rows = rows_at_a_time(config, model, parameters, device, plan.draws_per_clip, at_most)
+    if configured is not None and rows != configured:
+        events.message(
+            f"compute.physical_batch_size={configured}: {rows} rows at a time, so that the {plan.draws_per_clip} draws "
+            "of a picture are always cut the same way"
+        )
+    if configured is None and device.type == "cuda":
         events.message(f"compute.physical_batch_size: {rows} rows at a time, the most that fit; found on dummy data")
         run.keep_physical_batch_size(rows)
     return rows
 
 
 def rows_at_a_time(
-    config: Config, model: Model, parameters: Mapping[str, Tensor], device: torch.device, at_most: int
+    config: Config, model: Model, parameters: Mapping[str, Tensor], device: torch.device, k: int, at_most: int
 ) -> int:
     """compute.physical_batch_size; where that is null, ROWS_ON_A_CPU, or on a GPU as many as fit, up to `at_most`.
 
-    InputError where not one does.
+    In whole parts of the `k` draws that one clip takes (`rows_at_once`). InputError where not one row fits.
     """
     if config.compute.physical_batch_size is not None:
-        return config.compute.physical_batch_size
+        return rows_at_once(k, config.compute.physical_batch_size)
     if device.type != "cuda":
-        return ROWS_ON_A_CPU
+        return rows_at_once(k, ROWS_ON_A_CPU)
     with _part_of_the_memory(device):
-        rows = largest_that_fits(lambda size: fits(config, model, parameters, device, size), at_most)
+        pictures = largest_that_fits(lambda n: fits(config, model, parameters, device, k, n * k), max(1, at_most // k))
+        rows = pictures * k
+        if not pictures and k > 1:
+            # one picture's draws are too many: the largest share of them that fits
+            shares = (rows_per_part(k, size) for size in range(k - 1, 0, -1))
+            rows = next((n for n in dict.fromkeys(shares) if fits(config, model, parameters, device, k, n)), 0)
     if rows == 0:
         raise InputError(
             "compute.physical_batch_size=null: not one row fits in the GPU's memory; free it, or use another"
@@ -84,30 +96,40 @@ def rows_at_a_time(
     return rows
 
 
-def fits(config: Config, model: Model, parameters: Mapping[str, Tensor], device: torch.device, size: int) -> bool:
+def fits(
+    config: Config, model: Model, parameters: Mapping[str, Tensor], device: torch.device, k: int, size: int
+) -> bool:
     """True where `dummy_sum` stays within the memory of `device`."""
     torch.cuda.empty_cache()
     try:
-        dummy_sum(config, model, parameters, device, size)
+        dummy_sum(config, model, parameters, device, k, size)
     except torch.OutOfMemoryError:
         return False
     return True
 
 
-def dummy_sum(
-    config: Config, model: Model, parameters: Mapping[str, Tensor], device: torch.device, size: int
-) -> Tensor:
-    """Norms, on the CPU, of a sum over dummy pictures: two micro-batches of `size` rows.
-
-    The costliest case: nearly every row is a unit of its own, the rows are uneven, so that each takes a copy of its
-    unit's weights, and a micro-batch follows another.
-    """
+def dummy_loss(config: Config, model: Model, pictures: int, device: torch.device) -> LossFactory:
+    """The loss of the training over public random latents (`pictures`, c, h, w)."""
     side = model.unet.config["sample_size"]
-    latents = np.zeros((1, model.unet.config["in_channels"], side, side), np.float32)
-    loss = diffusion_loss(config, model, latents, np.zeros(1, np.int64), device)(ItemStreams(0))
-    units = [[0, 0], *[[0]] * (size - 2)] if size > 1 else [[0]]
+    shape = (pictures, model.unet.config["in_channels"], side, side)
+    latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    return diffusion_loss(config, model, latents, np.zeros(pictures, np.int64), device)
+
+
+def dummy_sum(
+    config: Config, model: Model, parameters: Mapping[str, Tensor], device: torch.device, k: int, size: int
+) -> Tensor:
+    """Norms, on the CPU, of a sum over dummy pictures: two micro-batches of `size` rows, k draws a picture.
+
+    The costliest case: nearly every part is a unit of its own, a unit of two pictures has all of them added up in
+    float64, and a micro-batch follows another.
+    """
+    loss = dummy_loss(config, model, 1, device)(ItemStreams(0))
+    copies = size // rows_per_part(k, size)
+    pictures = max(1, 2 * copies * rows_per_part(k, size) // k)
+    units = [[0, 0], *[[0]] * (pictures - 2)] if pictures > 1 else [[0]]
     with full_precision():
-        _, norms, _ = sum_over_units(loss, parameters, micro_batches(2 * units, 1, size, device), 1.0)
+        _, norms, _ = sum_over_units(loss, parameters, micro_batches(units, k, size, device), 1.0)
     return norms.cpu()
 
 

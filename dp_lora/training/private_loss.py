@@ -11,7 +11,7 @@ from dp_lora.diffusion import add_noise, loss_per_row, target
 from dp_lora.models.adapters import EMBEDDING, unit_copies
 from dp_lora.models.device import pick_precision
 from dp_lora.models.folder import Model
-from dp_lora.privacy.gradients import LossFunction, Rows
+from dp_lora.privacy.gradients import NOBODY, LossFunction, Rows
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.privacy.sums import LossFactory
 
@@ -29,25 +29,27 @@ def diffusion_loss(
     alphas_cumprod = model.scheduler.alphas_cumprod.to(device)
     prediction_type = model.scheduler.config["prediction_type"]
     shape = latents.shape[1:]
-    all_labels = torch.as_tensor(labels, device=device)
 
     def factory(draws: ItemStreams) -> LossFunction:
         def loss(copies: Mapping[str, Tensor], rows: Rows) -> Tensor:
-            pictures = rows.picture.tolist()
-            x0 = torch.from_numpy(latents[pictures]).to(device)
+            own = [picture for picture in rows.picture.tolist() if picture != NOBODY]
             low, high = config.train.timestep_min, config.train.timestep_max
+            # a padded row stays as it is here: it reads no picture, and moves no picture's stream on
+            pictures, noises = np.zeros((2, len(rows.picture), *shape), np.float32)
+            timesteps, classes = np.full(len(pictures), low), np.zeros(len(pictures), np.int64)
+            pictures[: len(own)], classes[: len(own)] = latents[own], labels[own]
             # row by row: a picture's draws must come in one order, however its rows are cut into micro-batches
-            drawn = [
-                (draws[picture].integers(low, high), draws[picture].standard_normal(shape, dtype=np.float32))
-                for picture in pictures
-            ]
-            t = torch.tensor([int(timestep) for timestep, _ in drawn], device=device)
-            noise = torch.from_numpy(np.stack([noise for _, noise in drawn])).to(device)
-            context = copies[EMBEDDING][rows.slot, all_labels[rows.picture]].unsqueeze(1)
+            for row, picture in enumerate(own):
+                timesteps[row] = draws[picture].integers(low, high)
+                noises[row] = draws[picture].standard_normal(shape, dtype=np.float32)
+            x0, noise, t, label = (
+                torch.from_numpy(array).to(device) for array in (pictures, noises, timesteps, classes)
+            )
+            context = copies[EMBEDDING][rows.slot, label].unsqueeze(1)
             x_t = add_noise(x0, noise, alphas_cumprod, t)
             # the UNet alone: its autocast must not reach losses, and what is clipped comes out of float32 copies
             autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
-            with unit_copies(model.unet, copies, rows.rows_per_unit or rows.slot), autocast:
+            with unit_copies(model.unet, copies), autocast:
                 prediction = model.unet(x_t, t, context).sample
             return loss_per_row(prediction.float(), target(x0, noise, alphas_cumprod, t, prediction_type))
 

@@ -1,0 +1,71 @@
+"""How much the sum of all others rounds anew when one unit joins: measured on dummy pictures, before the first step.
+
+The proof of step.py bounds everything but the last bits of the network's kernels: (5 b). Where a kernel rounds a row
+otherwise in another place of a micro-batch, each of the others changes by a little, in a direction that it does not
+share with the others, so that the change of their sum grows as the square root of their number.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dp_lora.errors import InputError
+from dp_lora.privacy.gradients import LossFunction, micro_batches
+from dp_lora.privacy.plan import ROUNDING, PrivacyPlan
+from dp_lora.privacy.randomness import ItemStreams
+from dp_lora.privacy.sums import LossFactory, sum_over_units
+
+DUMMIES = 16  # pictures, at the least
+SUMMATION = 2**-12  # what float64 may take of ROUNDING: step.py (5 a)
+MARGIN = 2.0  # for weights and pictures that round worse than those measured
+CLIP = 2.0**-60  # below every gradient that is not zero: every unit is clipped, and its change counts whole
+
+
+def rest(
+    loss_factory: LossFactory, parameters: Mapping[str, Tensor], units: list[list[int]], k: int, rows: int
+) -> float:
+    """Norm of what the sum of units[1:] changes by when units[0] joins them, in units of max_grad_norm.
+
+    `units` are lists of the pictures that `loss_factory` knows, and all are clipped. `rows` are computed at a time.
+
+    Guarantee: none: it is a measurement, of public dummies or in tests.
+    """
+    device = next(iter(parameters.values())).device
+
+    def total(chosen: list[list[int]]) -> dict[str, Tensor]:
+        loss: LossFunction = loss_factory(ItemStreams(0))
+        return sum_over_units(loss, parameters, micro_batches(chosen, k, rows, device), CLIP)[0]
+
+    together, others, joiner = total(units), total(units[1:]), total(units[:1])
+    squares = [(together[n] - others[n] - joiner[n]).square().sum() for n in together]
+    return float(torch.stack(squares).sum().sqrt()) / CLIP
+
+
+def require_small_rounding(
+    plan: PrivacyPlan, loss_factory: LossFactory, parameters: Mapping[str, Tensor], rows: int
+) -> None:
+    """InputError where kernels on this device round by more than the plan's noise was set for.
+
+    `loss_factory` is that of a training, over at least `dummies(plan, rows)` dummy pictures.
+
+    Guarantee: what passes was measured, at these weights and shapes, to keep (5) of step.py for an expected batch, with
+    a margin of MARGIN. It reads nothing private.
+    """
+    if not plan.private:
+        return
+    units = [[picture] for picture in range(dummies(plan, rows))]
+    measured = rest(loss_factory, parameters, units, plan.draws_per_clip, rows)
+    expected = measured * math.sqrt(plan.expected_batch * plan.k / plan.draws_per_clip / (len(units) - 1))
+    if not MARGIN * expected <= ROUNDING - SUMMATION:
+        raise InputError(
+            f"rounding on this device: a unit that joins would change the sum of the others by {expected:.2g} of "
+            f"max_grad_norm, and the noise covers {ROUNDING:g}; set compute.precision=float32, or fewer rows by "
+            "compute.physical_batch_size"
+        )
+
+
+def dummies(plan: PrivacyPlan, rows: int) -> int:
+    """Number of dummy pictures that fill two micro-batches and begin a third, and at least DUMMIES."""
+    return max(DUMMIES, 2 * (rows // plan.draws_per_clip)) + 1
