@@ -15,6 +15,7 @@ from torch import distributed
 
 from dp_lora.errors import InputError
 from dp_lora.privacy import sums as module
+from dp_lora.privacy.gradients import NOBODY
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.noise import add_noise
 from dp_lora.privacy.randomness import Randomness
@@ -32,7 +33,8 @@ def random_loss(draws):
     """The direction of a picture times a draw of its own: a draw taken twice or by another picture changes the sum."""
 
     def loss(copies, rows):
-        factor = torch.tensor([draws[picture].standard_normal() for picture in rows.picture.tolist()])
+        pictures = rows.picture.tolist()
+        factor = torch.tensor([0.0 if p == NOBODY else draws[p].standard_normal() for p in pictures])
         return (copies["w"][rows.slot] * DIRECTIONS[rows.picture]).sum(1) * factor.float()
 
     return loss
