@@ -65,7 +65,8 @@ def _counted(groups: list[list[dict[str, Any]]]) -> str:
     if "person" in groups[0][0]:
         kinds["across persons"] = crossing("person")
     counted = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-    return f"{sum(map(len, groups))} pictures in {len(groups)} groups ({counted})"
+    number = f"{len(groups)} group{'s' if len(groups) > 1 else ''}"
+    return f"{sum(map(len, groups))} pictures in {number} ({counted})"
 
 
 def _group(group: list[dict[str, Any]]) -> str:
