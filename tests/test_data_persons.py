@@ -68,6 +68,8 @@ def test_missing_is_written_in_the_form_that_is_compared() -> None:
 def test_spellings_that_look_alike_are_shown_apart() -> None:
     message = _refused([("line 2", "Kim"), ("line 3", "\u212aim"), ("line 4", "K\u200bim"), ("line 5", "Kim")])
     assert "line 2 'Kim', line 3 '\\u212aim', line 4 'K\\u200bim'" in message
+    message = _refused([("line 2", "Ann Lee"), ("line 3", "Ann  Lee")])
+    assert "line 2 'Ann Lee', line 3 'Ann\\x20\\x20Lee'" in message
 
 
 def test_of_many_faults_the_first_few_are_named_and_the_rest_counted() -> None:

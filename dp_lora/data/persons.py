@@ -99,9 +99,10 @@ def check_persons(named: Iterable[tuple[str, str]], table: str) -> None:
 
 
 def _at(first: dict[str, str], person: str) -> str:
-    # as code points where two spellings may look alike
+    # as code points where two spellings may look alike; a one-line message keeps no run of blanks
     alike = unicodedata.normalize("NFKC", person) != person
-    return f"{first[person]} {ascii(person) if alike else repr(person)}"
+    shown = ascii(person) if alike else repr(person)
+    return f"{first[person]} " + shown.replace("  ", r"\x20\x20")
 
 
 def _listed(faults: list[str], between: str) -> str:
