@@ -183,8 +183,9 @@ def _encoded(
     from dp_lora.data.latents import encode_dataset
     from dp_lora.training.finetune import PrivateData, units_of
 
+    units = units_of(len(dataset), dataset.persons, config.privacy.unit)
     latents = encode_dataset(dataset, model.vae, WORKING / "latents", device, 256, events, team)
-    return PrivateData(latents, dataset.labels, units_of(len(dataset), dataset.persons, config.privacy.unit))
+    return PrivateData(latents, dataset.labels, units)
 
 
 def _assist(config: Config, base: Path, data_folder: Path, device: "torch.device", team: "Team") -> None:

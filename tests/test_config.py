@@ -63,6 +63,7 @@ def test_a_config_that_is_no_experiment_s_name_is_refused(name):
         ("train.timestep_min=900 train.timestep_max=800", "below train.timestep_max"),
         ("ldm.attention=[true]", "one entry per"),
         ("evaluation.inception_sha256=abc", "64 hex digits"),
+        ("data.duplicates=keep", "one of warn, refuse"),
         ("train.resume=sometimes", "auto, never, or an MLflow run id"),
     ],
 )

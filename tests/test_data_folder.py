@@ -14,6 +14,7 @@ from dp_lora.data import folder as own_folder
 from dp_lora.data.folder import folder_pictures, list_entries, read_picture
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
 from dp_lora.data.png import decode_png
+from dp_lora.data.refused import PUBLIC
 from dp_lora.data.split import split_of, unit_hash
 from dp_lora.errors import InputError
 
@@ -38,6 +39,9 @@ def _refused(folder: Path, *words: str, person_required: bool = False) -> str:
     assert len(message.splitlines()) == 1
     for word in words:
         assert word in message
+    # what a run's record may hold of it: nothing but what the config says
+    public = caught.value.public
+    assert public in (PUBLIC, message if message.startswith("data.path=") else PUBLIC)
     return message
 
 
@@ -198,7 +202,8 @@ def _postscript(path: Path) -> None:
         ("lost.png", lambda p: p.symlink_to("nowhere.png"), "no such file"),
         ("loop.png", lambda p: p.symlink_to("loop.png"), "no such file"),
         ("two\nlines.png", lambda p: p.write_bytes(b"x"), "two\\nlines.png"),
-        ("again.png", lambda p: p.symlink_to("1.png"), "listed twice"),
+        ("again.png", lambda p: p.symlink_to("1.png"), "the same file as 'cat/1.png', linked or listed twice"),
+        ("hard.png", lambda p: p.hardlink_to(p.with_name("1.png")), "the same file as 'cat/1.png', linked"),
     ],
 )
 def test_a_bad_file_is_refused_by_name(folder: Path, name: str, spoil, reason: str) -> None:
@@ -253,6 +258,15 @@ def test_a_picture_outside_all_classes_is_refused(folder: Path) -> None:
             ["file_name,label,person", "cat/1.png,cat,Bo", "dog/5.gif,dog, "],
             ["line 3", "dog/5.gif", "person is missing"],
         ),
+        (
+            ["file_name,label,person", "cat/1.png,cat,Ann", "dog/5.gif,dog,Bo", "dog/4.webp,dog, ann "],
+            ["metadata.csv: ", "line 2 'Ann', line 4 'ann'", "several spellings"],
+        ),
+        (["file_name,label,person", "cat/1.png,cat,1", "dog/5.gif,dog,1.0"], ["line 2 '1', line 3 '1.0'"]),
+        (
+            ["file_name,label,person", "cat/1.png,cat,Bo", "dog/5.gif,dog,NaN"],
+            ["metadata.csv: line 3 'NaN'", "missing"],
+        ),
         (["file_name,label", 'cat/1.png,"cat'], ["metadata.csv", "cannot be read"]),
         (["file_name,label", "cat/\0.png,cat"], ["line 2"]),
         (["file_name,label"], ["no pictures in it"]),
@@ -262,6 +276,21 @@ def test_a_picture_outside_all_classes_is_refused(folder: Path) -> None:
 def test_a_bad_csv_is_one_line_that_names_the_place(folder: Path, lines: list[str], words: list[str]) -> None:
     _table(folder, *lines)
     _refused(folder, *words)
+
+
+def test_one_name_in_two_encodings_of_unicode_is_one_person(folder: Path) -> None:
+    _table(folder, "file_name,label,person", "cat/1.png,cat,Zo\u00eb", "dog/5.gif,dog, Zoe\u0308 ")
+    assert {picture.person for picture in _pictures(folder, person_required=True)} == {"Zo\u00eb"}
+
+
+def test_a_hard_link_in_another_class_is_refused_by_name(folder: Path) -> None:
+    (folder / "dog/also.png").hardlink_to(folder / "cat/1.png")
+    _refused(folder, "dog/also.png", "the same file as 'cat/1.png'")
+
+
+def test_a_file_that_is_linked_from_elsewhere_is_one_picture(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.png").hardlink_to(folder / "cat/1.png")
+    assert len(_pictures(folder)) == 7
 
 
 def test_a_csv_in_another_encoding_is_one_line(folder: Path) -> None:
@@ -297,3 +326,5 @@ def test_labels_and_names_are_checked_before_any_picture_is_opened(folder: Path,
     monkeypatch.setattr(own_folder, "read_picture", lambda *_: pytest.fail("opened"))
     _save(folder / "horse/1.png")
     _refused(folder, "horse")
+    _table(folder, "file_name,label,person", "cat/1.png,cat,Ann", "dog/5.gif,dog,ANN")
+    _refused(folder, "spellings")

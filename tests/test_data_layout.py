@@ -148,6 +148,13 @@ def test_a_bad_picture_is_refused_by_name_while_writing(tmp_path: Path, change: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_spellings_of_a_person_are_refused_while_writing_whatever_the_source(tmp_path: Path) -> None:
+    pictures = [Picture(**{**vars(_picture(n)), "person": person}) for n, person in enumerate(["Ann", "Bo", "ann"])]
+    with pytest.raises(InputError, match=r"'000.png' 'Ann', '002.png' 'ann'"):
+        write_dataset(tmp_path / "set", pictures, {}, SIZE, CHANNELS, False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def _spoil_metadata(folder: Path) -> None:
     (folder / "metadata.parquet").write_bytes(b"PAR1 not a table")
 
@@ -158,6 +165,11 @@ def _spoil_index(folder: Path) -> None:
 
 def _spoil_label(folder: Path) -> None:
     _edit(folder / "metadata.parquet", {"label": [None] * N})
+
+
+def _spoil_person(folder: Path) -> None:
+    table = pq.read_table(folder / "metadata.parquet")
+    pq.write_table(table.append_column("person", pa.array(range(N))), folder / "metadata.parquet")
 
 
 def _spoil_format(folder: Path) -> None:
@@ -178,6 +190,7 @@ def _remove_json(folder: Path) -> None:
         (_spoil_metadata, "metadata.parquet"),
         (_spoil_index, "metadata.parquet"),
         (_spoil_label, "metadata.parquet"),
+        (_spoil_person, "metadata.parquet"),
         (_spoil_format, "dataset.json"),
         (_spoil_json, "dataset.json"),
         (_remove_json, "dataset.json"),

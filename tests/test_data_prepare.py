@@ -60,6 +60,47 @@ def test_a_folder_of_persons_becomes_png_files_with_persons(tmp_path: Path) -> N
         assert (dataset.persons[row], dataset.labels[row]) == (f"p{number // 2}", number % 2)
 
 
+class Kept(Events):
+    """What a tracking store would keep of the lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_copies_are_named_on_the_terminal_alone_or_refused_before_and_after_the_dataset_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for number in range(6):
+        for label in ("cat", "dog"):
+            (tmp_path / "mine" / label).mkdir(parents=True, exist_ok=True)
+            # the last dog is the first cat in another format: equal once it is converted
+            value = 0 if (label, number) == ("dog", 5) else 100 * (label == "dog") + number
+            kind = "bmp" if (label, number) == ("dog", 5) else "png"
+            Image.new("L", (9, 9), value).save(tmp_path / f"mine/{label}/maria{number}.{kind}")
+
+    def config(duplicates: str) -> Config:
+        common = f"data.path={tmp_path / 'mine'} data.classes=[cat,dog] data.n_public=16 privacy.batch_size=4"
+        return load("folder", {}, f"{common} data.size=8 data.duplicates={duplicates}")
+
+    with pytest.raises(InputError, match=r"refuse: 2 pictures in 1 group.*'cat/maria0.png'.*'dog/maria5.bmp.png'"):
+        prepare_private(config("refuse"), tmp_path / "set", Kept())
+    assert not (tmp_path / "set").exists()
+    kept = Kept()
+    prepare_private(config("warn"), tmp_path / "set", kept)
+    assert "'cat/maria0.png'" in capsys.readouterr().err
+    assert kept.lines == [f"folder: written to {tmp_path / 'set'}"]
+    check_prepared(config("warn"), tmp_path / "set")
+    with pytest.raises(InputError, match=r"'cat/maria0.png'") as caught:
+        check_prepared(config("refuse"), tmp_path / "set")
+    assert "maria" not in caught.value.public
+    (tmp_path / "mine/dog/maria5.bmp").unlink()
+    prepare_private(config("refuse"), tmp_path / "set", Kept())
+    check_prepared(config("refuse"), tmp_path / "set")
+
+
 def test_sources_without_persons_refuse_the_unit_person(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"privacy\.unit=person: the source mnist5k knows no persons"):
         prepare_private(load("mnist5k", {}, "privacy.unit=person"), tmp_path / "set", Events())

@@ -389,6 +389,10 @@ def test_persons_are_units_with_all_their_pictures():
     assert units_of(2, None, "picture") == [[0], [1]]
     with pytest.raises(InputError, match="person"):
         units_of(2, None, "person")
+    for persons in (["Ann", "Bo", "ann"], ["1", "Bo", "01"], ["Ann", "nan", "nan"]):
+        with pytest.raises(InputError, match="person") as caught:
+            units_of(3, persons, "person")
+        assert caught.value.public != str(caught.value)
 
 
 def test_the_step_that_would_pass_the_target_is_refused(house):

@@ -83,6 +83,9 @@ def test_letters_are_upright_and_have_their_own_class(project: Project, server: 
     result = project.prepare("emnist", settings(server))
     assert result.exit_code == 0, result.output
     assert "images/s" in result.stderr
+    # of the private digits alone: the letters are public
+    assert result.stderr.count("identical pictures: ") == 1
+    assert f"{2 * TEST} pictures in {TEST} groups (0 in training, {TEST} across the split, " in result.stderr
     assert project.shown() == ["emnist", "mnist"]
     for split, n in (("train", TRAIN), ("test", TEST)):
         dataset = read_dataset(project.root / "data/emnist", list(LETTERS), split)

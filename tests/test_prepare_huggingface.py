@@ -125,6 +125,21 @@ def test_every_picture_keeps_its_label_its_split_and_its_very_bytes(project: Pro
         assert 0 < dataset.labels.sum() < len(dataset)
 
 
+def test_copies_are_named_or_refused_also_where_the_set_is_there(project: Project, hub: Server, one_process: None):
+    pictures, labels = rows_of(FILES[1])
+    pictures[17] = pictures[3]
+    hub.files[path_of(FILES[1])] = parquet(pictures, labels)
+    words = ("data.duplicates=refuse: 2 pictures in 1 group", "'train-000033.png'", "'train-000047.png'")
+    refuse = f"{SETTINGS} data.duplicates=refuse"
+    project.refused("celebahq", refuse, *words)
+    assert project.shown() == []
+    result = project.prepare("celebahq", SETTINGS)
+    assert result.exit_code == 0, result.output
+    assert all(word in result.stderr for word in words[1:])
+    project.commits.clear()
+    project.refused("celebahq", refuse, *words)
+
+
 def test_source_json_names_the_origin_and_what_came(project: Project, hub: Server, one_process: None):
     assert project.prepare("celebahq", SETTINGS).exit_code == 0
     folder = project.root / "data/celebahq"

@@ -67,6 +67,7 @@ RULES: dict[str, Rule] = {
     "data.n_public": AT_LEAST_1,
     "data.size": (lambda v: v in (8, 16, 32, 64, 128, 256, 512), "must be a power of two from 8 to 512"),
     "data.channels": (lambda v: v in (1, 3), "must be 1 or 3"),
+    "data.duplicates": _one_of("warn", "refuse"),
     "public.folder": FOLDER,
     "public.mirror": MIRROR,
     "public.mirror_md5": MD5_SUMS,

@@ -35,6 +35,7 @@ class Data:
     n_public: int = MISSING
     size: int = MISSING
     channels: int = MISSING
+    duplicates: str = MISSING
 
 
 @dataclass

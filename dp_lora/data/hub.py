@@ -8,6 +8,7 @@ from typing import Any
 
 from dp_lora.config import Config
 from dp_lora.config.schema import Huggingface
+from dp_lora.data.copies import check_copies
 from dp_lora.data.extraction import Wanted, extract, read_record
 from dp_lora.data.layout import write_index
 from dp_lora.data.parquet import PictureFile, open_file
@@ -22,7 +23,8 @@ BLOCK = 4096  # bytes that a file takes on disk at least
 def prepare_huggingface(config: Config, folder: Path, events: Events) -> None:
     """Fill `folder` with the dataset that config.huggingface names, and source.json, whole or not at all.
 
-    The train files become split train, the test files split test. A folder that is there is left as it is; an
+    The train files become split train, the test files split test; identical pictures are told to the operator or
+    refused, as data.duplicates says. A folder that is there is left as it is; an
     interrupted download or extraction goes on. Raises InputError, one line that names file and row.
     """
     settings, data = config.huggingface, config.data
@@ -30,6 +32,7 @@ def prepare_huggingface(config: Config, folder: Path, events: Events) -> None:
     key = digest_value([_request(settings), vars(wanted)])
     with unfinished(folder) as part:
         if _is_there(folder, settings, key):
+            check_copies(folder, data.duplicates)
             events.message(f"{folder}: there, {settings.repo} at {settings.revision}")
             return
         paths = _downloaded(settings, folder, events)
@@ -169,6 +172,7 @@ def _finish(
     source = {"name": config.data.source, "origin": origin, "licence": settings.licence}
     rows = ([row.file_name, row.label, row.split, row.sha256] for row in read_record(part / "rows.jsonl"))
     write_index(dataset, rows, source, config.data.size, config.data.channels)
+    check_copies(dataset, config.data.duplicates)
     facts = {
         "origin": origin,
         "revision": settings.revision,

@@ -9,7 +9,7 @@ Rows stand in the order of their index, 0, 1, 2, ...; the index joins metadata a
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dp_lora.data.persons import check_persons
 from dp_lora.data.png import MODES, decode_png
+from dp_lora.data.refused import refused
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, whole_folder, write_json
 
@@ -48,14 +50,21 @@ def safe_name(name: str) -> bool:
 
 
 def write_dataset(
-    folder: Path, pictures: Iterable[Picture], source: dict[str, Any], size: int, channels: int, packed: bool
+    folder: Path,
+    pictures: Iterable[Picture],
+    source: dict[str, Any],
+    size: int,
+    channels: int,
+    packed: bool,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a dataset, whole or not at all; an older one of that name is replaced.
 
     `pictures` is read once; all of them have a person, or none. `source` is what dataset.json says of the origin: it
-    must not depend on private pictures. Equal pictures in equal order give equal bytes. In memory at a time: one
-    picture (ROW_GROUP pictures if `packed`), and every file name. Raises InputError for an unsafe or repeated file
-    name, an unknown split, a person missing beside others, and where there is no picture at all.
+    must not depend on private pictures. `check` may refuse the finished folder before it takes its place. Equal
+    pictures in equal order give equal bytes. In memory at a time: one picture (ROW_GROUP pictures if `packed`), and
+    every file name and person. Raises InputError for an unsafe or repeated file name, an unknown split, a person
+    missing beside others or spelled in two ways, and where there is no picture at all.
     """
     with whole_folder(folder) as temporary:
         rows = iter(pictures)
@@ -65,7 +74,7 @@ def write_dataset(
         with_person = first.person is not None
         metadata = _Table(temporary / "metadata.parquet", _metadata_schema(with_person))
         images = _Table(temporary / "images.parquet", IMAGES_SCHEMA) if packed else None
-        seen: set[str] = set()
+        seen: dict[str, str | None] = {}  # the person of each file name
         try:
             for index, picture in enumerate(chain([first], rows)):
                 _check(picture, with_person, seen)
@@ -80,7 +89,10 @@ def write_dataset(
             metadata.close()
             if images is not None:
                 images.close()
+        check_persons(((repr(name), person) for name, person in seen.items() if person is not None), str(folder))
         _write_facts(temporary, source, size, channels, packed)
+        if check is not None:
+            check(temporary)
 
 
 def write_index(folder: Path, rows: Iterable[Sequence[str]], source: dict[str, Any], size: int, channels: int) -> None:
@@ -132,17 +144,17 @@ class _Table:
         self._writer.close()
 
 
-def _check(picture: Picture, with_person: bool, seen: set[str]) -> None:
+def _check(picture: Picture, with_person: bool, seen: dict[str, str | None]) -> None:
     name = picture.file_name
     if not safe_name(name) or not name.endswith(".png"):
-        raise InputError(f"{name!r}: not a relative file name that ends in .png; rename the picture")
+        raise refused(f"{name!r}: not a relative file name that ends in .png; rename the picture")
     if name in seen:
-        raise InputError(f"{name!r}: two pictures of this name; rename one")
-    seen.add(name)
+        raise refused(f"{name!r}: two pictures of this name; rename one")
+    seen[name] = picture.person
     if picture.split not in SPLITS:
-        raise InputError(f"{name!r}: split {picture.split!r} must be one of {', '.join(SPLITS)}")
+        raise refused(f"{name!r}: split {picture.split!r} must be one of {', '.join(SPLITS)}")
     if (picture.person is not None) != with_person:
-        raise InputError(f"{name!r}: give every picture a person, or none")
+        raise refused(f"{name!r}: give every picture a person, or none")
 
 
 def _write_file(folder: Path, picture: Picture) -> None:
@@ -151,7 +163,8 @@ def _write_file(folder: Path, picture: Picture) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture.png)
     except OSError as error:
-        raise InputError(f"{picture.file_name!r}: cannot be written: {error.strerror}") from None
+        cause = f"cannot be written: {error.strerror}"
+        raise InputError(f"{picture.file_name!r}: {cause}", public=f"a picture {cause}") from None
 
 
 class Dataset:
@@ -208,7 +221,7 @@ class Dataset:
         position = {name: place for place, name in enumerate(self.classes)}
         for label, file_name in zip(labels, self.file_names, strict=True):
             if label not in position:
-                raise InputError(f"{self.folder}: {file_name!r} is of class {label!r}, which is not in the class list")
+                raise refused(f"{self.folder}: {file_name!r} is of class {label!r}, which is not in the class list")
         return np.array([position[label] for label in labels], np.int64)
 
     def _image(self, row: int) -> np.ndarray:
@@ -220,7 +233,7 @@ class Dataset:
             return decode_png(png, self.size, self.channels)
         except (OSError, ValueError, IndexError) as error:
             where = self.folder / ("images" if self._packed is None else "images.parquet")
-            raise InputError(f"{where}: {name!r} cannot be read: {error}; prepare the dataset again") from None
+            raise refused(f"{where}: {name!r} cannot be read: {error}; prepare the dataset again") from None
 
     def _png(self, row: int, name: str) -> bytes:
         if self._packed is not None:
@@ -240,8 +253,8 @@ def read_dataset(folder: Path, classes: Sequence[str], split: str) -> Dataset:
     facts = _read_facts(folder)
     path = folder / "metadata.parquet"
     table = _read_table(path, _metadata_schema(False))
-    if "person" in table.column_names and table["person"].null_count:
-        raise InputError(f"{path}: column 'person' has gaps; prepare it again")
+    if "person" in table.column_names and (table["person"].type != pa.string() or table["person"].null_count):
+        raise InputError(f"{path}: column 'person' is no text without gaps; prepare it again")
     rows = table.filter(pc.equal(table["split"], split))
     if len(rows) == 0:
         raise InputError(f"{folder}: no pictures in split {split!r}")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_lora.data.png import as_png
+from dp_lora.data.refused import refused
 from dp_lora.errors import InputError
 
 
@@ -38,13 +39,14 @@ def store(
         try:
             png = as_png(picture, size, channels)
         except ValueError as error:
-            raise InputError(f"{file}, row {row}: {error}") from None
+            raise refused(f"{file}, row {row}: {error}") from None
         path = f"{folder}/{name}"
         try:
             _write(path, png)
         except OSError as error:
+            remedy = f"{error.strerror}; make room, then the same command goes on"
             raise InputError(
-                f"{file}, row {row}: {path}: {error.strerror}; make room, then the same command goes on"
+                f"{file}, row {row}: {path}: {remedy}", public=f"a private picture cannot be written: {remedy}"
             ) from None
         stored.append((hashlib.sha256(png).hexdigest(), len(png)))
     return stored

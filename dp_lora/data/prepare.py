@@ -1,6 +1,7 @@
 """Write the datasets that a config names: public pictures to pretrain on, private ones to fine-tune on."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from dp_lora.config import Config
 from dp_lora.config.schema import Data, Public
 from dp_lora.data import folder as own_folder
 from dp_lora.data import letters, mnist5k, torchvision_sets
+from dp_lora.data.copies import check_copies
 from dp_lora.data.layout import Picture, write_dataset
 from dp_lora.data.versioned import publish, read_source, unfinished, write_source
 from dp_lora.errors import InputError
@@ -32,8 +34,9 @@ def prepare_public(config: Config, folder: Path, events: Events) -> None:
 def prepare_private(config: Config, folder: Path, events: Events) -> None:
     """Write the private dataset (config.data) to `folder`, whole or not at all.
 
-    A user's own pictures and those of a Hugging Face dataset become PNG files, the others one packed file. Raises
-    InputError that names the bad picture, or the part of the config that the source cannot serve.
+    A user's own pictures and those of a Hugging Face dataset become PNG files, the others one packed file. Identical
+    pictures are told to the operator or refused, as data.duplicates says. Raises InputError that names the bad picture,
+    or the part of the config that the source cannot serve.
     """
     data = config.data
     by_person = config.privacy.unit == "person"
@@ -50,7 +53,8 @@ def prepare_private(config: Config, folder: Path, events: Events) -> None:
     pictures, source = _private_source(config, by_person)
     packed = data.source != "folder"  # never by the number of pictures, which is private
     facts = {"name": data.source, **source, "settings": _settings(config)}
-    write_dataset(folder, pictures, facts, data.size, data.channels, packed)
+    check = partial(check_copies, duplicates=data.duplicates)
+    write_dataset(folder, pictures, facts, data.size, data.channels, packed, check)
     events.message(f"{data.source}: written to {folder}")
 
 
@@ -63,7 +67,8 @@ def _settings(config: Config) -> str:
 def check_prepared(config: Config, folder: Path) -> None:
     """Raise InputError where the private dataset in `folder` was made with other settings than `config` has.
 
-    So no run is recorded with one data.path and trained on another. Datasets that do not say are taken as they are.
+    Or where it holds identical pictures, and `config` refuses these. So no run is recorded with one data.path and
+    trained on another. Datasets that do not say are taken as they are.
     """
     stated = read_json(folder / "dataset.json")["source"].get("settings") if folder.exists() else None
     if config.data.folder is None and stated is not None and stated != _settings(config):
@@ -71,6 +76,9 @@ def check_prepared(config: Config, folder: Path) -> None:
             f"{folder}: was prepared with another data.source, data.path, data.classes, data.size, data.channels or "
             "privacy.unit; type the same command with the entry point prepare in its place, then this one"
         )
+    # one that was prepared with data.duplicates=warn
+    if folder.exists() and config.data.duplicates == "refuse":
+        check_copies(folder, "refuse")
 
 
 def _private_source(config: Config, by_person: bool) -> tuple[Iterator[Picture], dict]:
@@ -97,6 +105,7 @@ def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -
         recorded, images = read_source(folder), folder / "images.parquet"
         there = recorded is not None and recorded.get("settings") == key and images.is_file()
         if there and recorded is not None and recorded.get("sha256") == digest_file(images):
+            _check_private(section, folder)
             events.message(f"{folder}: there, {source['origin']}")
             return
         counts = {"train": 0, "test": 0}
@@ -112,9 +121,15 @@ def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -
         write_dataset(built, shown, {"name": name, **source}, section.size, section.channels, packed=True)
         if isinstance(section, Public) and counts["train"] != section.n:
             raise InputError(f"public.n={section.n}: {name} has {counts['train']} training pictures of these classes")
+        _check_private(section, built)
         images = built / "images.parquet"
         facts: dict[str, Any] = {**source, "url": torchvision_sets.addresses(name, section.mirror)[0]}
         facts |= {"counts": counts, "size": images.stat().st_size, "sha256": digest_file(images), "settings": key}
         write_source(built, facts)
         publish(built, folder)
     events.message(f"{folder}: {counts['train']} pictures for training, {counts['test']} for testing")
+
+
+def _check_private(section: Public | Data, folder: Path) -> None:
+    if isinstance(section, Data):
+        check_copies(folder, section.duplicates)

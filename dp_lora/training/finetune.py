@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Config
+from dp_lora.data.persons import check_persons
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.models.adapters import (
@@ -55,11 +56,16 @@ class PrivateData:
 
 
 def units_of(n_pictures: int, persons: Sequence[str] | None, unit: str) -> list[list[int]]:
-    """Pictures of each unit of privacy: one each, or all of a person's."""
+    """Pictures of each unit of privacy: one each, or all of a person's.
+
+    Raises InputError where there are no persons, one has no name, or two spellings.
+    """
     if unit == "picture":
         return [[picture] for picture in range(n_pictures)]
     if persons is None:
         raise InputError("privacy.unit=person: the dataset has no person column; give one in metadata.csv")
+    # whoever wrote the dataset: two spellings would be two units
+    check_persons(((f"picture {row}", person) for row, person in enumerate(persons)), "the training split")
     grouped: dict[str, list[int]] = {}
     for picture, person in enumerate(persons):
         grouped.setdefault(person, []).append(picture)

@@ -1,0 +1,77 @@
+"""Identical pictures of a private dataset: each copy is a unit of its own, which no accountant sees.
+
+What n copies show is protected as a group of n units, not as one; copies across the split make scores too good.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dp_lora.data.refused import refused
+
+GROUPS, MEMBERS = 5, 4  # named at a time, of many
+MEANING = (
+    "each copy is a unit of its own, and what n copies show is protected as a group of n alone (README, Threat model)"
+)
+
+
+def identical_pictures(folder: Path) -> list[list[dict[str, Any]]]:
+    """Groups of rows of a dataset's metadata.parquet whose pictures have the same bytes, in the order of their index.
+
+    Only byte for byte, as they were written: a crop, another size or another encoding of a picture is not seen.
+    """
+    with pq.ParquetFile(folder / "metadata.parquet") as file:
+        table = file.read()
+    counts = pc.value_counts(table["sha256"])
+    several = pc.filter(counts.field("values"), pc.greater(counts.field("counts"), 1))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in table.filter(pc.is_in(table["sha256"], pa.array(several))).to_pylist():
+        groups.setdefault(row["sha256"], []).append(row)
+    return list(groups.values())
+
+
+def check_copies(folder: Path, duplicates: str) -> None:
+    """Tell the operator of identical pictures in a prepared dataset, by name; `duplicates` is data.duplicates.
+
+    With "warn" on stderr alone: names and counts are private, and a tracking store keeps what a run's `message` says.
+    With "refuse" InputError, one line, where there are any.
+    """
+    groups = identical_pictures(folder)
+    if not groups:
+        return
+    lines = [*map(_group, groups[:GROUPS]), *([f"and {len(groups) - GROUPS} more"] if len(groups) > GROUPS else [])]
+    if duplicates == "refuse":
+        raise refused(
+            f"data.duplicates=refuse: {_counted(groups)}: {'; '.join(lines)}: leave one of each in the source, and "
+            "prepare it again"
+        )
+    print(f"identical pictures: {_counted(groups)}; {MEANING}; data.duplicates=refuse stops here", file=sys.stderr)
+    for line in lines:
+        print(f"  {line}", file=sys.stderr, flush=True)
+
+
+def _counted(groups: list[list[dict[str, Any]]]) -> str:
+    """How many there are, and what they cross."""
+
+    def crossing(column: str) -> int:
+        return sum(len({row.get(column) for row in group}) > 1 for group in groups)
+
+    in_training = sum(sum(row["split"] == "train" for row in group) > 1 for group in groups)
+    kinds = {"in training": in_training, "across the split": crossing("split"), "across classes": crossing("label")}
+    if "person" in groups[0][0]:
+        kinds["across persons"] = crossing("person")
+    counted = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    number = f"{len(groups)} group{'s' if len(groups) > 1 else ''}"
+    return f"{sum(map(len, groups))} pictures in {number} ({counted})"
+
+
+def _group(group: list[dict[str, Any]]) -> str:
+    members = [
+        f"{row['file_name']!r} ({', '.join(str(row[name]) for name in ('label', 'person', 'split') if name in row)})"
+        for row in group[:MEMBERS]
+    ]
+    return " = ".join(members) + (f" = {len(group) - MEMBERS} more" if len(group) > MEMBERS else "")
