@@ -1,9 +1,13 @@
 """The project's own order: who may import whom, one list of parameters, one list of pins, nothing of any machine."""
 
 import ast
+import functools
 import re
 import subprocess
+import sys
 import tomllib
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 
 import pytest
 import yaml
@@ -27,13 +31,13 @@ ARROWS = {
     "privacy": {"errors", "files", "team"},
     "grids": {"files"},
     "data": {"models"},  # latents.py encodes with the base's autoencoder
-    "models": {"diffusion", "data"},
+    "models": {"diffusion"},
     "release": {"privacy", "models"},
     "statement": {"privacy"},
     "reproduction": set(),
     "export": {"release", "statement", "models"},
-    "sampling": {"models", "diffusion", "data", "grids"},
-    "evaluation": {"models", "diffusion", "data", "sampling"},
+    "sampling": {"models", "data", "grids"},
+    "evaluation": {"models", "data", "sampling"},
     "training": {"data", "models", "diffusion", "privacy", "release", "sampling", "grids"},
     "tracking": set(),
     "served_model": {"models", "sampling"},
@@ -42,16 +46,29 @@ ARROWS = {
 }
 
 
+PACKAGES = ("dp_lora", "entrypoints", "benchmarks")
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+}
+
+
 def room_of(path) -> str:
     return path.relative_to(ROOT / "dp_lora").parts[0].removesuffix(".py")
 
 
-def imports_of(path):
+@functools.cache
+def imports_of(path) -> list[str]:
+    """Modules that a file imports, at its head or late: of `from package import name` the module `package.name`."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [name if name in MODULES else node.module for name in names]
+    return found
 
 
 def sources():
@@ -62,16 +79,38 @@ def sources():
     ]
 
 
-def test_every_room_imports_only_what_it_may_know():
+def test_every_room_imports_only_what_it_may_know_and_every_arrow_is_used():
+    used = {room: set() for room in ARROWS}
     for path in sources():
         room = room_of(path)
         own = {"errors", "files"} if room in ("privacy", "diffusion") else COMMON
         for module in imports_of(path):
             if module.startswith("dp_lora."):
                 other = module.split(".")[1]
+                used[room].add(other)
                 assert other == room or other in ARROWS[room] | (own if room not in COMMON else set()), (
                     f"{path}: {module}"
                 )
+    assert {room: ARROWS[room] - used[room] for room in ARROWS} == {room: set() for room in ARROWS}
+
+
+def require_no_circle(graph):
+    """Fail with the circle's names where nodes lead back to themselves; `graph` has the nodes that each leads to."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_imports_run_in_no_circle_late_ones_counted():
+    modules = {name: {*imports_of(path)} & (MODULES.keys() - {name}) for name, path in MODULES.items()}
+    assert sum(map(len, modules.values())) > 400
+    require_no_circle(modules)
+    rooms = {room: set() for room in ARROWS}
+    for path in sources():
+        named = {module.split(".")[1] for module in imports_of(path) if module.startswith("dp_lora.")}
+        rooms[room_of(path)] |= named - {room_of(path)}
+    require_no_circle(rooms)
 
 
 def test_a_registered_model_takes_every_room_along_that_its_code_imports():
@@ -128,6 +167,32 @@ def test_conda_yaml_and_pyproject_name_the_same_pins_and_the_lock_keeps_them():
     assert tuple(int(part) for part in pins["scipy"].split(".")[:2]) < (1, 18)
     assert "://" not in lock
     assert lock.count("--hash=sha256:") > len(pins)
+
+
+def distribution(requirement: str) -> str:
+    return re.split(r"[=<>!~ \[;]", requirement)[0].lower().replace("_", "-")
+
+
+def imported(*folders: str) -> dict[str, set[str]]:
+    """What the files of these folders import from outside, and the distributions that hold it, one or several."""
+    known = packages_distributions()
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    ours = {*PACKAGES, "tests", *(path.stem for path in files if "tests" in path.parts)}
+    roots = {module.split(".")[0] for path in files for module in imports_of(path)} - ours - sys.stdlib_module_names
+    return {root: {distribution(name) for name in known.get(root, [root])} for root in roots}
+
+
+def test_what_code_imports_is_declared_and_what_is_declared_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {distribution(requirement) for requirement in project["dependencies"]}
+    in_use = imported("dp_lora", "entrypoints", "benchmarks", "docker", ".ci")
+    assert {root for root, holders in in_use.items() if not holders & declared} == set()
+    # a command, and what builds the package
+    assert declared - set().union(*in_use.values()) == {"dvc", "setuptools"}
+
+    browser = (ROOT / "tests/requirements-ui.in").read_text(encoding="utf-8").splitlines()
+    more = {distribution(line) for line in [*project["optional-dependencies"]["dev"], *browser]}
+    assert {root for root, holders in imported("tests").items() if not holders & (declared | more)} == set()
 
 
 def test_versions_agree():

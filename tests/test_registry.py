@@ -61,6 +61,7 @@ def house(tmp_path_factory):
         client = use_store(root, patch)
         for module in ("common", "finetune", "pipeline", "pipelines", "record"):
             patch.setattr(f"entrypoints.{module}.ROOT", root, raising=False)
+        patch.setattr("dp_lora.config.paths.ROOT", root)
         patch.setattr("entrypoints.finetune.RUNS", root / "runs")
         patch.setattr("entrypoints.finetune.WORKING", root / "runs/working")
         patch.setattr("dp_lora.tracking.tracked_run.ROOT", root)
