@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dp_lora.config.schema import Config
-from dp_lora.data.layout import Picture, write_dataset
+from dp_lora.data.layout import Picture, fill_dataset
 from dp_lora.data.png import encode_png
 from dp_lora.errors import InputError
 from dp_lora.events import Events
@@ -81,7 +81,7 @@ def sample(
     size, channels = model.info["size"], model.info["channels"]
     with whole_folder(Path(out_folder)) as temporary:
         source = {"source": "samples", "model": settings["model"], "seed": settings["seed"]}
-        write_dataset(temporary, _pictures(parts, rows), source, size, channels, packed=size <= PACKED_UP_TO)
+        fill_dataset(temporary, _pictures(parts, rows), source, size, channels, packed=size <= PACKED_UP_TO)
         rgb = (np.broadcast_to(images, (*images.shape[:3], 3)) for images in _read_parts(parts))
         write_archive(temporary / "samples.npz", rgb, (n, size, size, 3), positions)
         write_grid(temporary / "grid.png", _grid_rows(parts, positions, len(classes)), list(classes))
