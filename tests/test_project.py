@@ -14,6 +14,7 @@ import yaml
 
 from dp_lora import __version__
 from dp_lora.config import ROOT
+from dp_lora.events import Events
 from dp_lora.tracking import registry
 from entrypoints.common import ENTRY_POINTS
 
@@ -228,6 +229,18 @@ def test_the_top_level_is_what_it_is_said_to_be():
         "dvc.yaml", "params.yaml", "data.dvc", "configs", "dp_lora", "entrypoints", "tests",
         "benchmarks", "pyproject.toml", "requirements.lock", "Makefile", "README.md", "LICENSE", "CITATION.cff", ".ci",
     } <= top  # fmt: skip
+
+
+def test_environment_variables_of_ours_have_one_prefix():
+    command = ["git", "-C", str(ROOT), "grep", "--untracked", "-lE", "DP_LORA_[A-Z]", "--", ":!tests"]
+    named = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    # the first refuses the old name, the second sets it for the code of an older commit
+    assert named == ["dp_lora/tracking/provenance.py", "entrypoints/reproduce.py"]
+
+
+def test_a_listener_is_asked_for_what_the_core_tells_and_for_nothing_else():
+    told = {name for path in sources() for name in re.findall(r"\bevents\.(\w+)\(", path.read_text(encoding="utf-8"))}
+    assert told == {name for name in vars(Events) if not name.startswith("_")}
 
 
 def documented(path):

@@ -12,8 +12,8 @@ from dp_lora.errors import InputError
 def pick_device(name: str) -> torch.device:
     """The device of compute.device: cpu, cuda, or auto (cuda where there is one). InputError for cuda without a GPU."""
     if name == "cuda" and not torch.cuda.is_available():
-        # only the image sets DP_LORA_LOCK
-        start = "start the container with `mlflow run . -A gpus=all`, or " if "DP_LORA_LOCK" in os.environ else ""
+        # only the image sets DPLORA_LOCK
+        start = "start the container with `mlflow run . -A gpus=all`, or " if "DPLORA_LOCK" in os.environ else ""
         raise InputError(
             f"compute.device=cuda: PyTorch sees no GPU here; {start}set overrides='compute.device=cpu' "
             "to go on without one"
