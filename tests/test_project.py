@@ -14,6 +14,7 @@ import yaml
 
 from dp_lora import __version__
 from dp_lora.config import ROOT
+from dp_lora.data import latents
 from dp_lora.events import Events
 from dp_lora.tracking import registry
 from entrypoints.common import ENTRY_POINTS
@@ -236,6 +237,14 @@ def test_environment_variables_of_ours_have_one_prefix():
     named = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     # the first refuses the old name, the second sets it for the code of an older commit
     assert named == ["dp_lora/tracking/provenance.py", "entrypoints/reproduce.py"]
+
+
+def test_cached_latents_are_keyed_by_all_code_of_data_and_models_that_sees_a_picture():
+    files = [ROOT / "dp_lora" / source for source in latents.CODE]
+    imported = {MODULES[module] for path in files for module in imports_of(path) if module.startswith("dp_lora.")}
+    rooms = {path for path in imported if room_of(path) in ("data", "models")}
+    # it digests the autoencoder's weights, and sees no picture
+    assert rooms - {ROOT / "dp_lora/models/folder.py"} <= set(files)
 
 
 def test_a_listener_is_asked_for_what_the_core_tells_and_for_nothing_else():
