@@ -4,6 +4,7 @@ import torch
 from tiny import tiny_config, tiny_dataset, tiny_model
 
 import dp_lora.data.latents as latents_module
+from dp_lora import files
 from dp_lora.config import ROOT
 from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import read_dataset
@@ -72,7 +73,7 @@ def test_latents_of_other_code_or_another_library_are_not_read_back(dataset, vae
     for source in latents_module.CODE:
         (package / source).parent.mkdir(parents=True, exist_ok=True)
         (package / source).write_bytes((ROOT / "dp_lora" / source).read_bytes())
-    monkeypatch.setattr(latents_module, "PACKAGE", package)
+    monkeypatch.setattr(files, "PACKAGE", package)
 
     def encoded() -> int:
         calls.clear()

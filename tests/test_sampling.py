@@ -303,6 +303,16 @@ def test_parts_of_other_settings_are_never_mixed_in(model, tmp_path, monkeypatch
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
+def test_parts_of_other_code_are_never_mixed_in(model, tmp_path, monkeypatch):
+    calls: list[int] = []
+    monkeypatch.setattr(folder_module, "draw", kill_in_batch(3, calls))
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, tiny_config(), CLASSES, 8, tmp_path / "work", tmp_path / "out", Events())
+    monkeypatch.setattr(folder_module, "digest_code", lambda *rooms: f"changed {rooms}")
+    sample(model, tiny_config(), CLASSES, 8, tmp_path / "work", tmp_path / "out", Events())
+    assert len(calls) == 3 + 3
+
+
 def test_a_folder_names_the_precision_that_auto_came_to_and_is_never_mixed_of_two(model, tmp_path, monkeypatch):
     exact, picked = tiny_config("sampling.precision=float32"), tiny_config("sampling.precision=auto")
     sample(model, picked, CLASSES, 8, tmp_path / "work", tmp_path / "picked", Events())
