@@ -2,7 +2,7 @@
 # Docker's daemon by hand, for a machine without systemd: `docker/daemon.sh start`, `docker/daemon.sh stop`.
 # No bridge and no packet filter are touched: containers use the host's network.
 set -eu
-pidfile=${DP_LORA_DOCKERD_PID:-/run/dp-lora-dockerd.pid}
+pidfile=${DPLORA_DOCKERD_PID:-/run/dp-lora-dockerd.pid}
 log=/var/log/dp-lora-dockerd.log
 
 fail() {

@@ -53,7 +53,7 @@ def make_artifact_folder(uri: str, run_id: str) -> None:
 def arguments(image: str) -> list[str]:
     """The arguments, none of which holds a blank."""
     return [
-        *("--env", f"DP_LORA_IMAGE={image_id(image)}"),
+        *("--env", f"DPLORA_IMAGE={image_id(image)}"),
         *(word for name in BY_NAME if os.environ.get(name) for word in ("--env", name)),
     ]
 

@@ -1,4 +1,4 @@
-"""What long work tells its caller: plain scalars, files and lines. The core does not know who listens."""
+"""What long work tells its caller: scalars, pictures and lines. The core does not know who listens."""
 
 import sys
 from pathlib import Path
@@ -12,9 +12,6 @@ class Events:
 
     def image(self, name: str, path: Path) -> None:
         """A picture file to show under `name`."""
-
-    def artifact(self, path: Path) -> None:
-        """A file or folder to keep with the run."""
 
     def message(self, text: str) -> None:
         """One line for whoever watches."""

@@ -25,7 +25,7 @@ from dp_lora.team import GOES_ON, RankLost, Team
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-STARTED = "DP_LORA_STARTED_RANK"  # set in a process that this module started
+STARTED = "DPLORA_STARTED_RANK"  # set in a process that this module started
 PATIENCE = timedelta(minutes=30)  # for a rank that lives and does not answer
 GRACE = 60.0  # seconds in which the first process may notice by itself that another one has ended
 

@@ -50,7 +50,8 @@ class ReleasedModel(PythonModel):
 
         given = dict(params or {})
         seed, n = given.pop("seed"), given["n"]
-        settings = Sampling(**given, batch_size=context.model_config["batch_size"])
+        own = {name: context.model_config[name] for name in ("batch_size", "precision")}
+        settings = Sampling(**given, **own)
         # of a dictionary of lists MLflow makes one row
         cells = (cell if isinstance(cell, list) else [cell] for cell in model_input["class"])
         names = [str(name) for cell in cells for name in cell]

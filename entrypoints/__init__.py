@@ -1,4 +1,7 @@
-"""One thin command per entry point: parse, resolve, call one function, track."""
+"""The commands: each resolves its configuration and its inputs, opens the tracked run and calls what does the work.
+
+`finetune` also encodes the latents and chooses between a private fine-tuning and one without privacy.
+"""
 
 import os
 

@@ -1,7 +1,6 @@
 """What all entry points share: parameters, configuration, error lines, the tracked run and its folder."""
 
 import math
-import os
 import resource
 import shlex
 import sys
@@ -24,11 +23,13 @@ from dp_lora.config import (
     flatten,
     load,
     read_resolved,
+    relative,
     resolved_yaml,
 )
 from dp_lora.errors import InputError
 from dp_lora.privacy.published import EPSILONS
 from dp_lora.tracking.provenance import param_text
+from entrypoints.record import record
 
 FINETUNE_PARAMETERS = tuple(PARAMETERS)
 HELP = {
@@ -118,8 +119,6 @@ class Call:
             for name, value in peak_memory().items():
                 # of work on private pictures it tells how many there are, or were drawn
                 run.metric(f"private/{name}" if self.stage in READS_PRIVATE else name, value)
-            from entrypoints.record import record  # which knows the pipelines, which know this module
-
             record(run, self.stage, self.config)
 
     def shown_out(self, name: str = "") -> str:
@@ -161,12 +160,6 @@ def track_privacy(
         run.metric("max_grad_norm", statement["max_grad_norm"])
     run.tags({"privacy": privacy_tag(statement), "run_id_of_adapter": statement["run_id"]})
     run.privacy(statement)
-
-
-def relative(path: Path) -> str:
-    """A path as shown and recorded: from the project's root where it lies below it."""
-    path = Path(os.path.abspath(path))
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
 def repeat_command(stage: str, config: Config, inputs: Mapping[str, str]) -> str:

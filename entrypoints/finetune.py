@@ -205,9 +205,12 @@ def _assist(config: Config, base: Path, data_folder: Path, device: "torch.device
 def _finetune(
     call: Call, run: Any, folder: Path, base: Path, data_folder: Path, device: "torch.device", team: "Team"
 ) -> Path:
+    import numpy as np
+
     from dp_lora.grids import write_grid
     from dp_lora.models.agreement import check_agreement
     from dp_lora.models.device import pick_precision, precision_name
+    from dp_lora.models.estimate import GRID_IMAGES
     from dp_lora.models.folder import Model, model_digest
     from dp_lora.sampling import draw
     from dp_lora.training.finetune import finetune
@@ -243,10 +246,10 @@ def _finetune(
         run.message(f"the same private data were used before; publishing both adds up (privacy.parent): {line}")
 
     def grid(current: Model, path: Path) -> None:
-        names = list(config.data.classes)
-        labels = [label for label in range(len(names)) for _ in range(4)]
-        images = draw(current, labels, list(range(4)) * len(names), config.sampling, config.experiment.seed, device)
-        write_grid(path, [images[4 * row : 4 * row + 4] for row in range(len(names))], names)
+        names, each = list(config.data.classes), range(GRID_IMAGES)
+        labels = [label for label in range(len(names)) for _ in each]
+        images = draw(current, labels, [*each] * len(names), config.sampling, config.experiment.seed, device)
+        write_grid(path, np.split(images, len(names)), names)
 
     with open_run_folder(working, config, bound) as opened:
         run.params(

@@ -56,7 +56,7 @@ def read_params(pipeline: Pipeline) -> dict[str, str]:
 def dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
     """Run DVC at the project's root with this interpreter; InputError when it fails. Stopped, it stops its stages."""
     command = [sys.executable, "-m", "dvc", *arguments]
-    environment = {**os.environ, **(environment or {}), "DP_LORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
+    environment = {**os.environ, **(environment or {}), "DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
     # a session of its own: a signal to this process alone would leave the stage running
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_lora.config import ROOT, Config
+from dp_lora.config import ROOT, Config, relative
 from dp_lora.data.versioned import SOURCE
 from dp_lora.errors import InputError
-from entrypoints.common import relative
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,9 @@ def _git(*arguments: str, check: bool = True) -> str:
 def _make(recorded: Recorded, tree: Path, place: Path) -> None:
     config, pipeline = recorded.config, pipeline_of(recorded.config)
     python = _python(recorded, tree)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DP_LORA_"))}
-    environment |= {"DP_LORA_PYTHON": python, "DVC_NO_ANALYTICS": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DPLORA_"))}
+    # a tree of an older commit reads the second name
+    environment |= {"DPLORA_PYTHON": python, "DP_LORA_PYTHON": python, "DVC_NO_ANALYTICS": "1"}
 
     def run(*command: str) -> None:
         click.echo(f"> {' '.join(command)}", err=True)

@@ -43,7 +43,7 @@ def test_the_caller_s_user_the_host_s_network_and_the_image_s_digest_reach_docke
     assert words[:2] == [f"{project}:/mlflow/projects/code", f"{project}:{project}"]
     assert words[2:] == [
         *("--network", "host", "--pid", "host", "--user", f"{os.getuid()}:{os.getgid()}"),
-        *("--env", "DP_LORA_IMAGE=sha256:123"),
+        *("--env", "DPLORA_IMAGE=sha256:123"),
     ]
 
 
@@ -55,7 +55,7 @@ def test_secrets_reach_docker_run_by_name_alone(tmp_path):
 
 def test_flags_of_one_s_own_take_the_place_of_user_and_network(tmp_path):
     words = added(tmp_path, DPLORA_DOCKER_ARGS="--network host")
-    assert words[2:] == ["--network", "host", "--env", "DP_LORA_IMAGE=sha256:123"]
+    assert words[2:] == ["--network", "host", "--env", "DPLORA_IMAGE=sha256:123"]
 
 
 def test_the_artifact_folder_of_a_local_store_is_made_by_the_caller(tmp_path):
@@ -90,16 +90,22 @@ def test_a_run_names_the_lock_and_in_a_container_the_image(tmp_path, monkeypatch
     assert set(native) == {"lock_digest"}
     assert len(native["lock_digest"]) == 64
     (tmp_path / "lock").write_bytes(b"")
-    monkeypatch.setenv("DP_LORA_LOCK", str(tmp_path / "lock"))
-    monkeypatch.setenv("DP_LORA_IMAGE", "sha256:123")
+    monkeypatch.setenv("DPLORA_LOCK", str(tmp_path / "lock"))
+    monkeypatch.setenv("DPLORA_IMAGE", "sha256:123")
     tags = provenance.environment_tags()
     assert tags["image_digest"] == "sha256:123"
     assert tags["lock_digest"].startswith("e3b0c44298fc1c14")
 
 
+def test_an_image_older_than_the_name_of_its_lock_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setenv("DP_LORA_LOCK", "x")
+    with pytest.raises(InputError, match=r"^DP_LORA_LOCK: .* make image$"):
+        provenance.environment_tags()
+
+
 def test_a_missing_gpu_in_a_container_names_docker_s_flag(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setenv("DP_LORA_LOCK", "x")
+    monkeypatch.setenv("DPLORA_LOCK", "x")
     with pytest.raises(InputError, match="-A gpus=all"):
         pick_device("cuda")
 

@@ -4,6 +4,8 @@ import torch
 from tiny import tiny_config, tiny_dataset, tiny_model
 
 import dp_lora.data.latents as latents_module
+from dp_lora import files
+from dp_lora.config import ROOT
 from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import read_dataset
 from dp_lora.data.pixels import to_pixels
@@ -63,6 +65,28 @@ def test_a_second_call_reads_the_cache_and_another_autoencoder_or_dataset_does_n
     tiny_dataset(tmp_path / "other", seed=1)
     encode_dataset(read_dataset(tmp_path / "other", CLASSES, "train"), vae, tmp_path / "cache", "cpu", 8, Events())
     assert sum(calls) == 3 * len(dataset)
+
+
+def test_latents_of_other_code_or_another_library_are_not_read_back(dataset, vae, tmp_path, monkeypatch):
+    calls = calls_of_encode(monkeypatch)
+    package = tmp_path / "package"
+    for source in latents_module.CODE:
+        (package / source).parent.mkdir(parents=True, exist_ok=True)
+        (package / source).write_bytes((ROOT / "dp_lora" / source).read_bytes())
+    monkeypatch.setattr(files, "PACKAGE", package)
+
+    def encoded() -> int:
+        calls.clear()
+        encode_dataset(dataset, vae, tmp_path / "cache", "cpu", 8, Events())
+        return sum(calls)
+
+    assert (encoded(), encoded()) == (len(dataset), 0)
+    for source in latents_module.CODE:
+        with (package / source).open("a") as file:
+            file.write("# changed\n")
+        assert (encoded(), encoded()) == (len(dataset), 0), source
+    monkeypatch.setattr(latents_module, "version", lambda name: f"another {name}")
+    assert (encoded(), encoded()) == (len(dataset), 0)
 
 
 def test_an_interrupted_encoding_goes_on_from_its_record_to_the_same_bits(dataset, vae, tmp_path, monkeypatch):

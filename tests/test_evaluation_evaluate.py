@@ -13,10 +13,13 @@ from test_sampling import tiny_config, tiny_model
 
 import dp_lora.evaluation.classifier as classifier_module
 import dp_lora.evaluation.utility as utility_module
+from dp_lora import files
+from dp_lora.config import ROOT
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
 from dp_lora.data.letters import letter_pictures, render_digits
 from dp_lora.data.png import encode_png
 from dp_lora.errors import InputError
+from dp_lora.evaluation import cache
 from dp_lora.evaluation.evaluate import evaluate
 from dp_lora.evaluation.pictures import resized, utility_pictures
 from dp_lora.evaluation.report import write_confusion
@@ -243,3 +246,22 @@ def test_a_confusion_matrix_of_many_or_long_class_names_is_drawn(tmp_path):
         write_confusion(tmp_path / f"{n}.png", generator.integers(0, 50, (n, n)), classes)
         with Image.open(tmp_path / f"{n}.png") as picture:
             assert 200 < picture.width < 2500
+
+
+def test_what_other_code_has_made_is_made_anew(tmp_path, monkeypatch):
+    kept, values = cache.Cache(tmp_path), iter(range(3))
+
+    def asked() -> dict:
+        return kept.json("score", {"n": 1}, lambda: {"value": next(values)})
+
+    assert asked() == asked() == {"value": 0}
+    package = tmp_path / "package"
+    for source in (ROOT / "dp_lora").rglob("*.py"):
+        copy = package / source.relative_to(ROOT / "dp_lora")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(source.read_bytes())
+    monkeypatch.setattr(files, "PACKAGE", package)
+    assert asked() == {"value": 0}
+    with (package / "sampling/ddim.py").open("a") as file:
+        file.write("# changed\n")
+    assert asked() == asked() == {"value": 1}

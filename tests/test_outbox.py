@@ -269,6 +269,29 @@ def test_records_are_kept_in_order_with_their_files_and_go_one_by_one(boxes, tmp
     assert not (boxes / ("a" * 32)).exists()
 
 
+def test_who_waited_for_an_outbox_owns_it_alone_although_the_folder_went_meanwhile(boxes):
+    owned, done = threading.Event(), threading.Event()
+
+    def second():
+        with outbox.open_outbox("a" * 32, wait=True):
+            owned.set()
+            done.wait(60)
+
+    waiting = threading.Thread(target=second)
+    with outbox.open_outbox("a" * 32) as box:
+        box.append(records.tags({"a": "b"}))
+        waiting.start()
+        time.sleep(0.3)  # until it waits for the lock
+        assert not owned.is_set()
+        box.remove_first()
+    assert owned.wait(60)
+    assert not (boxes / ("a" * 32)).exists()
+    with pytest.raises(BlockingIOError), outbox.open_outbox("a" * 32):
+        pass
+    done.set()
+    waiting.join()
+
+
 def test_a_damaged_record_is_named(boxes):
     with outbox.open_outbox("b" * 32) as box:
         box.append(records.tags({"a": "b"}))

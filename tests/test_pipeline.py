@@ -188,9 +188,10 @@ def test_a_config_without_public_letters_needs_inception_before_it_starts():
 
 
 def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_source_json(tmp_path, monkeypatch):
-    from entrypoints import common, pipelines
+    from dp_lora.config import paths
+    from entrypoints import pipelines
 
-    for module in (common, pipelines):
+    for module in (paths, pipelines):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     config = config_of("celebahq")
     with pytest.raises(InputError) as error:
@@ -214,9 +215,10 @@ def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_sour
      ("emnist", "pipelines/emnist/dvc.yaml:pretrain_ldm")],
 )  # fmt: skip
 def test_a_missing_base_is_made_by_its_own_pipeline_whose_params_come_back(name, stage, tmp_path, monkeypatch):
-    from entrypoints import common, pipeline, pipelines
+    from dp_lora.config import paths
+    from entrypoints import pipeline, pipelines
 
-    for module in (common, pipeline, pipelines):
+    for module in (paths, pipeline, pipelines):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     seen = {}
 

@@ -92,7 +92,7 @@ def small_celebahq(server: Server, folder: Path) -> str:
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db"}
-    environment |= {"DP_LORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
+    environment |= {"DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
     environment.pop("MLFLOW_RUN_ID", None)
     command = [sys.executable, "-m", *arguments]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)

@@ -1,15 +1,21 @@
 """The project's own order: who may import whom, one list of parameters, one list of pins, nothing of any machine."""
 
 import ast
+import functools
 import re
 import subprocess
+import sys
 import tomllib
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 
 import pytest
 import yaml
 
 from dp_lora import __version__
 from dp_lora.config import ROOT
+from dp_lora.data import latents
+from dp_lora.events import Events
 from dp_lora.tracking import registry
 from entrypoints.common import ENTRY_POINTS
 
@@ -27,13 +33,13 @@ ARROWS = {
     "privacy": {"errors", "files", "team"},
     "grids": {"files"},
     "data": {"models"},  # latents.py encodes with the base's autoencoder
-    "models": {"diffusion", "data"},
+    "models": {"diffusion"},
     "release": {"privacy", "models"},
     "statement": {"privacy"},
     "reproduction": set(),
     "export": {"release", "statement", "models"},
-    "sampling": {"models", "diffusion", "data", "grids"},
-    "evaluation": {"models", "diffusion", "data", "sampling"},
+    "sampling": {"models", "data", "grids"},
+    "evaluation": {"models", "data", "sampling"},
     "training": {"data", "models", "diffusion", "privacy", "release", "sampling", "grids"},
     "tracking": set(),
     "served_model": {"models", "sampling"},
@@ -42,16 +48,29 @@ ARROWS = {
 }
 
 
+PACKAGES = ("dp_lora", "entrypoints", "benchmarks")
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+}
+
+
 def room_of(path) -> str:
     return path.relative_to(ROOT / "dp_lora").parts[0].removesuffix(".py")
 
 
-def imports_of(path):
+@functools.cache
+def imports_of(path) -> list[str]:
+    """Modules that a file imports, at its head or late: of `from package import name` the module `package.name`."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [name if name in MODULES else node.module for name in names]
+    return found
 
 
 def sources():
@@ -62,16 +81,38 @@ def sources():
     ]
 
 
-def test_every_room_imports_only_what_it_may_know():
+def test_every_room_imports_only_what_it_may_know_and_every_arrow_is_used():
+    used = {room: set() for room in ARROWS}
     for path in sources():
         room = room_of(path)
         own = {"errors", "files"} if room in ("privacy", "diffusion") else COMMON
         for module in imports_of(path):
             if module.startswith("dp_lora."):
                 other = module.split(".")[1]
+                used[room].add(other)
                 assert other == room or other in ARROWS[room] | (own if room not in COMMON else set()), (
                     f"{path}: {module}"
                 )
+    assert {room: ARROWS[room] - used[room] for room in ARROWS} == {room: set() for room in ARROWS}
+
+
+def require_no_circle(graph):
+    """Fail with the circle's names where nodes lead back to themselves; `graph` has the nodes that each leads to."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_imports_run_in_no_circle_late_ones_counted():
+    modules = {name: {*imports_of(path)} & (MODULES.keys() - {name}) for name, path in MODULES.items()}
+    assert sum(map(len, modules.values())) > 400
+    require_no_circle(modules)
+    rooms = {room: set() for room in ARROWS}
+    for path in sources():
+        named = {module.split(".")[1] for module in imports_of(path) if module.startswith("dp_lora.")}
+        rooms[room_of(path)] |= named - {room_of(path)}
+    require_no_circle(rooms)
 
 
 def test_a_registered_model_takes_every_room_along_that_its_code_imports():
@@ -130,6 +171,32 @@ def test_conda_yaml_and_pyproject_name_the_same_pins_and_the_lock_keeps_them():
     assert lock.count("--hash=sha256:") > len(pins)
 
 
+def distribution(requirement: str) -> str:
+    return re.split(r"[=<>!~ \[;]", requirement)[0].lower().replace("_", "-")
+
+
+def imported(*folders: str) -> dict[str, set[str]]:
+    """What the files of these folders import from outside, and the distributions that hold it, one or several."""
+    known = packages_distributions()
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    ours = {*PACKAGES, "tests", *(path.stem for path in files if "tests" in path.parts)}
+    roots = {module.split(".")[0] for path in files for module in imports_of(path)} - ours - sys.stdlib_module_names
+    return {root: {distribution(name) for name in known.get(root, [root])} for root in roots}
+
+
+def test_what_code_imports_is_declared_and_what_is_declared_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {distribution(requirement) for requirement in project["dependencies"]}
+    in_use = imported("dp_lora", "entrypoints", "benchmarks", "docker", ".ci")
+    assert {root for root, holders in in_use.items() if not holders & declared} == set()
+    # a command, and what builds the package
+    assert declared - set().union(*in_use.values()) == {"dvc", "setuptools"}
+
+    browser = (ROOT / "tests/requirements-ui.in").read_text(encoding="utf-8").splitlines()
+    more = {distribution(line) for line in [*project["optional-dependencies"]["dev"], *browser]}
+    assert {root for root, holders in imported("tests").items() if not holders & (declared | more)} == set()
+
+
 def test_versions_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == __version__
@@ -163,6 +230,26 @@ def test_the_top_level_is_what_it_is_said_to_be():
         "dvc.yaml", "params.yaml", "data.dvc", "configs", "dp_lora", "entrypoints", "tests",
         "benchmarks", "pyproject.toml", "requirements.lock", "Makefile", "README.md", "LICENSE", "CITATION.cff", ".ci",
     } <= top  # fmt: skip
+
+
+def test_environment_variables_of_ours_have_one_prefix():
+    command = ["git", "-C", str(ROOT), "grep", "--untracked", "-lE", "DP_LORA_[A-Z]", "--", ":!tests"]
+    named = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    # the first refuses the old name, the second sets it for the code of an older commit
+    assert named == ["dp_lora/tracking/provenance.py", "entrypoints/reproduce.py"]
+
+
+def test_cached_latents_are_keyed_by_all_code_of_data_and_models_that_sees_a_picture():
+    files = [ROOT / "dp_lora" / source for source in latents.CODE]
+    imported = {MODULES[module] for path in files for module in imports_of(path) if module.startswith("dp_lora.")}
+    rooms = {path for path in imported if room_of(path) in ("data", "models")}
+    # it digests the autoencoder's weights, and sees no picture
+    assert rooms - {ROOT / "dp_lora/models/folder.py"} <= set(files)
+
+
+def test_a_listener_is_asked_for_what_the_core_tells_and_for_nothing_else():
+    told = {name for path in sources() for name in re.findall(r"\bevents\.(\w+)\(", path.read_text(encoding="utf-8"))}
+    assert told == {name for name in vars(Events) if not name.startswith("_")}
 
 
 def documented(path):

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,7 @@ def house(tmp_path_factory):
         client = use_store(root, patch)
         for module in ("common", "finetune", "pipeline", "pipelines", "record"):
             patch.setattr(f"entrypoints.{module}.ROOT", root, raising=False)
+        patch.setattr("dp_lora.config.paths.ROOT", root)
         patch.setattr("entrypoints.finetune.RUNS", root / "runs")
         patch.setattr("entrypoints.finetune.WORKING", root / "runs/working")
         patch.setattr("dp_lora.tracking.tracked_run.ROOT", root)
@@ -275,6 +277,25 @@ def test_a_large_base_is_not_copied_but_named_and_checked(released, tmp_path, mo
     for wrong in ("other", "nowhere"):
         with pytest.raises(InputError, match=r"model_config={'base': FOLDER}"):
             mlflow.pyfunc.load_model(str(tmp_path / "model"), model_config={"base": str(tmp_path / wrong)})
+
+
+def test_a_served_model_draws_with_every_setting_of_the_experiment(released, tmp_path, monkeypatch):
+    import mlflow
+    import pandas
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    config = tiny_config("sampling.precision=bfloat16 sampling.eta=0.5 sampling.steps=4")
+    registry.write_model(tmp_path / "model", config, *released, "0" * 32, "m-0")
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    seen = []
+
+    def drawn(model, labels, indices, sampling, seed, device):
+        seen.append(sampling)
+        return draw(model, labels, indices, sampling, seed, device)
+
+    monkeypatch.setattr("dp_lora.sampling.draw", drawn)
+    loaded.predict(pandas.DataFrame({"class": ["x"]}), params={"n": 3})
+    assert seen == [replace(config.sampling, n=3)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Sampling: what decides an image, guidance, and the folder of samples."""
 
 import json
+import os
 import time
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from PIL import Image
 from public_stage import Heard
 
 import dp_lora.sampling.folder as folder_module
+from dp_lora import files
 from dp_lora.config import load
 from dp_lora.data.layout import read_dataset
 from dp_lora.diffusion import make_scheduler
@@ -145,6 +147,12 @@ def test_bfloat16_changes_an_image_a_little_and_float32_is_what_a_config_gets(mo
     assert float((pixels - others).abs().mean()) < 0.02
 
 
+def test_a_precision_that_nobody_set_is_refused_and_not_taken_for_float32(model):
+    unset = replace(tiny_config().sampling, precision="???")
+    with pytest.raises(InputError, match=r"sampling\.precision=\?\?\?: must be one of auto, float32, bfloat16"):
+        draw(model, [0], [0], unset, 0, CPU)
+
+
 @pytest.mark.parametrize(("scale", "eta"), [(0.0, 0.0), (1.0, 0.0), (3.0, 0.0), (3.0, 0.5), (3.0, 1.0)])
 @torch.no_grad()
 def test_guided_sampling_follows_the_equations(model, scale, eta):
@@ -221,6 +229,26 @@ def test_a_folder_of_samples_holds_the_same_images_in_every_form(model, tmp_path
     assert not list((tmp_path / "work").iterdir())
 
 
+def test_no_picture_of_a_folder_is_made_durable_twice_and_of_many_none_by_itself(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, "PACKED_UP_TO", 8)
+    synced: list[str] = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (synced.append(os.readlink(f"/proc/self/fd/{number}")), real(number))
+    )
+    sample(model, tiny_config(), CLASSES, 8, tmp_path / "work", tmp_path / "few", Events())
+    pictures = [path for path in synced if "/images/" in path]
+    assert len(pictures) == len(list((tmp_path / "few" / "images").iterdir())) == 8
+    monkeypatch.setattr(files, "SYNCED_BY_ONE", 7)
+    synced.clear()
+    at_once: list[None] = []
+    monkeypatch.setattr(os, "sync", lambda: at_once.append(None))
+    sample(model, tiny_config(), CLASSES, 8, tmp_path / "work", tmp_path / "many", Events())
+    assert not [path for path in synced if "/images/" in path]
+    assert len(at_once) == 1
+    assert contents(tmp_path / "many") == contents(tmp_path / "few")
+
+
 def test_a_subset_of_the_classes_gets_the_images_that_it_has_among_all(model, tmp_path):
     config = tiny_config("sampling.batch_size=2")
     sample(model, config, CLASSES, 6, tmp_path / "work", tmp_path / "all", Events())
@@ -273,6 +301,16 @@ def test_parts_of_other_settings_are_never_mixed_in(model, tmp_path, monkeypatch
         sample(model, first, CLASSES, 8, tmp_path / "work", tmp_path / "out", Events())
     sample(model, other, CLASSES, 8, tmp_path / "work", tmp_path / "out", Events())
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_parts_of_other_code_are_never_mixed_in(model, tmp_path, monkeypatch):
+    calls: list[int] = []
+    monkeypatch.setattr(folder_module, "draw", kill_in_batch(3, calls))
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, tiny_config(), CLASSES, 8, tmp_path / "work", tmp_path / "out", Events())
+    monkeypatch.setattr(folder_module, "digest_code", lambda *rooms: f"changed {rooms}")
+    sample(model, tiny_config(), CLASSES, 8, tmp_path / "work", tmp_path / "out", Events())
+    assert len(calls) == 3 + 3
 
 
 def test_a_folder_names_the_precision_that_auto_came_to_and_is_never_mixed_of_two(model, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def run(
     project: Path, *arguments: str, before: Sequence[str] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`python -m ARGUMENTS` in the project, over its own store; `before`: a command that starts it."""
-    given = {**clean_environment(), "DP_LORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1", **environment}
+    given = {**clean_environment(), "DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1", **environment}
     command = [*before, sys.executable, "-m", *arguments]
     return subprocess.run(command, cwd=project, env=given, capture_output=True, text=True, check=False)
 

@@ -2,7 +2,6 @@
 
 from dp_lora.config.load import (
     PARAMETERS,
-    ROOT,
     STAGE_PARAMETERS,
     config_names,
     filed,
@@ -12,6 +11,7 @@ from dp_lora.config.load import (
     resolved_yaml,
     write_resolved,
 )
+from dp_lora.config.paths import ROOT, relative
 from dp_lora.config.schema import Config
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "flatten",
     "load",
     "read_resolved",
+    "relative",
     "resolved_yaml",
     "write_resolved",
 ]

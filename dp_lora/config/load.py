@@ -12,12 +12,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dp_lora.config.paths import ROOT
 from dp_lora.config.rules import check
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.files import whole_file
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 
 # What users type on a command line, and the key that it sets.

@@ -12,10 +12,10 @@ from dp_lora.data.copies import check_copies
 from dp_lora.data.extraction import Wanted, extract, read_record
 from dp_lora.data.layout import write_index
 from dp_lora.data.parquet import PictureFile, open_file
-from dp_lora.data.versioned import check_space, gigabytes, publish, read_source, unfinished, write_source
+from dp_lora.data.versioned import check_space, gigabytes, read_source, unfinished, write_source
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import digest_file, digest_value, read_json, write_json
+from dp_lora.files import digest_file, digest_value, publish, read_json, write_json
 
 BLOCK = 4096  # bytes that a file takes on disk at least
 

@@ -1,6 +1,7 @@
 """Pictures as latents, encoded once and kept as a memory-mapped file."""
 
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
@@ -11,13 +12,23 @@ from dp_lora.data.layout import Dataset
 from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import digest_value, exclusive, fsync, read_json, write_json
+from dp_lora.files import digest_code, digest_value, exclusive, fsync, read_json, write_json
 from dp_lora.models.autoencoder import Vae, encode, latent_size
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import module_digest
 from dp_lora.progress import PERCENT, progress
 from dp_lora.team import Team
 
+# what, beside a picture and the weights, decides its latents
+CODE = (
+    "data/latents.py",
+    "data/layout.py",
+    "data/pixels.py",
+    "data/png.py",
+    "models/autoencoder.py",
+    "models/device.py",
+)
+LIBRARIES = ("torch", "diffusers")
 RECORD_EVERY = 50  # batches between two records of what is done
 ENCODE_VALUES = 2**22  # pixel values encoded at once, whatever the batch size: bounds the encoder's memory
 
@@ -33,20 +44,22 @@ def encode_dataset(
 ) -> np.memmap:
     """Normalised latents of all pictures, read-only float32 (N, c, h, w), in the dataset's order; vae on `device`.
 
-    As `encode` gives them, TF32 off. Kept in `cache_folder` under the digest of data and autoencoder, so that neither
-    can change unseen. The file appears when it is complete; an interrupted encoding goes on where it was. Memory does
-    not grow with N, nor with `batch_size` beyond ENCODE_VALUES pixel values. The ranks of `team` take a batch each, the
-    first one writes. Raises InputError for latents that are not finite.
+    As `encode` gives them, TF32 off. Kept in `cache_folder` under the digest of data, autoencoder, kind of device, CODE
+    and LIBRARIES, so that none can change unseen. The file appears when it is complete; an interrupted encoding goes on
+    where it was. Memory does not grow with N, nor with `batch_size` beyond ENCODE_VALUES pixel values. The ranks of
+    `team` take a batch each, the first one writes. Raises InputError for latents that are not finite.
     """
     side = latent_size(vae)
     shape = (len(dataset), vae.config["latent_channels"], side, side)
-    key = digest_value([dataset.digest(), module_digest(vae), shape])
+    device = torch.device(device)
+    made_by = [device.type, digest_code(*CODE), *map(version, LIBRARIES)]
+    key = digest_value([dataset.digest(), module_digest(vae), shape, made_by])
     path = Path(cache_folder) / f"{key[:32]}.npy"
     # two runs on the same data: the second one waits and finds the file
     with exclusive(path.with_suffix(".lock"), wait=True) if team.first else nullcontext():
         if not team.once(path.exists()):
             with full_precision():
-                _encode_to(path, dataset, vae, shape, torch.device(device), batch_size, events, team)
+                _encode_to(path, dataset, vae, shape, device, batch_size, events, team)
         team.once()  # the others go on when the file is there
     return cast(np.memmap, np.load(path, mmap_mode="r", allow_pickle=False))
 

@@ -58,41 +58,50 @@ def write_dataset(
     packed: bool,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a dataset, whole or not at all; an older one of that name is replaced.
+    """Write a dataset, whole or not at all, as `fill_dataset`; an older one of that name is replaced.
 
-    `pictures` is read once; all of them have a person, or none. `source` is what dataset.json says of the origin: it
-    must not depend on private pictures. `check` may refuse the finished folder before it takes its place. Equal
-    pictures in equal order give equal bytes. In memory at a time: one picture (ROW_GROUP pictures if `packed`), and
-    every file name and person. Raises InputError for an unsafe or repeated file name, an unknown split, a person
-    missing beside others or spelled in two ways, and where there is no picture at all.
+    `check` may refuse the finished folder before it takes its place.
     """
     with whole_folder(folder) as temporary:
-        rows = iter(pictures)
-        first = next(rows, None)
-        if first is None:
-            raise InputError(f"{folder}: no pictures to write")
-        with_person = first.person is not None
-        metadata = _Table(temporary / "metadata.parquet", _metadata_schema(with_person))
-        images = _Table(temporary / "images.parquet", IMAGES_SCHEMA) if packed else None
-        seen: dict[str, str | None] = {}  # the person of each file name
-        try:
-            for index, picture in enumerate(chain([first], rows)):
-                _check(picture, with_person, seen)
-                digest = hashlib.sha256(picture.png).hexdigest()
-                person = [picture.person] if with_person else []
-                metadata.append([index, picture.file_name, picture.label, picture.split, digest, *person])
-                if images is not None:
-                    images.append([index, picture.png])
-                else:
-                    _write_file(temporary / "images", picture)
-        finally:
-            metadata.close()
-            if images is not None:
-                images.close()
-        check_persons(((repr(name), person) for name, person in seen.items() if person is not None), str(folder))
-        _write_facts(temporary, source, size, channels, packed)
+        fill_dataset(temporary, pictures, source, size, channels, packed)
         if check is not None:
             check(temporary)
+
+
+def fill_dataset(
+    folder: Path, pictures: Iterable[Picture], source: dict[str, Any], size: int, channels: int, packed: bool
+) -> None:
+    """Make a dataset of an empty folder, which the caller makes whole or removes.
+
+    `pictures` is read once; all of them have a person, or none. `source` is what dataset.json says of the origin: it
+    must not depend on private pictures. Equal pictures in equal order give equal bytes. In memory at a time: one
+    picture (ROW_GROUP pictures if `packed`), and every file name and person. Raises InputError for an unsafe or repeated file name, an unknown split, a person
+    missing beside others or spelled in two ways, and where there is no picture at all.
+    """
+    rows = iter(pictures)
+    first = next(rows, None)
+    if first is None:
+        raise InputError("dataset: no pictures to write")
+    with_person = first.person is not None
+    metadata = _Table(folder / "metadata.parquet", _metadata_schema(with_person))
+    images = _Table(folder / "images.parquet", IMAGES_SCHEMA) if packed else None
+    seen: dict[str, str | None] = {}  # the person of each file name
+    try:
+        for index, picture in enumerate(chain([first], rows)):
+            _check(picture, with_person, seen)
+            digest = hashlib.sha256(picture.png).hexdigest()
+            person = [picture.person] if with_person else []
+            metadata.append([index, picture.file_name, picture.label, picture.split, digest, *person])
+            if images is not None:
+                images.append([index, picture.png])
+            else:
+                _write_file(folder / "images", picture)
+    finally:
+        metadata.close()
+        if images is not None:
+            images.close()
+    check_persons(((repr(name), person) for name, person in seen.items() if person is not None), "dataset")
+    _write_facts(folder, source, size, channels, packed)
 
 
 def write_index(folder: Path, rows: Iterable[Sequence[str]], source: dict[str, Any], size: int, channels: int) -> None:

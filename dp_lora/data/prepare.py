@@ -11,10 +11,10 @@ from dp_lora.data import folder as own_folder
 from dp_lora.data import letters, mnist5k, torchvision_sets
 from dp_lora.data.copies import check_copies
 from dp_lora.data.layout import Picture, write_dataset
-from dp_lora.data.versioned import publish, read_source, unfinished, write_source
+from dp_lora.data.versioned import read_source, unfinished, write_source
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import digest_file, digest_value, read_json
+from dp_lora.files import digest_file, digest_value, publish, read_json
 from dp_lora.progress import progress
 
 

@@ -1,6 +1,5 @@
 """Folders below data/: filled by `prepare`, tracked by DVC, each with a source.json that says where it is from."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_lora.errors import InputError
-from dp_lora.files import exclusive, fsync, read_json, write_json
+from dp_lora.files import exclusive, read_json, write_json
 
 SOURCE = "source.json"  # origin; revision or url; counts; size in bytes; sha256
 
@@ -33,16 +32,6 @@ def unfinished(folder: Path) -> Iterator[Path]:
     except OSError as error:
         where = error.filename or folder
         raise InputError(f"{where}: {error.strerror or error}; mend this, then the same command goes on") from None
-
-
-def publish(built: Path, folder: Path) -> None:
-    """Let a finished folder take the place of `folder`; what lies in it is on disk before."""
-    # one call for all files: tens of thousands of single ones take minutes
-    os.sync()
-    if folder.exists():
-        shutil.rmtree(folder)
-    built.replace(folder)
-    fsync(folder.parent)
 
 
 def write_source(folder: Path, facts: dict[str, Any]) -> None:

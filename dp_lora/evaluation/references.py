@@ -1,19 +1,18 @@
 """What a score is read against: classifiers of real pictures, of the untrained base's samples, of public pictures."""
 
-from pathlib import Path
+from dataclasses import asdict
 
 import matplotlib
 import numpy as np
 
 from dp_lora.config.schema import Config
-from dp_lora.data import fonts, letters
+from dp_lora.data import letters
 from dp_lora.data.layout import Dataset
 from dp_lora.errors import InputError
 from dp_lora.evaluation.cache import Cache
 from dp_lora.evaluation.classifier import Classifier
 from dp_lora.evaluation.pictures import resized, utility_pictures
 from dp_lora.evaluation.utility import Score, Task
-from dp_lora.files import digest_file
 from dp_lora.models.folder import Model
 from dp_lora.sampling import balanced, draw, model_fingerprint
 
@@ -37,7 +36,7 @@ def untrained_embedding(task: Task, untrained: Model, n: int, config: Config, ca
         "model": model_fingerprint(untrained),
         "n": n,
         "seed": seed,
-        "sampling": [sampling.steps, sampling.eta, sampling.guidance_scale, sampling.batch_size],
+        "sampling": asdict(sampling),
     }
 
     def make() -> Score:
@@ -69,9 +68,8 @@ def public_only(task: Task, config: Config, cache: Cache) -> Score | None:
     if config.evaluation.public_reference is None:
         return None
     arguments = (config.public.n, config.experiment.seed, task.size, task.images.shape[3], task.classes)
-    # rendering is a function of its arguments, its code and the fonts: hashing these spares drawing to look up a number
-    code = [digest_file(Path(str(module.__file__))) for module in (letters, fonts)]
-    facts = {**task.facts(), "digits": arguments, "code": code, "matplotlib": matplotlib.__version__}
+    # rendering is a function of its arguments, its code (in the cache's key) and matplotlib's fonts
+    facts = {**task.facts(), "digits": arguments, "matplotlib": matplotlib.__version__}
 
     def make() -> Score:
         return task.score(task.train(*letters.render_digits(*arguments), "classifier of public pictures"))

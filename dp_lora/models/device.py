@@ -12,8 +12,8 @@ from dp_lora.errors import InputError
 def pick_device(name: str) -> torch.device:
     """The device of compute.device: cpu, cuda, or auto (cuda where there is one). InputError for cuda without a GPU."""
     if name == "cuda" and not torch.cuda.is_available():
-        # only the image sets DP_LORA_LOCK
-        start = "start the container with `mlflow run . -A gpus=all`, or " if "DP_LORA_LOCK" in os.environ else ""
+        # only the image sets DPLORA_LOCK
+        start = "start the container with `mlflow run . -A gpus=all`, or " if "DPLORA_LOCK" in os.environ else ""
         raise InputError(
             f"compute.device=cuda: PyTorch sees no GPU here; {start}set overrides='compute.device=cpu' "
             "to go on without one"
@@ -27,8 +27,10 @@ def pick_precision(name: str, device: torch.device, key: str = "compute.precisio
     """The type that the config's `key`, of value `name`, gives to a forward pass on `device`.
 
     auto: bfloat16 on a GPU that has it, float32 elsewhere: on a CPU bfloat16 may be many times slower.
-    InputError for bfloat16 on a GPU without it.
+    InputError for bfloat16 on a GPU without it, and for a name that is none of these.
     """
+    if name not in ("auto", "float32", "bfloat16"):
+        raise InputError(f"{key}={name}: must be one of auto, float32, bfloat16")
     there = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "bfloat16" and device.type == "cuda" and not there:
         raise InputError(f"{key}=bfloat16: this GPU has none; set {key}=float32")

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from dp_lora.config.schema import Config
-from dp_lora.data.layout import Picture, write_dataset
+from dp_lora.data.layout import Picture, fill_dataset
 from dp_lora.data.png import encode_png
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import digest_value, whole_file, whole_folder, write_json
+from dp_lora.files import digest_code, digest_value, whole_file, whole_folder, write_json
 from dp_lora.grids import write_grid
 from dp_lora.models.device import pick_precision, precision_name
 from dp_lora.models.folder import Model, module_digest
@@ -58,9 +58,10 @@ def sample(
 ) -> None:
     """Draw n images, balanced over `classes`, on the device of `model`; write `out_folder`, whole or not at all.
 
-    Finished batches are kept in `working_folder` under a key of model, settings and device: a second call after a kill
-    goes on there and ends in the same bytes. `out_folder` is a dataset of split "synthetic" with samples.npz (arr_0
-    uint8 NHWC in RGB, arr_1 positions in `classes`), grid.png and samples.json, which repeats `facts` (base, privacy).
+    Finished batches are kept in `working_folder` under a key of model, settings, device and code: a second call after a
+    kill goes on there and ends in the same bytes. `out_folder` is a dataset of split "synthetic" with samples.npz
+    (arr_0 uint8 NHWC in RGB, arr_1 positions in `classes`), grid.png and samples.json, which repeats `facts` (base,
+    privacy).
     The ranks of `team` take a batch each; its first one calls this, the others `assist`.
     Raises InputError for a class that the model does not know.
     """
@@ -73,7 +74,8 @@ def sample(
     device = model.class_embedding.device
     settings = _settings(model, config, classes, n)
     rows = balanced(classes, n)
-    parts = Path(working_folder) / digest_value([settings, device.type, torch.__version__])[:16]
+    made_by = [device.type, torch.__version__, digest_code("sampling", "models", "data")]
+    parts = Path(working_folder) / digest_value([settings, made_by])[:16]
     team.require_same(settings)
     _draw_parts(model, config, rows, parts, events, team)
 
@@ -81,7 +83,7 @@ def sample(
     size, channels = model.info["size"], model.info["channels"]
     with whole_folder(Path(out_folder)) as temporary:
         source = {"source": "samples", "model": settings["model"], "seed": settings["seed"]}
-        write_dataset(temporary, _pictures(parts, rows), source, size, channels, packed=size <= PACKED_UP_TO)
+        fill_dataset(temporary, _pictures(parts, rows), source, size, channels, packed=size <= PACKED_UP_TO)
         rgb = (np.broadcast_to(images, (*images.shape[:3], 3)) for images in _read_parts(parts))
         write_archive(temporary / "samples.npz", rgb, (n, size, size, 3), positions)
         write_grid(temporary / "grid.png", _grid_rows(parts, positions, len(classes)), list(classes))

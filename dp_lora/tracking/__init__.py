@@ -1,4 +1,6 @@
-"""The only room that knows MLflow: one run per entry point, and how to find runs again.
+"""What runs tell MLflow, one run per entry point, and how to find runs again.
+
+Beside this room only `native_backend`, which MLflow calls, and `served_model`, which it executes, import MLflow.
 
 MLflow takes seconds to import, and is imported only when a run opens or is looked up.
 """

@@ -1,7 +1,7 @@
 """Records of a run that its tracking server has not taken yet, on disk in the order in which they were made.
 
 Each is a folder, NUMBER/ with record.json and below files/ what an artifact is made of: whole or absent. It is removed
-after it was sent. One process at a time has a run's outbox open.
+after it was sent. One process at a time has a run's outbox open: its lock lies beside the run's folder, and stays.
 """
 
 import shutil
@@ -74,10 +74,10 @@ def open_outbox(run_id: str, *, wait: bool = False) -> Iterator[Outbox]:
     Where another process has it open: BlockingIOError, or with `wait` only when that one is done.
     """
     folder = OUTBOX / run_id
-    with exclusive(folder / "lock", wait=wait):
+    with exclusive(folder.with_name(f".{run_id}.lock"), wait=wait):
         outbox = Outbox(folder)
         yield outbox
-        if not outbox:
+        if not outbox and folder.exists():
             shutil.rmtree(folder)
 
 

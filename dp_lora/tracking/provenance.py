@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_lora.config import ROOT, Config
+from dp_lora.errors import InputError
 from dp_lora.files import digest_file, read_json
 from dp_lora.tracking.metrics import number_text
 
@@ -41,12 +42,15 @@ def git_tags(root: Path = ROOT) -> dict[str, str]:
 def environment_tags() -> dict[str, str]:
     """SHA-256 of the lock that the packages are from and, in a container, the image's digest.
 
-    The image says by DP_LORA_LOCK which lock it was built from; docker/run_arguments.py gives DP_LORA_IMAGE.
+    The image says by DPLORA_LOCK which lock it was built from; docker/run_arguments.py gives DPLORA_IMAGE.
+    Raises InputError in an image that is older than this code: the lock that it was built from is not the project's.
     """
+    if "DP_LORA_LOCK" in os.environ:
+        raise InputError("DP_LORA_LOCK: set by an image that is older than this code; build it anew: make image")
     tags = {}
     with suppress(OSError):
-        tags["lock_digest"] = digest_file(Path(os.environ.get("DP_LORA_LOCK") or ROOT / "requirements.lock"))
-    if image := os.environ.get("DP_LORA_IMAGE"):
+        tags["lock_digest"] = digest_file(Path(os.environ.get("DPLORA_LOCK") or ROOT / "requirements.lock"))
+    if image := os.environ.get("DPLORA_IMAGE"):
         tags["image_digest"] = image
     return tags
 

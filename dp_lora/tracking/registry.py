@@ -151,7 +151,7 @@ def write_model(folder: Path, config: Config, release: Path, base: Path, run_id:
 
     info = read_json(release / "model.json")
     size = sum(path.stat().st_size for path in base.rglob("*") if path.is_file())
-    settings: dict[str, Any] = {"batch_size": config.sampling.batch_size}
+    settings: dict[str, Any] = {"batch_size": config.sampling.batch_size, "precision": config.sampling.precision}
     with tempfile.TemporaryDirectory() as staged, warnings.catch_warnings():
         # it wants an example of the input; the signature says what one is
         warnings.simplefilter("ignore", UserWarning)

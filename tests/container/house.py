@@ -62,7 +62,7 @@ class House:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         kept |= {"HOME": str(self.project.parent), "USER": "tester", "OMP_NUM_THREADS": "1"}
         kept |= {"PATH": f"{programs}{os.pathsep}{kept['PATH']}", "MLFLOW_TRACKING_URI": self.server}
-        kept |= {"DP_LORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
+        kept |= {"DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
         return {name: value for name, value in {**kept, **values}.items() if value}
 
     def command(self, entry: str, *parameters: str, backend: str = "local", arguments: Sequence[str] = ()) -> list[str]:
