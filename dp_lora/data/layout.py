@@ -75,8 +75,9 @@ def fill_dataset(
 
     `pictures` is read once; all of them have a person, or none. `source` is what dataset.json says of the origin: it
     must not depend on private pictures. Equal pictures in equal order give equal bytes. In memory at a time: one
-    picture (ROW_GROUP pictures if `packed`), and every file name and person. Raises InputError for an unsafe or repeated file name, an unknown split, a person
-    missing beside others or spelled in two ways, and where there is no picture at all.
+    picture (ROW_GROUP pictures if `packed`), and every file name and person. Raises InputError for an unsafe or
+    repeated file name, an unknown split, a person missing beside others or spelled in two ways, and where there is no
+    picture at all.
     """
     rows = iter(pictures)
     first = next(rows, None)

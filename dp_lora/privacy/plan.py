@@ -76,7 +76,10 @@ class PrivacyPlan:
 
     @property
     def draws_per_clip(self) -> int:
-        """Noise draws of a picture that are folded into one gradient before the clip: k, or 1 as published."""
+        """Noise draws of a picture that are folded into one gradient before the clip: k, or 1 as published.
+
+        Guarantee: the step clips so, and `sensitivity` counts it so.
+        """
         return 1 if self.accounting == PUBLISHED else self.k
 
     @property

@@ -67,5 +67,8 @@ def require_small_rounding(
 
 
 def dummies(plan: PrivacyPlan, rows: int) -> int:
-    """Number of dummy pictures that fill two micro-batches and begin a third, and at least DUMMIES."""
+    """Number of dummy pictures that fill two micro-batches and begin a third, and at least DUMMIES.
+
+    Guarantee: a function of public numbers.
+    """
     return max(DUMMIES, 2 * (rows // plan.draws_per_clip)) + 1
