@@ -5,6 +5,7 @@ import math
 import resource
 import sys
 import time
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -23,8 +24,11 @@ SLOW_ONCE = (
 )
 EXTREME = (
     (0.01, 1e-10, 1000, 1000, 1e6),  # 10^6 steps at rate 1
-    (100.0, 1e-10, 1_000_000, 1, 1.0),  # 10^6 steps in which a unit is drawn once
     (0.01, 9e-7, 1_000_000, 1, 1e-6),  # one step, delta nearly the rate
+    (0.05, 1e-5, 1000, 1, 100.0),  # once eight times the noise that is needed
+    (100.0, 1e-10, 1_000_000, 1, 1.0),  # 10^6 steps in which a unit is drawn once
+    (0.1404, 1e-5, 1000, 14, 887.628),
+    (0.01, 1e-5, 2, 1, 5e5),  # rate 1/2, at which Opacus' RDP is slowest
 )
 
 
@@ -40,10 +44,11 @@ def plans(count: int) -> list[tuple[float, float, int, int, float]]:
     return found[:count]
 
 
-def calibrate_all(count: int) -> None:
-    """Print a JSON line per plan, then this process's peak memory in bytes."""
+def calibrate_first(count: int) -> list[dict[str, Any]]:
+    """Calibrate the first `count` plans; seconds are of this process on the CPU."""
     from dp_lora.privacy.accounting import calibrate, pld_epsilon
 
+    found = []
     for eps, delta, n_public, batch_size, epochs in plans(count):
         began = time.process_time()
         plan = calibrate(
@@ -52,8 +57,8 @@ def calibrate_all(count: int) -> None:
         )  # fmt: skip
         seconds = time.process_time() - began
         public = (plan.sample_rate, plan.noise_multiplier, plan.steps, plan.delta)
-        print(json.dumps({"eps": eps, "public": public, "epsilon": pld_epsilon(*public), "seconds": seconds}))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        found.append({"eps": eps, "public": public, "epsilon": pld_epsilon(*public), "seconds": seconds})
+    return found
 
 
 def gaussian_epsilon(shift: float, delta: float) -> float:
@@ -119,4 +124,4 @@ def sampled_delta(
 
 
 if __name__ == "__main__":
-    calibrate_all(int(sys.argv[1]))
+    print(json.dumps([calibrate_first(int(sys.argv[1])), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
