@@ -34,8 +34,7 @@ class Pair:
     """Neighbours' distributions of one step: noise N(0, sigma^2), and mixture (1 - q) N(0, .) + q N(1, sigma^2).
 
     `removed`: the mixture is upper, the noise lower, and the loss log(upper / lower) grows with x. Else, with a unit
-    added, they change places, and x is mirrored, so that the loss grows with x too. At most `cut` of upper lies beyond
-    each end of `x_range`.
+    added, they change places, and x is mirrored, so that the loss grows with x too. `cut` is a probability.
     """
 
     sample_rate: float
@@ -45,19 +44,29 @@ class Pair:
 
     @property
     def x_range(self) -> tuple[float, float]:
+        """Where nearly all of upper lies.
+
+        Guarantee: at most `cut` of it lies beyond each end; what does is rounded up, or counts as an infinite loss.
+        """
         reach = -self.sigma * float(ndtri(self.cut / 2))
         drawn = -self.sigma * float(ndtri(min(self.cut / (2 * self.sample_rate), 0.5)))
         return (-reach, max(reach, 1 + drawn)) if self.removed else (-reach, reach)
 
     def loss(self, x: Array) -> Array:
-        """log(upper / lower) at x."""
+        """log(upper / lower) at x.
+
+        Guarantee: exact but for the last digit.
+        """
         sign = 1 if self.removed else -1
         exponent = (sign * x - 0.5) / self.sigma**2
         with np.errstate(divide="ignore"):
             return sign * np.logaddexp(np.log1p(-self.sample_rate), np.log(self.sample_rate) + exponent)
 
     def x_of_loss(self, loss: Array) -> Array:
-        """Inverse of `loss`; infinite beyond what losses reach."""
+        """Inverse of `loss`; infinite beyond what losses reach.
+
+        Guarantee: the loss at the result is `loss` but for its last digit.
+        """
         q, sign = self.sample_rate, 1 if self.removed else -1
         mixed = sign * loss
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -69,7 +78,10 @@ class Pair:
         return sign * (0.5 + self.sigma**2 * np.where(np.isnan(exponent), -np.inf, exponent))
 
     def masses(self, x: Array) -> tuple[Array, Array]:
-        """Probabilities between neighbouring x, which ascend, under upper and lower."""
+        """Probabilities between neighbouring x, which ascend, under upper and lower.
+
+        Guarantee: each is exact but for the last digits, relative to the tail that it lies in.
+        """
         centre = 1 if self.removed else -1
         noise = _normal_between(x / self.sigma)
         drawn = _normal_between((x - centre) / self.sigma)
@@ -94,6 +106,10 @@ class Losses:
 
     @property
     def values(self) -> Array:
+        """The finite losses, ascending.
+
+        Guarantee: neighbours are one cell apart.
+        """
         return np.arange(self.first, self.first + len(self.probabilities), dtype=np.float64) * self.cell
 
 
