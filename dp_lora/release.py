@@ -13,7 +13,7 @@ from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import WEIGHTS, Adapter, save_adapter
-from dp_lora.privacy.accounting import Bounds, spent
+from dp_lora.privacy.accounting import cross_checked
 from dp_lora.privacy.composition import Part, compose, spent_by
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_epsilon
@@ -74,10 +74,10 @@ def privacy_statement(
         raise InputError("the ledger holds no step: nothing was trained privately, or the ledger is lost")
     if counted_steps > plan.steps:
         raise InputError(f"the ledger holds {counted_steps} steps, more than the {plan.steps} of its plan: no release")
-    bounds = spent(plan, counted_steps)
+    accountants = cross_checked(plan, counted_steps)
     if not plan.guaranteed:
-        return _published_statement(plan, counted_steps, bounds, run_id)
-    parts = (*before, Part(bounds.epsilon, plan.delta, run_id=run_id))
+        return _published_statement(plan, counted_steps, accountants.epsilon, run_id)
+    parts = (*before, Part(accountants.epsilon, plan.delta, run_id=run_id))
     epsilon, delta = compose(parts)
     return {
         "private": True,
@@ -88,7 +88,7 @@ def privacy_statement(
         "epsilon": epsilon,
         "delta": delta,
         "parts": [part.as_json() for part in parts],
-        "accountants": bounds.as_json(),
+        "accountants": accountants.as_json(),
         "target_epsilon": plan.target_epsilon,
         "target_delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,
@@ -103,13 +103,13 @@ def privacy_statement(
         "randomness": RANDOMNESS_REPLAY if config.privacy.reproducible else RANDOMNESS_FRESH,
         "versions": {
             "dp-lora": __version__,
-            **{name: version(name) for name in ("torch", "opacus", "dp-accounting", "diffusers", "peft", "numpy")},
+            **{name: version(name) for name in ("torch", "opacus", "scipy", "diffusers", "peft", "numpy")},
         },
         "run_id": run_id,
     }
 
 
-def _published_statement(plan: PrivacyPlan, counted_steps: int, bounds: Bounds, run_id: str) -> dict[str, Any]:
+def _published_statement(plan: PrivacyPlan, counted_steps: int, bounded: float, run_id: str) -> dict[str, Any]:
     """No key here is called epsilon: neither number is a promise."""
     claimed = claimed_epsilon(plan, counted_steps)
     return {
@@ -118,10 +118,10 @@ def _published_statement(plan: PrivacyPlan, counted_steps: int, bounds: Bounds, 
         "statement": (
             f"no guarantee, for comparison only: each of the k={plan.k} draws of a picture was clipped apart, as in "
             f"the code released with the paper, which claims epsilon {claimed:.4g}; the noise bounds epsilon by "
-            f"{bounds.pld:.4g} (delta {plan.delta:g}); this adapter must not leave the house"
+            f"{bounded:.4g} (delta {plan.delta:g}); this adapter must not leave the house"
         ),
         "claimed_epsilon": claimed,
-        "bounded_epsilon": bounds.pld,
+        "bounded_epsilon": bounded,
         "delta": plan.delta,
         "sensitivity": plan.sensitivity * plan.max_grad_norm,
         "noise_multiplier": plan.noise_multiplier,
@@ -162,9 +162,7 @@ def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str])
         lines += [
             f"- noise_multiplier {statement['noise_multiplier']:.6g}, sample_rate {statement['sample_rate']:.6g}, "
             f"{statement['steps']} steps, max_grad_norm {statement['max_grad_norm']:g}, k {statement['k']}",
-            f"- Upper bounds on this run's epsilon: PRV {statement['accountants']['prv']}, "
-            f"PLD {statement['accountants']['pld']}, RDP {statement['accountants']['rdp']}; "
-            "the larger of PRV and PLD counts.",
+            _accountants_line(statement["accountants"]),
             f"- Randomness: {statement['randomness']}.",
             *_scope_lines(statement["parts"]),
             "",
@@ -181,6 +179,13 @@ def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str])
         "",
     ]
     return "\n".join(lines)
+
+
+def _accountants_line(found: Mapping[str, float | None]) -> str:
+    line = f"- This run's epsilon: {found['epsilon']:.6g}, an upper bound (privacy loss distribution, PLD). Beside it: "
+    if found["prv"] is not None:
+        line += f"PRV, between {found['prv_lower']:.6g} and {found['prv']:.6g}, and "
+    return f"{line}RDP, at most {found['rdp']:.6g}."
 
 
 def _scope_lines(parts: Sequence[Mapping[str, Any]]) -> list[str]:

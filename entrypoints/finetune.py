@@ -155,7 +155,7 @@ def planned(config: Config, *, samples: bool = False) -> tuple[dict[str, Any], s
             facts["expected epsilon, with what was spent before"] = f"{total:.6g} at delta {delta:.6g}"
     elif plan.private:
         facts["epsilon claimed by the released code"] = claimed_epsilon(plan, plan.steps)
-        facts["epsilon bounded by the noise"] = spent(plan, plan.steps).pld
+        facts["epsilon bounded by the noise"] = spent(plan, plan.steps).epsilon
     base = base_folder(config)
     facts["trainable parameters"] = count_parameters(config, base)["trainable"]
     row, rates = count_flops(config, base), rates_at_hand(config, base)

@@ -1,32 +1,44 @@
 """Epsilon of a plan after some steps, and the noise that a target epsilon needs.
 
 The mechanism is the Poisson-subsampled Gaussian with sensitivity 1 and noise sigma under add-or-remove-one, composed
-over the steps. It is accounted twice: Opacus' PRV accountant (Gopi et al. 2021) and dp-accounting's privacy loss
-distribution (PLD, pessimistic: Doroshenko et al. 2022). Both give upper bounds; the larger one is what is printed.
-RDP (Mironov 2017) is reported beside them and never the headline.
+over the steps. What is printed, and what noise is calibrated to, is one number: the upper bound of its privacy loss
+distribution (PLD: `loss_distribution`). Beside it stand two accountants of other authors, other methods and other code:
+Opacus' PRV (Gopi et al. 2021), whose lower bound must not pass what is printed, and Opacus' RDP (Mironov 2017), looser.
 """
 
 import functools
 import math
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from dp_lora.errors import InputError
+from dp_lora.privacy.loss_distribution import epsilon_bound
 from dp_lora.privacy.plan import ROUNDING, PrivacyPlan
 
-PRV_GRID_LIMIT = 20_000_000  # points; the accountant's arrays take about 100 bytes each
-LOWEST_DELTA = 1e-10  # far below it (seen at 1e-14) the PLD accountant is lost in its own rounding
+LOWEST_DELTA = 1e-10
+LOWEST_EPSILON = 1e-3  # as a target: below it the rounding of 10^6 steps nears what the grid is too high by
+CLOSE = 0.9993, 0.9999  # share of the target at which the search for noise ends
+PRV_GRID_LIMIT = 1_000_000  # points; the accountant takes about 250 bytes for each
+PRV_ERROR = 0.02  # of the cross-check, as a share of epsilon
+# of Renyi's divergence: Opacus' own have a fraction 89 times, each of which takes up to 0.1 s, and end at 63
+ORDERS = (1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, *range(4, 64), 128, 256, 512, 1000)
 DELTA_POINTS = 12  # of the curve of epsilon over delta
-PLD_INTERVAL = 1e-3  # width of a PLD bin in units of epsilon; connect-the-dots makes the result exact to about 1e-4
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """Upper bounds on epsilon; `epsilon` is the larger of PRV's and PLD's. `prv` is None where its grid is too big."""
+class Spent:
+    """What some steps spent: (epsilon, delta)-differential privacy."""
 
     epsilon: float
-    pld: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class Accountants:
+    """`epsilon`, PLD's upper bound, is what is printed; PRV's two are None where it has none (`prv_bounds`)."""
+
+    epsilon: float
+    prv_lower: float | None
     prv: float | None
     rdp: float
 
@@ -34,39 +46,30 @@ class Bounds:
         return asdict(self)
 
 
-NOTHING = Bounds(epsilon=0.0, pld=0.0, prv=0.0, rdp=0.0)
+@functools.lru_cache(maxsize=256)
+def pld_epsilon(sample_rate: float, noise_multiplier: float, steps: int, delta: float) -> float:
+    """Epsilon after `steps` steps, as it is printed; inf where no finite one holds.
 
-
-def pld_epsilon(
-    sample_rate: float, noise_multiplier: float, steps: int, delta: float, *, pessimistic: bool = True
-) -> float:
-    """Epsilon by dp-accounting's PLD, or with pessimistic=False a lower bound on the same quantity.
-
-    Guarantee: pessimistic, that of `bounds`, by this accountant alone.
+    Guarantee: the composition of `steps` Poisson-subsampled Gaussian mechanisms (rate `sample_rate` in (0, 1], noise
+    standard deviation `noise_multiplier` > 0 times the sensitivity) is (result, delta)-DP under add-or-remove-one.
+    Raises InputError outside these ranges.
     """
-    composed = _composed_pld(sample_rate, noise_multiplier, steps, pessimistic)
-    return float(composed.get_epsilon_for_delta(delta))
-
-
-def _composed_pld(sample_rate: float, noise_multiplier: float, steps: int, pessimistic: bool) -> Any:
-    from dp_accounting.pld import privacy_loss_distribution
-
-    pld = privacy_loss_distribution.from_gaussian_mechanism(
-        noise_multiplier,
-        sampling_prob=sample_rate,
-        pessimistic_estimate=pessimistic,
-        value_discretization_interval=PLD_INTERVAL,
-        # connect-the-dots exists for upper bounds only
-        use_connect_dots=pessimistic,
-    )
-    return pld.self_compose(steps)
+    if not 0 < sample_rate <= 1:
+        raise InputError(f"sample_rate={sample_rate}: must be in (0, 1]")
+    if not 0 < noise_multiplier < math.inf:
+        raise InputError(f"noise_multiplier={noise_multiplier}: must be above 0 and finite")
+    if not LOWEST_DELTA <= delta < 1:
+        raise InputError(f"delta={delta}: must be in [{LOWEST_DELTA:g}, 1)")
+    if steps < 0:
+        raise InputError(f"steps={steps}: must be 0 or above")
+    return epsilon_bound(sample_rate, noise_multiplier, steps, delta) if steps else 0.0
 
 
 @functools.lru_cache(maxsize=256)
 def rdp_epsilon(sample_rate: float, noise_multiplier: float, steps: int, delta: float) -> float:
     """Epsilon by Opacus' RDP accountant: looser than the others.
 
-    Guarantee: that of `bounds`, by this accountant alone.
+    Guarantee: that of `pld_epsilon`, by this accountant alone.
     """
     from opacus.accountants import RDPAccountant
 
@@ -74,7 +77,7 @@ def rdp_epsilon(sample_rate: float, noise_multiplier: float, steps: int, delta: 
     accountant.history = [(noise_multiplier, sample_rate, steps)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 'optimal order is the largest alpha': the bound holds all the same
-        return float(accountant.get_epsilon(delta))
+        return float(accountant.get_epsilon(delta, alphas=ORDERS))
 
 
 def prv_grid_points(
@@ -94,118 +97,121 @@ def prv_grid_points(
     return 2 * (domain + 3) / mesh
 
 
-def prv_epsilon(sample_rate: float, noise_multiplier: float, steps: int, delta: float) -> float | None:
-    """Epsilon by Opacus' PRV accountant; None where its grid would not fit or it has no answer.
+@functools.lru_cache(maxsize=64)
+def prv_bounds(
+    sample_rate: float, noise_multiplier: float, steps: int, delta: float, eps_error: float = 0.01
+) -> tuple[float, float] | None:
+    """Lower and upper bound on epsilon by Opacus' PRV accountant, about 2 `eps_error` apart (its default: 0.01).
 
-    Guarantee: that of `bounds`, by this accountant alone, where there is an answer.
+    None where its grid would be too large, or its rounding (about steps * 2^-52) passes its own delta / 1000, or it has
+    no answer.
+
+    Guarantee: the upper one has that of `pld_epsilon`, by this accountant alone.
     """
     from opacus.accountants import PRVAccountant
 
-    if prv_grid_points(sample_rate, noise_multiplier, steps, delta) > PRV_GRID_LIMIT:
+    delta_error = delta / 1000
+    if steps * 2.0**-52 > delta_error:
+        return None
+    if not prv_grid_points(sample_rate, noise_multiplier, steps, delta, eps_error) <= PRV_GRID_LIMIT:
         return None
     accountant = PRVAccountant()
     accountant.history = [(noise_multiplier, sample_rate, steps)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            value = float(accountant.get_epsilon(delta))
+            composed = accountant._get_dprv(eps_error=eps_error, delta_error=delta_error)
+            lower, _, upper = composed.compute_epsilon(delta, delta_error, eps_error)
         except (RuntimeError, ValueError):
             return None
-    return value if math.isfinite(value) else None
+    return (float(lower), float(upper)) if math.isfinite(lower) and math.isfinite(upper) else None
 
 
-@functools.lru_cache(maxsize=256)
-def bounds(sample_rate: float, noise_multiplier: float, steps: int, delta: float) -> Bounds:
-    """All bounds after `steps` steps.
-
-    Guarantee: the composition of `steps` Poisson-subsampled Gaussian mechanisms (rate `sample_rate` in (0, 1], noise
-    standard deviation `noise_multiplier` > 0 times the sensitivity) is (epsilon, delta)-DP under add-or-remove-one for
-    the returned `epsilon`. Raises InputError outside these ranges.
-    """
-    if not 0 < sample_rate <= 1:
-        raise InputError(f"sample_rate={sample_rate}: must be in (0, 1]")
-    if not 0 < noise_multiplier < math.inf:
-        raise InputError(f"noise_multiplier={noise_multiplier}: must be above 0 and finite")
-    if not LOWEST_DELTA <= delta < 1:
-        raise InputError(f"delta={delta}: must be in [{LOWEST_DELTA:g}, 1)")
-    if steps < 0:
-        raise InputError(f"steps={steps}: must be 0 or above")
-    if steps == 0:
-        return NOTHING
-    pld = pld_epsilon(sample_rate, noise_multiplier, steps, delta)
-    prv = prv_epsilon(sample_rate, noise_multiplier, steps, delta)
-    rdp = rdp_epsilon(sample_rate, noise_multiplier, steps, delta)
-    return Bounds(epsilon=max(pld, prv or 0.0), pld=pld, prv=prv, rdp=rdp)
-
-
-def spent(plan: PrivacyPlan, steps: int) -> Bounds:
-    """Bounds after `steps` ledger entries of a plan: a function of these two and of nothing else.
+def spent(plan: PrivacyPlan, steps: int) -> Spent:
+    """What `steps` ledger entries of a plan spent: a function of these two and of nothing else.
 
     The noise counts over what one unit really moves the sum by: plan.sensitivity times max_grad_norm. InputError for a
     plan without privacy.
 
     Guarantee: publishing the results of `steps` calls of `step.noisy_sum` with this plan is (epsilon, plan.delta)-DP
-    under add-or-remove-one unit, for the `epsilon` of the returned bounds.
+    under add-or-remove-one unit, for the `epsilon` of the result.
     """
+    return Spent(pld_epsilon(plan.sample_rate, _noise(plan), steps, plan.delta), plan.delta)
+
+
+def cross_checked(plan: PrivacyPlan, steps: int) -> Accountants:
+    """What is printed after `steps` steps, 1 or more, beside the independent accountants.
+
+    Guarantee: where PRV was asked, its lower bound does not pass what `spent` says. InputError where it does: one of
+    the two is wrong, so no plan is made and nothing is released.
+    """
+    public = (plan.sample_rate, _noise(plan), steps, plan.delta)
+    printed = spent(plan, steps).epsilon
+    # the theorem behind PRV wants an error well below 1
+    lower, upper = prv_bounds(*public, min(PRV_ERROR * printed, 0.5)) or (None, None) if printed > 0 else (None, None)
+    if lower is not None and lower > printed:
+        raise InputError(
+            f"epsilon {printed:.6g} after {steps} steps (PLD) is below the lower bound {lower:.6g} of Opacus' PRV "
+            "accountant: one of them is wrong, so nothing is released; check the installed versions of opacus and scipy"
+        )
+    return Accountants(epsilon=printed, prv_lower=lower, prv=upper, rdp=rdp_epsilon(*public))
+
+
+def _noise(plan: PrivacyPlan) -> float:
     if not plan.private:
         raise InputError("eps=inf: a run without privacy has no epsilon")
-    return bounds(plan.sample_rate, plan.noise_multiplier / plan.sensitivity, steps, plan.delta)
+    return plan.noise_multiplier / plan.sensitivity
 
 
 def epsilon_of_delta(plan: PrivacyPlan, steps: int) -> list[tuple[float, float]]:
-    """(delta, epsilon) by PLD after `steps` ledger entries, delta ascending from 1e-10 to 10 times the plan's.
+    """(delta, epsilon) after `steps` ledger entries, delta ascending from 1e-10 to 10 times the plan's.
 
     The plan's own delta is among them. Of a mechanism without noise there is no curve (InputError).
 
     Guarantee: the steps are (epsilon, delta)-DP at every point, at all of them at once: the curve depends on public
-    numbers alone. At the plan's delta its epsilon is at most that of `spent`, which is what is stated.
+    numbers alone. At the plan's delta its epsilon is that of `spent`, which is what is stated.
     """
-    if not plan.private:
-        raise InputError("eps=inf: a run without privacy has no epsilon")
+    noise = _noise(plan)
     highest = min(10 * plan.delta, 0.1)
     ratio = (highest / LOWEST_DELTA) ** (1 / (DELTA_POINTS - 1))
     deltas = sorted({*(LOWEST_DELTA * ratio**point for point in range(DELTA_POINTS)), plan.delta})
-    composed = _composed_pld(plan.sample_rate, plan.noise_multiplier / plan.sensitivity, steps, True)
-    return [(delta, float(composed.get_epsilon_for_delta(delta))) for delta in deltas]
-
-
-def _noise_multiplier_by_pld(eps: float, delta: float, sample_rate: float, steps: int, start: float) -> float:
-    """A noise multiplier within about 1e-4 (relative) of the one whose PLD bound is `eps`; searched from `start`."""
-    from scipy.optimize import brentq
-
-    @functools.lru_cache
-    def excess(log_sigma: float) -> float:
-        return pld_epsilon(sample_rate, math.exp(log_sigma), steps, delta) - eps
-
-    low = high = math.log(start)
-    width = 0.02
-    while excess(high) > 0:
-        low, high, width = high, high + width, 2 * width
-        if high > math.log(1e5):
-            raise InputError(f"eps={eps}: no noise_multiplier below 1e5 reaches it in {steps} steps; raise eps")
-    while excess(low) < 0:
-        low, high, width = low - width, low, 2 * width
-    return math.exp(brentq(excess, low, high, xtol=1e-4) if low < high else high)
+    return [(delta, pld_epsilon(plan.sample_rate, noise, steps, delta)) for delta in deltas]
 
 
 @functools.lru_cache(maxsize=256)
 def noise_multiplier_for(eps: float, delta: float, sample_rate: float, steps: int) -> float:
-    """A noise multiplier whose printed epsilon after `steps` steps is at most `eps`, and close to it.
+    """A noise multiplier whose printed epsilon after `steps` steps is at most `eps`, and nearly all of it.
 
-    PLD is quick, PRV is slow and a little larger: PLD is solved for a target that is lowered by what the printed bound
-    was seen to exceed it.
-
-    Guarantee: `bounds(sample_rate, result, steps, delta).epsilon <= eps`.
+    Guarantee: `pld_epsilon(sample_rate, result, steps, delta) <= eps`. InputError where none between 1e-3 and 1e9 gives
+    0.995 of it.
     """
-    aim, sigma = eps, 1.0
-    while True:
-        sigma = _noise_multiplier_by_pld(aim, delta, sample_rate, steps, sigma)
-        excess = bounds(sample_rate, sigma, steps, delta).epsilon - eps
-        if excess <= 0:
-            return sigma
-        aim -= 1.02 * excess + 1e-4 * eps
-        if aim <= 0:
-            raise InputError(f"eps={eps}: below what the accountants resolve (0.01); raise eps")
+    from scipy.optimize import brentq
+
+    reached: dict[float, float] = {}  # epsilon by log of the noise, where it is within the target
+
+    def excess(log_sigma: float) -> float:
+        found = pld_epsilon(sample_rate, math.exp(log_sigma), steps, delta)
+        if found <= CLOSE[1] * eps:
+            reached[log_sigma] = found
+        if CLOSE[0] * eps <= found <= CLOSE[1] * eps:
+            return 0.0
+        # bounded, as epsilon may be 0 or inf
+        return math.log((min(found, 1e6 * eps) + 1e-3 * eps) / ((sum(CLOSE) / 2 + 1e-3) * eps))
+
+    lowest, highest = math.log(1e-3), math.log(1e9)
+    low = high = math.log(sample_rate * math.sqrt(-2 * steps * math.log(delta)) / eps + 0.1)
+    while (over := excess(high)) > 0 and high < highest:
+        low, high = high, high + min(max(over, 0.05), 2.0)
+    while (over := excess(low)) < 0 and low > lowest:
+        low, high = low + max(min(over, -0.05), -2.0), low
+    if excess(low) > 0 > excess(high):
+        brentq(excess, low, high, xtol=1e-6)
+    least = min(reached, default=math.inf)
+    if reached.get(least, 0.0) < 0.995 * eps:
+        raise InputError(
+            f"eps={eps}: no noise_multiplier gives it in {steps} steps at delta={delta}; change eps or delta"
+        )
+    return math.exp(least)
 
 
 def steps_for(epochs: float, sample_rate: float) -> int:
@@ -223,6 +229,10 @@ def check_public_numbers(eps: float, delta: float, n_public: int, batch_size: in
     """
     if math.isnan(eps) or eps <= 0:
         raise InputError(f"eps={eps}: must be above 0, or inf for no privacy")
+    if eps < LOWEST_EPSILON:
+        raise InputError(
+            f"eps={eps}: must be at least {LOWEST_EPSILON}: the accountants resolve no smaller one; raise eps"
+        )
     if not LOWEST_DELTA <= delta < 1 / n_public:
         raise InputError(
             f"delta={delta}: must be at least {LOWEST_DELTA:g} and below 1/n_public ({1 / n_public:.2g}): below that "
@@ -245,8 +255,9 @@ def calibrate(
 ) -> PrivacyPlan:
     """Make the plan of a private fine-tuning from public numbers alone.
 
-    eps: target, above 0; inf turns clipping and noise off. delta: in (0, 1 / n_public). n_public: nominal number of
-    units. batch_size: expected units per step, at most n_public. Raises InputError outside these ranges.
+    eps: target, at least 1e-3; inf turns clipping and noise off. delta: in [1e-10, 1 / n_public). n_public: nominal
+    number of units. batch_size: expected units per step, at most n_public. Raises InputError outside these ranges, and
+    where the accountants contradict each other (`cross_checked`).
 
     Guarantee: taking at most `plan.steps` steps of `step.noisy_sum` with this plan, and publishing all their results,
     is (eps, delta)-DP under add-or-remove-one unit.
@@ -255,7 +266,7 @@ def calibrate(
     sample_rate = batch_size / n_public
     steps = steps_for(epochs, sample_rate)
     private = eps != math.inf
-    return PrivacyPlan(
+    plan = PrivacyPlan(
         sample_rate=sample_rate,
         # for what a unit moves the sum by, rounding included: plan.sensitivity
         noise_multiplier=noise_multiplier_for(eps, delta, sample_rate, steps) * (1 + ROUNDING) if private else 0.0,
@@ -267,3 +278,6 @@ def calibrate(
         k=k,
         unit=unit,
     )
+    if private:
+        cross_checked(plan, steps)
+    return plan

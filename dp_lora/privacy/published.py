@@ -9,7 +9,7 @@ import math
 import warnings
 
 from dp_lora.errors import InputError
-from dp_lora.privacy.accounting import check_public_numbers, prv_epsilon, steps_for
+from dp_lora.privacy.accounting import check_public_numbers, prv_bounds, steps_for
 from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
 
 # what a run of this kind reports in the place of epsilon
@@ -62,7 +62,9 @@ def claimed_epsilon(plan: PrivacyPlan, steps: int) -> float:
 
     Guarantee: none.
     """
-    claimed = prv_epsilon(plan.sample_rate, plan.noise_multiplier, steps, plan.delta) if steps else 0.0
+    if not steps:
+        return 0.0
+    claimed = prv_bounds(plan.sample_rate, plan.noise_multiplier, steps, plan.delta)
     if claimed is None:
         raise InputError(f"privacy.accounting={PUBLISHED}: Opacus' PRV accountant has no answer after {steps} steps")
-    return claimed
+    return claimed[1]
