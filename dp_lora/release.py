@@ -56,10 +56,31 @@ def base_parts(info: Mapping[str, Any], digest: Callable[[], str], plan: Privacy
     return (Part(epsilon, delta, base=digest()),) if epsilon or delta else ()
 
 
+def require_target(plan: PrivacyPlan, steps: int, shown: str) -> Bounds:
+    """What `steps` steps of a private plan spend; InputError where that passes the target. `shown` names the plan."""
+    bounds = spent(plan, steps)
+    if bounds.epsilon > plan.target_epsilon:
+        raise InputError(
+            f"{shown}: noise_multiplier={plan.noise_multiplier} gives epsilon {bounds.epsilon:.6g} after {steps} "
+            f"steps, above the target {plan.target_epsilon:g}: nothing is trained or released so; restore the plan, or "
+            "start in another folder"
+        )
+    return bounds
+
+
 def privacy_statement(
-    plan: PrivacyPlan, counted_steps: int, run_id: str, config: Config, before: Sequence[Part] = ()
+    plan: PrivacyPlan,
+    counted_steps: int,
+    run_id: str,
+    ledger_head: str,
+    config: Config,
+    before: Sequence[Part] = (),
 ) -> dict[str, Any]:
-    """The content of privacy.json, from public values and the ledger's count alone; `before` is what is added to it."""
+    """The content of privacy.json, from public values and the ledger's count alone; `before` is what is added to it.
+
+    `run_id` and `ledger_head` say nothing of the data: the former is random, of the latter see `Ledger.head`. Raises
+    InputError where the ledger holds no step, or more than the plan allows, or where epsilon passes the target.
+    """
     if not plan.private:
         return {
             "private": False,
@@ -74,9 +95,10 @@ def privacy_statement(
         raise InputError("the ledger holds no step: nothing was trained privately, or the ledger is lost")
     if counted_steps > plan.steps:
         raise InputError(f"the ledger holds {counted_steps} steps, more than the {plan.steps} of its plan: no release")
-    bounds = spent(plan, counted_steps)
     if not plan.guaranteed:
-        return _published_statement(plan, counted_steps, bounds, run_id)
+        return _published_statement(plan, counted_steps, spent(plan, counted_steps), run_id)
+    require_target(plan, plan.steps, "the plan")
+    bounds = require_target(plan, counted_steps, "the plan")
     parts = (*before, Part(bounds.epsilon, plan.delta, run_id=run_id))
     epsilon, delta = compose(parts)
     return {
@@ -106,6 +128,7 @@ def privacy_statement(
             **{name: version(name) for name in ("torch", "opacus", "dp-accounting", "diffusers", "peft", "numpy")},
         },
         "run_id": run_id,
+        "ledger_head": ledger_head,
     }
 
 
@@ -139,13 +162,17 @@ def write_result(
     plan: PrivacyPlan,
     counted_steps: int,
     run_id: str,
+    ledger_head: str,
     config: Config,
     adapter: Adapter,
     before: Sequence[Part],
     base: Mapping[str, str],
 ) -> None:
-    """Write the adapter's folder, whole or not at all; `run_id` is random, `base` names the base model."""
-    statement = privacy_statement(plan, counted_steps, run_id, config, before)
+    """Write the adapter's folder, whole or not at all; `base` names the base model, the rest is `privacy_statement`'s.
+
+    Raises InputError, before anything is written, where that does.
+    """
+    statement = privacy_statement(plan, counted_steps, run_id, ledger_head, config, before)
     with whole_folder(folder) as temporary:
         trained_on = {"source": config.data.source, "unit": config.privacy.unit, "n_public": config.data.n_public}
         status = "private-dp" if statement["private"] else "non-private"
