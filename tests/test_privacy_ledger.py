@@ -179,7 +179,7 @@ for step in range(10):
     ledger.append(step, plan_of(), replay_of=None)
     print(step, flush=True)
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "OSError" in done.stderr
