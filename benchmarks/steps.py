@@ -17,6 +17,7 @@ from benchmarks.setups import Setup
 from dp_lora.diffusion import add_noise, loss_per_row, target
 from dp_lora.models.adapters import lora_targets
 from dp_lora.models.autoencoder import encode
+from dp_lora.privacy.heads import Heads
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.randomness import Randomness
@@ -34,7 +35,7 @@ def private(
     """Ours, the whole private step; `one_token` False: with diffusers' cross-attention.
 
     With a sample rate of 1 all `pictures` take part: the draw, k draws each, forward, backward, one clip per unit, sum,
-    the line of the ledger on the disk, noise.
+    the line of the ledger and its head on the disk, noise.
     """
     rows = physical_batch or setup.physical_batch
     model = setup.model()
@@ -46,7 +47,9 @@ def private(
     units = [[picture] for picture in pictures]
     plan = PrivacyPlan(1.0, NOISE / CLIP, CLIP, 10**6, float(len(units)), 1e-5, 1.0, k, "picture")
     folder = TemporaryDirectory()  # removed with the step
-    ledger = Ledger(Path(folder.name) / "ledger.jsonl")
+    heads = Heads(Path(folder.name) / "heads" / "benchmark")
+    heads.make()
+    ledger = Ledger(Path(folder.name) / "ledger.jsonl", heads)
 
     def step(folder: object = folder) -> dict[str, Tensor]:
         total, _ = noisy_sum(plan, 0, units, factory, parameters, randomness, ledger, rows)

@@ -1,5 +1,6 @@
-"""Files that are whole or absent: write to a temporary name, fsync, rename. Digests of files and folders."""
+"""Files that are whole or absent: write to a temporary name, fsync, rename. Lines that are. Digests of both."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -69,9 +70,31 @@ def publish(built: Path, folder: Path) -> None:
     fsync(folder.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append `line` to a file of its owner's alone; on return it is on the disk, and after an error it is not there.
+
+    A last line that was torn in a crash keeps its place: it is ended first.
+    """
+    created = not path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size and os.pread(descriptor, 1, size - 1) != b"\n"
+        content = f"{chr(10) if torn else ''}{line}\n".encode()
+        if os.write(descriptor, content) != len(content):  # a full disk
+            os.ftruncate(descriptor, size)
+            os.fsync(descriptor)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if created:
+        fsync(path.parent)
+
+
 @contextmanager
 def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file `path`; the lock ends with the process.
+    """Lock the file `path`, made where it is not there and not changed; the lock ends with the process.
 
     The file stays: if it were removed, whoever waits for it would hold a file that the next one does not see. So `path`
     lies in no folder that its holder removes.
@@ -79,7 +102,7 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
     Where another process holds it: BlockingIOError, or with `wait` only when that one is done.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 

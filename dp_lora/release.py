@@ -56,10 +56,30 @@ def base_parts(info: Mapping[str, Any], digest: Callable[[], str], plan: Privacy
     return (Part(epsilon, delta, base=digest()),) if epsilon or delta else ()
 
 
+def require_target(plan: PrivacyPlan, steps: int, shown: str) -> None:
+    """InputError where `steps` steps of a private plan spend more than its target. `shown` names the plan."""
+    epsilon = spent(plan, steps).epsilon
+    if epsilon > plan.target_epsilon:
+        raise InputError(
+            f"{shown}: noise_multiplier={plan.noise_multiplier} gives epsilon {epsilon:.6g} after {steps} "
+            f"steps, above the target {plan.target_epsilon:g}: nothing is trained or released so; restore the plan, or "
+            "start in another folder"
+        )
+
+
 def privacy_statement(
-    plan: PrivacyPlan, counted_steps: int, run_id: str, config: Config, before: Sequence[Part] = ()
+    plan: PrivacyPlan,
+    counted_steps: int,
+    run_id: str,
+    ledger_head: str,
+    config: Config,
+    before: Sequence[Part] = (),
 ) -> dict[str, Any]:
-    """The content of privacy.json, from public values and the ledger's count alone; `before` is what is added to it."""
+    """The content of privacy.json, from public values and the ledger's count alone; `before` is what is added to it.
+
+    `run_id` and `ledger_head` say nothing of the data: the former is random, of the latter see `Ledger.head`. Raises
+    InputError where the ledger holds no step, or more than the plan allows, or where epsilon passes the target.
+    """
     if not plan.private:
         return {
             "private": False,
@@ -77,6 +97,8 @@ def privacy_statement(
     accountants = cross_checked(plan, counted_steps)
     if not plan.guaranteed:
         return _published_statement(plan, counted_steps, accountants.epsilon, run_id)
+    for steps in (plan.steps, counted_steps):
+        require_target(plan, steps, "the plan")
     parts = (*before, Part(accountants.epsilon, plan.delta, run_id=run_id))
     epsilon, delta = compose(parts)
     return {
@@ -92,6 +114,7 @@ def privacy_statement(
         "target_epsilon": plan.target_epsilon,
         "target_delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,
+        "sensitivity": plan.sensitivity * plan.max_grad_norm,
         "sample_rate": plan.sample_rate,
         "steps": counted_steps,
         "max_grad_norm": plan.max_grad_norm,
@@ -106,6 +129,7 @@ def privacy_statement(
             **{name: version(name) for name in ("torch", "opacus", "scipy", "diffusers", "peft", "numpy")},
         },
         "run_id": run_id,
+        "ledger_head": ledger_head,
     }
 
 
@@ -139,13 +163,17 @@ def write_result(
     plan: PrivacyPlan,
     counted_steps: int,
     run_id: str,
+    ledger_head: str,
     config: Config,
     adapter: Adapter,
     before: Sequence[Part],
     base: Mapping[str, str],
 ) -> None:
-    """Write the adapter's folder, whole or not at all; `run_id` is random, `base` names the base model."""
-    statement = privacy_statement(plan, counted_steps, run_id, config, before)
+    """Write the adapter's folder, whole or not at all; `base` names the base model, the rest is `privacy_statement`'s.
+
+    Raises InputError, before anything is written, where that does.
+    """
+    statement = privacy_statement(plan, counted_steps, run_id, ledger_head, config, before)
     with whole_folder(folder) as temporary:
         trained_on = {"source": config.data.source, "unit": config.privacy.unit, "n_public": config.data.n_public}
         status = "private-dp" if statement["private"] else "non-private"

@@ -1,7 +1,8 @@
 """A tiny private fine-tuning in a process of its own, which notes on disk each noise that it draws; to be killed.
 
-A third argument ends it by itself: `before N` and `after N` by SIGKILL at the rename of its Nth checkpoint,
-`disk BYTES` by files that cannot grow beyond that size.
+A third argument ends it by itself: by SIGKILL with `before N` and `after N` at the rename of its Nth checkpoint, with
+`line N` and `head N` when half of this process's Nth ledger line, or of its head, is written, with `between N` between
+the two; `disk BYTES` by files that cannot grow beyond that size.
 """
 
 import os
@@ -15,6 +16,7 @@ from tiny import tiny_config, tiny_latents
 
 from dp_lora.events import Events
 from dp_lora.models.folder import load_model, model_digest
+from dp_lora.privacy import heads, ledger
 from dp_lora.privacy import step as step_module
 from dp_lora.training.finetune import PrivateData, finetune, units_of
 from dp_lora.training.run_folder import binding, open_run_folder
@@ -48,8 +50,21 @@ def deadly(self, target):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def torn(path, text):
+    appended.append(path)
+    if len(appended) == int(number):
+        if end != "between":
+            with path.open("a") as file:
+                file.write(text[: len(text) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    append_line(path, text)
+
+
+append_line, appended = heads.append_line, []
 if end in ("before", "after"):
     Path.replace = deadly
+if end in ("line", "head", "between"):
+    (ledger if end == "line" else heads).append_line = torn
 if end == "disk":
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(number), int(number)))
 latents, labels = tiny_latents(30)

@@ -34,8 +34,8 @@ def make_release(base: Path, folder: Path, private: bool = True) -> Path:
     """A tiny adapter on the base in `base`, as fine-tuning leaves it."""
     model = load_model(base)
     names = {"path": str(base), "digest": model_digest(base)}
-    plan = plan_of() if private else no_privacy()
-    write_result(folder, plan, 10, "0" * 32, CONFIG, tiny_adapter(model), (), names)
+    plan = plan_of(target_epsilon=8.0) if private else no_privacy()
+    write_result(folder, plan, 10, "0" * 32, "0" * 64, CONFIG, tiny_adapter(model), (), names)
     return folder
 
 

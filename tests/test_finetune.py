@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +18,10 @@ from dp_lora.events import Events
 from dp_lora.files import read_json, write_json
 from dp_lora.models.autoencoder import encode
 from dp_lora.models.folder import load_model, model_digest
+from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.ledger import Ledger
+from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.release import privacy_statement
 from dp_lora.training import finetune as module
 from dp_lora.training.finetune import PrivateData, finetune, may_step, units_of
 from dp_lora.training.run_folder import binding, binding_digest, open_run_folder, other_ledgers
@@ -174,6 +179,7 @@ def test_neighbours_release_equal_files_apart_from_weights_and_run_id(house):
             a, b = (json.loads((folder / path).read_text()) for folder in (one, other))
             assert a.pop("run_id") != b.pop("run_id")
             assert a["parts"][0].pop("run_id") != b["parts"][0].pop("run_id")
+            assert a.pop("ledger_head") != b.pop("ledger_head")  # of a random id: see test_privacy_ledger.py
             assert a == b
         else:
             assert (one / path).read_bytes() == (other / path).read_bytes(), path
@@ -226,15 +232,84 @@ def test_a_fresh_run_that_lost_steps_counts_them_and_never_passes_its_budget(hou
     assert len((house / "run" / "ledger.jsonl").read_text().splitlines()) == 5
 
 
-def test_a_resume_draws_anew_where_randomness_is_fresh(house, monkeypatch):
-    """Two continuations of one checkpoint differ: nothing random is stored."""
-    import shutil
-
+def test_a_resume_draws_anew_where_randomness_is_fresh_and_its_release_tells_the_branch(house, monkeypatch):
+    """Two continuations of one checkpoint differ: nothing random is stored. Another machine knows nothing of either."""
     with pytest.raises(Crash):
         run(house, "one", stop_before=2, monkeypatch=monkeypatch)
-    shutil.copytree(house / "one", house / "two")
-    a, b = weights(run(house, "one")), weights(run(house, "two"))
+    shutil.copytree(house / "one", house / "elsewhere" / "one")
+    heard, moved = Heard(), Heard()
+    one, two = run(house, "one", events=heard), run(house, "elsewhere/one", events=moved)
+    a, b = weights(one), weights(two)
     assert any(not torch.equal(a[name], b[name]) for name in a)
+    a, b = read_json(one / "privacy.json"), read_json(two / "privacy.json")
+    assert a.pop("ledger_head") != b.pop("ledger_head")
+    assert a == b  # a mutant without heads: one run id, and nothing tells that 8 steps were taken, not 5
+    assert "this place has not seen this ledger before" in moved.lines[1]
+    assert not any("has not seen" in line for line in heard.lines)
+
+
+def test_a_folder_that_was_copied_finished_restored_and_finished_again_is_refused_at_the_restore(house, monkeypatch):
+    with pytest.raises(Crash):
+        run(house, "run", stop_before=2, monkeypatch=monkeypatch)
+    shutil.copytree(house / "run", house / "backup")
+    run(house, "run")
+    shutil.copytree(house / "run", house / "finished")
+    shutil.rmtree(house / "run")
+    (house / "backup").rename(house / "run")
+    with pytest.raises(InputError, match=r"ledger\.jsonl: holds 2 lines, but 5 were written here: it is an older copy"):
+        run(house, "run")
+    # under another name it is the same run
+    (house / "run").rename(house / "other")
+    with pytest.raises(InputError, match="holds 2 lines, but 5"):
+        run(house, "other")
+    assert run(house, "finished").name == "release"  # the newest copy, wherever it lies
+
+
+@pytest.mark.parametrize("replay", [False, True])
+def test_a_folder_that_lost_ledger_checkpoints_and_release_but_not_its_plan_is_refused(house, replay):
+    settings = seed_file(house) if replay else ""
+    run(house, "run", settings)
+    for name in ("checkpoints", "release"):
+        shutil.rmtree(house / "run" / name)
+    (house / "run" / "ledger.jsonl").unlink()
+    with pytest.raises(InputError, match="holds 0 lines, but 5 were written here"):
+        run(house, "run", settings)
+    assert not (house / "run" / "ledger.jsonl").exists()
+
+
+def test_a_lost_folder_begins_another_run_but_for_a_replay_whose_noise_would_be_the_same(house):
+    first = read_json(run(house, "run") / "privacy.json")
+    shutil.rmtree(house / "run")
+    second = read_json(run(house, "run") / "privacy.json")
+    assert first["run_id"] != second["run_id"]
+    run(house, "replay", seed_file(house))
+    shutil.rmtree(house / "replay")
+    with pytest.raises(InputError, match="steps of this replay were taken here, and their ledger is gone"):
+        run(house, "replay", seed_file(house))
+    assert not (house / "replay" / "plan.json").exists()
+
+
+def test_a_replay_is_taken_over_again_in_its_folder_with_the_same_release(house):
+    """As `make reproduce` does it: plan and ledger stand, every step is made again and is the same release."""
+    settings = seed_file(house)
+    release = run(house, "run", settings)
+    before = {path.relative_to(release): path.read_bytes() for path in release.rglob("*") if path.is_file()}
+    for name in ("checkpoints", "release"):
+        shutil.rmtree(house / "run" / name)
+    run(house, "run", settings)
+    assert {path.relative_to(release): path.read_bytes() for path in release.rglob("*") if path.is_file()} == before
+    assert (house / "run" / "ledger.jsonl").read_bytes().count(b"\n") == 10
+
+
+def test_a_line_that_is_lost_before_the_first_checkpoint_is_seen(house, monkeypatch):
+    settings = "train.checkpoint_every=5"
+    with pytest.raises(Crash):
+        run(house, "run", settings, stop_before=3, monkeypatch=monkeypatch)
+    assert not (house / "run" / "checkpoints").exists()
+    ledger = house / "run" / "ledger.jsonl"
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(InputError, match="holds 2 lines, but 3 were written here"):
+        run(house, "run", settings)
 
 
 def test_a_finished_run_trains_and_spends_nothing_when_called_again(house):
@@ -312,9 +387,30 @@ def test_a_kept_plan_that_is_not_its_configuration_s_is_refused_before_a_step(ho
     with pytest.raises(InputError, match=rf"plan\.json: its plan has another {field} than"):
         run(house, "run")
     assert not (house / "run" / "ledger.jsonl").exists()
-    sigma = content["plan"]["noise_multiplier"] * 1.001  # as another version of the accountants might find it
+    sigma = content["plan"]["noise_multiplier"] * 1.009  # as another version of the accountants might find it
     write_json(path, {**content, "plan": {**content["plan"], "noise_multiplier": sigma}})
     assert read_json(run(house, "run") / "privacy.json")["noise_multiplier"] == sigma
+
+
+def test_a_plan_that_passes_its_target_is_refused_at_the_start_and_at_the_release(house, monkeypatch):
+    """Noise that is within what another version of the accountants might find, and yet too little."""
+    with pytest.raises(Crash):
+        run(house, "run", stop_before=0, monkeypatch=monkeypatch)
+    path = house / "run" / "plan.json"
+    content = read_json(path)
+    sigma = content["plan"]["noise_multiplier"] * 0.991
+    write_json(path, {**content, "plan": {**content["plan"], "noise_multiplier": sigma}})
+    with pytest.raises(InputError, match=r"plan\.json: noise_multiplier=.* gives epsilon 10\.\d+ after 5 steps, above"):
+        run(house, "run")
+    assert not (house / "run" / "ledger.jsonl").exists()
+    # after fewer steps than the plan has, too: it was never to be begun
+    plan, config = PrivacyPlan.from_json(read_json(path)["plan"]), tiny_config()
+    assert spent(plan, 3).epsilon < 10
+    for steps in (3, 5):
+        with pytest.raises(InputError, match="above the target 10: nothing is trained or released so"):
+            privacy_statement(plan, steps, "id", "head", config)
+    whole = replace(plan, noise_multiplier=content["plan"]["noise_multiplier"])
+    assert privacy_statement(whole, 5, "id", "head", config)["epsilon"] <= 10
 
 
 def test_other_data_in_the_same_folder_are_refused(house, monkeypatch):
@@ -336,7 +432,16 @@ def test_two_writers_on_one_run_are_refused(house):
     config = tiny_config()
     bound = {"config": {}, "data": "d", "base": "b"}
     second = open_run_folder(house / "run", config, bound)
-    with open_run_folder(house / "run", config, bound), pytest.raises(InputError, match="another process"), second:
+    with open_run_folder(house / "run", config, bound), pytest.raises(InputError, match="is writing there"), second:
+        pass
+    with open_run_folder(house / "run", config, bound):
+        shutil.copytree(house / "run", house / "copy")
+        with (
+            pytest.raises(InputError, match="copy: another process is writing to a copy of it"),
+            open_run_folder(house / "copy", config, bound),
+        ):
+            pass
+    with open_run_folder(house / "copy", config, bound):
         pass
 
 
@@ -348,6 +453,10 @@ def test_other_ledgers_on_the_same_data_are_named(house):
     assert "epsilon" in line
     assert other_ledgers(house / "runs", house / "runs" / "one", digest) == []
     assert other_ledgers(house / "runs", house / "runs" / "two", "other data") == []
+    ledger = house / "runs/one/ledger.jsonl"
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:2]))
+    (line,) = other_ledgers(house / "runs", house / "runs" / "two", digest)
+    assert "nobody knows how much" in line  # a mutant that looks at the ledger alone states the epsilon of 2 steps
 
 
 @pytest.mark.parametrize("status", ["unknown", "non-private", "private-dp"])
@@ -455,18 +564,18 @@ def test_latents_of_others_do_not_enter_a_picture_s_own(house):
 
 def test_ledger_and_plan_are_read_back_from_the_folder_alone(house):
     run(house, "run")
-    from dp_lora.privacy.plan import PrivacyPlan
-
     plan = PrivacyPlan.from_json(json.loads((house / "run" / "plan.json").read_text())["plan"])
     assert Ledger(house / "run" / "ledger.jsonl").counted_steps(plan) == plan.steps == 5
 
 
-def test_a_lost_or_shortened_ledger_is_refused_and_never_printed_as_less(house, monkeypatch):
+def test_a_lost_or_shortened_ledger_is_refused_also_where_nothing_was_seen_of_it(house, monkeypatch):
+    """As in a folder that comes from another machine: the checkpoint knows."""
     with pytest.raises(Crash):
         run(house, "run", stop_before=3, monkeypatch=monkeypatch)
     ledger = house / "run" / "ledger.jsonl"
     lines = ledger.read_text().splitlines(keepends=True)
     ledger.write_text("".join(lines[:2]))
+    shutil.rmtree(house / ".heads")
     with pytest.raises(InputError, match="lost or was shortened"):
         run(house, "run")
     ledger.unlink()
@@ -485,6 +594,7 @@ def test_lines_lost_at_the_end_are_seen_though_as_many_steps_are_left_as_were_ta
     lines = ledger.read_text().splitlines(keepends=True)
     assert len(lines) == 5  # step 2 was taken twice
     ledger.write_text("".join(lines[:4]))
+    shutil.rmtree(house / ".heads")  # as in a folder that comes from another machine
     with pytest.raises(InputError, match="holds 4 steps, but 5 were taken"):
         run(house, "run", twice)
 
@@ -529,3 +639,22 @@ def test_a_replay_is_bound_to_the_machine_that_makes_it_exact(house):
     seeded = seed_file(house)
     digests = {binding_digest(binding(tiny_config(seeded), "d", "b", device)) for device in ("cpu", "cuda")}
     assert len(digests) == 2
+
+
+def test_a_replay_is_bound_to_the_model_and_the_instructions_of_its_cpu(house, monkeypatch):
+    """A mutant that asks platform.processor() cannot tell CPUs apart on most Linux systems, where it is empty."""
+    from dp_lora.training import run_folder
+
+    seeded, digests = seed_file(house), []
+    text = "processor\t: {}\nmodel name\t: {}\ncpu MHz\t\t: {}\nflags\t\t: {}\n\n"
+    monkeypatch.setattr(run_folder, "CPUINFO", house / "cpuinfo")
+    for parts in [
+        (0, "one", 1000, "sse avx"),
+        (1, "one", 999, "sse avx"),
+        (0, "one", 1000, "sse"),
+        (0, "two", 1, "sse"),
+    ]:
+        (house / "cpuinfo").write_text(text.format(*parts))
+        digests.append(binding_digest(binding(tiny_config(seeded), "d", "b", "cpu")))
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3

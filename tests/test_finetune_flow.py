@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from test_finetune import CPU, Crash, Heard, house, run, seed_file, weights  # noqa: F401
 from tiny import tiny_config, tiny_dataset
 
+from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from dp_lora.models.adapters import EMBEDDING
 from dp_lora.models.folder import load_model, model_digest
@@ -112,12 +114,16 @@ def test_no_branch_and_no_message_depends_on_what_the_operator_may_watch(house, 
 
 @pytest.mark.parametrize("began", [False, True])
 def test_a_torn_ledger_line_counts_and_the_run_stops_within_its_budget(house, monkeypatch, began):  # noqa: F811
-    """Torn is the line of a step that the checkpoint holds, or that of a step which was just begun."""
+    """Torn is the line of a step that was just begun, or, as no crash leaves it, that of one which was taken."""
     with pytest.raises(Crash):
         run(house, "run", stop_before=3, monkeypatch=monkeypatch)
     path = house / "run" / "ledger.jsonl"
     content = path.read_bytes()
     path.write_bytes(content + content.splitlines()[-1][:70] if began else content[:-40])
+    if not began:
+        with pytest.raises(InputError, match="line 3 is not the one that was written here"):
+            run(house, "run")
+        shutil.rmtree(house / ".heads")  # as in a folder that comes from another machine
     heard = Heard()
     statement = read_json(run(house, "run", events=heard) / "privacy.json")
     assert statement["steps"] == 5
@@ -134,6 +140,10 @@ def test_a_torn_line_of_a_replay_costs_no_step_and_the_weights_are_an_unbroken_r
     path = house / "run" / "ledger.jsonl"
     content = path.read_bytes()
     path.write_bytes(content + content.splitlines()[-1][:70] if began else content[:-40])
+    if not began:
+        with pytest.raises(InputError, match="line 3 is not the one that was written here"):
+            run(house, "run", seeded)
+        shutil.rmtree(house / ".heads")  # as in a folder that comes from another machine
     heard = Heard()
     release = run(house, "run", seeded, events=heard)
     statement = read_json(release / "privacy.json")

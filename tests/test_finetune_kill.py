@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny import make_base, tiny_config
 
 from dp_lora.config import ROOT
+from dp_lora.privacy.heads import Heads
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.training.checkpoints import load_checkpoint
@@ -22,7 +23,7 @@ LONG = "privacy.epochs=8 train.checkpoint_every=3"
 
 
 def start(house, overrides, *end):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tests" / "kill_target.py"), str(house), overrides, *end]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
@@ -79,6 +80,20 @@ def test_kill_9_inside_a_checkpoint_s_rename_leaves_whole_checkpoints_and_every_
         step, _, tensors = load_checkpoint(tmp_path / "run" / "checkpoints")
         assert 0 < step <= steps
         assert all(tensor.isfinite().all() for tensor in tensors.values())
+    finished_within_budget(tmp_path)
+
+
+@pytest.mark.slow
+def test_kill_9_inside_a_ledger_s_line_its_head_and_between_them_goes_on_with_every_step_counted(tmp_path):
+    """A mutant that writes the head first is not gone on with after `between`: a line that never was is missed."""
+    make_base(tmp_path / "base", tiny_config())
+    heads = tmp_path / ".heads"
+    for kills, (end, lines) in enumerate((("line 3", 3), ("between 2", 5), ("head 2", 7)), start=1):
+        assert start(tmp_path, LONG, end).wait() == -signal.SIGKILL
+        assert counted(tmp_path)[0] == lines
+        assert drawn(tmp_path) == lines - kills  # each kill leaves one line without noise
+        (known,) = heads.iterdir()
+        assert Heads(known).last().lines == lines - 1
     finished_within_budget(tmp_path)
 
 

@@ -122,7 +122,7 @@ def test_a_plan_of_the_released_code_is_private_in_its_step_and_guaranteed_nowhe
 def test_its_statement_has_two_numbers_and_none_is_called_epsilon():
     config = tiny_config("privacy.accounting=published privacy.k=2")
     plan = make_plan(config)
-    statement = privacy_statement(plan, plan.steps, "id", config)
+    statement = privacy_statement(plan, plan.steps, "id", "head", config)
     assert statement["private"] is False
     assert "epsilon" not in statement
     assert statement["bounded_epsilon"] > 1.5 * statement["claimed_epsilon"]
@@ -130,7 +130,7 @@ def test_its_statement_has_two_numbers_and_none_is_called_epsilon():
     assert "no guarantee" in statement["statement"]
     assert statement["accounting"] == "published"
     assert privacy_tag(statement) == "published-no-guarantee"
-    ours = privacy_statement(make_plan(tiny_config()), 3, "id", config)
+    ours = privacy_statement(make_plan(tiny_config()), 3, "id", "head", config)
     assert (ours["accounting"], privacy_tag(ours)) == ("per_unit", "private-dp")
 
 
@@ -243,7 +243,7 @@ def test_mlflow_is_told_the_clip_of_an_adapter_that_was_clipped_and_none_without
     for eps, told in (("10", {"max_grad_norm": 0.05}), ("inf", {})):
         config = tiny_config(f"privacy.eps={eps} privacy.max_grad_norm=0.05")
         plan, run = make_plan(config), FakeRun()
-        track_privacy(run, privacy_statement(plan, plan.steps, "id", config), config)
+        track_privacy(run, privacy_statement(plan, plan.steps, "id", "head", config), config)
         assert {name: value for name, value in run.metrics.items() if name == "max_grad_norm"} == told
         assert run.metrics["k"] == config.privacy.k
 
@@ -257,7 +257,7 @@ def test_mlflow_is_told_both_numbers_a_tag_of_its_own_and_never_an_epsilon(tmp_p
 
     config = tiny_config("privacy.accounting=published privacy.k=2")
     plan = make_plan(config)
-    statement = privacy_statement(plan, plan.steps, "id", config)
+    statement = privacy_statement(plan, plan.steps, "id", "head", config)
     write_json(tmp_path / "privacy.json", statement)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     run, samples = FakeRun(), FakeRun()

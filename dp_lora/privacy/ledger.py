@@ -1,20 +1,21 @@
 """The record of every step whose noise was, or may have been, drawn. The accountant's history is this file alone."""
 
-import errno
 import hashlib
 import json
-import os
+import secrets
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dp_lora.errors import InputError
-from dp_lora.files import fsync
+from dp_lora.files import append_line, digest_value
+from dp_lora.privacy.heads import Head, Heads
 from dp_lora.privacy.plan import PrivacyPlan
 
 REPLAY = "replay"
 FRESH = "fresh"
+ONE_BRANCH = "restore the newest copy, or begin another fine-tuning (another experiment.seed), which spends anew"
 MECHANISM = ("sample_rate", "noise_multiplier", "max_grad_norm")  # what a line says of its plan
 
 
@@ -24,7 +25,8 @@ class _Lines:
 
     size: int = 0  # bytes of the file up to here
     count: int = 0
-    before: str = ""  # SHA-256 of the last line
+    before: str = ""  # SHA-256 of the last line: what lines of before `chain` hold
+    chain: str = ""  # SHA-256 of the chain up to the line before the last one, and the last one: of all lines
     mechanism: tuple[Any, ...] | None = None  # the same in every line
     fresh: int = 0
     torn: int = 0
@@ -44,8 +46,8 @@ class _Lines:
         else:
             if _checksum(entry) != checksum:
                 raise InputError(f"{where}: the checksum does not hold; the ledger was changed")
-            if entry.get("before") != self.before:
-                raise InputError(f"{where}: does not follow the line before; lines were removed, moved or changed")
+            if entry.get("chain", entry.get("before")) != (self.chain if "chain" in entry else self.before):
+                raise InputError(f"{where}: does not follow the lines before it; some were removed, moved or changed")
             mechanism = tuple(entry[name] for name in MECHANISM)
             if self.mechanism not in (None, mechanism):
                 raise InputError(f"{where} belongs to another plan; start in another folder")
@@ -56,7 +58,7 @@ class _Lines:
             else:
                 self.fresh += 1
         self.count += 1
-        self.before = hashlib.sha256(line).hexdigest()
+        self.before, self.chain = hashlib.sha256(line).hexdigest(), _chain(self.chain, line)
 
     def check_replay(self, step: int, replay_of: str | None, path: Path) -> None:
         """InputError for a step with another sum than it had before, or for fresh and replayed steps together.
@@ -76,51 +78,56 @@ class _Lines:
 class Ledger:
     """One JSON line per step, appended and fsynced before the step's noise is drawn; nothing is ever rewritten.
 
-    Each line holds a checksum of its own and the digest of the line before, so that a line that is removed, moved or
-    changed in the middle is seen. Lines that are lost at the end are seen where a checkpoint counts more steps. A
-    ledger is read once, line by line as it grows: keep one object per run.
+    Each line holds a checksum of its own and the digest of all lines before (the chain, also through torn lines), so
+    that a line that is removed, moved or changed in the middle is seen. Lines that are lost at the end are seen where
+    `heads`, or a checkpoint, know of more; without heads (None: nobody goes on with this ledger) by the checkpoint
+    alone. A ledger is read once, line by line as it grows: keep one object per run.
     """
 
     path: Path
+    heads: Heads | None = None
     _lines: _Lines = field(default_factory=_Lines, init=False, repr=False, compare=False)
+    _seen: Head | None = field(default=None, init=False, repr=False, compare=False)  # the last of `heads`
+    _process: str = field(default_factory=lambda: secrets.token_hex(16), init=False, repr=False, compare=False)
 
     def append(self, step: int, plan: PrivacyPlan, *, replay_of: str | None) -> None:
-        """Write the line of `step`; on return it is on the disk.
+        """Write the line of `step`, then its head; on return both are on the disk.
 
         `replay_of`: None with fresh randomness; in the reproducible mode a keyed digest of the sum before noise. Where
         the step stands in the ledger with another digest, the replay is not exact: two sums under one noise would
-        reveal their difference, so InputError.
+        reveal their difference, so InputError. A line of fresh randomness names its process by a random id, so that
+        two branches of a ledger differ. A replay has none: what differs in it is its sums.
 
-        Guarantee: if the noise of a step can have been seen by anybody, its line is in the ledger; and one noise is
-        never added to two different sums.
+        Guarantee: if the noise of a step can have been seen by anybody, its line is in the ledger, and no ledger
+        without it is read here again; and one noise is never added to two different sums.
         """
-        lines, torn_tail = self._read(plan)
+        lines = self._read(plan)
         lines.check_replay(step, replay_of, self.path)
-        entry: dict[str, Any] = {
-            "step": step,
-            **dict(zip(MECHANISM, _mechanism(plan), strict=True)),
-            "randomness": FRESH if replay_of is None else REPLAY,
-            "before": lines.before,
-        }
+        randomness = {"randomness": FRESH, "process": self._process}
         if replay_of is not None:
-            entry["sum"] = replay_of
-        line = json.dumps({"entry": entry, "crc32": _checksum(entry)}, sort_keys=True) + "\n"
-        if torn_tail:
-            line = "\n" + line  # a torn line keeps its place, and is counted
-        created = not self.path.exists()
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            size = os.fstat(descriptor).st_size
-            if os.write(descriptor, line.encode()) != len(line.encode()):
-                # a full disk; no noise was drawn for this line, so it may go
-                os.ftruncate(descriptor, size)
-                os.fsync(descriptor)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if created:
-            fsync(self.path.parent)
+            randomness = {"randomness": REPLAY, "sum": replay_of}
+        mechanism = dict(zip(MECHANISM, _mechanism(plan), strict=True))
+        entry: dict[str, Any] = {"step": step, **mechanism, **randomness, "chain": lines.chain}
+        line = json.dumps({"entry": entry, "crc32": _checksum(entry)}, sort_keys=True)
+        append_line(self.path, line)  # a torn line before it keeps its place, and is counted
+        if self.heads is not None:
+            head = Head(lines.count + 1, _chain(lines.chain, line.encode()))
+            self.heads.append(head)
+            self._seen = head
+
+    def head(self, plan: PrivacyPlan) -> str:
+        """What a release says of its ledger, so that two branches of one run are told apart: 64 hex digits.
+
+        With fresh randomness the digest of all lines. In the reproducible mode the digest of each step's keyed digest,
+        which are equal where the release is: a replay that is made again has the same head, however often it stopped.
+
+        Guarantee: ledgers with one head come from the same noisy sums. Whoever lacks the ledger, and the secret of a
+        replay, learns nothing of the data from a head: fresh lines hold public numbers and a random id of 128 bits that
+        stands nowhere else, so that not even the number of steps that a crash lost can be tried out; a replay's lines
+        hold each sum as an HMAC under the operator's secret.
+        """
+        lines = self._read(plan)
+        return digest_value(sorted(lines.replayed.items())) if lines.replayed else lines.chain
 
     def counted_steps(self, plan: PrivacyPlan) -> int:
         """Number of steps that the accountant must count.
@@ -132,13 +139,15 @@ class Ledger:
 
         Guarantee: never fewer than the number of distinct noisy sums that were computed.
         """
-        lines, _ = self._read(plan)
+        lines = self._read(plan)
         if lines.replayed:
             return min(len(lines.replayed) + lines.torn, plan.steps)
         return lines.fresh + lines.torn
 
-    def _read(self, plan: PrivacyPlan) -> tuple[_Lines, bool]:
-        """All lines, of which only new ones are read, and whether the last one has no end."""
+    def _read(self, plan: PrivacyPlan) -> _Lines:
+        """All lines, the last one also where it has no end; only new ones are read."""
+        if self.heads is not None and self._seen is None:
+            self._seen = self.heads.last()  # before the ledger, which is never behind it
         known = self._lines
         content = b""
         size = self.path.stat().st_size if self.path.exists() else 0
@@ -151,20 +160,37 @@ class Ledger:
         *ended, tail = content.split(b"\n")
         for line in ended:
             if line:
-                known.take(line, self.path)
+                self._take(line, known)
             known.size += len(line) + 1
         lines = known
         if tail:
             # whoever writes next ends this line; until then it is looked at, and not kept
             lines = replace(known, replayed=dict(known.replayed))
-            lines.take(tail, self.path)
+            self._take(tail, lines)
         if lines.mechanism not in (None, _mechanism(plan)):
             raise InputError(f"{self.path}: belongs to another plan; start in another folder")
-        return lines, bool(tail)
+        if self._seen is not None and lines.count < self._seen.lines:
+            raise InputError(
+                f"{self.path}: holds {lines.count} lines, but {self._seen.lines} were written here: it is an older "
+                f"copy, or lines were lost; {ONE_BRANCH}"
+            )
+        return lines
+
+    def _take(self, line: bytes, lines: _Lines) -> None:
+        lines.take(line, self.path)
+        if self._seen is not None and lines.count == self._seen.lines and lines.chain != self._seen.digest:
+            raise InputError(
+                f"{self.path}: line {lines.count} is not the one that was written here: other steps were taken from a "
+                f"copy of this folder, or the line was changed; {ONE_BRANCH}"
+            )
 
 
 def _mechanism(plan: PrivacyPlan) -> tuple[Any, ...]:
     return (plan.sample_rate, plan.noise_multiplier, plan.max_grad_norm if plan.private else "inf")
+
+
+def _chain(before: str, line: bytes) -> str:
+    return hashlib.sha256(before.encode() + line).hexdigest()
 
 
 def _checksum(entry: dict[str, Any]) -> int:

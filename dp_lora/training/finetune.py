@@ -178,7 +178,8 @@ def finetune(
     _train(config, model, adapter, state, data, run, device, events, grid, team, epsilon_before)
     with state.released():
         counted = run.ledger.counted_steps(run.plan)
-        write_result(run.result, run.plan, counted, run.run_id, config, adapter, before, base)
+        head = run.ledger.head(run.plan)
+        write_result(run.result, run.plan, counted, run.run_id, head, config, adapter, before, base)
     return run.result
 
 
@@ -221,6 +222,11 @@ def _train(
         )
     if counted:
         events.message(f"going on after step {step}; the ledger holds {counted} of {plan.steps} steps")
+        if not run.heads.last().lines:
+            events.message(
+                "this place has not seen this ledger before (its folder comes from elsewhere, or was killed in its "
+                "first step): only one copy of a folder may go on, the newest one"
+            )
     physical = physical_batch_size(config, model, state.parameters, run, device, events)
 
     def check_rounding(rows: int) -> None:

@@ -1,16 +1,17 @@
 """The working folder of one private fine-tuning: plan.json, ledger.jsonl, checkpoints/, and its result.
 
 It lies outside every output that DVC may delete. A folder belongs to one plan, one config and one private dataset.
+Beside it, in .heads/, lies what this place has seen of its ledger.
 """
 
-import fcntl
 import hmac
 import math
 import os
 import platform
+import re
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -21,17 +22,21 @@ import torch
 
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
-from dp_lora.files import digest_file, digest_value, fsync, read_json, write_json
+from dp_lora.files import digest_file, digest_value, exclusive, fsync, read_json, write_json
 from dp_lora.models.device import pick_precision
 from dp_lora.privacy.accounting import calibrate, spent
 from dp_lora.privacy.composition import Part
-from dp_lora.privacy.ledger import Ledger
+from dp_lora.privacy.heads import FOLDER, Heads
+from dp_lora.privacy.ledger import ONE_BRANCH, Ledger
 from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
 from dp_lora.privacy.published import published_plan
+from dp_lora.release import require_target
 
 RELEASE = "release"  # the one folder that may leave the house
 NOT_PRIVATE = "not-private"
 SAME_NOISE = 0.01  # relative
+CPUINFO = Path("/proc/cpuinfo")
+CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # of x86-64 and of ARM
 # what a private step runs outside of privacy/
 PRIVATE_CODE = (
     "training/finetune.py",
@@ -64,7 +69,7 @@ def binding(
         sections["physical_batch_size"] = config.compute.physical_batch_size
         sections["ranks"] = config.compute.devices * config.compute.num_nodes
         sections["precision"] = str(pick_precision(config.compute.precision, torch.device(device)))
-        sections["machine"] = {"device": device, "threads": torch.get_num_threads(), "cpu": platform.processor()}
+        sections["machine"] = {"device": device, "threads": torch.get_num_threads(), "cpu": processor()}
         sections["versions"] = {name: version(name) for name in ("torch", "numpy", "diffusers", "peft")}
     # JSON has no infinity
     return {
@@ -74,6 +79,17 @@ def binding(
         "parent": [part.as_json() for part in parent],
         "code": code_digest(),
     }
+
+
+def processor() -> str:
+    """Digest of model and instruction sets of this machine's CPUs: kernels, and so rounding, are chosen by them.
+
+    Python's own platform.processor() is empty on most Linux systems.
+    """
+    if not CPUINFO.exists():
+        return platform.processor()
+    fields = (line.partition(":") for line in CPUINFO.read_text(encoding="utf-8").splitlines())
+    return digest_value(sorted({f"{name.strip()}:{value}" for name, _, value in fields if name.strip() in CPU_FIELDS}))
 
 
 def code_digest() -> str:
@@ -136,9 +152,13 @@ class RunFolder:
     run_id: str  # random, says nothing about the data
     physical_batch_size: int | None  # what was chosen on this folder's behalf; None: nothing yet
 
+    @property
+    def heads(self) -> Heads:
+        return _heads(self.folder, self.bound, self.run_id)
+
     @cached_property
     def ledger(self) -> Ledger:
-        return Ledger(self.folder / "ledger.jsonl")
+        return Ledger(self.folder / "ledger.jsonl", self.heads)
 
     @property
     def checkpoints(self) -> Path:
@@ -159,49 +179,79 @@ class RunFolder:
 def open_run_folder(folder: Path, config: Config, bound: dict[str, Any]) -> Iterator[RunFolder]:
     """Begin or go on in `folder`, alone: a second writer, another config or other data are InputErrors.
 
+    So are a copy of a folder that goes on, an older copy of one that went on here, and a plan that passes its target.
     With train.resume=never a folder that holds steps is one too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     fsync(folder.parent)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is writing there; wait for it, or stop it") from None
+    with _alone(folder / "lock", f"{folder}: another process is writing there"):
         fsync(folder)  # of a ledger whose process ended between making it and this
-        yield _begin(folder, config, bound)
-    finally:
-        os.close(descriptor)
+        run = _begin(folder, config, bound)
+        run.heads.make()
+        with _alone(run.heads.path, f"{folder}: another process is writing to a copy of it"):
+            _check_ledger(run, config)
+            yield run
+
+
+@contextmanager
+def _alone(lock: Path, otherwise: str) -> Iterator[None]:
+    with ExitStack() as held:
+        try:
+            held.enter_context(exclusive(lock))
+        except BlockingIOError:
+            raise InputError(f"{otherwise}; wait for it, or stop it") from None
+        yield
+
+
+def _heads(folder: Path, bound: Mapping[str, Any], run_id: str) -> Heads:
+    """What this place has seen of the ledger of `folder`, or of any copy of it.
+
+    With fresh randomness it is known by the run's random id, which a copy has too; another run in a folder of that name
+    spends on its own account. All replays of one binding have one noise, whichever run they are: they are known by the
+    folder's name, which is the keyed digest of the binding, so that a replay does not begin anew where the whole folder
+    was lost, and with it the sums that its noise was added to.
+    """
+    replay = bound.get("config", {}).get("privacy", {}).get("reproducible", False)
+    return Heads(folder.parent / FOLDER / (folder.name if replay else run_id))
 
 
 def _begin(folder: Path, config: Config, bound: dict[str, Any]) -> RunFolder:
+    """The folder's plan, or a new one; InputError for another than the configuration gives, before any step."""
     path = folder / "plan.json"
     if not path.exists():
         if any((folder / name).exists() for name in ("ledger.jsonl", "checkpoints", RELEASE, NOT_PRIVATE)):
             raise InputError(f"{folder}: was begun and has no plan.json; restore it, or start in another folder")
-        write_json(path, {"plan": make_plan(config).as_json(), "bound": bound, "run_id": uuid.uuid4().hex})
+        run_id = uuid.uuid4().hex
+        if _heads(folder, bound, run_id).last().lines:
+            raise InputError(f"{folder}: steps of this replay were taken here, and their ledger is gone; {ONE_BRANCH}")
+        write_json(path, {"plan": make_plan(config).as_json(), "bound": bound, "run_id": run_id})
     content, plan = _read_plan(path)
     if content["bound"] != bound:
         changed = sorted(_changed(content["bound"], bound))
         raise InputError(f"{folder}: was begun with other {', '.join(changed)}; a ledger holds one plan on one dataset")
     if changed := _changed_plan(plan, make_plan(config)):
         raise InputError(f"{path}: its plan has another {', '.join(changed)} than its configuration gives; restore it")
-    run = RunFolder(folder, plan, bound, content["run_id"], content.get("physical_batch_size"))
+    if plan.guaranteed:
+        require_target(plan, plan.steps, str(path))
+    return RunFolder(folder, plan, bound, content["run_id"], content.get("physical_batch_size"))
+
+
+def _check_ledger(run: RunFolder, config: Config) -> None:
+    """InputError for a ledger that is lost, older than what was seen here, or not to go on by train.resume=never."""
+    folder, steps = run.folder, run.ledger.counted_steps(run.plan)
     if (run.checkpoints.exists() or run.result.exists()) and not run.ledger.path.exists():
         raise InputError(f"{folder}: was begun and has no ledger.jsonl; restore it, or start in another folder")
-    if config.train.resume == "never" and (steps := run.ledger.counted_steps(plan)):
+    if config.train.resume == "never" and steps:
         raise InputError(
             f"train.resume=never: {folder} holds {steps} steps of this fine-tuning; set train.resume=auto to go on "
             "there, or change the plan to begin another"
         )
-    return run
 
 
 def _changed_plan(kept: PrivacyPlan, made: PrivacyPlan) -> list[str]:
     """Fields of the plan that is kept in a folder that are not those that its configuration gives now.
 
-    Another version of the accountants may find noise that differs a little.
+    Another version of the accountants may find noise that differs a little; less of it must still keep to the target.
     """
     if math.isclose(kept.noise_multiplier, made.noise_multiplier, rel_tol=SAME_NOISE):
         made = replace(made, noise_multiplier=kept.noise_multiplier)
@@ -240,7 +290,7 @@ def other_ledgers(runs: Path, own: Path, data_digest: str, parent: Sequence[Part
         content, plan = _read_plan(path)
         if content["bound"]["data"] != data_digest or content["run_id"] in named:
             continue
-        ledger = Ledger(path.parent / "ledger.jsonl")
+        ledger = Ledger(path.parent / "ledger.jsonl", _heads(path.parent, content["bound"], content["run_id"]))
         if not plan.private and (path.parent / "checkpoints").exists():
             lines.append(f"{path.parent}: without privacy")
         elif plan.private:
@@ -259,7 +309,7 @@ def _read_plan(path: Path) -> tuple[dict[str, Any], PrivacyPlan]:
     try:
         content = read_json(path)
         plan = PrivacyPlan.from_json(content["plan"])
-        if not isinstance(content["bound"]["data"], str) or not isinstance(content["run_id"], str):
+        if not isinstance(content["bound"]["data"], str) or not re.fullmatch("[0-9a-f]{32}", content["run_id"]):
             raise ValueError("no digest of data, or no run id")
         rows = content.get("physical_batch_size", 1)
         if not isinstance(rows, int) or rows < 1:
