@@ -26,7 +26,8 @@ def two_makings(tmp_path):
 
 def words(before, after):
     return {
-        comparison.file: (comparison.equal, comparison.words) for comparison in compare(manifest(before), before, after)
+        comparison.file: (comparison.equal, comparison.words)
+        for comparison in compare(manifest(before), before, after, str.upper)
     }
 
 
@@ -56,7 +57,7 @@ def test_a_changed_first_making_is_not_compared_with(tmp_path):
     recorded = manifest(before)
     for folder, value in ((before, 2.0), (after, 3.0)):
         save_file({"a": np.full(3, value, np.float32)}, folder / "weights.safetensors")
-    found = {comparison.file: comparison.words for comparison in compare(recorded, before, after)}
+    found = {comparison.file: comparison.words for comparison in compare(recorded, before, after, str.upper)}
     assert found["weights.safetensors"] == "different; the first making's file is gone"
 
 

@@ -48,16 +48,24 @@ def safe_name(name: str) -> bool:
 
 
 def write_dataset(
-    folder: Path, pictures: Iterable[Picture], source: dict[str, Any], size: int, channels: int, packed: bool
+    folder: Path,
+    pictures: Iterable[Picture],
+    source: dict[str, Any],
+    size: int,
+    channels: int,
+    packed: bool,
+    *,
+    private: bool = False,
 ) -> None:
     """Write a dataset, whole or not at all; an older one of that name is replaced.
 
     `pictures` is read once; all of them have a person, or none. `source` is what dataset.json says of the origin: it
     must not depend on private pictures. Equal pictures in equal order give equal bytes. In memory at a time: one
-    picture (ROW_GROUP pictures if `packed`), and every file name. Raises InputError for an unsafe or repeated file
-    name, an unknown split, a person missing beside others, and where there is no picture at all.
+    picture (ROW_GROUP pictures if `packed`), and every file name. A `private` one is its owner's alone. Raises
+    InputError for an unsafe or repeated file name, an unknown split, a person missing beside others, and where there is
+    no picture at all.
     """
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, private=private) as temporary:
         rows = iter(pictures)
         first = next(rows, None)
         if first is None:

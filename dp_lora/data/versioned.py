@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_lora.errors import InputError
-from dp_lora.files import exclusive, fsync, read_json, write_json
+from dp_lora.files import close_to_others, exclusive, fsync, private_folder, read_json, write_json
 
 SOURCE = "source.json"  # origin; revision or url; counts; size in bytes; sha256
 
@@ -25,7 +25,7 @@ def unfinished(folder: Path) -> Iterator[Path]:
             # temporary folders of a process that was killed
             for left in folder.parent.glob(f".{folder.name}.*.tmp"):
                 shutil.rmtree(left, ignore_errors=True)
-            part.mkdir(exist_ok=True)
+            private_folder(part)
             yield part
             shutil.rmtree(part, ignore_errors=True)
     except BlockingIOError:
@@ -35,8 +35,13 @@ def unfinished(folder: Path) -> Iterator[Path]:
         raise InputError(f"{where}: {error.strerror or error}; mend this, then the same command goes on") from None
 
 
-def publish(built: Path, folder: Path) -> None:
-    """Let a finished folder take the place of `folder`; what lies in it is on disk before."""
+def publish(built: Path, folder: Path, *, private: bool = False) -> None:
+    """Let a finished folder take the place of `folder`; what lies in it is on disk before.
+
+    Files of a `private` one are 0600 in folders 0700.
+    """
+    if private:
+        close_to_others(built)
     # one call for all files: tens of thousands of single ones take minutes
     os.sync()
     if folder.exists():

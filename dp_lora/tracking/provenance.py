@@ -15,6 +15,8 @@ from dp_lora.tracking.metrics import number_text
 # what DVC and its users change from run to run: not code
 NOT_CODE = {"dvc.lock", "data.dvc", "params.yaml"}
 PRIVATE_STAGES = {"finetune", "sample", "fid", "main"}
+READS_PRIVATE = ("main", "prepare", "finetune", "fid")  # what works on private pictures, itself or in its stages
+OF_ADAPTER = ("main", "finetune", "sample", "fid", "export")  # what shows what a fine-tuned model has learnt
 
 
 def git_tags(root: Path = ROOT) -> dict[str, str]:

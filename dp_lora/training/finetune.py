@@ -163,7 +163,7 @@ def finetune(
     before = together(base_parts(model.info, lambda: base["digest"], run.plan), parent)
     epsilon_before, _ = compose([*before, Part(0.0, run.plan.delta)])
     if run.result.exists():
-        events.message(f"{run.folder.name}: this fine-tuning is finished; nothing is trained, nothing is spent")
+        events.terminal(f"{run.folder.name}: this fine-tuning is finished; nothing is trained, nothing is spent")
         team.once(None)
         return run.result
     adapter = make_adapter(config, model, device)
@@ -213,7 +213,7 @@ def _train(
             "shortened; restore it, or start in another folder"
         )
     if counted:
-        events.message(f"going on after step {step}; the ledger holds {counted} of {plan.steps} steps")
+        events.terminal(f"going on after step {step}; the ledger holds {counted} of {plan.steps} steps")
     physical = physical_batch_size(config, model, state.parameters, run, device, events)
     bar = progress(total=plan.steps, initial=step, desc="private fine-tuning", unit="step")
     while step < plan.steps and may_step(plan, counted, replay=not randomness.fresh):
@@ -242,7 +242,7 @@ def _train(
             path = run.folder / "grids" / f"step-{step:06d}.png"
             with state.released():
                 grid(with_embedding(model, adapter.embedding, config.data.classes), path)
-            events.image(f"grids/step-{step:06d}.png", path)
+            events.image(f"grids/step-{step:06d}.png", path, private=not plan.guaranteed)
         bar.update()
     bar.close()
     team.once(None)  # the others are done

@@ -1,0 +1,123 @@
+"""`main` on N and on N + 1 private pictures: what their runs keep tells them apart only where a tag says so."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dp_lora.config import ROOT
+from dp_lora.data.layout import read_dataset
+from dp_lora.data.split import split_of
+from dp_lora.tracking.provenance import dvc_hash
+from tests.kept import hashes, runs_of, told, unnamed
+from tests.prepare_call import clone
+from tests.tiny import TINY
+from tests.tiny_project import run
+
+pytestmark = pytest.mark.slow
+
+LITTLE = (
+    "autoencoder.epochs=1 autoencoder.batch_size=6 ldm.epochs=1 ldm.batch_size=6 sampling.n=8 "
+    "evaluation.classifier_steps=2 evaluation.min_images=4 train.grid_every=2 compute.device=cpu"
+)
+CLASSES = ("cat", "dog")
+JOINS = "cat/zoe-ziegler-of-mill-lane.png"
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 20), dtype=np.uint8))
+
+
+def folder_of_pictures(folder: Path) -> None:
+    """30 pictures of each class, their names those of people."""
+    for seed, name in enumerate(f"{label}/anna-larsson-{n}.png" for label in CLASSES for n in range(30)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(seed).save(folder / name)
+
+
+def overrides(pictures: Path) -> str:
+    tiny = TINY.replace("data.classes=[x,y]", "data.classes=[cat,dog]").replace("data.n_public=40", "data.n_public=60")
+    return f"data.path={pictures} {tiny} {LITTLE}"
+
+
+def secrets_of(project: Path, pictures: Path) -> set[bytes]:
+    """Names of the private pictures, and every plain hash of them, of what is prepared of them, and of their sets."""
+    data = project / "outputs/folder/data"
+    found = {b"anna-larsson", b"zoe-ziegler", b"ill-with"}
+    for path in (*pictures.rglob("*"), *data.rglob("*")):
+        if path.is_file() and path.name != "dataset.json":
+            found |= hashes(path.read_bytes())
+    for split in ("train", "test") if data.exists() else ():
+        found.add(read_dataset(data, list(CLASSES), split).digest()[:36].encode())
+    if data.exists():
+        found.add(dvc_hash(data).encode())
+    return found
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory) -> list[Path]:
+    """Two projects after `main`: on N pictures, and with one more."""
+    assert split_of(JOINS) == "train"
+    made = []
+    for name in ("one", "two"):
+        place = tmp_path_factory.mktemp("neighbours")
+        project = clone(ROOT, place / "project")
+        # one public statement in both: the folder has one path
+        folder_of_pictures(project / "pictures")
+        if name == "two":
+            picture(1000).save(project / "pictures" / JOINS)
+        done = run(project, "entrypoints.main", "--config", "folder", "--overrides", overrides(Path("pictures")))
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        made.append(project)
+    return made
+
+
+def store(project: Path) -> str:
+    return f"sqlite:///{project}/mlflow.db"
+
+
+def test_what_differs_between_neighbours_stands_in_a_run_whose_tag_names_it(projects):
+    first, second = (runs_of(store(project)) for project in projects)
+    assert {name.split()[0] for name in first} >= {"main", "prepare", "finetune", "sample", "fid", "count_params"}
+    assert unnamed(first, second, (projects[0], projects[1])) == []
+    for name, tagged in first.items():
+        # and what is not private needs no tag
+        public = name.split()[0] in ("pretrain_ae", "pretrain_ldm", "sample", "count_params")
+        assert ("private" not in tagged.data.tags) == (public or "letters" in name), name
+
+
+def test_no_run_holds_a_name_or_a_plain_hash_of_a_private_picture(projects):
+    for project in projects:
+        assert told(project, secrets_of(project, project / "pictures")) == []
+
+
+def test_a_broken_picture_is_named_on_the_terminal_alone(projects):
+    project = projects[1]
+    pictures = project / "pictures"
+    broken = pictures / "dog/bob-ill-with-fever.png"
+    broken.write_bytes((pictures / JOINS).read_bytes()[:200])
+    done = run(project, "entrypoints.main", "--config", "folder", "--overrides", overrides(Path("pictures")))
+    broken.unlink()
+    assert done.returncode == 1
+    assert broken.name in done.stderr
+    failed = runs_of(store(project))["prepare folder"]
+    assert failed.info.status == "FAILED"
+    assert "a private picture" in failed.data.tags["error"]
+    assert told(project, secrets_of(project, pictures)) == []
+
+
+def test_private_pictures_latents_and_caches_are_their_owner_s_alone_also_after_dvc_checked_out(projects):
+    project = projects[0]
+    data = project / "outputs/folder/data"
+    for folder in (data, project / "runs/working/latents", project / "runs/working/evaluation"):
+        assert list(folder.rglob("*"))
+        for path in (folder, *folder.rglob("*")):
+            assert path.stat().st_mode & 0o077 == 0 or path.suffix == ".lock", path
+    shutil.rmtree(data)
+    done = run(project, "dvc", "checkout", "outputs/folder/data")
+    assert done.returncode == 0, done.stderr
+    # DVC sets modes of its own below them
+    for folder in (project / "outputs/folder", project / "runs", project / ".dvc/cache"):
+        assert folder.stat().st_mode & 0o077 == 0, folder
