@@ -48,7 +48,8 @@ def record(run: "TrackedRun", stage: str, config: Config) -> None:
         made_public = stage in pipeline.made.values() or stage == "count_params"
         kept["result"] = manifest(output) if made_public else _digests(output, config, sign)
     run.json(kept, FILES)
-    run.text(pipeline.params.read_text(encoding="utf-8"), f"{STATE}/{pipeline.params.name}")
+    if pipeline.params.exists():
+        run.text(pipeline.params.read_text(encoding="utf-8"), f"{STATE}/{pipeline.params.name}")
     if pipeline.lock.exists():
         lock = yaml.safe_load(pipeline.lock.read_text(encoding="utf-8"))
         run.text(yaml.safe_dump(public_lock(lock), sort_keys=False), f"{STATE}/{pipeline.lock.name}")

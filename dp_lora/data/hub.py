@@ -34,25 +34,36 @@ def prepare_huggingface(config: Config, folder: Path, events: Events) -> None:
             return
         paths = _downloaded(settings, folder, events)
         with private_names(PRIVATE_PICTURE):
-            files = _opened(settings, paths, wanted)
-            digests = {file.name: _checked_digest(file) for file in files}
-        need = sum(file.picture_bytes + BLOCK // 2 * file.rows for file in files)
-        state = part / "state.json"
-        keep = _keep(state, key, files, digests)
-        if not keep:
-            shutil.rmtree(part / "dataset", ignore_errors=True)
-            (part / "rows.jsonl").unlink(missing_ok=True)
-        write_json(state, {"key": key, "files": digests})
-        done = sum(row.size for row in read_record(part / "rows.jsonl"))
-        free = check_space(folder, max(0, need - done))
-        events.terminal(
-            f"{folder}: {gigabytes(need)} of pictures, and as much in DVC's cache where the file system cannot share "
-            f"blocks; {gigabytes(free)} free on this disk"
-        )
-        with private_names(PRIVATE_PICTURE):
-            extract(files, wanted, part / "dataset" / "images", part / "rows.jsonl", keep, folder.name)
-        _finish(config, part, folder, files, digests, key)
+            _extract(config, part, folder, paths, wanted, key, events)
     events.message(f"{folder}: {settings.train_rows} pictures for training, {settings.test_rows} for testing")
+
+
+def _extract(
+    config: Config,
+    part: Path,
+    folder: Path,
+    paths: list[tuple[str, str, Path]],
+    wanted: Wanted,
+    key: str,
+    events: Events,
+) -> None:
+    files = _opened(config.huggingface, paths, wanted)
+    digests = {file.name: _checked_digest(file) for file in files}
+    need = sum(file.picture_bytes + BLOCK // 2 * file.rows for file in files)
+    state = part / "state.json"
+    keep = _keep(state, key, files, digests)
+    if not keep:
+        shutil.rmtree(part / "dataset", ignore_errors=True)
+        (part / "rows.jsonl").unlink(missing_ok=True)
+    write_json(state, {"key": key, "files": digests})
+    done = sum(row.size for row in read_record(part / "rows.jsonl"))
+    free = check_space(folder, max(0, need - done))
+    events.terminal(
+        f"{folder}: {gigabytes(need)} of pictures, and as much in DVC's cache where the file system cannot share "
+        f"blocks; {gigabytes(free)} free on this disk"
+    )
+    extract(files, wanted, part / "dataset" / "images", part / "rows.jsonl", keep, folder.name)
+    _finish(config, part, folder, files, digests, key)
 
 
 def _request(settings: Huggingface) -> dict[str, Any]:

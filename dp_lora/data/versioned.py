@@ -32,7 +32,8 @@ def unfinished(folder: Path) -> Iterator[Path]:
         raise InputError(f"{folder}: another process prepares it; wait until it has ended") from None
     except OSError as error:
         where = error.filename or folder
-        raise InputError(f"{where}: {error.strerror or error}; mend this, then the same command goes on") from None
+        line = f"{error.strerror or type(error).__name__}; mend this, then the same command goes on"
+        raise InputError(f"{where}: {line}", f"{folder}: {line}") from None
 
 
 def publish(built: Path, folder: Path, *, private: bool = False) -> None:
