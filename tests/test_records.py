@@ -1,5 +1,6 @@
 """What a run keeps: of private things a name in its tag `private`, and nothing that tells who is in the data."""
 
+import os
 import pickle
 import random
 from pathlib import Path
@@ -14,17 +15,21 @@ from dp_lora.config import ROOT, load
 from dp_lora.data.layout import read_dataset
 from dp_lora.data.prepare import prepare_private
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
+from dp_lora.evaluation.cache import Cache
+from dp_lora.evaluation.classifier import Classifier
+from dp_lora.evaluation.frechet import Statistics
 from dp_lora.events import Events
-from dp_lora.files import digest_file, read_json, write_json
+from dp_lora.files import digest_file, read_json, whole_file, whole_folder, write_json
 from dp_lora.privacy.plan import PUBLISHED
 from dp_lora.tracking import tracked_run
 from dp_lora.tracking.provenance import dvc_hash
-from dp_lora.training.run_folder import make_plan
 from entrypoints.common import one_line_errors
+from entrypoints.house import close_house
 from entrypoints.pipelines import PIPELINES
 from entrypoints.record import is_public, operator_folder, public_lock, record, stage_folders
 from tests.kept import hashes, leaves, runs_of, told, unnamed
 from tests.test_tracking import artifacts, use_store
+from tests.tiny import no_privacy, plan_of
 
 STAGES = ("main", "prepare", "finetune", "sample", "fid", "count_params", "export")
 CLASSES = "data.classes=[cat,dog] data.size=16 data.n_public=4000"
@@ -279,9 +284,13 @@ def test_a_statement_without_a_guarantee_counts_whatever_the_config_says(client,
 
 
 def test_config_and_plan_agree_on_what_has_a_guarantee():
-    for overrides in ("", "privacy.eps=inf", f"privacy.accounting={PUBLISHED}"):
-        config = load("mnist5k", {}, overrides)
-        assert config.privacy.guaranteed == make_plan(config).guaranteed
+    plans = {
+        "": plan_of(),
+        "privacy.eps=inf": no_privacy(),
+        f"privacy.accounting={PUBLISHED}": plan_of(accounting=PUBLISHED),
+    }
+    for overrides, plan in plans.items():
+        assert load("mnist5k", {}, overrides).privacy.guaranteed == plan.guaranteed, overrides
 
 
 def test_a_line_for_the_terminal_is_in_no_record(client, capsys):
@@ -347,3 +356,56 @@ def test_an_error_s_public_text_is_stated_once_and_survives_a_worker_process():
         with pytest.raises(InputError) as caught, private_names("of the boundary"):
             raise raised
         assert (str(caught.value), caught.value.public) == ("anna.png", public)
+
+
+@pytest.fixture
+def open_to_all():
+    """Nothing is closed but by whoever writes it."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def modes(folder: Path) -> set[str]:
+    """Modes of a folder, of all in it but locks, and what each is of."""
+    paths = [path for path in (folder, *folder.rglob("*")) if path.suffix != ".lock"]
+    return {f"{'folder' if path.is_dir() else 'file'} {path.stat().st_mode & 0o777:o}" for path in paths}
+
+
+def test_prepared_private_pictures_and_caches_are_their_owner_s_alone(open_to_all, tmp_path):
+    folder_of_pictures(tmp_path / "pictures", 8)
+    config = load("folder", {}, f"data.path={tmp_path}/pictures {CLASSES}")
+    prepare_private(config, tmp_path / "data", Events())
+    prepare_private(load("mnist5k", {}, "data.size=8 data.classes=[0]"), tmp_path / "packed", Events())
+    cache = Cache(tmp_path / "cache")
+    cache.json("a", {}, lambda: {})
+    cache.array("b", {}, lambda: np.zeros(3))
+    cache.statistics("c", {}, lambda: Statistics(2, np.zeros(2), np.eye(2)))
+    cache.classifier("d", {}, lambda: Classifier(1, 2))
+    for folder in ("data", "packed", "cache"):
+        assert modes(tmp_path / folder) == {"folder 700", "file 600"}, folder
+
+
+def test_a_private_file_is_closed_while_it_is_written(open_to_all, tmp_path):
+    with whole_file(tmp_path / "one.npy", private=True) as path:
+        np.save(path, np.zeros(3))
+        assert path.stat().st_mode & 0o777 == 0o600
+    with whole_folder(tmp_path / "folder", private=True) as temporary:
+        assert temporary.stat().st_mode & 0o777 == 0o700
+        (temporary / "inside").mkdir()
+        (temporary / "inside/file").write_text("")
+    assert modes(tmp_path / "folder") == {"folder 700", "file 600"}
+
+
+def test_each_command_closes_the_folders_that_dvc_fills_with_files_for_all(open_to_all, tmp_path, monkeypatch):
+    config = load("mnist5k")
+    for module in ("house", "pipelines"):
+        monkeypatch.setattr(f"entrypoints.{module}.ROOT", tmp_path)
+    monkeypatch.setattr("entrypoints.house.RUNS", tmp_path / "runs")
+    close_house(config)
+    assert list(tmp_path.iterdir()) == []  # it makes none
+    closed = [tmp_path / name for name in ("data", "runs", "outputs/mnist5k", ".dvc/cache")]
+    for folder in closed:
+        folder.mkdir(parents=True)
+    close_house(config)
+    assert [oct(folder.stat().st_mode & 0o777) for folder in closed] == ["0o700"] * 4
