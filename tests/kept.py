@@ -17,13 +17,16 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-# what differs from run to run whatever the data: weights and pictures that the noise is in, speed and memory
-WEIGHTS = re.compile(r"\.(safetensors|png|webp|npz)$")
-NOISY = re.compile(
-    r"^(metric (epsilon|images_per_second|steps_per_second|rows_per_second|peak_memory_gib|.*per_second)"
-    r"|json samples\.json:model"  # the drawn model's digest
-    r"|json files\.json:(result|finetune|sample)/(finetune/|samples/|release/)?[^:]*"  # of the released files
-    r"|tag (process|host|mlflow\.source\.git\.commit|mlflow\.user|mlflow\.loggedImages|model)$)"
+# what differs from run to run whatever the data, as "STAGE: WHERE": what the noise is in, speed, random names
+ASIDE = (
+    r"\w+: bytes .*\.(safetensors|png|webp|npz)",  # weights, and pictures drawn from them
+    r"\w+: metric (epsilon|.*per_second|peak_memory_gib)",
+    r"\w+: tag (process|pid|host|mlflow\.source\.git\.commit|mlflow\.loggedImages)",
+    r"\w+: dataset (adapter|samples)( digest)?",
+    r"sample: json samples\.json:model",  # the digest of the model that drew
+    r"(sample|finetune|export): json files\.json:result/.*",
+    r"(sample|fid|export): json files\.json:(finetune|sample)/.*",
+    r"main: json files\.json:result/(finetune|samples)/.*",
 )
 
 
@@ -114,12 +117,12 @@ def is_named(name: str, run: Run) -> bool:
     return any(one and (name == one or name.startswith((f"{one}/", f"{one}+"))) for one in listed)
 
 
-def may_differ(where: str, values: tuple[str | None, str | None]) -> bool:
+def may_differ(stage: str, where: str, values: tuple[str | None, str | None]) -> bool:
     """Whether a leaf differs between two runs of one thing too: weights, random ids, times, keyed digests."""
-    if where.startswith("tag private") or WEIGHTS.search(where) or NOISY.match(where):
+    if where == "tag private" or any(re.fullmatch(known, f"{stage}: {where}") for known in ASIDE):
         return True
     # a folder's digest under the operator's key: 64 hex digits that nobody else can tell from random ones
-    keyed = re.match(r"json files\.json:\w+/([\w/.-]*)/$", where) is not None
+    keyed = re.fullmatch(r"json files\.json:.*/", where) is not None
     return keyed and all(value is not None and re.fullmatch("[0-9a-f]{64}", value) for value in values)
 
 
@@ -130,7 +133,9 @@ def unnamed(first: dict[str, Run], second: dict[str, Run], places: tuple[Path, P
     for stage, one in first.items():
         other = second[stage]
         for where, (name, before, after) in differing(one, other, places).items():
-            if not may_differ(where, (before, after)) and not (is_named(name, one) and is_named(name, other)):
+            if not may_differ(stage.split()[0], where, (before, after)) and not (
+                is_named(name, one) and is_named(name, other)
+            ):
                 found.append(f"{stage}: {where}: {before} / {after}")
     return found
 
