@@ -248,7 +248,8 @@ def test_of_private_pictures_no_hash_is_recorded(client, tmp_path, monkeypatch):
     with tracking.run("finetune", load("mnist5k")) as run:
         run.dataset("own", tmp_path / "data/own", "ab" * 32, "training", private=True)
     (entry,) = client.get_run(run.run_id).inputs.dataset_inputs
-    assert {tag.key: tag.value for tag in entry.tags} == {"mlflow.data.context": "training", "private": "true"}
+    tags = {tag.key: tag.value for tag in entry.tags}
+    assert tags == {"mlflow.data.context": "training", "private": "true", "origin": "o"}
     said = str(entry.to_dictionary())
     assert not any(text in said for text in ("abab", "cdcd", digest_file(tmp_path / "data/own/source.json")))
 

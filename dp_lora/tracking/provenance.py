@@ -93,11 +93,15 @@ def dvc_hash(path: Path) -> str:
     return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
 
 
-def origin_tags(path: Path) -> dict[str, str]:
-    """Where a folder below data/ is from, by its source.json: origin, revision or url, sha256. Empty without one."""
+def origin_tags(path: Path, *, private: bool = False) -> dict[str, str]:
+    """Where a folder below data/ is from, by its source.json: origin, revision or url; and the sha256 of public ones.
+
+    Empty without one.
+    """
     try:
         facts = read_json(path / "source.json")
-        return {name: str(facts[name]) for name in ("origin", "revision", "url", "sha256") if name in facts}
+        names = ("origin", "revision", "url", *(() if private else ("sha256",)))
+        return {name: str(facts[name]) for name in names if name in facts}
     except (OSError, ValueError, TypeError):
         return {}
 

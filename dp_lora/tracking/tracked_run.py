@@ -171,8 +171,8 @@ class TrackedRun(Events):
         """Record an input: a file or folder, or the URI of one elsewhere.
 
         `digest` is ours (64 hex digits; None: MLflow makes one from name and source). What lies in data/ or outputs/
-        also carries its DVC hash, and a folder what its source.json says of the origin. Of `private` pictures nothing
-        but name and place is recorded: a hash would tell whoever has a candidate for them whether it is right.
+        also carries its DVC hash, and a folder what its source.json says of the origin. Of `private` pictures
+        name, place and origin are recorded: a hash would tell whoever has a candidate for them whether it is right.
         """
         if private:
             digest = None
@@ -192,10 +192,10 @@ class TrackedRun(Events):
         tags = {"mlflow.data.context": context, "private": tag_text(private)}
         if digest is not None:
             tags["digest"] = digest
-        if local and not private:
-            if is_in_dvc(Path(source)):
-                tags["dvc"] = dvc_hash(Path(source))
-            tags |= origin_tags(Path(source))
+        if local and not private and is_in_dvc(Path(source)):
+            tags["dvc"] = dvc_hash(Path(source))
+        if local:
+            tags |= origin_tags(Path(source), private=private)
         inputs = [InputTag(key, value) for key, value in tags.items()]
         self._sender.send(records.dataset(DatasetInput(data._to_mlflow_entity(), inputs)))
 
