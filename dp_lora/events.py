@@ -10,8 +10,12 @@ class Events:
     def metric(self, name: str, value: float, step: int | None = None) -> None:
         """A scalar; names under `private/` depend on private data without noise."""
 
-    def image(self, name: str, path: Path) -> None:
-        """A picture file to show under `name`."""
+    def image(self, name: str, path: Path, *, private: bool = False) -> None:
+        """A picture file to show under `name`; a `private` one depends on private data without noise."""
+
+    def terminal(self, text: str) -> None:
+        """One line for the operator's terminal alone: it depends on private data, or on who was in earlier ones."""
+        print(text, file=sys.stderr, flush=True)
 
     def message(self, text: str) -> None:
         """One line for whoever watches."""

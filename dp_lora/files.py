@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,18 @@ def fsync(path: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success fsync it and rename it there, on failure remove it."""
+def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success fsync it and rename it there, on failure remove it.
+
+    A `private` one is readable by its owner alone, also while it is written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # the suffix is kept: writers such as numpy and PIL choose their format, or append an ending, by it
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
+        if private:
+            temporary.touch(0o600)  # who opens a file that is there to write it keeps its mode
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -43,21 +48,29 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it replaces `path`, on failure it is removed."""
+def whole_folder(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it replaces `path`, on failure it is removed.
+
+    A `private` one, and all in it, is its owner's alone, also while it is written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
+    temporary.mkdir(0o700 if private else 0o777)
     try:
         yield temporary
-        publish(temporary, path)
+        publish(temporary, path, private=private)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def publish(built: Path, folder: Path) -> None:
-    """Let a finished folder take the place of `folder`; what lies in it is on disk before."""
+def publish(built: Path, folder: Path, *, private: bool = False) -> None:
+    """Let a finished folder take the place of `folder`; what lies in it is on disk before.
+
+    Files of a `private` one are 0600 in folders 0700.
+    """
+    if private:
+        close_to_others(built)
     inside = list(built.rglob("*"))
     if len(inside) > SYNCED_BY_ONE:
         os.sync()
@@ -92,6 +105,21 @@ def append_line(path: Path, line: str) -> None:
         fsync(path.parent)
 
 
+def private_folder(path: Path) -> Path:
+    """Make the folder `path` where it is missing, and let nobody but its owner into it, whatever lies there."""
+    path.mkdir(0o700, parents=True, exist_ok=True)
+    with suppress(PermissionError):  # of another user: its owner decides
+        path.chmod(0o700)
+    return path
+
+
+def close_to_others(folder: Path) -> None:
+    """Folders 0700 and files 0600, `folder` and all below it."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o700 if path.is_dir() else 0o600)
+
+
 @contextmanager
 def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Lock the file `path`, made where it is not there and not changed; the lock ends with the process.
@@ -107,9 +135,9 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
-    with whole_file(Path(path)) as temporary:
+def write_json(path: Path, value: Any, *, private: bool = False) -> None:
+    """Write `value` as indented JSON, whole or not at all; `private` as for `whole_file`."""
+    with whole_file(Path(path), private=private) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import WEIGHTS, Adapter, save_adapter
-from dp_lora.privacy.accounting import cross_checked
+from dp_lora.privacy.accounting import cross_checked, spent
 from dp_lora.privacy.composition import Part, compose, spent_by
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_epsilon

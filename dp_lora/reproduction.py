@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dp_lora.files import digest_file
+from dp_lora.files import digest_file, digest_folder
 
 NAMES_A_RUN = "run_id"  # random by design, in every JSON file that says which run made it
 
@@ -27,12 +27,29 @@ def manifest(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
 
 
-def compare(recorded: Mapping[str, str], before: Path, after: Path) -> list[Comparison]:
-    """Every file of `recorded`, a manifest of what once lay in `before`, beside what lies in `after`.
+def digests(folder: Path, private: Iterable[Path], sign: Callable[[str], str]) -> dict[str, str]:
+    """`manifest`, but of each of `private`, `folder` itself or what lies in it, one digest alone, as `sign` gives it.
+
+    That one stands under the relative name with a slash.
+    """
+    signed = {f"{path.relative_to(folder).as_posix()}/": sign(_digest(path)) for path in private}
+    if "./" in signed:
+        return signed
+    public = {name: digest for name, digest in manifest(folder).items() if not f"{name}/".startswith(tuple(signed))}
+    return public | signed
+
+
+def _digest(path: Path) -> str:
+    return digest_folder(path) if path.is_dir() else digest_file(path)
+
+
+def compare(recorded: Mapping[str, str], before: Path, after: Path, sign: Callable[[str], str]) -> list[Comparison]:
+    """Every file of `recorded`, the `digests` of what once lay in `before`, beside what lies in `after`.
 
     A file of `before` that still is what was recorded also tells by how much another one differs.
     """
-    made = manifest(after)
+    signed = [name for name in sorted(recorded) if name.endswith("/")]
+    made = digests(after, [after / name for name in signed if (after / name).exists()], sign)
     found = []
     for name in sorted(recorded.keys() | made.keys()):
         if name not in made:
@@ -41,11 +58,24 @@ def compare(recorded: Mapping[str, str], before: Path, after: Path) -> list[Comp
             found.append(Comparison(name, False, "not there in the first making"))
         elif recorded[name] == made[name]:
             found.append(Comparison(name, True, "equal"))
+        elif name in signed:
+            found += _compare_signed(name, recorded[name], before / name, after / name, sign)
         elif not (before / name).is_file() or digest_file(before / name) != recorded[name]:
             found.append(Comparison(name, False, "different; the first making's file is gone"))
         else:
             found.append(_difference(name, before / name, after / name))
     return found
+
+
+def _compare_signed(
+    name: str, recorded: str, before: Path, after: Path, sign: Callable[[str], str]
+) -> list[Comparison]:
+    """File by file where the folder of the first making is still there, else the folder as a whole."""
+    if not before.is_dir() or sign(digest_folder(before)) != recorded:
+        return [Comparison(name, False, "different; the first making's files are gone")]
+    return [
+        one._replace(file=(Path(name) / one.file).as_posix()) for one in compare(manifest(before), before, after, sign)
+    ]
 
 
 def _difference(name: str, before: Path, after: Path) -> Comparison:

@@ -21,7 +21,10 @@ GOES_ON = "ledger and checkpoints stand, and a direct call that is typed again g
 
 
 class RankLost(InputError):
-    """Another rank has ended, or does not answer."""
+    """Another rank has ended, or does not answer; the message names ranks alone, and may be recorded."""
+
+    def __init__(self, message: str, public: str | None = None) -> None:
+        super().__init__(message, message if public is None else public)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from dp_lora.config import (
 )
 from dp_lora.errors import InputError
 from dp_lora.privacy.published import EPSILONS
-from dp_lora.tracking.provenance import param_text
+from dp_lora.tracking.provenance import READS_PRIVATE, param_text
+from entrypoints.house import close_house
 from entrypoints.record import record
 
 FINETUNE_PARAMETERS = tuple(PARAMETERS)
@@ -61,7 +62,6 @@ ENTRY_POINTS: dict[str, tuple[str, ...]] = {
     "export": ("config", "adapter", "overrides"),
 }
 INPUTS = ("adapter", "samples")
-READS_PRIVATE = ("main", "prepare", "finetune", "fid")  # what works on private pictures, itself or in its stages
 COMPUTING = ("main", "pretrain_ae", "pretrain_ldm", "finetune", "sample", "fid")  # what runs on compute.device
 DEFAULT_CONFIG = "mnist5k"
 DEFAULT_CONFIGS = {"import_base": "cin256"}  # of stages that the default experiment has no use for
@@ -115,7 +115,9 @@ class Call:
         with tracking.run(self.stage, self.config, self.child, system_metrics=system_metrics, command=command) as run:
             folder = self.out if self.out is not None else ROOT / "runs" / run.run_id
             run.output(folder)
+            close_house(self.config)
             yield run, folder
+            close_house(self.config)
             for name, value in peak_memory().items():
                 # of work on private pictures it tells how many there are, or were drawn
                 run.metric(f"private/{name}" if self.stage in READS_PRIVATE else name, value)
@@ -250,20 +252,21 @@ def one_line_errors(child: bool = False) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        _stop(str(error), 1, child)
+        _stop(str(error), 1, child, error.public)
     except OSError as error:
+        # a file's name may be a private picture's
         where = f": {error.filename}" if error.filename else ""
-        _stop(f"{error.strerror or error}{where}", 1, child)
+        _stop(f"{error.strerror or error}{where}", 1, child, error.strerror or type(error).__name__)
     except SafetensorError as error:
-        _stop(f"a file of tensors: {error}", 1, child)  # a full disk, where it is met while one is written
+        # a full disk, where it is met while one is written
+        _stop(f"a file of tensors: {error}", 1, child, "a file of tensors cannot be written or read")
     except KeyboardInterrupt as error:
         # `mlflow run` makes a new run each time; unfinished work of stages is found again, of finetune by train.resume
         goes_on = "" if tracking.joined_run_id() and not child else "; the same command goes on"
         _stop(f"stopped ({error or 'Ctrl-C'}){goes_on}", 130, child)
 
 
-def _stop(message: str, status: int, child: bool) -> NoReturn:
-    line = " ".join(message.split())
-    tracking.fail_joined_run(line, child)
-    click.echo(f"error: {line}", err=True)
+def _stop(message: str, status: int, child: bool, public: str | None = None) -> NoReturn:
+    tracking.fail_joined_run(" ".join((message if public is None else public).split()), child)
+    click.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(status)

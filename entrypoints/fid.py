@@ -9,12 +9,14 @@ import click
 
 from dp_lora import tracking
 from dp_lora.config import Config
-from dp_lora.errors import InputError
+from dp_lora.errors import InputError, private_names
 from dp_lora.files import read_json
 from entrypoints.common import Call, entry_point, relative, track_privacy
-from entrypoints.pipeline import WORKING, make_missing, would_make
-from entrypoints.pipelines import outputs, private_data, public_data, require
+from entrypoints.pipeline import make_missing, would_make
+from entrypoints.pipelines import WORKING, outputs, private_data, public_data, require
 from entrypoints.sample import find_base, track_base
+
+PRIVATE_PICTURES = "the samples cannot be scored on the private pictures; the operator's terminal says why"
 
 
 @entry_point("fid")
@@ -41,7 +43,7 @@ def main(call: Call) -> None:
         make_missing(call.config, call.typed, run.environment(), *needed)
         check_prepared(call.config, data)
         _evaluate(call, run, samples, facts, data, public, out)
-        run.artifact(out)
+        run.artifact(out, private=True)
         run.output(out)
 
 
@@ -87,10 +89,10 @@ def _evaluate(
         base, train.embedding_start, len(classes), train.embedding_noise, config.experiment.seed
     )
     untrained = with_embedding(base, start, classes)
-    result = evaluate(config, samples, data, public, base, untrained, WORKING / "evaluation", out, run)
+    with private_names(PRIVATE_PICTURES):
+        result = evaluate(config, samples, data, public, base, untrained, WORKING / "evaluation", out, run)
     for name, value in result.metrics.items():
-        run.metric(name, value)
-    run.tags({"private": ", ".join([*sorted(result.private), "digests of private data"])})
+        run.metric(name, value, private=name in result.private)
     run.table(
         {
             "metric": [entry.metric for entry in result.entries],
@@ -101,13 +103,14 @@ def _evaluate(
             "private": [entry.private for entry in result.entries],
         },
         "evaluation",
+        private=True,
     )
     # per_class.csv's own columns, as a table that can be compared between runs
     with (out / "per_class.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     texts = {name: [row[name] for row in rows] for name in rows[0]}
     columns = {name: column if name == "class" else [float(text) for text in column] for name, column in texts.items()}
-    run.table(columns, "per_class")
+    run.table(columns, "per_class", private=True)
     for entry in result.entries:
         interval = f"  ({entry.low:.4g} to {entry.high:.4g})" if entry.low is not None else ""
         click.echo(f"{entry.metric:<40} {entry.value:>10.4g}{interval}")
@@ -123,8 +126,7 @@ def _datasets(run: tracking.TrackedRun, config: Config, samples: Path, data: Pat
         digest = read_dataset(public, list(config.public.classes), "train").digest()
         run.dataset(config.public.source, public, digest, context="evaluation")
     for split in ("train", "test"):
-        digest = read_dataset(data, classes, split).digest()
-        run.dataset(f"{config.experiment.name} {split}", data, digest, context="private evaluation", private=True)
+        run.dataset(f"{config.experiment.name} {split}", data, context="private evaluation", private=True)
 
 
 if __name__ == "__main__":

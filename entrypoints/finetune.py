@@ -1,5 +1,6 @@
 """Fine-tune the base model on private pictures under (epsilon, delta)-differential privacy."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,18 +9,30 @@ import click
 
 from dp_lora import tracking
 from dp_lora.config import ROOT, Config
-from dp_lora.errors import InputError
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.events import Events
 from dp_lora.files import read_json, whole_file, whole_folder, write_json
 from dp_lora.privacy.accounting import epsilon_of_delta, spent
 from dp_lora.privacy.composition import Part, compose, parent_parts, together
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative, track_privacy
-from entrypoints.pipeline import RUNS, WORKING, absent, make_missing, would_make
-from entrypoints.pipelines import base_folder, from_outside, pipeline_of, private_data, require, what_to_type
+from entrypoints.pipeline import absent, make_missing, would_make
+from entrypoints.pipelines import (
+    RUNS,
+    WORKING,
+    base_folder,
+    from_outside,
+    pipeline_of,
+    private_data,
+    require,
+    what_to_type,
+)
+from entrypoints.record import keep_here, operator_folder
 from entrypoints.sample import find_adapter, rates_at_hand, track_base
 
 EPSILON_OF_DELTA = "epsilon_of_delta.csv"
+WORK_STOPPED = "the working folder of this fine-tuning cannot be gone on with; the operator's terminal says why"
+LEDGER = "ledger.json"  # of a run's files on this machine: where its working folder is
 KEPT = "runs/DIGEST (ledger and checkpoints)"  # what stays of a private fine-tuning, as a dry run shows it
 
 if TYPE_CHECKING:
@@ -103,12 +116,16 @@ def _named_by_resume(config: Config) -> Path | None:
     if config.train.resume in ("auto", "never"):
         return None
     shown = f"train.resume={config.train.resume}"
-    tags = tracking.find_run(config.train.resume, "train.resume")["tags"]
-    if "ledger" not in tags:
-        raise InputError(f"{shown}: that run ({tags.get('mlflow.runName', '')}) has no ledger; name a finetune run")
-    working = ROOT / tags["ledger"]
+    name = tracking.find_run(config.train.resume, "train.resume")["tags"].get("mlflow.runName", "")
+    kept = operator_folder(config.train.resume) / LEDGER
+    if not kept.exists():
+        raise InputError(f"{shown}: that run ({name}) has no ledger on this machine; name a finetune run made here")
+    working = ROOT / read_json(kept)["folder"]
     if not (working / "plan.json").exists():
-        raise InputError(f"{shown}: its working folder {tags['ledger']} was not begun, or is not on this machine")
+        raise InputError(
+            f"{shown}: its working folder was not begun, or is gone: {relative(working)}",
+            f"{shown}: its working folder was not begun",
+        )
     return working
 
 
@@ -174,7 +191,9 @@ def _inputs(config: Config, base: Path, data_folder: Path, device: "torch.device
 
     if config.privacy.reproducible:
         torch.use_deterministic_algorithms(True)
-    return load_model(base, device), read_dataset(data_folder, list(config.data.classes), "train")
+    with private_names(PRIVATE_PICTURE):
+        dataset = read_dataset(data_folder, list(config.data.classes), "train")
+    return load_model(base, device), dataset
 
 
 def _encoded(
@@ -183,9 +202,10 @@ def _encoded(
     from dp_lora.data.latents import encode_dataset
     from dp_lora.training.finetune import PrivateData, units_of
 
-    units = units_of(len(dataset), dataset.persons, config.privacy.unit)
-    latents = encode_dataset(dataset, model.vae, WORKING / "latents", device, 256, events, team)
-    return PrivateData(latents, dataset.labels, units)
+    with private_names(PRIVATE_PICTURE):
+        units = units_of(len(dataset), dataset.persons, config.privacy.unit)
+        latents = encode_dataset(dataset, model.vae, WORKING / "latents", device, 256, events, team)
+        return PrivateData(latents, dataset.labels, units)
 
 
 def _assist(config: Config, base: Path, data_folder: Path, device: "torch.device", team: "Team") -> None:
@@ -237,13 +257,15 @@ def _finetune(
         )
     team.require_same((bound, pick_precision(config.compute.precision, device)))
     working = _working(call, folder, bound)
-    run.dataset(config.experiment.name, data_folder, dataset.digest(), context="private training", private=True)
+    run.dataset(config.experiment.name, data_folder, context="private training", private=True)
     track_base(run, base, base_names["digest"])
-    run.tags({"base": base_names["path"], "base_digest": base_names["digest"], "ledger": relative(working)})
+    run.tags({"base": base_names["path"], "base_digest": base_names["digest"]})
+    # the folder's name follows from the data: two runs of one name would tell that theirs were the same
+    keep_here(run.run_id, LEDGER, json.dumps({"folder": relative(working)}).encode())
     for line in of_other_data(RUNS, parent, bound["data"]):
-        run.message(f"privacy.parent: was begun on other private data, and is added all the same: {line}")
+        run.terminal(f"privacy.parent: was begun on other private data, and is added all the same: {line}")
     for line in other_ledgers(RUNS, working, bound["data"], parent):
-        run.message(f"the same private data were used before; publishing both adds up (privacy.parent): {line}")
+        run.terminal(f"the same private data were used before; publishing both adds up (privacy.parent): {line}")
 
     def grid(current: Model, path: Path) -> None:
         names, each = list(config.data.classes), range(GRID_IMAGES)
@@ -251,7 +273,7 @@ def _finetune(
         images = draw(current, labels, [*each] * len(names), config.sampling, config.experiment.seed, device)
         write_grid(path, np.split(images, len(names)), names)
 
-    with open_run_folder(working, config, bound) as opened:
+    with private_names(WORK_STOPPED), open_run_folder(working, config, bound) as opened:
         run.params(
             {
                 "noise_multiplier": opened.plan.noise_multiplier,
@@ -331,10 +353,7 @@ def _report(call: Call, run: Any, result: Path, base: Path) -> None:
     config = call.config
     track_privacy(run, statement, config, statement["steps"])
     run.tags({"statement": statement["statement"], "adapter": relative(result)})
-    run.tags({"private": "metrics under private/; digests of private data"})
-    if statement["private"] or tracking.tracking_uri().startswith("sqlite:"):
-        # what must not leave the house is not sent to a server
-        run.artifact(result)
+    run.artifact(result)
     run.output(result)
     if statement["private"]:
         run.artifact(result.parent / EPSILON_OF_DELTA)

@@ -8,12 +8,11 @@ from dp_lora.privacy.published import EPSILONS
 from dp_lora.statement import read_privacy
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.finetune import KEPT, planned
-from entrypoints.pipeline import WORKING, dvc, is_up_to_date, repro, write_params
-from entrypoints.pipelines import from_outside, outputs, pipeline_of, require, require_distance
+from entrypoints.pipeline import dvc, is_up_to_date, repro, write_params
+from entrypoints.pipelines import WORKING, from_outside, outputs, pipeline_of, require, require_distance
 from entrypoints.sample import adapter_folder
 
-# what `summary` computes from private pictures without noise
-PRIVATE_FIGURES = "accuracy, fid, letter_frechet_distance, reconstruction_fid, reconstruction_letter_frechet_distance"
+PUBLIC_FIGURES = {"epsilon", *EPSILONS, "delta", "rank", "trainable parameters"}  # the others read private pictures
 
 
 @entry_point("main")
@@ -36,7 +35,6 @@ def main(call: Call) -> None:
     else:
         with call.tracked() as (run, _):
             run.output(outputs(call.config))
-            run.tags({"private": PRIVATE_FIGURES})
             if source_may_change:
                 dvc("repro", "--force", "--single-item", "resolve", "prepare", environment=run.environment())
             repro(pipeline, run.environment())
@@ -44,7 +42,7 @@ def main(call: Call) -> None:
             track_privacy(run, statement, call.config)
             for name, value in summary(call.config).items():
                 if isinstance(value, int | float):
-                    run.metric(name.replace(" ", "_"), value)
+                    run.metric(name.replace(" ", "_"), value, private=name not in PUBLIC_FIGURES)
     show(call.config)
 
 

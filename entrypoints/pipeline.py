@@ -18,9 +18,6 @@ from dp_lora.files import whole_file
 from entrypoints.common import ENTRY_POINTS, relative
 from entrypoints.pipelines import Pipeline, from_outside, outside_folders, pipeline_of, private_data, require
 
-RUNS = ROOT / "runs"
-WORKING = RUNS / "working"  # unfinished work and caches: outside of every DVC output, safe to delete
-
 
 def write_params(pipeline: Pipeline, values: Mapping[str, str]) -> None:
     """Write a pipeline's params.yaml: `values` of main's parameters, null (as the config says) for the rest."""

@@ -12,6 +12,9 @@ from dp_lora.config import ROOT, Config, relative
 from dp_lora.data.versioned import SOURCE
 from dp_lora.errors import InputError
 
+RUNS = ROOT / "runs"
+WORKING = RUNS / "working"  # unfinished work and caches: outside of every DVC output, safe to delete
+
 
 @dataclass(frozen=True)
 class Pipeline:

@@ -1,8 +1,10 @@
 """Make the datasets of an experiment in the project's one layout; bring what comes from outside to data/."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from dp_lora.config import ROOT, Config
+from dp_lora.errors import PRIVATE_PICTURE, private_names
 from dp_lora.tracking import TrackedRun
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import dvc, write_params
@@ -67,8 +69,9 @@ def _bring(config: Config, run: TrackedRun) -> None:
 def _track(run: TrackedRun, folder: Path, name: str, classes: list[str], *, private: bool) -> None:
     from dp_lora.data.layout import read_dataset
 
-    data = read_dataset(folder, classes, "train")
-    run.dataset(name, folder, data.digest(), context="prepared", private=private)
+    with private_names(PRIVATE_PICTURE) if private else nullcontext():
+        digest = None if private else read_dataset(folder, classes, "train").digest()
+    run.dataset(name, folder, digest, context="prepared", private=private)
 
 
 if __name__ == "__main__":

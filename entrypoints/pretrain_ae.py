@@ -1,8 +1,8 @@
 """Train the autoencoder on public pictures."""
 
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import WORKING, make_missing, would_make
-from entrypoints.pipelines import public_data, require
+from entrypoints.pipeline import make_missing, would_make
+from entrypoints.pipelines import WORKING, public_data, require
 
 
 @entry_point("pretrain_ae")

@@ -2,8 +2,8 @@
 
 from dp_lora.files import digest_folder
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipeline import WORKING, make_missing, would_make
-from entrypoints.pipelines import autoencoder_folder, public_data, require
+from entrypoints.pipeline import make_missing, would_make
+from entrypoints.pipelines import WORKING, autoencoder_folder, public_data, require
 
 
 @entry_point("pretrain_ldm")

@@ -17,11 +17,11 @@ from dp_lora import tracking
 from dp_lora.config import ROOT, Config, flatten, read_resolved
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, read_json
+from dp_lora.operator_key import KEY
 from dp_lora.reproduction import Comparison, compare
 from entrypoints.common import OneLineCommand, one_line_errors, relative
-from entrypoints.pipeline import RUNS
-from entrypoints.pipelines import outputs, pipeline_of
-from entrypoints.record import FILES, STATE, stage_folders, upstream
+from entrypoints.pipelines import RUNS, outputs, pipeline_of
+from entrypoints.record import DATA_DVC, FILES, operator_folder, signature, stage_folders, upstream
 
 NOISY = ("finetune", "sample", "fid", "main")  # stages whose result depends on the noise
 
@@ -96,8 +96,9 @@ def read_recorded(run_id: str, place: Path) -> Recorded:
     files = read_json(tracking.download(run_id, f"{FILES}.json", place))
     if "result" not in files:
         raise refuse("the digests of its result were not recorded")
-    state = tracking.download(run_id, STATE, place)
-    data_dvc = state / "data.dvc"
+    data_dvc = operator_folder(run_id) / DATA_DVC
+    if any(pipeline_of(config).folders) and not data_dvc.exists():
+        raise refuse(f"{relative(data_dvc)} is missing; it stays on the machine that made the run")
     output = ROOT / tags["output"]
     if tags["stage"] not in {*stage_folders(config), "main"}:
         raise refuse(f"stage {tags['stage']} is no stage of {pipeline_of(config).file}")
@@ -141,7 +142,7 @@ def _make(recorded: Recorded, tree: Path, place: Path) -> None:
     values["overrides"] = " ".join(_differing(_from_nothing(config), read_resolved(tree / pipeline.resolved))) or None
     params.write_text(yaml.safe_dump(values, width=10**6), encoding="utf-8")
     if any(pipeline.folders) and recorded.data_dvc is not None:
-        shutil.copyfile(recorded.data_dvc, tree / "data.dvc")
+        shutil.copyfile(recorded.data_dvc, tree / DATA_DVC)
         # the data from this repository's own cache, else from the remote; stages find an empty cache and run
         run("dvc", "cache", "dir", "--local", str(ROOT / ".dvc" / "cache"))
         run("dvc", "pull", "--allow-missing", "data.dvc")
@@ -165,9 +166,9 @@ def _copy_replays(tree: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             for name in ("plan.json", ledger.name):
                 shutil.copy2(ledger.parent / name, folder / name)
-    if (RUNS / ".key").exists():
+    if (RUNS / KEY).exists():
         (tree / RUNS.name).mkdir(exist_ok=True)
-        shutil.copy2(RUNS / ".key", tree / RUNS.name / ".key")
+        shutil.copy2(RUNS / KEY, tree / RUNS.name / KEY)
 
 
 def _python(recorded: Recorded, tree: Path) -> str:
@@ -216,19 +217,19 @@ def _dvc_stage(recorded: Recorded) -> str:
 
 
 def _report(recorded: Recorded, tree: Path) -> bool:
-    config = recorded.config
+    config, sign = recorded.config, signature(recorded.run_id)
     equal = True
     for stage, folder in upstream(recorded.stage, config).items():
         if stage in recorded.files:
             if recorded.fresh_noise and stage in NOISY:
                 click.echo(f"{stage}: fresh noise")
                 continue
-            equal &= _show(stage, compare(recorded.files[stage], folder, tree / folder.relative_to(ROOT)))
+            equal &= _show(stage, compare(recorded.files[stage], folder, tree / folder.relative_to(ROOT), sign))
     if recorded.fresh_noise:
         click.echo(f"{recorded.stage}: fresh noise: not made again, it would spend privacy once more")
     else:
         again = tree / _result_folder(recorded).relative_to(ROOT)
-        equal &= _show(recorded.stage, compare(recorded.files["result"], recorded.output, again))
+        equal &= _show(recorded.stage, compare(recorded.files["result"], recorded.output, again, sign))
     click.echo(f"{recorded.run_id}: {'equal' if equal else 'DIFFERENT'}")
     return equal
 

@@ -5,6 +5,7 @@ import click
 from dp_lora.config import ROOT, load, write_resolved
 from dp_lora.errors import InputError
 from entrypoints.common import OneLineCommand, one_line_errors, relative
+from entrypoints.house import close_house
 from entrypoints.pipeline import read_params
 from entrypoints.pipelines import PIPELINES, from_outside, pipeline_of, what_to_type
 
@@ -23,6 +24,7 @@ def main(name: str) -> None:
                 f"run that one, or `main`, which picks it"
             )
         write_resolved(config, ROOT / pipeline.resolved)
+        close_house(config)  # each `dvc repro` passes here
         # no error: a single stage may need less
         line = what_to_type(config, from_outside(config))
         if line is not None:

@@ -10,8 +10,7 @@ from dp_lora import tracking
 from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
 from entrypoints.common import Call, entry_point, relative, track_privacy
-from entrypoints.pipeline import WORKING
-from entrypoints.pipelines import base_folder, outputs
+from entrypoints.pipelines import WORKING, base_folder, outputs
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from dp_lora.tracking.process import stop_signals_raise
 from dp_lora.tracking.reachable import is_server, server_problem
 from dp_lora.tracking.store import connect, shown_uri, sqlite_path
 from entrypoints.common import OneLineCommand, one_line_errors, relative
-from entrypoints.pipeline import WORKING
+from entrypoints.pipelines import WORKING
 
 HOST = "127.0.0.1"
 LOG = WORKING / "ui.log"

@@ -52,6 +52,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> Proj
     found.root.mkdir()
     for module in ("prepare", "pipelines"):
         monkeypatch.setattr(f"entrypoints.{module}.ROOT", found.root)
+    monkeypatch.setattr("entrypoints.record.RUNS", found.root / "runs")
     monkeypatch.setattr("entrypoints.prepare.dvc", lambda *arguments: found.commits.append(arguments))
     return found
 

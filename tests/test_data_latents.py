@@ -49,6 +49,8 @@ def test_latents_are_the_normalised_means_in_the_order_of_the_dataset(dataset, v
     np.testing.assert_allclose(found, expected, atol=1e-5)
     with pytest.raises(ValueError, match="read-only"):
         found[0] = 0
+    (kept,) = (tmp_path / "cache").glob("*.npy")
+    assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
 def test_a_second_call_reads_the_cache_and_another_autoencoder_or_dataset_does_not(dataset, vae, tmp_path, monkeypatch):

@@ -80,3 +80,18 @@ def test_a_run_of_a_commit_with_other_packages_is_made_again_in_an_environment_o
     done = again(project, made)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert (project / "requirements.lock").read_text().endswith("# a later lock\n")
+
+
+def test_private_pictures_are_prepared_again_and_compared_by_their_keyed_digest(project):
+    make(project, "prepare", "")
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (made,) = client.search_runs(experiments, f"tags.output = 'outputs/{EXPERIMENT}/data'")
+    done = again(project, made)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "prepare: ./: equal" in done.stdout
+    # another key is another operator's: nothing that a run keeps can be compared without it
+    (project / "runs/.key").write_bytes(os.urandom(32))
+    other = again(project, made)
+    assert other.returncode == 1
+    assert "prepare: ./: different" in other.stdout

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from dp_lora.config import ROOT
-from dp_lora.reproduction import compare, manifest
+from dp_lora.files import digest_file, digest_folder
+from dp_lora.reproduction import compare, digests, manifest
 
 
 def two_makings(tmp_path):
@@ -26,7 +27,8 @@ def two_makings(tmp_path):
 
 def words(before, after):
     return {
-        comparison.file: (comparison.equal, comparison.words) for comparison in compare(manifest(before), before, after)
+        comparison.file: (comparison.equal, comparison.words)
+        for comparison in compare(manifest(before), before, after, str.upper)
     }
 
 
@@ -56,8 +58,37 @@ def test_a_changed_first_making_is_not_compared_with(tmp_path):
     recorded = manifest(before)
     for folder, value in ((before, 2.0), (after, 3.0)):
         save_file({"a": np.full(3, value, np.float32)}, folder / "weights.safetensors")
-    found = {comparison.file: comparison.words for comparison in compare(recorded, before, after)}
+    found = {comparison.file: comparison.words for comparison in compare(recorded, before, after, str.upper)}
     assert found["weights.safetensors"] == "different; the first making's file is gone"
+
+
+def with_private(folder, picture):
+    (folder / "data").mkdir(parents=True)
+    (folder / "data/anna").write_bytes(picture)
+    (folder / "public.json").write_text("{}")
+    return folder
+
+
+def sign(digest):
+    return f"keyed {digest}"
+
+
+def test_of_a_private_folder_one_signed_digest_is_kept_and_compared(tmp_path):
+    before, after = (with_private(tmp_path / name, b"picture") for name in ("before", "after"))
+    recorded = digests(before, [before / "data"], sign)
+    assert recorded == {
+        "data/": f"keyed {digest_folder(before / 'data')}",
+        "public.json": digest_file(before / "public.json"),
+    }
+    assert [one.equal for one in compare(recorded, before, after, sign)] == [True, True]
+    assert digests(before, [before], sign) == {"./": f"keyed {digest_folder(before)}"}
+    # another picture: named on the terminal while the first making is there, else the folder alone
+    (after / "data/anna").write_bytes(b"another")
+    (found,) = (one for one in compare(recorded, before, after, sign) if not one.equal)
+    assert found == ("data/anna", False, "different")
+    (before / "data/anna").unlink()
+    (found,) = (one for one in compare(recorded, before, after, sign) if not one.equal)
+    assert found == ("data/", False, "different; the first making's files are gone")
 
 
 HEAD = {"mlflow.source.git.commit": "0" * 40, "lock_digest": "0", "output": "outputs/x", "stage": "pretrain_ae"}

@@ -173,7 +173,17 @@ def test_a_run_id_that_the_store_does_not_have_is_one_line(client, config, monke
     ("error", "status", "tag"),
     [
         (InputError("rank=0: must be at least 1"), "FAILED", "rank=0: must be at least 1"),
-        (ZeroDivisionError("by zero\nand more"), "FAILED", "ZeroDivisionError: by zero"),
+        (
+            InputError("anna.png: cut short", "a private picture cannot be read"),
+            "FAILED",
+            "a private picture cannot be read",
+        ),
+        (ZeroDivisionError("anna.png\nand more"), "FAILED", "ZeroDivisionError"),
+        (
+            FileNotFoundError(2, "No such file or directory", "anna.png"),
+            "FAILED",
+            "FileNotFoundError: No such file or directory",
+        ),
         (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt: KeyboardInterrupt"),
     ],
 )
@@ -336,14 +346,14 @@ def test_a_dataset_reads_back_with_its_source_digest_and_context(client, config,
     folder.mkdir(parents=True)
     (folder / "metadata.parquet").write_bytes(b"pictures")
     with tracking.run("finetune", config, child=False) as run:
-        run.dataset("mnist", folder, "ab" * 32, "training", private=True)
+        run.dataset("mnist", folder, "ab" * 32, "training")
         run.dataset("elsewhere", "https://example.org/data.zip", context="evaluation")
     first, second = client.get_run(run.run_id).inputs.dataset_inputs
     assert (first.dataset.name, first.dataset.digest) == ("mnist", ("ab" * 32)[:36])
     tags = {tag.key: tag.value for tag in first.tags}
     assert tags == {
         "mlflow.data.context": "training",
-        "private": "true",
+        "private": "false",
         "digest": "ab" * 32,
         "dvc": provenance.dvc_hash(folder),
     }

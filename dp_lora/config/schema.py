@@ -1,5 +1,6 @@
 """The types of every configuration key; values and their meaning stand in configs/base.yaml, and only there."""
 
+import math
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
@@ -137,6 +138,11 @@ class Privacy:
     reproducible: bool = MISSING
     seed_file: str | None = None
     parent: str | None = None
+
+    @property
+    def guaranteed(self) -> bool:
+        """Whether a fine-tuning with these settings may leave the house: `PrivacyPlan.guaranteed` of its plan."""
+        return self.eps != math.inf and self.accounting == "per_unit"
 
 
 @dataclass

@@ -13,7 +13,7 @@ from dp_lora.data.extraction import Wanted, extract, read_record
 from dp_lora.data.layout import write_index
 from dp_lora.data.parquet import PictureFile, open_file
 from dp_lora.data.versioned import check_space, gigabytes, read_source, unfinished, write_source
-from dp_lora.errors import InputError
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.events import Events
 from dp_lora.files import digest_file, digest_value, publish, read_json, write_json
 
@@ -36,24 +36,37 @@ def prepare_huggingface(config: Config, folder: Path, events: Events) -> None:
             events.message(f"{folder}: there, {settings.repo} at {settings.revision}")
             return
         paths = _downloaded(settings, folder, events)
-        files = _opened(settings, paths, wanted)
-        digests = {file.name: _checked_digest(file) for file in files}
-        need = sum(file.picture_bytes + BLOCK // 2 * file.rows for file in files)
-        state = part / "state.json"
-        keep = _keep(state, key, files, digests)
-        if not keep:
-            shutil.rmtree(part / "dataset", ignore_errors=True)
-            (part / "rows.jsonl").unlink(missing_ok=True)
-        write_json(state, {"key": key, "files": digests})
-        done = sum(row.size for row in read_record(part / "rows.jsonl"))
-        free = check_space(folder, max(0, need - done))
-        events.message(
-            f"{folder}: {gigabytes(need)} of pictures, and as much in DVC's cache where the file system cannot share "
-            f"blocks; {gigabytes(free)} free on this disk"
-        )
-        extract(files, wanted, part / "dataset" / "images", part / "rows.jsonl", keep, folder.name)
-        _finish(config, part, folder, files, digests, key)
+        with private_names(PRIVATE_PICTURE):
+            _extract(config, part, folder, paths, wanted, key, events)
     events.message(f"{folder}: {settings.train_rows} pictures for training, {settings.test_rows} for testing")
+
+
+def _extract(
+    config: Config,
+    part: Path,
+    folder: Path,
+    paths: list[tuple[str, str, Path]],
+    wanted: Wanted,
+    key: str,
+    events: Events,
+) -> None:
+    files = _opened(config.huggingface, paths, wanted)
+    digests = {file.name: _checked_digest(file) for file in files}
+    need = sum(file.picture_bytes + BLOCK // 2 * file.rows for file in files)
+    state = part / "state.json"
+    keep = _keep(state, key, files, digests)
+    if not keep:
+        shutil.rmtree(part / "dataset", ignore_errors=True)
+        (part / "rows.jsonl").unlink(missing_ok=True)
+    write_json(state, {"key": key, "files": digests})
+    done = sum(row.size for row in read_record(part / "rows.jsonl"))
+    free = check_space(folder, max(0, need - done))
+    events.terminal(
+        f"{folder}: {gigabytes(need)} of pictures, and as much in DVC's cache where the file system cannot share "
+        f"blocks; {gigabytes(free)} free on this disk"
+    )
+    extract(files, wanted, part / "dataset" / "images", part / "rows.jsonl", keep, folder.name)
+    _finish(config, part, folder, files, digests, key)
 
 
 def _request(settings: Huggingface) -> dict[str, Any]:
@@ -186,4 +199,4 @@ def _finish(
         "settings": key,
     }
     write_source(dataset, facts)
-    publish(dataset, folder)
+    publish(dataset, folder, private=True)

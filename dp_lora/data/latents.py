@@ -12,7 +12,7 @@ from dp_lora.data.layout import Dataset
 from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import digest_code, digest_value, exclusive, fsync, read_json, write_json
+from dp_lora.files import digest_code, digest_value, exclusive, fsync, private_folder, read_json, write_json
 from dp_lora.models.autoencoder import Vae, encode, latent_size
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import module_digest
@@ -44,9 +44,10 @@ def encode_dataset(
 ) -> np.memmap:
     """Normalised latents of all pictures, read-only float32 (N, c, h, w), in the dataset's order; vae on `device`.
 
-    As `encode` gives them, TF32 off. Kept in `cache_folder` under the digest of data, autoencoder, kind of device, CODE
-    and LIBRARIES, so that none can change unseen. The file appears when it is complete; an interrupted encoding goes on
-    where it was. Memory does not grow with N, nor with `batch_size` beyond ENCODE_VALUES pixel values. The ranks of
+    As `encode` gives them, TF32 off. Kept in `cache_folder` (0700, files 0600) under the digest of data, autoencoder,
+    kind of device, CODE and LIBRARIES, so that none can change unseen. The file appears when it is complete; an
+    interrupted encoding goes on where it was. Memory does not grow with N, nor with `batch_size` beyond ENCODE_VALUES
+    pixel values. The ranks of
     `team` take a batch each, the first one writes. Raises InputError for latents that are not finite.
     """
     side = latent_size(vae)
@@ -54,7 +55,7 @@ def encode_dataset(
     device = torch.device(device)
     made_by = [device.type, digest_code(*CODE), *map(version, LIBRARIES)]
     key = digest_value([dataset.digest(), module_digest(vae), shape, made_by])
-    path = Path(cache_folder) / f"{key[:32]}.npy"
+    path = private_folder(Path(cache_folder)) / f"{key[:32]}.npy"
     # two runs on the same data: the second one waits and finds the file
     with exclusive(path.with_suffix(".lock"), wait=True) if team.first else nullcontext():
         if not team.once(path.exists()):
@@ -87,9 +88,11 @@ def _encode_to(
         return
     done = int(read_json(record)["rows"]) if unfinished.exists() and record.exists() else 0
     if done:
-        events.message("latents: going on where an earlier run stopped")
+        events.terminal("latents: going on where an earlier run stopped")
         latents = np.lib.format.open_memmap(unfinished, mode="r+")
     else:
+        unfinished.touch(0o600)  # a file that is there keeps its mode
+        unfinished.chmod(0o600)
         latents = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
     with progress(total=len(dataset), initial=done, desc="latents", bar_format=PERCENT) as bar:
         starts = range(done, len(dataset), batch_size)
@@ -101,7 +104,7 @@ def _encode_to(
             bar.update(len(batch))
             if number % RECORD_EVERY == 0:
                 latents.flush()
-                write_json(record, {"rows": done})
+                write_json(record, {"rows": done}, private=True)
     latents.flush()
     del latents
     unfinished.replace(path)

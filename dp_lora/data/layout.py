@@ -57,12 +57,14 @@ def write_dataset(
     channels: int,
     packed: bool,
     check: Callable[[Path], None] | None = None,
+    *,
+    private: bool = False,
 ) -> None:
     """Write a dataset, whole or not at all, as `fill_dataset`; an older one of that name is replaced.
 
-    `check` may refuse the finished folder before it takes its place.
+    `check` may refuse the finished folder before it takes its place. A `private` one is its owner's alone.
     """
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, private=private) as temporary:
         fill_dataset(temporary, pictures, source, size, channels, packed)
         if check is not None:
             check(temporary)

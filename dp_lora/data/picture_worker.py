@@ -54,7 +54,7 @@ def store(
 
 def _write(path: str, data: bytes) -> None:
     # a third of the time that a file object takes, which counts with tens of thousands of small pictures
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         left = memoryview(data)
         while left:

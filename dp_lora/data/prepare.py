@@ -1,6 +1,7 @@
 """Write the datasets that a config names: public pictures to pretrain on, private ones to fine-tune on."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from dp_lora.data import letters, mnist5k, torchvision_sets
 from dp_lora.data.copies import check_copies
 from dp_lora.data.layout import Picture, write_dataset
 from dp_lora.data.versioned import read_source, unfinished, write_source
-from dp_lora.errors import InputError
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.events import Events
 from dp_lora.files import digest_file, digest_value, publish, read_json
 from dp_lora.progress import progress
@@ -54,7 +55,8 @@ def prepare_private(config: Config, folder: Path, events: Events) -> None:
     packed = data.source != "folder"  # never by the number of pictures, which is private
     facts = {"name": data.source, **source, "settings": _settings(config)}
     check = partial(check_copies, duplicates=data.duplicates)
-    write_dataset(folder, pictures, facts, data.size, data.channels, packed, check)
+    with private_names(PRIVATE_PICTURE):
+        write_dataset(folder, pictures, facts, data.size, data.channels, packed, check, private=True)
     events.message(f"{data.source}: written to {folder}")
 
 
@@ -101,6 +103,7 @@ def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -
     """Fill a folder below data/ with EMNIST or MNIST, and source.json; one that is there is left as it is."""
     name, source = section.source, torchvision_sets.SOURCES[section.source]
     key = digest_value([name, list(section.classes), section.size, section.channels, section.mirror_md5])
+    private = isinstance(section, Data)
     with unfinished(folder) as part:
         recorded, images = read_source(folder), folder / "images.parquet"
         there = recorded is not None and recorded.get("settings") == key and images.is_file()
@@ -118,7 +121,8 @@ def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -
         pictures = torchvision_sets.digit_pictures(section, part / "raw", events)
         shown = progress(counted(pictures), desc=name, unit=" images")
         built = part / "dataset"
-        write_dataset(built, shown, {"name": name, **source}, section.size, section.channels, packed=True)
+        with private_names(PRIVATE_PICTURE) if private else nullcontext():
+            write_dataset(built, shown, {"name": name, **source}, section.size, section.channels, packed=True)
         if isinstance(section, Public) and counts["train"] != section.n:
             raise InputError(f"public.n={section.n}: {name} has {counts['train']} training pictures of these classes")
         _check_private(section, built)
@@ -126,8 +130,8 @@ def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -
         facts: dict[str, Any] = {**source, "url": torchvision_sets.addresses(name, section.mirror)[0]}
         facts |= {"counts": counts, "size": images.stat().st_size, "sha256": digest_file(images), "settings": key}
         write_source(built, facts)
-        publish(built, folder)
-    events.message(f"{folder}: {counts['train']} pictures for training, {counts['test']} for testing")
+        publish(built, folder, private=private)
+    events.terminal(f"{folder}: {counts['train']} pictures for training, {counts['test']} for testing")
 
 
 def _check_private(section: Public | Data, folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_lora.errors import InputError
-from dp_lora.files import exclusive, read_json, write_json
+from dp_lora.files import exclusive, private_folder, read_json, write_json
 
 SOURCE = "source.json"  # origin; revision or url; counts; size in bytes; sha256
 
@@ -24,14 +24,15 @@ def unfinished(folder: Path) -> Iterator[Path]:
             # temporary folders of a process that was killed
             for left in folder.parent.glob(f".{folder.name}.*.tmp"):
                 shutil.rmtree(left, ignore_errors=True)
-            part.mkdir(exist_ok=True)
+            private_folder(part)
             yield part
             shutil.rmtree(part, ignore_errors=True)
     except BlockingIOError:
         raise InputError(f"{folder}: another process prepares it; wait until it has ended") from None
     except OSError as error:
         where = error.filename or folder
-        raise InputError(f"{where}: {error.strerror or error}; mend this, then the same command goes on") from None
+        line = f"{error.strerror or type(error).__name__}; mend this, then the same command goes on"
+        raise InputError(f"{where}: {line}", f"{folder}: {line}") from None
 
 
 def write_source(folder: Path, facts: dict[str, Any]) -> None:

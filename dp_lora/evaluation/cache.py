@@ -9,24 +9,26 @@ from numpy.typing import NDArray
 
 from dp_lora.evaluation.classifier import Classifier, load_classifier, save_classifier
 from dp_lora.evaluation.frechet import Statistics, load_statistics, save_statistics
-from dp_lora.files import digest_code, digest_value, read_json, whole_file, write_json
+from dp_lora.files import digest_code, digest_value, private_folder, read_json, whole_file, write_json
 
 CODE = ("evaluation", "sampling", "models", "data")  # rooms whose code makes what is kept
 Kind = TypeVar("Kind")
 
 
 class Cache:
-    """One folder of files NAME-DIGEST.*; runs share them. Private data enters without noise: for the operator alone."""
+    """One folder of files NAME-DIGEST.*; runs share them. Private data enters without noise: for the operator alone.
+
+    Folder 0700, files 0600.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = private_folder(Path(folder))
 
     def json(self, name: str, facts: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A JSON object; its facts are stored beside it for whoever opens the file."""
         path = self._path(name, facts, "json")
         if not path.exists():
-            write_json(path, {"facts": facts, "value": make()})
+            write_json(path, {"facts": facts, "value": make()}, private=True)
         return read_json(path)["value"]
 
     def classifier(self, name: str, facts: dict[str, Any], make: Callable[[], Classifier]) -> Classifier:
@@ -58,5 +60,5 @@ def _load_array(path: Path) -> NDArray:
 
 
 def _save_array(path: Path, value: NDArray) -> None:
-    with whole_file(path) as temporary:
+    with whole_file(path, private=True) as temporary:
         np.save(temporary, value)

@@ -169,7 +169,7 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
 
 
 def save_classifier(path: Path, network: Classifier) -> None:
-    with whole_file(path) as temporary:
+    with whole_file(path, private=True) as temporary:
         save_file({key: value.contiguous().cpu() for key, value in network.state_dict().items()}, temporary)
 
 

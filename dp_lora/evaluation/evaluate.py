@@ -85,5 +85,5 @@ def evaluate(
 
     result = EvaluationResult(entries, classes, synthetic, per_class, Path(out_folder))
     write_result(result)
-    events.image(f"{result.folder.name}/confusion", result.folder / "confusion.png")
+    events.image(f"{result.folder.name}/confusion", result.folder / "confusion.png", private=True)
     return result

@@ -50,7 +50,7 @@ def statistics(batches: Iterable[NDArray]) -> Statistics:
 
 
 def save_statistics(path: Path, value: Statistics) -> None:
-    with whole_file(Path(path)) as temporary:
+    with whole_file(Path(path), private=True) as temporary:
         np.savez(temporary, n=value.n, mean=value.mean, covariance=value.covariance)
 
 

@@ -62,7 +62,7 @@ class EvaluationResult:
 
 def write_result(result: EvaluationResult) -> None:
     """Write metrics.json, table.json, per_class.csv and confusion.png into `result.folder`, whole or not at all."""
-    with whole_folder(result.folder) as folder:
+    with whole_folder(result.folder, private=True) as folder:
         write_json(folder / "metrics.json", result.metrics)
         write_json(folder / "table.json", [_row(entry) for entry in result.entries])
         _write_per_class(folder / "per_class.csv", result)

@@ -29,7 +29,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dp_lora.files import append_line, fsync
+from dp_lora.files import append_line, fsync, private_folder
 
 FOLDER = ".heads"
 
@@ -53,7 +53,7 @@ class Heads:
 
         Guarantee: a head that is appended later is not lost with its file's name.
         """
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self.path.parent)
         self.path.touch(mode=0o600)
         fsync(self.path.parent)
         fsync(self.path.parent.parent)

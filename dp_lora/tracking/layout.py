@@ -14,13 +14,21 @@ from typing import Any
 IMAGES = "images"  # artifact folder of the chart page's pictures
 
 
+def image_key(name: str) -> str:
+    """What a picture's files for the chart page begin with."""
+    return re.sub("/", "~", name)
+
+
 def write_images(picture: Path, key: str, step: int, folder: Path) -> None:
-    """Write a picture file and its thumbnail into `folder`, named for the chart page: picture `key` of step `step`."""
+    """Write a picture file and its thumbnail into `folder`, named for the chart page.
+
+    `key` is the picture's `image_key`, `step` its step.
+    """
     from mlflow.tracking.multimedia import compress_image_size
     from PIL import Image
 
     milliseconds = time.time_ns() // 1_000_000
-    name = f"{re.sub('/', '~', key)}+step+{step}+timestamp+{milliseconds}+{uuid.uuid4()}"
+    name = f"{key}+step+{step}+timestamp+{milliseconds}+{uuid.uuid4()}"
     with Image.open(picture) as opened:
         # a palette has no place in the thumbnail
         shown = opened.convert("RGB")

@@ -16,6 +16,11 @@ BATCH = 1000  # MLflow's limit
 SECONDS = 3.0  # between two batches
 
 
+def metric_key(name: str) -> str:
+    """The name under which the store has a metric: characters that MLflow forbids become underscores."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
 class MetricBuffer:
     """Collects scalars and hands them to `send` in lists of at most BATCH, every few seconds and at close.
 
@@ -35,11 +40,10 @@ class MetricBuffer:
         self._thread: threading.Thread | None = None
 
     def add(self, name: str, value: float, step: int | None) -> None:
-        """Take one scalar; nan and inf are allowed, characters that MLflow forbids in names become underscores."""
+        """Take one scalar, kept under `metric_key(name)`; nan and inf are allowed."""
         from mlflow.entities import Metric
 
-        key = re.sub(r"[^\w\-. :/]", "_", name)
-        metric = Metric(key, float(value), time.time_ns() // 1_000_000, 0 if step is None else int(step))
+        metric = Metric(metric_key(name), float(value), time.time_ns() // 1_000_000, 0 if step is None else int(step))
         with self._lock:
             self._waiting.append(metric)
             if self._thread is None:

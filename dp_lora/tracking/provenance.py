@@ -16,6 +16,8 @@ from dp_lora.tracking.metrics import number_text
 # what DVC and its users change from run to run: not code
 NOT_CODE = {"dvc.lock", "data.dvc", "params.yaml"}
 PRIVATE_STAGES = {"finetune", "sample", "fid", "main"}
+READS_PRIVATE = ("main", "prepare", "finetune", "fid")  # what works on private pictures, itself or in its stages
+OF_ADAPTER = ("main", "finetune", "sample", "fid", "export")  # what shows what a fine-tuned model has learnt
 
 
 def git_tags(root: Path = ROOT) -> dict[str, str]:
@@ -95,11 +97,15 @@ def dvc_hash(path: Path) -> str:
     return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
 
 
-def origin_tags(path: Path) -> dict[str, str]:
-    """Where a folder below data/ is from, by its source.json: origin, revision or url, sha256. Empty without one."""
+def origin_tags(path: Path, *, private: bool = False) -> dict[str, str]:
+    """Where a folder below data/ is from, by its source.json: origin, revision or url; and the sha256 of public ones.
+
+    Empty without one.
+    """
     try:
         facts = read_json(path / "source.json")
-        return {name: str(facts[name]) for name in ("origin", "revision", "url", "sha256") if name in facts}
+        names = ("origin", "revision", "url", *(() if private else ("sha256",)))
+        return {name: str(facts[name]) for name in names if name in facts}
     except (OSError, ValueError, TypeError):
         return {}
 

@@ -63,13 +63,18 @@ def _store_in_container(mounted: Path) -> Path:
     )
 
 
+def is_at_home() -> bool:
+    """Whether the store is a file of this machine's: what must not leave the house is sent to no other."""
+    return sqlite_path(tracking_uri()) is not None
+
+
 def shown_uri() -> str:
     """The store's address without user name and password."""
     return re.sub(r"//[^/@]*@", "//", tracking_uri())
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, on one line and without credentials in addresses."""
+def first_line(error: BaseException | str) -> str:
+    """What an exception or a text says, on one line and without credentials in addresses."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return re.sub(r"//[^/@\s]*@", "//", line)[:ERROR_LENGTH]
 
@@ -191,8 +196,8 @@ def fail_joined_run(message: str, child: bool = False) -> None:
     """Mark the run that `mlflow run` made FAILED, where an error came before our own run opened.
 
     A direct call has no such run: nothing is written. A stage that DVC started (`child`) leaves its parent's run to
-    the parent. A run that has ended keeps its state, also where that waits to be uploaded. Never raises: the caller
-    is about to report `message` itself.
+    the parent. A run that has ended keeps its state, also where that waits to be uploaded. `message` names nothing
+    private. Never raises: the caller is about to report the error itself.
     """
     run_id = joined_run_id()
     if run_id is None or child or run_id in waiting_runs():

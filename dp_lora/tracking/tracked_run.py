@@ -18,9 +18,11 @@ from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.tracking import layout, records
 from dp_lora.tracking.description import NOTE, Description, Upstream
-from dp_lora.tracking.metrics import MetricBuffer
+from dp_lora.tracking.metrics import MetricBuffer, metric_key
 from dp_lora.tracking.process import close_orphans, process_tags, stop_signals_raise, stop_signals_wait
 from dp_lora.tracking.provenance import (
+    OF_ADAPTER,
+    READS_PRIVATE,
     dvc_hash,
     environment_tags,
     git_tags,
@@ -35,6 +37,7 @@ from dp_lora.tracking.store import (
     connect,
     experiment_id,
     first_line,
+    is_at_home,
     joined_run,
     joined_run_id,
     one_line_errors,
@@ -53,9 +56,17 @@ MADE_UP_NAME = r"[a-z]+-[a-z]+-\d+"  # what MLflow calls a run that nobody named
 
 
 class TrackedRun(Events):
-    """What an entry point tells MLflow about its run. Metrics under `private/` depend on private data without noise."""
+    """What an entry point tells MLflow about its run.
 
-    def __init__(self, client: "MlflowClient", opened: "Run"):
+    What depends on private data without noise is handed over as `private`, metrics under `private/` are so by name.
+    The tag `private` lists by its name in the store all that was, before it is there: whoever passes a run on knows
+    what to leave out. What is not in that list depends on private data through the mechanism alone.
+
+    Of a model without a guarantee (eps=inf, published accounting) all pictures, tables and files are private, and go to
+    no tracking server: they show what the model has learnt of single pictures.
+    """
+
+    def __init__(self, client: "MlflowClient", opened: "Run", stage: str, config: Config):
         self.run_id: str = opened.info.run_id
         self.experiment_id: str = opened.info.experiment_id
         self._client = client
@@ -65,57 +76,92 @@ class TrackedRun(Events):
         self._parent: str | None = opened.data.tags.get("mlflow.parentRunId")
         self._description: Description | None = None
         self._lines: list[str] = []
+        self._private: set[str] = set()
+        self._reads_private = stage in READS_PRIVATE
+        self._guaranteed = stage not in OF_ADAPTER or config.privacy.guaranteed
         self.output_folder: Path | None = None
         self._metrics = MetricBuffer(send=lambda batch: self._sender.send(records.metrics(batch)), warn=super().message)
 
-    def metric(self, name: str, value: float, step: int | None = None) -> None:
+    def _name_private(self, *names: str) -> None:
+        if not self._private.issuperset(names):
+            self._private.update(names)
+            self.tags({"private": ", ".join(sorted(self._private))})
+
+    def _takes(self, name: str, private: bool) -> bool:
+        """Whether a picture, table or file goes to the store; a private one is named first."""
+        if not self._guaranteed and not is_at_home():
+            self.terminal(f"{name}: no guarantee holds for it, and it goes to no tracking server")
+            return False
+        if private or not self._guaranteed:
+            self._name_private(name)
+        return True
+
+    def metric(self, name: str, value: float, step: int | None = None, *, private: bool = False) -> None:
+        """Log a scalar."""
+        if private or name.startswith("private/"):
+            self._name_private(metric_key(name))
         self._metrics.add(name, value, step)
 
-    def image(self, name: str, path: Path) -> None:
+    def image(self, name: str, path: Path, *, private: bool = False) -> None:
         """Keep a picture file as the artifact `name`, with the file's suffix; `name` may hold folders.
 
-        The chart page shows it beside other runs' pictures of that name; those named FOLDER/step-N as one, over steps.
+        The chart page shows it beside other runs' pictures of that name; those named FOLDER/step-N as one, over steps,
+        which the tag `private` names as FOLDER.
         """
         target = Path(name if Path(name).suffix == path.suffix else f"{name}{path.suffix}")
         found = re.fullmatch(r"(.+)/step-0*(\d+)", target.with_suffix("").as_posix())
         key, step = (found[1], int(found[2])) if found else (target.with_suffix("").as_posix(), 0)
+        shown = layout.image_key(key)
+        if not self._takes(key if found else target.as_posix(), private):
+            return
+        if private or not self._guaranteed:
+            self._name_private(f"{layout.IMAGES}/{shown}")
         with tempfile.TemporaryDirectory() as made:
             shutil.copyfile(path, Path(made) / target.name)
             parent = None if target.parent == Path() else target.parent.as_posix()
-            self.artifact(Path(made) / target.name, parent)
-            layout.write_images(path, key, step, Path(made) / layout.IMAGES)
-            self.artifact(Path(made) / layout.IMAGES)
+            self._keep(Path(made) / target.name, parent)
+            layout.write_images(path, shown, step, Path(made) / layout.IMAGES)
+            self._keep(Path(made) / layout.IMAGES)
         self.tags(layout.image_tags())
 
-    def artifact(self, path: Path, folder: str | None = None) -> None:
+    def artifact(self, path: Path, folder: str | None = None, *, private: bool = False) -> None:
         """Keep a file in `folder`, or a folder with all that it holds, under its own name."""
+        name = path.name if path.is_dir() or folder is None else f"{folder}/{path.name}"
+        if self._takes(name, private):
+            self._keep(path, folder)
+
+    def _keep(self, path: Path, folder: str | None = None) -> None:
         self._sender.send(records.artifact(path, path.name if path.is_dir() else folder))
 
     def json(self, value: Any, name: str) -> None:
-        """Keep a JSON-able value as the artifact `name`.json."""
+        """Keep a JSON-able value that depends on nothing private as the artifact `name`.json."""
         self.text(json.dumps(value, indent=2), f"{name}.json")
 
     def text(self, text: str, file: str) -> None:
-        """Keep a text as the artifact `file`."""
+        """Keep a text that depends on nothing private as the artifact `file`, which may lie in folders."""
         with tempfile.TemporaryDirectory() as made:
-            path = Path(made) / file
+            path = Path(made) / Path(file).name
             path.write_text(text, encoding="utf-8")
-            self.artifact(path)
+            self._keep(path, None if Path(file).parent == Path() else Path(file).parent.as_posix())
 
     def message(self, text: str) -> None:
-        """Print a line; all lines become the artifact messages.txt when the run ends."""
+        """Print a line; all lines become the artifact messages.txt when the run ends: nothing private in them."""
         super().message(text)
         self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
-    def tags(self, values: Mapping[str, Any]) -> None:
+    def tags(self, values: Mapping[str, Any], *, private: bool = False) -> None:
         """Set tags; None leaves one out."""
         texts = {key: tag_text(value) for key, value in values.items() if value is not None}
+        if private:
+            self._name_private(*texts)
         self._sender.send(records.tags(texts))
         self._known_tags |= texts
 
-    def params(self, values: Mapping[str, Any]) -> None:
+    def params(self, values: Mapping[str, Any], *, private: bool = False) -> None:
         """Log params; a key that the run has already keeps its first value, as MLflow demands."""
         texts = {key: param_text(value) for key, value in values.items() if key not in self._known_params}
+        if private:
+            self._name_private(*texts)
         self._sender.send(records.params({key: text[:VALUE_LENGTH] for key, text in texts.items()}))
         self._known_params |= texts
 
@@ -125,9 +171,12 @@ class TrackedRun(Events):
         """Record an input: a file or folder, or the URI of one elsewhere.
 
         `digest` is ours (64 hex digits; None: MLflow makes one from name and source). What lies in data/ or outputs/
-        also carries its DVC hash, and a folder what its source.json says of the origin. `private` marks digests that
-        depend on private data: they stay with the operator.
+        also carries its DVC hash, and a folder what its source.json says of the origin. Of `private` pictures
+        name, place and origin are recorded: a hash would tell whoever has a candidate for them whether it is right.
         """
+        if private:
+            digest = None
+            self._name_private(name)
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
@@ -143,15 +192,17 @@ class TrackedRun(Events):
         tags = {"mlflow.data.context": context, "private": tag_text(private)}
         if digest is not None:
             tags["digest"] = digest
-        if local and is_in_dvc(Path(source)):
+        if local and not private and is_in_dvc(Path(source)):
             tags["dvc"] = dvc_hash(Path(source))
         if local:
-            tags |= origin_tags(Path(source))
+            tags |= origin_tags(Path(source), private=private)
         inputs = [InputTag(key, value) for key, value in tags.items()]
         self._sender.send(records.dataset(DatasetInput(data._to_mlflow_entity(), inputs)))
 
-    def table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
+    def table(self, columns: Mapping[str, Sequence[Any]], name: str, *, private: bool = False) -> None:
         """Keep columns of equal length as the table `name`.json, which the UI shows as a table."""
+        if not self._takes(f"{name}.json", private):
+            return
         self.text(layout.table_text(columns), f"{name}.json")
         self.tags(layout.table_tags(self._known_tags, f"{name}.json"))
 
@@ -166,7 +217,8 @@ class TrackedRun(Events):
             self.tags({NOTE: self._description.markdown()})
 
     def privacy(self, statement: Mapping[str, Any]) -> None:
-        """Say in the run's description what a privacy.json says."""
+        """Say in the run's description what a privacy.json says; from one without a guarantee on, all files are so."""
+        self._guaranteed = self._guaranteed and statement["private"]
         if self._description is not None:
             self._description.privacy = statement
             self._show_description()
@@ -241,11 +293,26 @@ class TrackedRun(Events):
             if self._lines:
                 self.text("\n".join(self._lines) + "\n", "messages.txt")
             if error is not None:
-                kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-                self.tags({"error": f"{kind}{first_line(error)}"[:ERROR_LENGTH]})
+                self.tags({"error": recorded_error(error, self._reads_private)})
         finally:
             self._sender.send(records.end(status))
             self._sender.close()
+
+
+def recorded_error(error: BaseException, reads_private: bool) -> str:
+    """What the tag `error` holds of an exception: nothing that names private things.
+
+    Of an InputError its public text. Any other one of a stage that reads private pictures may hold a file's name or
+    what is in the file: of it the type alone, and of the operating system's what it says of the kind of error.
+    """
+    if isinstance(error, InputError):
+        return first_line(error.public)[:ERROR_LENGTH]
+    kind = type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return f"{kind}: {error.strerror}"
+    if reads_private and not isinstance(error, KeyboardInterrupt):
+        return kind
+    return f"{kind}: {first_line(error)}"[:ERROR_LENGTH]
 
 
 @contextmanager
@@ -264,7 +331,7 @@ def run(
         client = connect(PATIENCE if child and joined_run_id() else 0.0)
         with one_line_errors():
             close_orphans(client)
-            tracked = TrackedRun(client, _opened(client, stage, config, child))
+            tracked = TrackedRun(client, _opened(client, stage, config, child), stage, config)
         monitor = _monitor(tracked.run_id) if system_metrics or _asked_for_system_metrics() else None
         try:
             with one_line_errors():

@@ -3,7 +3,6 @@
 Everything here is post-processing of `privacy.step.noisy_sum`, apart from what goes to the operator under `private/`.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -170,7 +169,7 @@ def finetune(
     before = together(base_parts(model.info, lambda: base["digest"], run.plan), parent)
     epsilon_before, _ = compose([*before, Part(0.0, run.plan.delta)])
     if run.result.exists():
-        events.message(f"{run.folder.name}: this fine-tuning is finished; nothing is trained, nothing is spent")
+        events.terminal(f"{run.folder.name}: this fine-tuning is finished; nothing is trained, nothing is spent")
         team.once(None)
         return run.result
     adapter = make_adapter(config, model, device)
@@ -221,20 +220,14 @@ def _train(
             "shortened; restore it, or start in another folder"
         )
     if counted:
-        events.message(f"going on after step {step}; the ledger holds {counted} of {plan.steps} steps")
+        events.terminal(f"going on after step {step}; the ledger holds {counted} of {plan.steps} steps")
         if not run.heads.last().lines:
-            events.message(
+            events.terminal(
                 "this place has not seen this ledger before (its folder comes from elsewhere, or was killed in its "
                 "first step): only one copy of a folder may go on, the newest one"
             )
     physical = physical_batch_size(config, model, state.parameters, run, device, events)
-
-    def check_rounding(rows: int) -> None:
-        with full_precision():
-            loss = dummy_loss(config, model, dummies(plan, rows), device)
-            require_small_rounding(plan, loss, state.parameters, rows)
-
-    check_rounding(physical)
+    _check_rounding(config, model, plan, state.parameters, device, physical)
     bar = progress(total=plan.steps, initial=step, desc="private fine-tuning", unit="step")
     while step < plan.steps and may_step(plan, counted, replay=not randomness.fresh):
         began = time.perf_counter()
@@ -244,11 +237,8 @@ def _train(
             )
         if facts.physical_batch_size < physical:
             physical = facts.physical_batch_size
-            # to the operator's terminal alone: it depends on who was drawn
-            print(
-                f"out of memory: from here on {physical} rows at a time; no draw is lost or repeated", file=sys.stderr
-            )
-            check_rounding(physical)
+            events.terminal(f"out of memory: from here on {physical} rows at a time; no draw is lost or repeated")
+            _check_rounding(config, model, plan, state.parameters, device, physical)
             if config.compute.physical_batch_size is None:
                 run.keep_physical_batch_size(physical)
         counted = run.ledger.counted_steps(plan)
@@ -263,7 +253,7 @@ def _train(
             path = run.folder / "grids" / f"step-{step:06d}.png"
             with state.released():
                 grid(with_embedding(model, adapter.embedding, config.data.classes), path)
-            events.image(f"grids/step-{step:06d}.png", path)
+            events.image(f"grids/step-{step:06d}.png", path, private=not plan.guaranteed)
         bar.update()
     bar.close()
     team.once(None)  # the others are done
@@ -272,6 +262,20 @@ def _train(
             f"stopped at step {step} of {plan.steps}: steps that were lost in a crash are counted, and one more would "
             f"pass eps={plan.target_epsilon:g}"
         )
+
+
+def _check_rounding(
+    config: Config,
+    model: Model,
+    plan: PrivacyPlan,
+    parameters: Mapping[str, Tensor],
+    device: torch.device,
+    rows: int,
+) -> None:
+    """InputError where kernels of this device round by more than the noise covers (`privacy.rounding`)."""
+    with full_precision():
+        loss = dummy_loss(config, model, dummies(plan, rows), device)
+        require_small_rounding(plan, loss, parameters, rows)
 
 
 def _report(

@@ -4,14 +4,12 @@ It lies outside every output that DVC may delete. A folder belongs to one plan, 
 Beside it, in .heads/, lies what this place has seen of its ledger.
 """
 
-import hmac
 import math
-import os
 import platform
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -24,6 +22,7 @@ from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, digest_value, exclusive, fsync, read_json, write_json
 from dp_lora.models.device import pick_precision
+from dp_lora.operator_key import keyed_digest
 from dp_lora.privacy.accounting import calibrate, spent
 from dp_lora.privacy.composition import Part
 from dp_lora.privacy.heads import FOLDER, Heads
@@ -115,18 +114,7 @@ def working_folder(runs: Path, bound: dict[str, Any]) -> Path:
 
     Its name is keyed by a secret of this place (runs/.key), since a bare digest would tell who is in the data.
     """
-    key = runs / ".key"
-    if not key.exists():
-        runs.mkdir(parents=True, exist_ok=True)
-        own = runs / f".key.{uuid.uuid4().hex}"
-        own.touch(0o600)
-        own.write_bytes(os.urandom(32))
-        fsync(own)  # another key would be another folder, with an empty ledger
-        with suppress(FileExistsError):
-            os.link(own, key)  # of two processes one is first, and both read its key
-        own.unlink()
-        fsync(runs)
-    return runs / hmac.new(key.read_bytes(), digest_value(bound).encode(), "sha256").hexdigest()[:16]
+    return runs / keyed_digest(runs, bound)[:16]
 
 
 def make_plan(config: Config) -> PrivacyPlan:
