@@ -15,8 +15,9 @@ from dp_lora.privacy.accounting import epsilon_of_delta, spent
 from dp_lora.privacy.composition import Part, compose, parent_parts, together
 from dp_lora.privacy.published import EPSILONS, claimed_epsilon
 from entrypoints.common import Call, entry_point, relative, track_privacy
-from entrypoints.pipeline import RUNS, WORKING, absent, make_missing, would_make
+from entrypoints.pipeline import RUNS, absent, make_missing, would_make
 from entrypoints.pipelines import base_folder, from_outside, pipeline_of, private_data, require, what_to_type
+from entrypoints.prepared import caches, require_prepared
 from entrypoints.sample import find_adapter, rates_at_hand, track_base
 
 EPSILON_OF_DELTA = "epsilon_of_delta.csv"
@@ -39,16 +40,17 @@ def main(call: Call) -> None:
         _check(call.config, base)
         facts, name = planned(call.config)
         upstream = would_make(call.config, base, data_folder)
-        call.print_dry_run(facts, [*upstream, KEPT, relative(WORKING / "latents"), call.shown_out(name)])
+        call.print_dry_run(facts, [*upstream, KEPT, relative(caches(call.config) / "latents"), call.shown_out(name)])
         return
     require(call.config, [data_folder])
     _check(call.config, base)
-    from dp_lora.data.prepare import check_prepared
     from dp_lora.launch import is_first, joined, make_fabric, started_from_outside
     from dp_lora.models.device import pick_device
 
     device = pick_device(call.config.compute.device)
     fabric = make_fabric(call.config.compute, device)
+    if is_first(fabric):
+        require_prepared(call)
     alone = call.config.compute.num_nodes == 1 and not started_from_outside(fabric)
     if not alone and (missing := absent(base, data_folder)):
         raise InputError(
@@ -60,7 +62,6 @@ def main(call: Call) -> None:
         return
     with call.tracked() as (run, folder):
         make_missing(call.config, call.typed, run.environment(), base, data_folder)
-        check_prepared(call.config, data_folder)
         run.made_from("base", output=relative(base))
         run.made_from("private pictures", output=relative(data_folder))
         with joined(fabric, call.config.compute, device) as (team, device):
@@ -183,7 +184,7 @@ def _encoded(
     from dp_lora.data.latents import encode_dataset
     from dp_lora.training.finetune import PrivateData, units_of
 
-    latents = encode_dataset(dataset, model.vae, WORKING / "latents", device, 256, events, team)
+    latents = encode_dataset(dataset, model.vae, caches(config) / "latents", device, 256, events, team)
     return PrivateData(latents, dataset.labels, units_of(len(dataset), dataset.persons, config.privacy.unit))
 
 

@@ -1,4 +1,7 @@
-"""First stage of a pipeline: params.yaml and configs/ become one resolved YAML; the stages depend on its sections."""
+"""First stage of a pipeline: params.yaml and configs/ become one resolved YAML; the stages depend on its sections.
+
+It runs at every `dvc repro`, so that prepared pictures which were taken out of data.path are removed before any stage.
+"""
 
 import click
 
@@ -7,6 +10,7 @@ from dp_lora.errors import InputError
 from entrypoints.common import OneLineCommand, one_line_errors, relative
 from entrypoints.pipeline import read_params
 from entrypoints.pipelines import PIPELINES, from_outside, pipeline_of, what_to_type
+from entrypoints.prepared import look
 
 
 @click.command(cls=OneLineCommand)
@@ -23,6 +27,7 @@ def main(name: str) -> None:
                 f"run that one, or `main`, which picks it"
             )
         write_resolved(config, ROOT / pipeline.resolved)
+        look(config)
         # no error: a single stage may need less
         line = what_to_type(config, from_outside(config))
         if line is not None:
