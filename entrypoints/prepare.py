@@ -34,7 +34,7 @@ def main(call: Call) -> None:
             prepare_public(call.config, folder, run)
             _track(run, folder, "letters", list(call.config.public.classes), private=False)
         else:
-            with sealing(call.config):
+            with sealing(call.config, folder):
                 prepare_private(call.config, folder, run)
             _track(run, folder, call.config.experiment.name, list(call.config.data.classes), private=True)
 

@@ -28,19 +28,20 @@ def caches(config: Config) -> Path:
 
 
 @contextmanager
-def sealing(config: Config) -> Iterator[None]:
-    """Around the preparing of private pictures: afterwards the dataset is sealed.
+def sealing(config: Config, folder: Path) -> Iterator[None]:
+    """Around the preparing of private pictures to `folder`: afterwards the dataset is sealed.
 
-    Raises InputError where the folder changed meanwhile: nobody could say then which pictures were read.
+    Raises InputError where data.path changed meanwhile: nobody could say then which pictures were read.
     """
-    _remove(_unfinished(private_data(config)))
+    _remove(_unfinished(folder))
     before = _pictures(config)
     yield
     if before is None:
         return
     if _pictures(config) != before:
         raise InputError("data.path: its pictures changed while they were prepared; type the same command again")
-    write_json(caches(config) / SEAL, _seal(config, before))
+    if relative(folder) == relative(private_data(config)):  # nothing reads a dataset that was prepared elsewhere
+        write_json(caches(config) / SEAL, _seal(config, before))
 
 
 def look(config: Config) -> None:

@@ -62,7 +62,7 @@ def house(tmp_path_factory):
         for module in ("common", "finetune", "pipeline", "pipelines", "record"):
             patch.setattr(f"entrypoints.{module}.ROOT", root, raising=False)
         patch.setattr("entrypoints.finetune.RUNS", root / "runs")
-        patch.setattr("entrypoints.finetune.WORKING", root / "runs/working")
+        patch.setattr("entrypoints.prepared.WORKING", root / "runs/working")
         patch.setattr("dp_lora.tracking.tracked_run.ROOT", root)
         make_base(root / "base", tiny_config())
         # neither belongs to the model

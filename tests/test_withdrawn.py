@@ -73,7 +73,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(prepared, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(prepared, "WORKING", tmp_path / "runs/working")
     config = own_config(fill(tmp_path / "pictures", 4))
-    with prepared.sealing(config):
+    with prepared.sealing(config, pipelines.private_data(config)):
         tiny_dataset(pipelines.private_data(config))
     (prepared.caches(config) / "latents").mkdir()
     (prepared.caches(config) / "latents/1.npy").write_bytes(b"latents")
@@ -108,13 +108,14 @@ def test_pictures_of_a_prepare_that_was_killed_are_removed(place):
     config = own_config(place / "pictures")
     left = pipelines.private_data(config).with_name(".data.0a1b2c3d.tmp")
     left.mkdir()
-    with prepared.sealing(config):
+    with prepared.sealing(config, pipelines.private_data(config)):
         assert not left.exists()
 
 
 def test_a_folder_that_changes_while_it_is_prepared_is_refused(place):
     config = own_config(place / "pictures")
-    with pytest.raises(InputError, match="changed while they were prepared"), prepared.sealing(config):
+    data = pipelines.private_data(config)
+    with pytest.raises(InputError, match="changed while they were prepared"), prepared.sealing(config, data):
         CHANGES["removed"](place / "pictures")
 
 
@@ -124,7 +125,7 @@ def test_the_seal_tells_nothing_to_whoever_has_the_pictures_and_not_the_key(plac
     before = seal.read_text()
     assert fingerprint(place / "pictures", ["x", "y"], False) not in before
     (place / "runs/.key").unlink()
-    with prepared.sealing(config):
+    with prepared.sealing(config, pipelines.private_data(config)):
         pass
     assert seal.read_text() != before
 
