@@ -24,7 +24,7 @@ SEAL = "prepared_from.json"
 
 def caches(config: Config) -> Path:
     """Folder of what is computed from one private dataset and kept: it goes when the dataset goes."""
-    return WORKING / "private" / relative(private_data(config))
+    return WORKING / "private" / (config.data.folder or config.experiment.name)
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def sealing(config: Config, folder: Path) -> Iterator[None]:
         return
     if _pictures(config) != before:
         raise InputError("data.path: its pictures changed while they were prepared; type the same command again")
-    if relative(folder) == relative(private_data(config)):  # nothing reads a dataset that was prepared elsewhere
+    if folder.absolute() == private_data(config):  # nothing reads a dataset that was prepared elsewhere
         write_json(caches(config) / SEAL, _seal(config, before))
 
 

@@ -88,7 +88,7 @@ def test_prepared_pictures_and_all_that_is_kept_of_them_go_when_the_folder_chang
     assert data.exists()
     assert kept.exists()
     CHANGES[change](place / "pictures")
-    with pytest.raises(InputError, match=r"^outputs/mnist5k/data: data\.path has changed since it was prepared"):
+    with pytest.raises(InputError, match=r"data: data\.path has changed since it was prepared"):
         prepared.require_prepared(Call("finetune", config, Path("out"), dry_run=False))
     prepared.look(config)
     assert not data.exists()
@@ -229,7 +229,7 @@ def test_finetune_main_and_dvc_repro_look_before_anything_is_spent(tmp_path):
 
     (pictures / "x/0.png").unlink()
     said = typed.ok(*finetune)
-    assert f"outputs/{EXPERIMENT}/data, runs/working/private/outputs/{EXPERIMENT}/data: removed" in said
+    assert f"outputs/{EXPERIMENT}/data, runs/working/private/{EXPERIMENT}: removed" in said
     assert set(first) - set(typed.prepared()) == {"x/0.png"}
     assert not kept & typed.latents()
     begun = typed.ledgers()
