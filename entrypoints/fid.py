@@ -14,6 +14,7 @@ from dp_lora.files import read_json
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import make_missing, would_make
 from entrypoints.pipelines import WORKING, outputs, private_data, public_data, require
+from entrypoints.prepared import caches, require_prepared
 from entrypoints.sample import find_base, track_base
 
 PRIVATE_PICTURES = "the samples cannot be scored on the private pictures; the operator's terminal says why"
@@ -28,20 +29,17 @@ def main(call: Call) -> None:
     if call.dry_run:
         if call.inputs.get("samples"):
             samples_folder(call)
-        call.print_dry_run(
-            {}, [*would_make(call.config, *needed), relative(WORKING / "evaluation"), call.shown_out("evaluation")]
-        )
+        kept = [relative(folder / "evaluation") for folder in (WORKING, caches(call.config))]
+        call.print_dry_run({}, [*would_make(call.config, *needed), *kept, call.shown_out("evaluation")])
         return
     samples = samples_folder(call)
     require(call.config, needed)
-    from dp_lora.data.prepare import check_prepared
-
+    require_prepared(call)
     facts = read_json(samples / "samples.json")
     call = call.of_adapter(facts["privacy"], facts["rank"])
     with call.tracked() as (run, folder):
         out = folder if call.child else folder / "evaluation"
         make_missing(call.config, call.typed, run.environment(), *needed)
-        check_prepared(call.config, data)
         _evaluate(call, run, samples, facts, data, public, out)
         run.artifact(out, private=True)
         run.output(out)
@@ -89,8 +87,9 @@ def _evaluate(
         base, train.embedding_start, len(classes), train.embedding_noise, config.experiment.seed
     )
     untrained = with_embedding(base, start, classes)
+    kept = (WORKING / "evaluation", caches(config) / "evaluation")
     with private_names(PRIVATE_PICTURES):
-        result = evaluate(config, samples, data, public, base, untrained, WORKING / "evaluation", out, run)
+        result = evaluate(config, samples, data, public, base, untrained, *kept, out, run)
     for name, value in result.metrics.items():
         run.metric(name, value, private=name in result.private)
     run.table(

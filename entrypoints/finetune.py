@@ -19,7 +19,6 @@ from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import absent, make_missing, would_make
 from entrypoints.pipelines import (
     RUNS,
-    WORKING,
     base_folder,
     from_outside,
     pipeline_of,
@@ -27,6 +26,7 @@ from entrypoints.pipelines import (
     require,
     what_to_type,
 )
+from entrypoints.prepared import caches, require_prepared
 from entrypoints.record import keep_here, operator_folder
 from entrypoints.sample import find_adapter, rates_at_hand, track_base
 
@@ -52,16 +52,17 @@ def main(call: Call) -> None:
         _check(call.config, base)
         facts, name = planned(call.config)
         upstream = would_make(call.config, base, data_folder)
-        call.print_dry_run(facts, [*upstream, KEPT, relative(WORKING / "latents"), call.shown_out(name)])
+        call.print_dry_run(facts, [*upstream, KEPT, relative(caches(call.config) / "latents"), call.shown_out(name)])
         return
     require(call.config, [data_folder])
     _check(call.config, base)
-    from dp_lora.data.prepare import check_prepared
     from dp_lora.launch import is_first, joined, make_fabric, started_from_outside
     from dp_lora.models.device import pick_device
 
     device = pick_device(call.config.compute.device)
     fabric = make_fabric(call.config.compute, device)
+    if is_first(fabric):
+        require_prepared(call)
     alone = call.config.compute.num_nodes == 1 and not started_from_outside(fabric)
     if not alone and (missing := absent(base, data_folder)):
         raise InputError(
@@ -73,7 +74,6 @@ def main(call: Call) -> None:
         return
     with call.tracked() as (run, folder):
         make_missing(call.config, call.typed, run.environment(), base, data_folder)
-        check_prepared(call.config, data_folder)
         run.made_from("base", output=relative(base))
         run.made_from("private pictures", output=relative(data_folder))
         with joined(fabric, call.config.compute, device) as (team, device):
@@ -204,7 +204,7 @@ def _encoded(
 
     with private_names(PRIVATE_PICTURE):
         units = units_of(len(dataset), dataset.persons, config.privacy.unit)
-        latents = encode_dataset(dataset, model.vae, WORKING / "latents", device, 256, events, team)
+        latents = encode_dataset(dataset, model.vae, caches(config) / "latents", device, 256, events, team)
         return PrivateData(latents, dataset.labels, units)
 
 

@@ -8,8 +8,9 @@ from dp_lora.privacy.published import EPSILONS
 from dp_lora.statement import read_privacy
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.finetune import KEPT, planned
-from entrypoints.pipeline import dvc, is_up_to_date, repro, write_params
+from entrypoints.pipeline import is_up_to_date, repro, write_params
 from entrypoints.pipelines import WORKING, from_outside, outputs, pipeline_of, require, require_distance
+from entrypoints.prepared import look
 from entrypoints.sample import adapter_folder
 
 PUBLIC_FIGURES = {"epsilon", *EPSILONS, "delta", "rank", "trainable parameters"}  # the others read private pictures
@@ -28,15 +29,13 @@ def main(call: Call) -> None:
     require(call.config, from_outside(call.config))
     require_distance(call.config)
     write_params(pipeline, {"config": call.config.experiment.name, **call.typed})
-    # DVC does not see into a folder of the user's own, from which a person may have been taken out
-    source_may_change = call.config.data.source == "folder"
-    if not source_may_change and is_up_to_date(pipeline):
+    # before DVC is asked: it does not see into a folder of the user's own
+    look(call.config)
+    if is_up_to_date(pipeline):
         click.echo("nothing to do: every stage is up to date")
     else:
         with call.tracked() as (run, _):
             run.output(outputs(call.config))
-            if source_may_change:
-                dvc("repro", "--force", "--single-item", "resolve", "prepare", environment=run.environment())
             repro(pipeline, run.environment())
             statement = read_privacy(adapter_folder(call))
             track_privacy(run, statement, call.config)

@@ -9,6 +9,7 @@ from dp_lora.tracking import TrackedRun
 from entrypoints.common import Call, entry_point, relative
 from entrypoints.pipeline import dvc, write_params
 from entrypoints.pipelines import from_outside, pipeline_of, private_data, public_data
+from entrypoints.prepared import sealing
 
 
 @entry_point("prepare", parts=("public", "private"))
@@ -35,7 +36,8 @@ def main(call: Call) -> None:
             prepare_public(call.config, folder, run)
             _track(run, folder, "letters", list(call.config.public.classes), private=False)
         else:
-            prepare_private(call.config, folder, run)
+            with sealing(call.config, folder):
+                prepare_private(call.config, folder, run)
             _track(run, folder, call.config.experiment.name, list(call.config.data.classes), private=True)
 
 

@@ -1,4 +1,7 @@
-"""First stage of a pipeline: params.yaml and configs/ become one resolved YAML; the stages depend on its sections."""
+"""First stage of a pipeline: params.yaml and configs/ become one resolved YAML; the stages depend on its sections.
+
+It runs at every `dvc repro`, so that prepared pictures which were taken out of data.path are removed before any stage.
+"""
 
 import click
 
@@ -8,6 +11,7 @@ from entrypoints.common import OneLineCommand, one_line_errors, relative
 from entrypoints.house import close_house
 from entrypoints.pipeline import read_params
 from entrypoints.pipelines import PIPELINES, from_outside, pipeline_of, what_to_type
+from entrypoints.prepared import look
 
 
 @click.command(cls=OneLineCommand)
@@ -24,6 +28,7 @@ def main(name: str) -> None:
                 f"run that one, or `main`, which picks it"
             )
         write_resolved(config, ROOT / pipeline.resolved)
+        look(config)
         close_house(config)  # each `dvc repro` passes here
         # no error: a single stage may need less
         line = what_to_type(config, from_outside(config))

@@ -55,7 +55,7 @@ class World:
         self.root = root
         self.config = tiny_config(OPTIONS)
         self.private = write(root / "private", [*digits(60, 1, "train"), *digits(45, 2, "test")])
-        self.public = write(root / "public", letter_pictures(90, LETTERS, 0, 16, 1))
+        self.public = write(root / "letters", letter_pictures(90, LETTERS, 0, 16, 1))
         self.base = tiny_model(self.config, classes=LETTERS)
         self.untrained = tiny_model(self.config, classes=DIGITS)
         self.faithful = write(root / "faithful", digits(60, 3, SPLIT))
@@ -67,7 +67,8 @@ class World:
             private_folder=self.private,
             base=self.base,
             untrained=self.untrained,
-            cache_folder=self.root / cache,
+            cache_folder=self.root / "public-cache" / cache,
+            private_cache_folder=self.root / cache,
             out_folder=self.root / out,
             events=Events(),
             **arguments,
@@ -167,6 +168,12 @@ def test_an_evaluation_repeats_exactly_with_an_empty_and_with_a_full_cache(world
     again = world.evaluate(world.faithful, "again", cache="fresh")
     assert again.metrics == result.metrics
     assert world.evaluate(world.faithful, "again", cache="fresh").metrics == result.metrics
+
+
+def test_only_what_comes_of_public_pictures_is_kept_outside_of_the_private_cache(world, result):
+    kept = [path.name for path in (world.root / "public-cache/cache").iterdir()]
+    assert kept
+    assert all(name.startswith("letters-") for name in kept), kept
 
 
 def test_other_test_pictures_or_steps_are_other_references(world, result):

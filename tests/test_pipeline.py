@@ -1,13 +1,16 @@
 """The DVC pipelines: what a parameter reruns, that every key of the config is somebody's dependency, which is whose."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
 
 from dp_lora.config import ROOT, flatten, load
 from dp_lora.errors import InputError
-from dp_lora.training.run_folder import PRIVATE_CODE
+from dp_lora.sources import PACKAGE, shown, sources
+from dp_lora.training.run_folder import PRIVATE_STEP
 from entrypoints.pipelines import (
     PIPELINES,
     autoencoder_folder,
@@ -19,6 +22,7 @@ from entrypoints.pipelines import (
     require,
     require_distance,
 )
+from tests.stage_code import code_of, is_code
 
 FILES = {
     name: yaml.safe_load((ROOT / pipeline.file).read_text(encoding="utf-8")) for name, pipeline in PIPELINES.items()
@@ -36,6 +40,11 @@ NOT_RESULTS = (
 # one experiment of each pipeline
 EXPERIMENTS = {"letters": "mnist5k", "celebahq": "celebahq-eps10", "emnist": "mnist32-class-dp-eps10"}
 each_pipeline = pytest.mark.parametrize("name", PIPELINES)
+
+
+def outs_of(stage: dict) -> list[str]:
+    """Paths of a stage's outputs, with settings or without."""
+    return [path for out in stage["outs"] for path in ([out] if isinstance(out, str) else out)]
 
 
 def config_of(name: str):
@@ -69,9 +78,23 @@ def test_a_privacy_parameter_reruns_finetune_and_nothing_before(name, parameter)
 
 
 @each_pipeline
-def test_all_code_of_the_private_step_is_a_dependency_of_finetune(name):
-    dependencies = FILES[name]["stages"]["finetune"]["deps"]
-    assert {"dp_lora/privacy", *(f"dp_lora/{source}" for source in PRIVATE_CODE)} <= set(dependencies)
+def test_every_stage_depends_on_the_code_that_it_runs_by_its_imports(name):
+    for stage_name, stage in FILES[name]["stages"].items():
+        if not stage.get("always_changed"):
+            listed = [dependency for dependency in stage["deps"] if is_code(dependency)]
+            assert listed == code_of(stage["cmd"]), f"{stage_name}: `python -m tests.stage_code` writes what is right"
+
+
+def test_all_code_of_the_private_step_is_a_dependency_of_finetune():
+    private = {shown(path) for path in sources(*(PACKAGE / name for name in PRIVATE_STEP))}
+    finetune = {shown(path) for path in sources(ROOT / "entrypoints/finetune.py")}
+    assert private <= finetune
+    assert {"dp_lora/models/autoencoder.py", "dp_lora/data/latents.py", "dp_lora/privacy/step.py"} <= private
+
+
+def test_bytecode_beside_the_code_is_no_dependency():
+    command = [sys.executable, "-m", "dvc", "check-ignore", "dp_lora/privacy/__pycache__/step.cpython-313.pyc"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
 def test_every_leaf_of_the_config_is_a_dependency_of_some_stage():
@@ -90,7 +113,7 @@ def test_every_listed_key_exists(name):
 
 @each_pipeline
 def test_plan_ledger_checkpoints_and_what_comes_from_outside_lie_outside_every_output(name):
-    outs = [out for stage in FILES[name]["stages"].values() for out in stage["outs"]]
+    outs = [out for stage in FILES[name]["stages"].values() for out in outs_of(stage)]
     assert outs
     assert all(out.startswith("outputs/") for out in outs)
 
@@ -110,13 +133,20 @@ def test_every_stage_runs_an_entry_point_at_the_root_without_a_shell_s_help(name
 @each_pipeline
 def test_every_dependency_is_code_that_exists_another_stage_s_output_or_a_folder_of_the_table(name):
     stages = FILES[name]["stages"]
-    outs = {out for stage in stages.values() for out in stage["outs"]}
+    outs = {out for stage in stages.values() for out in outs_of(stage)}
     outside = {folder for folder in PIPELINES[name].folders if folder is not None}
     used = {dependency for stage in stages.values() for dependency in stage.get("deps", [])}
     assert outside == {dependency for dependency in used if dependency.startswith("data/")}
     for dependency in used - outside - outs:
         assert not dependency.startswith("outputs/"), dependency
         assert (ROOT / dependency).exists(), dependency
+
+
+def test_prepared_private_pictures_are_in_no_cache_remote_or_run_cache_and_each_repro_looks_at_their_folder():
+    stages = FILES["letters"]["stages"]
+    # DVC keeps nothing of an output with `cache: false`, and with `persist: true` takes it from no run cache
+    assert stages["prepare"]["outs"] == [{"outputs/${config}/data": {"cache": False, "persist": True}}]
+    assert stages["resolve"]["always_changed"]
 
 
 @each_pipeline

@@ -65,7 +65,7 @@ def house(tmp_path_factory):
         patch.setattr("dp_lora.config.paths.ROOT", root)
         patch.setattr("entrypoints.finetune.RUNS", root / "runs")
         patch.setattr("entrypoints.record.RUNS", root / "runs")
-        patch.setattr("entrypoints.finetune.WORKING", root / "runs/working")
+        patch.setattr("entrypoints.prepared.WORKING", root / "runs/working")
         patch.setattr("dp_lora.tracking.tracked_run.ROOT", root)
         make_base(root / "base", tiny_config())
         # neither belongs to the model

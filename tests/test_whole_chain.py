@@ -98,7 +98,7 @@ def test_finetune_under_mlflow_run_writes_to_its_own_run_and_mlflow_alone(projec
     (own,) = folders
     assert (project / own / "release/privacy.json").exists()
     # encoded latents are kept for the next run, in the one place that may be deleted at any time
-    places = (f"{own}/", "runs/working/latents/")
+    places = (f"{own}/", f"runs/working/private/{EXPERIMENT}/latents/")
     assert [name for name in sorted(new) if not name.startswith(places) and not of_the_store(name)] == []
 
 

@@ -30,6 +30,7 @@ def evaluate(
     base: Model,
     untrained: Model,
     cache_folder: Path,
+    private_cache_folder: Path,
     out_folder: Path,
     events: Events,
 ) -> EvaluationResult:
@@ -37,7 +38,8 @@ def evaluate(
 
     `base` is the model without an adapter, whose autoencoder made the samples; `untrained` the same with the class
     embedding that fine-tuning starts from, for config.data.classes. `public_folder` holds the public letters; it may be
-    None where evaluation.inception_weights is set. What does not depend on the samples is kept in `cache_folder`.
+    None where evaluation.inception_weights is set. What does not depend on the samples is kept: what comes of public
+    pictures alone in `cache_folder`, all else in `private_cache_folder`, which is removed with the private pictures.
     Reads private training and test pictures without noise: every number here is for the operator alone.
     Raises InputError for too few images, mixed sizes, classes that do not match and features that are not finite.
     """
@@ -47,11 +49,11 @@ def evaluate(
     real = read_dataset(private_folder, classes, "train")
     test = read_dataset(private_folder, classes, "test")
     require_same_shape(samples, real)
-    cache = Cache(cache_folder)
+    cache, private_cache = Cache(cache_folder), Cache(private_cache_folder)
     training = Training(config.evaluation.classifier_steps, CLASSIFIER_SEED)
     device = base.class_embedding.device
 
-    comparison = Comparison(samples, real, base, config.evaluation.min_images, cache)
+    comparison = Comparison(samples, real, base, config.evaluation.min_images, private_cache)
     comparison.require_enough()
     entries = [Entry("samples", len(samples), "number of samples evaluated", private=False)]
     if config.evaluation.inception_weights is not None:
@@ -68,12 +70,12 @@ def evaluate(
     images = utility_pictures(samples)
     synthetic = task.score(task.train(images, samples.labels, "classifier of samples"))
     entries.append(Entry.accuracy("accuracy", synthetic, "real test pictures right, classifier of samples alone"))
-    network, ceiling = train_on_real(task, real, cache)
+    network, ceiling = train_on_real(task, real, private_cache)
     entries.append(Entry.accuracy("accuracy_train_on_real", ceiling, "the same, classifier of real pictures"))
-    start = untrained_embedding(task, untrained, len(samples), config, cache)
+    start = untrained_embedding(task, untrained, len(samples), config, private_cache)
     meaning = "the same, classifier of samples from the base with its untrained class embedding"
     entries.append(Entry.accuracy("accuracy_untrained_embedding", start, meaning))
-    public = public_only(task, config, cache)
+    public = public_only(task, config, private_cache)
     if public is not None:
         meaning = "the same, classifier of public pictures of these classes, no private picture seen"
         entries.append(Entry.accuracy("accuracy_public_only", public, meaning))

@@ -30,25 +30,15 @@ from dp_lora.privacy.ledger import ONE_BRANCH, Ledger
 from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
 from dp_lora.privacy.published import published_plan
 from dp_lora.release import require_target
+from dp_lora.sources import PACKAGE, shown, sources
 
 RELEASE = "release"  # the one folder that may leave the house
 NOT_PRIVATE = "not-private"
 SAME_NOISE = 0.01  # relative
 CPUINFO = Path("/proc/cpuinfo")
 CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # of x86-64 and of ARM
-# what a private step runs outside of privacy/
-PRIVATE_CODE = (
-    "training/finetune.py",
-    "training/private_loss.py",
-    "models/adapters.py",
-    "models/attention.py",
-    "models/device.py",
-    "models/ranks.py",
-    "models/resampling.py",
-    "data/latents.py",
-    "diffusion.py",
-    "team.py",
-)
+# where a private step and what it reads begin; all that these import is its code
+PRIVATE_STEP = ("training/finetune.py", "data/latents.py", "models/folder.py")
 
 
 def binding(
@@ -93,9 +83,9 @@ def processor() -> str:
 
 def code_digest() -> str:
     """SHA-256 over the sources that a private step runs: a mended step must not vouch for what an older one made."""
-    package = Path(__file__).resolve().parents[1]
-    sources = [*sorted((package / "privacy").glob("*.py")), *(package / name for name in PRIVATE_CODE)]
-    return digest_value([[path.name, digest_file(path)] for path in sources])
+    return digest_value(
+        [[shown(path), digest_file(path)] for path in sources(*(PACKAGE / name for name in PRIVATE_STEP))]
+    )
 
 
 def _finite(value: Any) -> Any:

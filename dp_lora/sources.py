@@ -1,0 +1,77 @@
+"""The source files that a piece of work runs, by their imports: what DVC's stages and private runs depend on."""
+
+import ast
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+# Files and packages that no result depends on, though all work imports them; a change there makes nothing anew.
+LEFT_OUT = {
+    "dp_lora/__init__.py": "the version",
+    "dp_lora/config": "what it resolves is among the params of each stage",
+    "dp_lora/errors.py": "messages",
+    "dp_lora/events.py": "messages",
+    "dp_lora/progress.py": "messages",
+    "dp_lora/operator_key.py": "names of folders",
+    "dp_lora/tracking": "keeps what a run made",
+    "dp_lora/models/estimate.py": "what a dry run says of time and memory",
+    "dp_lora/training/measure.py": "what a dry run says of time and memory",
+}
+
+
+def sources(*starts: Path) -> list[Path]:
+    """`starts` and every file of dp_lora that they import, directly or not, inside of functions too; sorted.
+
+    But for LEFT_OUT, and what is imported through these alone. Files are read, not imported.
+    """
+    found: dict[Path, ast.Module] = {}
+    todo = list(starts)
+    while todo:
+        path = todo.pop()
+        if path not in found and not _left_out(path):
+            found[path] = ast.parse(path.read_text(encoding="utf-8"))
+            todo += _imported(found[path])
+    return sorted(path for path, tree in found.items() if has_code(tree))
+
+
+def has_code(tree: ast.Module) -> bool:
+    """Whether there is more in a file than its docstring: most packages' own file has nothing else."""
+    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in tree.body)
+
+
+def shown(path: Path) -> str:
+    """A source file as it is named everywhere: from the project's root, with slashes."""
+    return path.relative_to(PACKAGE.parent).as_posix()
+
+
+def _left_out(path: Path) -> bool:
+    return any(path.is_relative_to(PACKAGE.parent / name) for name in LEFT_OUT)
+
+
+def _imported(tree: ast.Module) -> Iterator[Path]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names: Iterable[str] = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from package import module` as well as `from module import name`
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            yield from _files(name)
+
+
+def _files(module: str) -> Iterator[Path]:
+    """The files that importing a module of dp_lora runs: each package on the way, and its own."""
+    first, *rest = module.split(".")
+    if first != PACKAGE.name:
+        return
+    place = PACKAGE
+    yield place / "__init__.py"
+    for name in rest:
+        place = place / name
+        if (place / "__init__.py").exists():
+            yield place / "__init__.py"
+        elif place.with_suffix(".py").exists():
+            yield place.with_suffix(".py")

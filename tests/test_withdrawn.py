@@ -1,0 +1,260 @@
+"""Who is taken out of a folder of pictures is gone from prepared data, caches and what is trained, by every command."""
+
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from dp_lora.config import Config, load
+from dp_lora.data.fingerprint import fingerprint
+from dp_lora.errors import InputError
+from dp_lora.files import digest_file
+from entrypoints import common, pipeline, pipelines, prepared
+from entrypoints.common import Call
+from tests.prepare_call import clone, commit_all
+from tests.tiny import TINY, tiny_config, tiny_dataset
+from tests.tiny_project import run
+
+EXPERIMENT = "own-tiny"
+LITTLE = (
+    "autoencoder.epochs=1 autoencoder.batch_size=6 ldm.epochs=1 ldm.batch_size=6 sampling.n=8 "
+    "evaluation.classifier_steps=2 evaluation.min_images=4 compute.device=cpu"
+)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def draw(path: Path, seed: int) -> None:
+    """A picture whose file has the same size for every seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (16, 16), dtype=np.uint8)
+    Image.fromarray(noise).save(path, compress_level=0)
+
+
+def fill(folder: Path, each: int = 20) -> Path:
+    for place, name in enumerate("xy"):
+        for number in range(each):
+            draw(folder / name / f"{number}.png", 100 * place + number)
+    return folder
+
+
+def change_in_place(path: Path) -> None:
+    """Another picture of the same name, size and time."""
+    before = path.stat()
+    draw(path, 999)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+CHANGES = {
+    "removed": lambda folder: (folder / "x/3.png").unlink(),
+    "added": lambda folder: draw(folder / "x/new.png", 999),
+    "changed in place": lambda folder: change_in_place(folder / "x/3.png"),
+    "renamed": lambda folder: (folder / "x/3.png").rename(folder / "x/other.png"),
+    "another class": lambda folder: (folder / "x/3.png").rename(folder / "y/3-of-x.png"),
+    "broken": lambda folder: (folder / "x/new.png").write_bytes(b"no picture"),
+}
+
+
+def own_config(pictures: Path) -> Config:
+    return load("mnist5k", {}, f"{TINY} data.source=folder data.path={pictures}")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project root of the test's own, with a dataset that was prepared from pictures, and what is kept of it."""
+    for module in (common, pipeline, pipelines):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(prepared, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(prepared, "WORKING", tmp_path / "runs/working")
+    config = own_config(fill(tmp_path / "pictures", 4))
+    with prepared.sealing(config, pipelines.private_data(config)):
+        tiny_dataset(pipelines.private_data(config))
+    (prepared.caches(config) / "latents").mkdir()
+    (prepared.caches(config) / "latents/1.npy").write_bytes(b"latents")
+    return tmp_path
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_prepared_pictures_and_all_that_is_kept_of_them_go_when_the_folder_changes(place, change, capsys):
+    config = own_config(place / "pictures")
+    data, kept = pipelines.private_data(config), prepared.caches(config) / "latents/1.npy"
+    prepared.look(config)
+    assert data.exists()
+    assert kept.exists()
+    CHANGES[change](place / "pictures")
+    with pytest.raises(InputError, match=r"data: data\.path has changed since it was prepared"):
+        prepared.require_prepared(Call("finetune", config, Path("out"), dry_run=False))
+    prepared.look(config)
+    assert not data.exists()
+    assert not kept.exists()
+    assert "outputs/mnist5k/data" in capsys.readouterr().err
+
+
+def test_a_dataset_that_is_put_back_is_not_taken_for_the_prepared_one(place):
+    config = own_config(place / "pictures")
+    data = pipelines.private_data(config)
+    tiny_dataset(data, n=41)
+    prepared.look(config)
+    assert not data.exists()
+
+
+def test_pictures_of_a_prepare_that_was_killed_are_removed(place):
+    config = own_config(place / "pictures")
+    left = pipelines.private_data(config).with_name(".data.0a1b2c3d.tmp")
+    left.mkdir()
+    with prepared.sealing(config, pipelines.private_data(config)):
+        assert not left.exists()
+
+
+def test_a_folder_that_changes_while_it_is_prepared_is_refused(place):
+    config = own_config(place / "pictures")
+    data = pipelines.private_data(config)
+    with pytest.raises(InputError, match="changed while they were prepared"), prepared.sealing(config, data):
+        CHANGES["removed"](place / "pictures")
+
+
+def test_the_seal_tells_nothing_to_whoever_has_the_pictures_and_not_the_key(place):
+    config = own_config(place / "pictures")
+    seal = prepared.caches(config) / prepared.SEAL
+    before = seal.read_text()
+    assert fingerprint(place / "pictures", ["x", "y"], False) not in before
+    (place / "runs/.key").unlink()
+    with prepared.sealing(config, pipelines.private_data(config)):
+        pass
+    assert seal.read_text() != before
+
+
+def test_pictures_of_other_sources_are_not_looked_at(place):
+    config = load("mnist5k", {}, TINY)
+    (prepared.caches(config) / prepared.SEAL).unlink()
+    prepared.look(config)
+    assert pipelines.private_data(config).exists()
+
+
+def project_of_own_pictures(folder: Path, pictures: Path) -> Path:
+    sections = asdict(tiny_config(f"{LITTLE} data.source=folder data.path={pictures}"))
+    del sections["experiment"]["name"]
+    clone(ROOT, folder)
+    (folder / f"configs/{EXPERIMENT}.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
+    commit_all(folder)
+    return folder
+
+
+class Typed:
+    """A project whose commands are typed; what they prepared and kept."""
+
+    def __init__(self, root: Path, pictures: Path) -> None:
+        self.root, self.pictures = root, pictures
+
+    def ok(self, *arguments: str) -> str:
+        result = run(self.root, *arguments)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+        return result.stdout + result.stderr
+
+    def refused(self, *arguments: str) -> str:
+        result = run(self.root, *arguments)
+        assert result.returncode != 0
+        return result.stdout + result.stderr
+
+    @property
+    def data(self) -> Path:
+        return self.root / f"outputs/{EXPERIMENT}/data"
+
+    def prepared(self) -> dict[str, str]:
+        """SHA-256 of each prepared picture, by its name."""
+        table = pq.read_table(self.data / "metadata.parquet").to_pydict()
+        return dict(zip(table["file_name"], table["sha256"], strict=True))
+
+    def ledgers(self) -> dict[str, bytes]:
+        return {path.parent.name: path.read_bytes() for path in self.root.glob("runs/*/ledger.jsonl")}
+
+    def latents(self) -> set[Path]:
+        return set((self.root / "runs/working/private").rglob("*.npy"))
+
+    def holds(self, digest: str) -> list[Path]:
+        """Files of the whole project, DVC's cache included, that are this picture."""
+        files = [path for path in self.root.rglob("*") if path.is_file() and not path.is_symlink()]
+        return [path for path in files if digest_file(path) == digest]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_prepare_typed_again_sees_every_change_and_nothing_brings_a_withdrawn_picture_back(tmp_path):
+    pictures = fill(tmp_path / "pictures")
+    typed = Typed(project_of_own_pictures(tmp_path / "project", pictures), pictures)
+    again = ("entrypoints.prepare", "--config", EXPERIMENT)
+    typed.ok(*again)
+    first = typed.prepared()
+    assert len(first) == 40
+    assert typed.holds(first["x/3.png"]) == [typed.data / "images/x/3.png"]
+
+    CHANGES["removed"](pictures)
+    change_in_place(pictures / "x/4.png")
+    (pictures / "x/5.png").rename(pictures / "x/renamed.png")
+    typed.ok(*again)
+    now = typed.prepared()
+    assert set(first) - set(now) == {"x/3.png", "x/5.png"}
+    assert set(now) - set(first) == {"x/renamed.png"}
+    assert now["x/4.png"] != first["x/4.png"]
+    for name in ("x/3.png", "x/4.png"):
+        assert typed.holds(first[name]) == []
+
+    shutil.rmtree(typed.root / f"outputs/{EXPERIMENT}")
+    typed.ok("dvc", "repro", "prepare")
+    assert typed.prepared() == now
+    before = (typed.data / "metadata.parquet").stat().st_mtime_ns
+    typed.ok("dvc", "repro", "prepare")
+    assert (typed.data / "metadata.parquet").stat().st_mtime_ns == before  # nothing changed, nothing is done
+
+    CHANGES["broken"](pictures)
+    assert "x/new.png: not a picture of a known format" in typed.refused("dvc", "repro", "prepare")
+    assert not typed.data.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_finetune_main_and_dvc_repro_look_before_anything_is_spent(tmp_path):
+    pictures = fill(tmp_path / "pictures")
+    typed = Typed(project_of_own_pictures(tmp_path / "project", pictures), pictures)
+    finetune = ("entrypoints.finetune", "--config", EXPERIMENT)
+    typed.ok(*finetune)
+    first, spent, kept = typed.prepared(), typed.ledgers(), typed.latents()
+    assert len(spent) == len(kept) == 1
+
+    (pictures / "x/0.png").unlink()
+    said = typed.ok(*finetune)
+    assert f"outputs/{EXPERIMENT}/data, runs/working/private/{EXPERIMENT}: removed" in said
+    assert set(first) - set(typed.prepared()) == {"x/0.png"}
+    assert not kept & typed.latents()
+    begun = typed.ledgers()
+    assert len(begun) == 2  # another dataset is another ledger
+    assert spent.items() <= begun.items()
+
+    typed.ok("entrypoints.main", "--config", EXPERIMENT)
+    assert "nothing to do" in typed.ok("entrypoints.main", "--config", EXPERIMENT)
+    scored = list((typed.root / "runs/working/private").rglob("evaluation/*"))
+    assert scored
+    begun = typed.ledgers()
+    (pictures / "y/0.png").unlink()
+    # DVC is told to leave out the first stage, which looks: the stage itself refuses
+    said = typed.refused("dvc", "repro", "--single-item", "--force", "finetune")
+    assert "data.path has changed since it was prepared; type the same command again" in said
+    assert typed.ledgers() == begun
+    said = typed.refused("dvc", "repro", "--single-item", "--force", "fid")
+    assert "data.path has changed since it was prepared; type the same command again" in said
+
+    typed.ok("dvc", "repro")
+    assert set(first) - set(typed.prepared()) == {"x/0.png", "y/0.png"}
+    assert not [path for path in scored if path.name.startswith("real-") and path.exists()]
+    assert len(typed.ledgers()) == len(begun) + 1
+    (pictures / "y/1.png").unlink()
+    typed.ok("entrypoints.main", "--config", EXPERIMENT)
+    assert set(first) - set(typed.prepared()) == {"x/0.png", "y/0.png", "y/1.png"}
+    for name in ("x/0.png", "y/0.png", "y/1.png"):
+        assert typed.holds(first[name]) == []
