@@ -86,7 +86,7 @@ def _one(which: str, path: Path, size: int) -> None:
     plain(path, folder) if which == "plain" else ours(path, folder, size)
     seconds = time.perf_counter() - began
     # not ru_maxrss of this process: it begins with what its parent had
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     own, workers = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     cores = sum(usage.ru_utime + usage.ru_stime for usage in (own, workers))
     print(seconds, cores, max(int(status["VmHWM"].split()[0]), workers.ru_maxrss))

@@ -88,7 +88,7 @@ def joined(fabric: "Fabric | None", compute: Compute, device: torch.device) -> I
         return
     if os.environ.get(STARTED):
         threading.Thread(target=_end_with_the_first, daemon=True).start()
-    with _from_outside(fabric) if started_from_outside(fabric) else _others(fabric, compute.devices):
+    with _from_outside() if started_from_outside(fabric) else _others(fabric, compute.devices):
         try:
             fabric.launch()
         except RuntimeError as error:
@@ -98,7 +98,7 @@ def joined(fabric: "Fabric | None", compute: Compute, device: torch.device) -> I
 
 
 @contextmanager
-def _from_outside(fabric: "Fabric") -> Iterator[None]:
+def _from_outside() -> Iterator[None]:
     try:
         yield
     except (InputError, OSError) as error:

@@ -58,7 +58,7 @@ def main(run_id: str) -> None:
         if tree.exists():
             raise InputError(f"{relative(tree)}: is there already; remove it by `git worktree remove --force` first")
         _git("worktree", "add", "--detach", str(tree), recorded.commit)
-        _make(recorded, tree, place)
+        _make(recorded, tree)
         equal = _report(recorded, tree)
         if equal:
             _git("worktree", "remove", "--force", str(tree))
@@ -121,7 +121,7 @@ def _git(*arguments: str, check: bool = True) -> str:
     return done.stdout
 
 
-def _make(recorded: Recorded, tree: Path, place: Path) -> None:
+def _make(recorded: Recorded, tree: Path) -> None:
     config, pipeline = recorded.config, pipeline_of(recorded.config)
     python = _python(recorded, tree)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DPLORA_"))}

@@ -250,6 +250,43 @@ def test_cached_latents_are_keyed_by_all_code_of_data_and_models_that_sees_a_pic
     assert rooms - blind <= set(files)
 
 
+def parsed():
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES.values()}
+
+
+def test_text_is_read_and_written_in_a_named_encoding():
+    bare = [
+        f"{path.name}:{node.lineno}"
+        for path, tree in parsed().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr in ("read_text", "write_text") and not any(word.arg == "encoding" for word in node.keywords)
+    ]
+    assert bare == []
+
+
+def test_no_name_at_the_head_of_a_module_and_no_parameter_of_a_plain_function_is_unused():
+    trees = parsed()
+    loaded = {node.id for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.Name)
+              and isinstance(node.ctx, ast.Load)}  # fmt: skip
+    loaded |= {node.attr for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    unused = []
+    for path, tree in trees.items():
+        for node in tree.body:
+            names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+            unused += [f"{path.name}: {name}" for name in names if name not in loaded and not name.startswith("__")]
+            if isinstance(node, ast.FunctionDef):
+                read = {inside.id for inside in ast.walk(node) if isinstance(inside, ast.Name)}
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                unused += [
+                    f"{path.name}: {node.name}({one.arg})" for one in given if one.arg not in read and one.arg[0] != "_"
+                ]
+    # MLflow finds it by its entry point
+    assert unused == ["native_backend.py: NativeBackend"]
+
+
 def test_a_listener_is_asked_for_what_the_core_tells_and_for_nothing_else():
     told = {name for path in sources() for name in re.findall(r"\bevents\.(\w+)\(", path.read_text(encoding="utf-8"))}
     assert told == {name for name in vars(Events) if not name.startswith("_")}

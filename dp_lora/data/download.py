@@ -80,7 +80,7 @@ def _transfer(url: str, part: Path, events: Events) -> None:
         part.unlink()
         raise URLError("the server has another file by now") from None
     with response:
-        start, size = _range(response, have)
+        start, size = _range(response)
         if start not in (0, have) or (start and known.get("size") not in (None, size)):
             part.unlink()
             raise URLError("the server has another file by now")
@@ -105,7 +105,7 @@ def _read_record(part: Path) -> dict[str, Any]:
         return {}
 
 
-def _range(response: HTTPResponse, have: int) -> tuple[int, int | None]:
+def _range(response: HTTPResponse) -> tuple[int, int | None]:
     """At which byte the answer begins, and the size of the whole file, None where the server does not say."""
     if response.status == 206:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
