@@ -10,8 +10,7 @@ import pytest
 from dp_lora.data.copies import GROUPS, check_copies, identical_pictures
 from dp_lora.data.layout import Picture, write_dataset
 from dp_lora.data.png import encode_png
-from dp_lora.data.refused import PUBLIC
-from dp_lora.errors import InputError
+from dp_lora.errors import PRIVATE_PICTURE, InputError
 
 SIZE = 8
 
@@ -83,8 +82,8 @@ def test_refused_copies_leave_the_older_dataset_and_no_name_for_the_record(tmp_p
     assert len(message.splitlines()) == 1
     assert "data.duplicates=refuse: 7 pictures in 3 groups" in message
     assert "'g.png' (dog, test) = 'h.png' (dog, test)" in message
-    assert caught.value.public == PUBLIC
-    assert not re.search(r"\d|\.png", PUBLIC)
+    assert caught.value.public == PRIVATE_PICTURE
+    assert not re.search(r"\d|\.png", PRIVATE_PICTURE)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     assert identical_pictures(folder) == []
 

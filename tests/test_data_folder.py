@@ -14,9 +14,8 @@ from dp_lora.data import folder as own_folder
 from dp_lora.data.folder import folder_pictures, list_entries, read_picture
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
 from dp_lora.data.png import decode_png
-from dp_lora.data.refused import PUBLIC
 from dp_lora.data.split import split_of, unit_hash
-from dp_lora.errors import InputError
+from dp_lora.errors import PRIVATE_PICTURE, InputError
 
 CLASSES = ["cat", "dog"]
 
@@ -41,7 +40,7 @@ def _refused(folder: Path, *words: str, person_required: bool = False) -> str:
         assert word in message
     # what a run's record may hold of it: nothing but what the config says
     public = caught.value.public
-    assert public in (PUBLIC, message if message.startswith("data.path=") else PUBLIC)
+    assert public in (PRIVATE_PICTURE, message if message.startswith("data.path=") else PRIVATE_PICTURE)
     return message
 
 

@@ -3,8 +3,7 @@
 import pytest
 
 from dp_lora.data.persons import MISSING, check_persons, comparable
-from dp_lora.data.refused import PUBLIC
-from dp_lora.errors import InputError
+from dp_lora.errors import PRIVATE_PICTURE, InputError
 
 ONE_PERSON = {
     "case": ["Ann", "ann", "ANN"],
@@ -33,7 +32,7 @@ TWO_PERSONS = [
 def _refused(named: list[tuple[str, str]]) -> str:
     with pytest.raises(InputError) as caught:
         check_persons(named, "table")
-    assert caught.value.public == PUBLIC
+    assert caught.value.public == PRIVATE_PICTURE
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
