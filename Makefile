@@ -76,6 +76,7 @@ gpu-wheels: setup ## gather in build/gpu-site what a GPU machine's own Python 3.
 	@$(VPYTHON) tests/gpu/gather.py $(GPU_SITE) 3.12
 
 test-gpu: $(if $(filter $(VPYTHON),$(GPU_PYTHON)),setup) ## the private step on one GPU, at most 8 minutes; GPU_PYTHON=python3 for the machine's own torch
+	@[ "$(GPU_PYTHON)" = "$(VPYTHON)" ] || [ -d $(GPU_SITE) ] || { echo "error: $(GPU_SITE) is missing; gather it with make gpu-wheels, where there is a network" >&2; exit 1; }
 	@$(if $(filter $(VPYTHON),$(GPU_PYTHON)),,PYTHONPATH=$(CURDIR)/$(GPU_SITE)) $(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
 pictures: setup ## README's pictures, from the runs of make compare; needs Chromium

@@ -25,7 +25,7 @@ SIZES = {
     ),
     "L": ("celebahq-eps10", ""),
 }
-PHYSICAL_BATCH = {"S": 256, "M": 8, "L": 64}  # rows: the study's own, and what a GPU is filled by
+PHYSICAL_BATCH = {"S": 256, "M": 8, "L": 32}  # rows: the study's own, and what an H100 holds in float32
 POOL = 512  # private pictures at hand
 CPU = torch.device("cpu")
 
