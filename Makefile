@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 VPYTHON := $(VENV)/bin/python
 PORT ?= 5000
+GPU_PYTHON ?= $(VPYTHON)
+GPU_SITE := build/gpu-site
 
-.PHONY: help setup quickstart compare utility standin-search bench bench-prepare reproduce ui doctor image test test-slow test-container test-ui pictures release-check lint format lock clean
+.PHONY: help setup quickstart compare utility standin-search bench bench-prepare reproduce ui doctor image test test-slow test-container test-ui gpu-wheels test-gpu pictures release-check lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -69,6 +71,13 @@ test-container: setup ## everything in containers: image, server, runs, kills
 test-ui: setup ## the UI in a real headless browser, over runs trained for it; needs Chromium
 	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
 	@$(VPYTHON) -m pytest -m ui tests/test_ui_browser.py
+
+gpu-wheels: setup ## gather in build/gpu-site what a GPU machine's own Python 3.12 lacks; needs the network
+	@$(VPYTHON) tests/gpu/gather.py $(GPU_SITE) 3.12
+
+test-gpu: $(if $(filter $(VPYTHON),$(GPU_PYTHON)),setup) ## the private step on one GPU, at most 8 minutes; GPU_PYTHON=python3 for the machine's own torch
+	@[ "$(GPU_PYTHON)" = "$(VPYTHON)" ] || [ -d $(GPU_SITE) ] || { echo "error: $(GPU_SITE) is missing; gather it with make gpu-wheels, where there is a network" >&2; exit 1; }
+	@$(if $(filter $(VPYTHON),$(GPU_PYTHON)),,PYTHONPATH=$(CURDIR)/$(GPU_SITE)) $(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
 pictures: setup ## README's pictures, from the runs of make compare; needs Chromium
 	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock

@@ -15,8 +15,8 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from benchmarks.ratios import Ratio, against, interleaved, peak_memory
-from benchmarks.setups import setup
-from benchmarks.steps import CPU, own_floor, private, published, stock_floor
+from benchmarks.setups import CPU, setup
+from benchmarks.steps import own_floor, private, published, stock_floor
 from benchmarks.trials import RUNS, markdown, write_report
 from dp_lora.models.autoencoder import decode
 from dp_lora.privacy.ledger import Ledger

@@ -9,6 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Step = Callable[[], object]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,14 @@ def against(seconds: Mapping[str, list[float]], name: str, floor: str) -> list[f
     return [ours / other for ours, other in zip(seconds[name], seconds[floor], strict=True)]
 
 
-def peak_memory(step: Step) -> int:
-    """Most bytes of tensors alive during one step on the CPU, beyond those before it, by the allocator's events."""
+def peak_memory(step: Step, device: torch.device = CPU) -> int:
+    """Most bytes of tensors alive on `device` during one step, beyond those before it, by the allocator's own count."""
     step()  # buffers that stay are not counted
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
     assert recorded.profiler is not None

@@ -1,4 +1,4 @@
-"""Two sizes of model with random weights and random data, as the benchmarks of the private step use them."""
+"""Sizes of model with random weights and random data, as the benchmarks of the private step use them."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,8 @@ from dp_lora.models.autoencoder import Vae, build_autoencoder, latent_size
 from dp_lora.models.folder import Model, model_info
 from dp_lora.models.unet import build_unet
 
-# S: EMNIST's LDM, with the stock resamplers that the stock step needs; M: cin256's structure at a quarter of its width
+# S: EMNIST's LDM, with the stock resamplers that the stock step needs; M: cin256's structure at a quarter of its width;
+# L: cin256's own width, for a GPU
 SIZES = {
     "S": ("mnist32-class-dp-eps10", "lora.targets=default ldm.residual_resampling=false"),
     "M": (
@@ -22,26 +23,33 @@ SIZES = {
         "lora.targets=default ldm.block_out_channels=[64,128,256] autoencoder.block_out_channels=[32,64,64,128] "
         "autoencoder.num_vq_embeddings=1024",
     ),
+    "L": ("celebahq-eps10", ""),
 }
-PHYSICAL_BATCH = {"S": 256, "M": 8}  # rows, the study's own
+PHYSICAL_BATCH = {"S": 256, "M": 8, "L": 32}  # rows: the study's own, and what an H100 holds in float32
 POOL = 512  # private pictures at hand
+CPU = torch.device("cpu")
 
 
 def stock_copy(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """The same network with diffusers' own attention, frozen."""
-    stock = UNet2DConditionModel.from_config(unet.config)
+    with unet.device:
+        stock = UNet2DConditionModel.from_config(unet.config)
     stock.load_state_dict(unet.state_dict())
     return stock.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Private latents (POOL, c, h, w), labels (POOL,), and how to build the networks: the same weights at each call."""
+    """Private latents (POOL, c, h, w), labels (POOL,), and how to build the networks: the same weights at each call.
+
+    They are made on `device`, and the weights are another device's own.
+    """
 
     size: str
     config: Config
     latents: np.ndarray
     labels: np.ndarray
+    device: torch.device
 
     @property
     def physical_batch(self) -> int:
@@ -49,14 +57,17 @@ class Setup:
 
     def vae(self) -> Vae:
         torch.manual_seed(0)
-        vae = build_autoencoder(self.config.autoencoder, self.config.data.channels, self.config.data.size)
+        with self.device:
+            vae = build_autoencoder(self.config.autoencoder, self.config.data.channels, self.config.data.size)
         return vae.eval().requires_grad_(False)
 
     def model(self) -> Model:
         """Our model: cross-attention to one token is cut short."""
         torch.manual_seed(0)
         ldm, vae = self.config.ldm, self.vae()
-        unet = build_unet(ldm, self.config.autoencoder.latent_channels, latent_size(vae)).eval().requires_grad_(False)
+        with self.device:
+            unet = build_unet(ldm, self.config.autoencoder.latent_channels, latent_size(vae))
+        unet.eval().requires_grad_(False)
         scheduler = make_scheduler(ldm.beta_schedule, ldm.beta_start, ldm.beta_end, ldm.prediction_type)
         info = model_info(
             classes=list(self.config.data.classes),
@@ -78,7 +89,7 @@ class Setup:
     def embedding(self) -> Tensor:
         generator = torch.Generator().manual_seed(1)
         shape = (len(self.config.data.classes), self.config.ldm.cross_attention_dim)
-        return torch.randn(shape, generator=generator).requires_grad_()
+        return torch.randn(shape, generator=generator).to(self.device).requires_grad_()
 
     def adapter(self, unet: UNet2DConditionModel) -> tuple[Adapter, dict[str, Tensor]]:
         """Our adapter on `unet`, B away from zero so that every trained weight has a gradient; its tensors by name."""
@@ -89,16 +100,18 @@ class Setup:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 if name.endswith(".lora_B"):
-                    parameter.normal_(0, 0.02, generator=generator)
+                    parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
         assert EMBEDDING in parameters
         return adapter, parameters
 
 
-def setup(size: str) -> Setup:
+def setup(size: str, device: torch.device = CPU, more: str = "") -> Setup:
+    """The setup of a size of SIZES; `more`: overrides."""
     name, overrides = SIZES[size]
-    config = load(name, {}, overrides)
+    config = load(name, {}, f"{overrides} {more}")
     rng = np.random.default_rng(0)
-    side = latent_size(build_autoencoder(config.autoencoder, config.data.channels, config.data.size))
+    with torch.device("meta"):
+        side = latent_size(build_autoencoder(config.autoencoder, config.data.channels, config.data.size))
     shape = (POOL, config.autoencoder.latent_channels, side, side)
     labels = rng.integers(0, len(config.data.classes), POOL)
-    return Setup(size, config, rng.standard_normal(shape, dtype=np.float32), labels)
+    return Setup(size, config, rng.standard_normal(shape, dtype=np.float32), labels, device)

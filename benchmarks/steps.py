@@ -1,6 +1,7 @@
 """One step over given pictures, in each of the ways that the benchmarks compare. Each is a function of no arguments."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +18,7 @@ from benchmarks.setups import Setup
 from dp_lora.diffusion import add_noise, loss_per_row, target
 from dp_lora.models.adapters import lora_targets
 from dp_lora.models.autoencoder import encode
+from dp_lora.models.device import full_precision, pick_precision
 from dp_lora.privacy.heads import Heads
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PrivacyPlan
@@ -25,7 +27,6 @@ from dp_lora.privacy.step import noisy_sum
 from dp_lora.training.private_loss import diffusion_loss
 
 Step = Callable[[], object]
-CPU = torch.device("cpu")
 CLIP, NOISE = 1e-3, 1e-4  # max_grad_norm, standard deviation; their size does not matter to the time
 
 
@@ -42,7 +43,7 @@ def private(
     if not one_token:
         model.unet.set_attn_processor(AttnProcessor2_0())
     _, parameters = setup.adapter(model.unet)
-    factory = diffusion_loss(setup.config, model, setup.latents, setup.labels, CPU)
+    factory = diffusion_loss(setup.config, model, setup.latents, setup.labels, setup.device)
     randomness = Randomness("benchmark")
     units = [[picture] for picture in pictures]
     plan = PrivacyPlan(1.0, NOISE / CLIP, CLIP, 10**6, float(len(units)), 1e-5, 1.0, k, "picture")
@@ -52,18 +53,27 @@ def private(
     ledger = Ledger(Path(folder.name) / "ledger.jsonl", heads)
 
     def step(folder: object = folder) -> dict[str, Tensor]:
-        total, _ = noisy_sum(plan, 0, units, factory, parameters, randomness, ledger, rows)
+        with full_precision():
+            total, _ = noisy_sum(plan, 0, units, factory, parameters, randomness, ledger, rows)
         return total
 
     return step
+
+
+@contextmanager
+def _as_configured(setup: Setup) -> Iterator[None]:
+    """compute.precision for a whole forward pass, TF32 off, as in the private step."""
+    bfloat16 = pick_precision(setup.config.compute.precision, setup.device) == torch.bfloat16
+    with full_precision(), torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        yield
 
 
 def own_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
     """Our own forward without privacy: the same draws, one gradient of the mean loss for shared weights."""
     model = setup.model()
     adapter, parameters = setup.adapter(model.unet)
-    alphas_cumprod = model.scheduler.alphas_cumprod
-    labels = torch.as_tensor(setup.labels)
+    alphas_cumprod = model.scheduler.alphas_cumprod.to(setup.device)
+    labels = torch.as_tensor(setup.labels, device=setup.device)
     rows = [picture for picture in pictures for _ in range(k)]
     leaves = list(parameters.values())
 
@@ -72,13 +82,14 @@ def own_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
         _clear(leaves)
         for start in range(0, len(rows), setup.physical_batch):
             part = rows[start : start + setup.physical_batch]
-            x0 = torch.from_numpy(setup.latents[part])
-            t = torch.from_numpy(rng.integers(0, 1000, len(part)))
-            noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
+            x0 = torch.from_numpy(setup.latents[part]).to(setup.device)
+            t = torch.from_numpy(rng.integers(0, 1000, len(part))).to(setup.device)
+            noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(setup.device)
             context = adapter.embedding[labels[part]].unsqueeze(1)
-            prediction = model.unet(add_noise(x0, noise, alphas_cumprod, t), t, context).sample
-            wanted = target(x0, noise, alphas_cumprod, t, setup.config.ldm.prediction_type)
-            (loss_per_row(prediction, wanted).sum() / len(rows)).backward()
+            with _as_configured(setup):
+                prediction = model.unet(add_noise(x0, noise, alphas_cumprod, t), t, context).sample
+                wanted = target(x0, noise, alphas_cumprod, t, setup.config.ldm.prediction_type)
+                (loss_per_row(prediction.float(), wanted).sum() / len(rows)).backward()
 
     return step
 
@@ -104,7 +115,7 @@ def stock_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
     """The stock non-private step: diffusers and PEFT, the same targets and rank, gradients accumulated."""
     model = _stock_model(setup, setup.config.lora.targets)
     scheduler = setup.model().scheduler
-    labels = torch.as_tensor(setup.labels)
+    labels = torch.as_tensor(setup.labels, device=setup.device)
     rows = [picture for picture in pictures for _ in range(k)]
     leaves = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -112,12 +123,13 @@ def stock_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
         _clear(leaves)
         for start in range(0, len(rows), setup.physical_batch):
             part = rows[start : start + setup.physical_batch]
-            x0 = torch.from_numpy(setup.latents[part])
+            x0 = torch.from_numpy(setup.latents[part]).to(setup.device)
             noise = torch.randn_like(x0)
-            t = torch.randint(0, 1000, (len(part),))
+            t = torch.randint(0, 1000, (len(part),), device=setup.device)
             noisy = scheduler.add_noise(x0, noise, t)
-            loss = functional.mse_loss(model(noisy, t, labels[part]), noise)
-            (loss * len(part) / len(rows)).backward()
+            with _as_configured(setup):
+                loss = functional.mse_loss(model(noisy, t, labels[part]).float(), noise)
+                (loss * len(part) / len(rows)).backward()
 
     return step
 
@@ -134,7 +146,8 @@ def published(setup: Setup, pictures: Sequence[int], k: int, physical_pictures: 
     generator = torch.Generator().manual_seed(3)
     side, channels = setup.config.data.size, setup.config.data.channels
     pixels = torch.rand(len(pictures), channels, side, side, generator=generator) * 2 - 1
-    labels = torch.as_tensor(setup.labels)[list(pictures)]
+    pixels = pixels.to(setup.device)
+    labels = torch.as_tensor(setup.labels, device=setup.device)[list(pictures)]
     leaves = [parameter for parameter in hooked.parameters() if parameter.requires_grad]
 
     def step() -> list[Tensor]:
@@ -144,7 +157,7 @@ def published(setup: Setup, pictures: Sequence[int], k: int, physical_pictures: 
             with torch.no_grad():
                 x0 = encode(vae, pixels[part]).repeat_interleave(k, 0)
             noise = torch.randn_like(x0)
-            t = torch.randint(0, 1000, (len(x0),))
+            t = torch.randint(0, 1000, (len(x0),), device=setup.device)
             prediction = hooked(scheduler.add_noise(x0, noise, t), t, labels[part].repeat_interleave(k))
             (prediction - noise).square().mean((1, 2, 3)).sum().backward()
             samples = [leaf.grad_sample for leaf in leaves]

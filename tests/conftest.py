@@ -6,7 +6,7 @@ import signal
 # before torch is imported: threads that spin while they wait take the time of the tests' own child processes
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from tests.prepare_call import project, store
+from prepare_call import project, store
 
 # a shell's background job ignores Ctrl-C, and so would every child that a test sends one to
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -66,15 +66,16 @@ def run(
     base="base",
     keep=None,
     parent=(),
+    device=CPU,
 ):
     config = tiny_config(overrides)
     dataset = read_dataset(house / data, ["x", "y"], "train")
-    model = load_model(house / base)
+    model = load_model(house / base, device)
     if keep is not None:
         keep.append(model)
     with torch.no_grad():
-        latents = encode(model.vae, to_pixels(dataset.images(slice(None)))).numpy()
-    bound = binding(config, dataset.digest(), model_digest(house / base), "cpu", parent)
+        latents = encode(model.vae, to_pixels(dataset.images(slice(None))).to(device)).cpu().numpy()
+    bound = binding(config, dataset.digest(), model_digest(house / base), device.type, parent)
     if stop_before is not None:
         real = module.noisy_sum
 
@@ -88,7 +89,7 @@ def run(
         with open_run_folder(house / folder, config, bound) as opened:
             data_in = PrivateData(latents, dataset.labels, units_of(len(dataset), None, "picture"))
             names = {"path": "base", "digest": bound["base"]}
-            return finetune(config, model, names, data_in, opened, CPU, events or Heard(), lambda *_: None)
+            return finetune(config, model, names, data_in, opened, device, events or Heard(), lambda *_: None)
     finally:
         if stop_before is not None:
             monkeypatch.setattr(module, "noisy_sum", real)

@@ -1,11 +1,15 @@
-"""`make setup` on a machine that lacks something: one line that says what, and nothing made."""
+"""`make` on a machine that lacks something: one line that says what, and nothing made."""
 
+import os
+import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 from dp_lora.config import ROOT
+from tests.gpu.gather import PACKAGES, pinned
 
 SOUND = {"uname": "echo Linux x86_64", "git": "true", "python3": "true"}  # what a complete machine says
 
@@ -45,3 +49,23 @@ def test_a_machine_that_lacks_something_is_told_what_in_one_line(tmp_path, comma
     assert done.returncode != 0
     assert [line for line in done.stderr.splitlines() if not line.startswith("make: ***")] == [says]
     assert not (tree / ".venv").exists()
+
+
+def test_the_wheels_for_a_gpu_machine_are_those_of_the_lock_each_with_its_hashes():
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    entries = pinned(lock, PACKAGES)
+    assert re.findall(r"^([a-z0-9.\-]+)==[0-9]", entries, flags=re.MULTILINE) == list(PACKAGES)
+    for entry in re.split(r"^(?=\S)", entries, flags=re.MULTILINE)[1:]:
+        assert entry in lock
+        assert "--hash=sha256:" in entry
+
+
+@pytest.mark.slow
+def test_the_tests_of_the_gpu_fail_in_one_line_where_there_is_none_and_skip_nothing():
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (summary, said) = [line for line in done.stdout.splitlines() if line.strip()]
+    assert "no tests ran" in summary
+    assert "PyTorch sees no GPU here" in said

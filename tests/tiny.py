@@ -22,6 +22,7 @@ from dp_lora.models.folder import Model, load_model, model_info, save_model
 from dp_lora.models.unet import build_unet
 from dp_lora.privacy.plan import PrivacyPlan
 
+CPU = torch.device("cpu")
 TINY = (
     "public.size=16 data.size=16 public.classes=[A,B,C] data.classes=[x,y] data.n_public=40 public.n=12 "
     "autoencoder.block_out_channels=[8,8] autoencoder.norm_num_groups=4 autoencoder.latent_channels=2 "
@@ -59,10 +60,10 @@ def make_base(folder: Path, config: Config, status: str = "public") -> None:
     save_model(folder, unet, vae, scheduler, torch.randn(4, ldm.cross_attention_dim), info)
 
 
-def tiny_model(tmp_path: Path, config: Config | None = None) -> Model:
+def tiny_model(tmp_path: Path, config: Config | None = None, device: torch.device = CPU) -> Model:
     config = config or tiny_config()
     make_base(tmp_path / "base", config)
-    return load_model(tmp_path / "base")
+    return load_model(tmp_path / "base", device)
 
 
 def lora_settings(**others: Any) -> Lora:
@@ -77,8 +78,8 @@ def tiny_adapter(model: Model, targets: str = "default", classes: int = 2) -> Ad
     for name, parameter in model.unet.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    embedding = torch.randn(classes, model.class_embedding.shape[1], generator=generator).requires_grad_()
-    return Adapter(model.unet, lora, embedding)
+    embedding = torch.randn(classes, model.class_embedding.shape[1], generator=generator).to(model.unet.device)
+    return Adapter(model.unet, lora, embedding.requires_grad_())
 
 
 def saved_adapter(folder: Path, adapter: Adapter) -> Path:

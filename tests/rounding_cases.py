@@ -1,0 +1,34 @@
+"""What a unit that joins changes the sum of the others by, with a tiny model; on a CPU and on a GPU."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny import tiny_adapter, tiny_config, tiny_latents, tiny_model
+
+from dp_lora.models.device import full_precision
+from dp_lora.privacy.rounding import rest
+from dp_lora.training.private_loss import diffusion_loss
+
+# units, k, rows at a time: k divides the rows, and does not; a picture's draws fit, and do not
+ROUNDING_CASES = [
+    *(("picture", k, rows) for k, rows in ((1, 8), (3, 8), (3, 9), (12, 8), (12, 200), (12, 204))),
+    *(("person", k, rows) for k, rows in ((1, 12), (3, 25), (12, 8))),
+]
+
+
+def drawn(kind: str, n: int) -> tuple[list[list[int]], int]:
+    """n units and one that joins: pictures, or persons of 2 to 4 pictures; and the number of pictures."""
+    sizes = np.ones(n + 1, int) if kind == "picture" else np.random.default_rng(1).integers(2, 5, n + 1)
+    stops = np.cumsum(sizes)
+    return [list(range(stop - size, stop)) for size, stop in zip(sizes, stops, strict=True)], int(stops[-1])
+
+
+def measured_rest(folder: Path, device: torch.device, precision: str, kind: str, n: int, k: int, rows: int) -> float:
+    """`rest` for `n` units that one joins, in the given compute.precision; a model is made in `folder`."""
+    units, pictures = drawn(kind, n)
+    latents, labels = tiny_latents(pictures)
+    model = tiny_model(folder, device=device)
+    factory = diffusion_loss(tiny_config(f"compute.precision={precision}"), model, latents, labels, device)
+    with full_precision():
+        return rest(factory, tiny_adapter(model).parameters("AB"), units, k, rows)
