@@ -213,12 +213,12 @@ def _assist(config: Config, base: Path, data_folder: Path, device: "torch.device
     from dp_lora.models.device import pick_precision
     from dp_lora.models.folder import model_digest
     from dp_lora.training.finetune import assist
-    from dp_lora.training.run_folder import binding
+    from dp_lora.training.run_folder import binding, hardware
 
     model, dataset = _inputs(config, base, data_folder, device)
     bound = binding(config, dataset.digest(), model_digest(base), device.type, _parent(config))
-    # gradients of two precisions would differ with the rank that a unit falls to, which depends on who else is drawn
-    team.require_same((bound, pick_precision(config.compute.precision, device)))
+    # gradients of two precisions or devices would differ with the rank that a unit falls to: with who else is drawn
+    team.require_same((bound, pick_precision(config.compute.precision, device), hardware(device)))
     assist(config, model, _encoded(config, model, dataset, device, Events(), team), device, team)
 
 
@@ -234,7 +234,7 @@ def _finetune(
     from dp_lora.models.folder import Model, model_digest
     from dp_lora.sampling import draw
     from dp_lora.training.finetune import finetune
-    from dp_lora.training.run_folder import binding, of_other_data, open_run_folder, other_ledgers
+    from dp_lora.training.run_folder import binding, hardware, of_other_data, open_run_folder, other_ledgers
 
     config = call.config
     model, dataset = _inputs(config, base, data_folder, device)
@@ -255,7 +255,7 @@ def _finetune(
         raise InputError(
             "finetune: DVC deletes this temporary copy, and the ledger in it; leave out --temp and --queue"
         )
-    team.require_same((bound, pick_precision(config.compute.precision, device)))
+    team.require_same((bound, pick_precision(config.compute.precision, device), hardware(device)))
     working = _working(call, folder, bound)
     run.dataset(config.experiment.name, data_folder, context="private training", private=True)
     track_base(run, base, base_names["digest"])

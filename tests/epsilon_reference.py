@@ -56,7 +56,7 @@ def calibrate_first(count: int) -> list[dict[str, Any]]:
             unit="picture",
         )  # fmt: skip
         seconds = time.process_time() - began
-        public = (plan.sample_rate, plan.noise_multiplier, plan.steps, plan.delta)
+        public = (plan.sample_rate, plan.noise_multiplier / plan.sensitivity, plan.steps, plan.delta)
         found.append({"eps": eps, "public": public, "epsilon": pld_epsilon(*public), "seconds": seconds})
     return found
 

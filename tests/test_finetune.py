@@ -626,11 +626,13 @@ def test_a_working_folder_s_name_does_not_tell_who_is_in_the_data(tmp_path):
 
 
 def test_a_new_working_folder_and_the_key_of_its_name_are_on_the_disk_before_its_ledger(tmp_path, monkeypatch):
+    from dp_lora import operator_key
     from dp_lora.training import run_folder
 
     synced = []
     real = run_folder.fsync
-    monkeypatch.setattr(run_folder, "fsync", lambda path: (synced.append(path), real(path)))
+    for knows in (operator_key, run_folder):
+        monkeypatch.setattr(knows, "fsync", lambda path: (synced.append(path), real(path)))
     bound = binding(tiny_config(), "d", "b", "cpu")
     runs = tmp_path / "runs"
     folder = run_folder.working_folder(runs, bound)

@@ -128,7 +128,7 @@ def test_unit_gradients_of_falling_ranks_equal_autograd_unit_by_unit(tmp_path):
 
     def gradients(units):
         loss = diffusion_loss(config, model, latents, labels, CPU)(ItemStreams(11))
-        (rows,) = micro_batches(units, 2, 100, CPU)
+        (rows,) = micro_batches(units, 2, 6, CPU)
         return part_gradients(loss, parameters, rows)[0]
 
     together = gradients([[0], [1], [2]])

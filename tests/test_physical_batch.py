@@ -68,11 +68,11 @@ def test_no_more_is_tried_than_a_step_has_rows_by_public_numbers(tmp_path, monke
     tried = pretend_gpu(monkeypatch, 10**9)
     config, folder = opened(tmp_path, f"{CHOSEN} privacy.k=3")
     with folder as run:
-        assert physical_batch_size(config, None, {}, run, GPU, Events()) == 8 * 3
-    assert max(tried) == 8 * 3
+        assert physical_batch_size(config, None, {}, run, GPU, Events()) == 14 * 3
+    assert max(tried) == 14 * 3
 
 
-@pytest.mark.parametrize(("limit", "rows"), [(3, 3), (4, 4), (7, 6), (11, 6), (12, 12), (25, 24), (10**9, 96)])
+@pytest.mark.parametrize(("limit", "rows"), [(3, 3), (4, 4), (7, 6), (11, 6), (12, 12), (25, 24), (10**9, 168)])
 def test_the_search_takes_whole_pictures_or_an_equal_share_of_the_draws_of_one(tmp_path, monkeypatch, limit, rows):
     pretend_gpu(monkeypatch, limit)
     config, folder = opened(tmp_path, f"{CHOSEN} privacy.k=12")
@@ -80,7 +80,9 @@ def test_the_search_takes_whole_pictures_or_an_equal_share_of_the_draws_of_one(t
         assert physical_batch_size(config, None, {}, run, GPU, Events()) == rows
 
 
-@pytest.mark.parametrize(("configured", "k", "rows"), [(5, 1, 5), (8, 3, 6), (9, 3, 9), (256, 12, 252), (8, 12, 6)])
+@pytest.mark.parametrize(
+    ("configured", "k", "rows"), [(5, 1, 5), (8, 3, 6), (9, 3, 9), (150, 12, 144), (8, 12, 6), (10**6, 12, 168)]
+)
 def test_a_number_in_the_config_becomes_the_next_lower_one_that_cuts_no_picture_and_nothing_is_tried(
     tmp_path, monkeypatch, capsys, configured, k, rows
 ):

@@ -189,10 +189,10 @@ def test_what_is_printed_lies_between_the_bounds_of_prv():
 def test_a_wrong_pld_is_seen_by_prv_so_that_no_plan_is_made_and_nothing_is_released(monkeypatch):
     plan = calibrate(eps=5.0, **PUBLIC)
     right, config = pld_epsilon, tiny_config()
-    assert privacy_statement(plan, 90, "id", config)["private"]
+    assert privacy_statement(plan, 90, "id", "head", config)["private"]
     monkeypatch.setattr(accounting, "pld_epsilon", lambda *public: 0.9 * right(*public))
     monkeypatch.setattr(accounting, "noise_multiplier_for", noise_multiplier_for.__wrapped__)
-    for refused in (lambda: calibrate(eps=5.0, **PUBLIC), lambda: privacy_statement(plan, 90, "id", config)):
+    for refused in (lambda: calibrate(eps=5.0, **PUBLIC), lambda: privacy_statement(plan, 90, "id", "head", config)):
         with pytest.raises(InputError, match=r"below the lower bound .* nothing is released") as error:
             refused()
         assert "\n" not in str(error.value)

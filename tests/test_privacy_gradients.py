@@ -54,7 +54,7 @@ def test_unit_gradients_equal_a_loop_over_units_with_autograd(tmp_path, targets,
     expected = loop_over_units(config, model, adapter, parameters, latents, labels, units, k, seed=11)
 
     loss = diffusion_loss(config, model, latents, labels, CPU)(ItemStreams(11))
-    (rows,) = micro_batches(units, k, 1000, CPU)
+    (rows,) = micro_batches(units, k, 6 * k, CPU)
     parts, _ = part_gradients(loss, parameters, rows)
     gradients = unit_gradients(parts, rows.units, {})
     for unit in range(len(units)):
@@ -100,7 +100,7 @@ def test_opacus_finds_the_same_per_sample_gradients_for_the_whole_adapter_and_th
             peft[name].copy_(parameter)
     latents, labels = tiny_latents()
     loss = diffusion_loss(config, model, latents, labels, CPU)(ItemStreams(11))
-    (rows,) = micro_batches([[picture] for picture in range(6)], 1, 1000, CPU)
+    (rows,) = micro_batches([[picture] for picture in range(6)], 1, 6, CPU)
     ours, _ = part_gradients(loss, parameters, rows)
 
     hooked = GradSampleModule(stock, batch_first=True, loss_reduction="sum")
@@ -154,8 +154,8 @@ def test_a_mutant_that_clips_each_draw_apart_breaks_the_bound(tmp_path):
     latents, labels = tiny_latents()
     loss = diffusion_loss(config, model, latents * 50, labels, CPU)(ItemStreams(2))
     bound, k = 0.01, 4
-    mutant = sum_over_units(loss, parameters, micro_batches([[0]] * k, 1, 100, CPU), bound)[0]
-    ours = sum_over_units(loss, parameters, micro_batches([[0]], k, 100, CPU), bound)[0]
+    mutant = sum_over_units(loss, parameters, micro_batches([[0]] * k, 1, k, CPU), bound)[0]
+    ours = sum_over_units(loss, parameters, micro_batches([[0]], k, k, CPU), bound)[0]
     assert total_norm(ours) <= bound * (1 + 1e-6)
     assert total_norm(mutant) > 1.5 * bound
 
@@ -187,7 +187,7 @@ def test_the_sum_does_not_depend_on_the_physical_batch_size(tmp_path, physical_b
         loss = diffusion_loss(config, model, latents, labels, CPU)(ItemStreams(4))
         return sum_over_units(loss, parameters, micro_batches(units, 2, size, CPU), 0.01)
 
-    whole, norms, losses = total(1000)
+    whole, norms, losses = total(12)
     cut, cut_norms, cut_losses = total(physical_batch_size)
     assert total_norm(difference(cut, whole)) < 1e-5 * total_norm(whole)
     torch.testing.assert_close(cut_norms, norms, rtol=1e-5, atol=0)

@@ -226,11 +226,11 @@ def test_the_alias_moves_to_the_newer_release_the_older_stays_and_one_line_is_sa
         (release / "privacy.json").write_text(json.dumps(statement))
         with tracking.run("finetune", config) as run:
             run.register(config, release, base)
-        versions.append(client.get_model_version_by_alias(NAME, "eps5"))
+        versions.append(client.get_model_version_by_alias(NAME, "eps8"))
     assert [version.tags["run_id_of_adapter"][0] for version in versions] == ["a", "b"]
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
     said = capfd.readouterr()
-    assert said.err.splitlines() == [f"registered: models:/{NAME}@eps5, version {number}" for number in (1, 2)]
+    assert said.err.splitlines() == [f"registered: models:/{NAME}@eps8, version {number}" for number in (1, 2)]
     assert not said.out
     assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
 

@@ -17,6 +17,7 @@ from dp_lora.privacy.plan import ROUNDING, PrivacyPlan
 
 LOWEST_DELTA = 1e-10
 LOWEST_EPSILON = 1e-3  # as a target: below it the rounding of 10^6 steps nears what the grid is too high by
+LOWEST_NOISE, HIGHEST_NOISE, MOST_STEPS = 1e-3, 1e9, 10**7
 CLOSE = 0.9993, 0.9999  # share of the target at which the search for noise ends
 PRV_GRID_LIMIT = 1_000_000  # points; the accountant takes about 250 bytes for each
 PRV_ERROR = 0.02  # of the cross-check, as a share of epsilon
@@ -56,12 +57,15 @@ def pld_epsilon(sample_rate: float, noise_multiplier: float, steps: int, delta: 
     """
     if not 0 < sample_rate <= 1:
         raise InputError(f"sample_rate={sample_rate}: must be in (0, 1]")
-    if not 0 < noise_multiplier < math.inf:
-        raise InputError(f"noise_multiplier={noise_multiplier}: must be above 0 and finite")
+    if not LOWEST_NOISE <= noise_multiplier <= HIGHEST_NOISE:
+        raise InputError(
+            f"noise_multiplier={noise_multiplier}: must be from {LOWEST_NOISE:g} to {HIGHEST_NOISE:g} times what one "
+            "unit moves the sum by: no bound was tried beyond"
+        )
     if not LOWEST_DELTA <= delta < 1:
         raise InputError(f"delta={delta}: must be in [{LOWEST_DELTA:g}, 1)")
-    if steps < 0:
-        raise InputError(f"steps={steps}: must be 0 or above")
+    if not 0 <= steps <= MOST_STEPS:
+        raise InputError(f"steps={steps}: must be from 0 to {MOST_STEPS:,}: rounding adds up beyond")
     return epsilon_bound(sample_rate, noise_multiplier, steps, delta) if steps else 0.0
 
 
@@ -198,7 +202,7 @@ def noise_multiplier_for(eps: float, delta: float, sample_rate: float, steps: in
         # bounded, as epsilon may be 0 or inf
         return math.log((min(found, 1e6 * eps) + 1e-3 * eps) / ((sum(CLOSE) / 2 + 1e-3) * eps))
 
-    lowest, highest = math.log(1e-3), math.log(1e9)
+    lowest, highest = math.log(LOWEST_NOISE * 1.01), math.log(HIGHEST_NOISE / 1.01)
     low = high = math.log(sample_rate * math.sqrt(-2 * steps * math.log(delta)) / eps + 0.1)
     while (over := excess(high)) > 0 and high < highest:
         low, high = high, high + min(max(over, 0.05), 2.0)

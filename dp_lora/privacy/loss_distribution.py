@@ -27,6 +27,7 @@ TAIL = 1e-5  # share of delta that all cut tails together cost at most
 MISSED = 28.0  # -log of the tilted mass beyond each end of the FFT's window
 TILTS = np.geomspace(1e-3, 1e8, 140)
 COARSE = 200  # cells of the rough look that sizes the grid
+ROUNDED = 2.0**-49  # of a step's mean loss; seen: 2^-54
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,9 @@ def _window(values: Array, tilted: Array, steps: int, cell: float) -> tuple[int,
                 for t in 2.0 ** np.arange(-4, 5) / deviation
             ]
         ends.append(steps * mean + sign * min(excess))
-    return math.floor(ends[0] / cell), math.ceil(ends[1] / cell)
+    # a bound that overflowed is infinite: nothing lies beyond the ends of the values
+    low, high = max(ends[0], steps * float(values[0])), min(ends[1], steps * float(values[-1]))
+    return math.floor(low / cell), math.ceil(high / cell)
 
 
 def _epsilon(composed: Losses, delta: float) -> float:
@@ -223,7 +226,8 @@ def epsilon_bound(sample_rate: float, noise_multiplier: float, steps: int, delta
     # a cell adds up to its square to a step's variance; this keeps their sum small beside what epsilon reacts to
     cell = GRID * scale / math.sqrt(steps * (scale - 2 * math.log(delta)))
     # one tilt for both: right near the larger epsilon, which is what counts
-    return max(_bound_of(pair, steps, delta, cell, -2 * scale, tilt) for pair in (removed, added))
+    bound = max(_bound_of(pair, steps, delta, cell, -2 * scale, tilt) for pair in (removed, added))
+    return bound + steps * ROUNDED  # a step's masses are rounded too, which moves its mean loss
 
 
 def _bound_of(pair: Pair, steps: int, delta: float, cell: float, lowest: float, tilt: float) -> float:

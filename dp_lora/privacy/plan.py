@@ -38,7 +38,7 @@ class PrivacyPlan:
             raise InputError(f"sample_rate={self.sample_rate}: must be in (0, 1]; lower privacy.batch_size")
         if self.steps < 1 or self.k < 1 or self.expected_batch <= 0:
             raise InputError(f"steps={self.steps}, k={self.k}, expected_batch={self.expected_batch}: must be above 0")
-        if self.expected_batch > LARGEST_BATCH:
+        if self.expected_batch * (self.k / self.draws_per_clip) > LARGEST_BATCH:
             raise InputError(
                 f"expected_batch={self.expected_batch:g}: must be at most {LARGEST_BATCH:,}, or the rounding of "
                 "the sum is not covered; lower privacy.batch_size"

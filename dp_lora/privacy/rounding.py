@@ -17,7 +17,7 @@ from dp_lora.privacy.plan import ROUNDING, PrivacyPlan
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.privacy.sums import LossFactory, sum_over_units
 
-DUMMIES = 16  # pictures, at the least
+DUMMIES = 8  # pictures, at the least
 SUMMATION = 2**-12  # what float64 may take of ROUNDING: step.py (5 a)
 MARGIN = 2.0  # for weights and pictures that round worse than those measured
 CLIP = 2.0**-60  # below every gradient that is not zero: every unit is clipped, and its change counts whole
@@ -67,8 +67,8 @@ def require_small_rounding(
 
 
 def dummies(plan: PrivacyPlan, rows: int) -> int:
-    """Number of dummy pictures that fill two micro-batches and begin a third, and at least DUMMIES.
+    """Number of dummy pictures that fill a micro-batch and begin another one, and at least DUMMIES and one.
 
     Guarantee: a function of public numbers.
     """
-    return max(DUMMIES, 2 * (rows // plan.draws_per_clip)) + 1
+    return max(DUMMIES, rows // plan.draws_per_clip) + 1

@@ -17,10 +17,13 @@ Proof. Let D and D' differ in one unit x.
         vectors is off by at most n^2 * 2^-53 C <= 2^-13 C in any order, so two sums differ by at most 2^-12 C. (More
         units than that are drawn with probability below e^-100000: plan refuses an expected batch above 2^19.)
     (b) A part's gradient is computed in float32, or behind a forward pass in bfloat16. x moves the parts of others to
-        other places in their micro-batches. All micro-batches have one shape, no part is divided, and padding belongs
-        to nobody, so the same kernels do the same operations for a part in every place but for the last bits. What
-        that adds up to no theorem bounds for every network: it is measured. `rounding.py` measures it on dummy pictures
-        with the network at hand, before the first step, and refuses to train where it passes the rest of ROUNDING.
+        other places in their micro-batches, or to another rank's, of the same device. All micro-batches have one shape,
+        no part is divided, and padding belongs to nobody, so the same kernels do the same operations for a part in
+        every place but for the last bits. What that adds up to no theorem bounds for every network and every picture
+        (think of a person whose two pictures' gradients nearly cancel). Here the claim rests on an assumption: at no
+        step does it pass the rest of ROUNDING. `rounding.py` measures it on dummy pictures, with the network and the
+        weights at hand, before the first step, adds it up to the expected batch as independent errors add up, doubles
+        it, and refuses to train where it passes.
 So one step is the mechanism that `accounting` composes. The divisor is public (q * n_public), and what follows
 (rounding to the weights' own type, optimizer, averaging of weights, samples) sees private data through this sum alone:
 post-processing.

@@ -18,6 +18,7 @@ from dp_lora.events import Events
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import Model
 from dp_lora.privacy.gradients import micro_batches, rows_at_once, rows_per_part
+from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.privacy.sums import LossFactory, sum_over_units
 from dp_lora.training.private_loss import diffusion_loss
@@ -52,23 +53,29 @@ def physical_batch_size(
 ) -> int:
     """Rows at a time: compute.physical_batch_size; where that is null, what `run` holds, else chosen and kept there.
 
-    A number in the config that is no multiple of the draws per clip becomes the next lower one that is, which is said.
+    Never more than nearly every step has, since the last micro-batch is padded to the size of the others. A number in
+    the config that is larger, or no multiple of the draws per clip, becomes the next lower one, which is said.
     InputError where not one row fits.
     """
     plan, configured = run.plan, config.compute.physical_batch_size
     if configured is None and run.physical_batch_size is not None:
         return run.physical_batch_size
-    at_most = math.ceil(plan.expected_batch) * plan.k
+    at_most = rows_of_a_step(plan)
     rows = rows_at_a_time(config, model, parameters, device, plan.draws_per_clip, at_most)
     if configured is not None and rows != configured:
         events.message(
-            f"compute.physical_batch_size={configured}: {rows} rows at a time, so that the {plan.draws_per_clip} draws "
-            "of a picture are always cut the same way"
+            f"compute.physical_batch_size={configured}: {rows} rows at a time: no more than a step has, and pictures "
+            f"with k={plan.k} draws each that are always cut the same way"
         )
     if configured is None and device.type == "cuda":
         events.message(f"compute.physical_batch_size: {rows} rows at a time, the most that fit; found on dummy data")
         run.keep_physical_batch_size(rows)
     return rows
+
+
+def rows_of_a_step(plan: PrivacyPlan) -> int:
+    """Rows that 97% of the steps do not pass, of public numbers: the expected batch and two standard deviations."""
+    return math.ceil(plan.expected_batch + 2 * math.sqrt(plan.expected_batch)) * plan.k
 
 
 def rows_at_a_time(
@@ -79,9 +86,9 @@ def rows_at_a_time(
     In whole parts of the `k` draws that one clip takes (`rows_at_once`). InputError where not one row fits.
     """
     if config.compute.physical_batch_size is not None:
-        return rows_at_once(k, config.compute.physical_batch_size)
+        return rows_at_once(k, min(config.compute.physical_batch_size, at_most))
     if device.type != "cuda":
-        return rows_at_once(k, ROWS_ON_A_CPU)
+        return rows_at_once(k, min(ROWS_ON_A_CPU, at_most))
     with _part_of_the_memory(device):
         pictures = largest_that_fits(lambda n: fits(config, model, parameters, device, k, n * k), max(1, at_most // k))
         rows = pictures * k

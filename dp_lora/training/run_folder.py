@@ -81,6 +81,11 @@ def processor() -> str:
     return digest_value(sorted({f"{name.strip()}:{value}" for name, _, value in fields if name.strip() in CPU_FIELDS}))
 
 
+def hardware(device: torch.device) -> str:
+    """What kernels are chosen by on `device`: a GPU's name, or the CPU's model and instruction sets."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+
+
 def code_digest() -> str:
     """SHA-256 over the sources that a private step runs: a mended step must not vouch for what an older one made."""
     return digest_value(
