@@ -203,11 +203,12 @@ def noise_multiplier_for(eps: float, delta: float, sample_rate: float, steps: in
         return math.log((min(found, 1e6 * eps) + 1e-3 * eps) / ((sum(CLOSE) / 2 + 1e-3) * eps))
 
     lowest, highest = math.log(LOWEST_NOISE * 1.01), math.log(HIGHEST_NOISE / 1.01)
-    low = high = math.log(sample_rate * math.sqrt(-2 * steps * math.log(delta)) / eps + 0.1)
+    guess = math.log(sample_rate * math.sqrt(-2 * steps * math.log(delta)) / eps + 0.1)
+    low = high = min(max(guess, lowest), highest)
     while (over := excess(high)) > 0 and high < highest:
-        low, high = high, high + min(max(over, 0.05), 2.0)
+        low, high = high, min(high + min(max(over, 0.05), 2.0), highest)
     while (over := excess(low)) < 0 and low > lowest:
-        low, high = low + max(min(over, -0.05), -2.0), low
+        low, high = max(low + max(min(over, -0.05), -2.0), lowest), low
     if excess(low) > 0 > excess(high):
         brentq(excess, low, high, xtol=1e-6)
     least = min(reached, default=math.inf)
