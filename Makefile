@@ -59,7 +59,7 @@ doctor: ## look at environment, GPU, memory, disk, docker, tracking store and DV
 image: ## build the container image that MLproject names (3.5 minutes; BASE_IMAGE, CA_CERTIFICATES: see docker/README.md)
 	@docker/image.sh
 
-test: setup ## the fast tests: at most 10 minutes on 2 cores
+test: setup ## the fast tests: about 12 minutes on 2 cores
 	@$(VPYTHON) -m pytest
 
 test-slow: setup ## whole trainings, kills, large statistics

@@ -66,7 +66,7 @@ def test_gradients_of_a_bfloat16_forward_pass_are_float32_and_near_those_of_floa
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("kind", "n", "k", "rows"), [("picture", 120, 3, 25), ("picture", 9, 12, 8), ("person", 60, 1, 12)]
+    ("kind", "n", "k", "rows"), [("picture", 40, 3, 25), ("picture", 5, 12, 8), ("person", 20, 1, 12)]
 )
 def test_a_unit_that_joins_does_not_move_the_sum_of_the_others(tmp_path, precision, kind, n, k, rows):
     """It is the first: the rows of all others change their places in the micro-batches."""

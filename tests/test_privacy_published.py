@@ -34,6 +34,7 @@ MNIST = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rate_steps_and_divisor_are_those_that_opacus_makes_of_the_study_s_loaders():
     plan = published_plan(eps=10.0, **CELEBAHQ)
     assert (plan.sample_rate, plan.steps, plan.expected_batch) == (1 / 14, 140, 2000.0)
@@ -63,6 +64,7 @@ def test_the_published_epsilons_bound_far_more_than_they_claim(settings, eps, tr
     assert found.epsilon == pld_epsilon(plan.sample_rate, plan.noise_multiplier / plan.sensitivity, plan.steps, 1e-5)
 
 
+@pytest.mark.slow
 def test_with_one_draw_claim_and_bound_are_one():
     plan = published_plan(eps=5.0, **{**CELEBAHQ, "k": 1})
     assert spent(plan, plan.steps).epsilon == pytest.approx(claimed_epsilon(plan, plan.steps), abs=0.02)
