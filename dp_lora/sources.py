@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent
+from dp_lora.files import PACKAGE
 
 # Files and packages that no result depends on, though all work imports them; a change there makes nothing anew.
 LEFT_OUT = {

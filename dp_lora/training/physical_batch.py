@@ -132,8 +132,7 @@ def dummy_sum(
     float64, and a micro-batch follows another.
     """
     loss = dummy_loss(config, model, 1, device)(ItemStreams(0))
-    copies = size // rows_per_part(k, size)
-    pictures = max(1, 2 * copies * rows_per_part(k, size) // k)
+    pictures = max(1, 2 * rows_at_once(k, size) // k)
     units = [[0, 0], *[[0]] * (pictures - 2)] if pictures > 1 else [[0]]
     with full_precision():
         _, norms, _ = sum_over_units(loss, parameters, micro_batches(units, k, size, device), 1.0)
