@@ -70,6 +70,16 @@ def gaussian_epsilon(shift: float, delta: float) -> float:
     return float(brentq(excess, 0, 1e5, xtol=1e-12)) if excess(0) > 0 else 0.0
 
 
+def one_step_epsilon(q: float, sigma: float, delta: float) -> float:
+    """Exact epsilon of one subsampled Gaussian step: of the removed unit, whose epsilon is the larger one."""
+
+    def excess(eps: float) -> float:
+        x = 0.5 + sigma**2 * math.log1p(math.expm1(eps) / q)
+        return q * norm.sf((x - 1) / sigma) - (math.expm1(eps) + q) * norm.sf(x / sigma) - delta
+
+    return float(brentq(excess, 0, 10, xtol=1e-15)) if excess(0) > 0 else 0.0
+
+
 def optimistic_pld(q: float, sigma: float, steps: int, delta: float, interval: float) -> float:
     """dp-accounting's lower bound on epsilon: losses rounded down, which costs about steps * interval / 2."""
     return dp_accounting_pld(q, sigma, steps, delta, interval, pessimistic=False)

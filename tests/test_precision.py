@@ -126,6 +126,37 @@ def test_kernels_that_round_by_more_than_the_noise_covers_are_refused_before_the
     # noise covers what few units can add up to
     require_small_rounding(plan_of(expected_batch=4.0, k=k), slot_dependent(1e-4), parameters, 8)
     require_small_rounding(no_privacy(expected_batch=1000.0), slot_dependent(1e-4), parameters, 8)
+    with pytest.raises(InputError, match="rounding on this device"):
+        require_small_rounding(plan_of(expected_batch=1000.0, k=k, unit="person"), slot_dependent(1e-4), parameters, 8)
+
+
+def test_kernels_that_round_otherwise_from_the_middle_of_a_micro_batch_on_are_refused():
+    """One place further moves one unit alone into the other half; half a micro-batch moves all of them."""
+
+    def in_halves(draws):
+        def loss(copies, rows):
+            own = torch.zeros(len(rows.picture), 50)
+            for row, picture in enumerate(rows.picture.tolist()):
+                if picture != NOBODY:
+                    own[row] = torch.from_numpy(draws[picture].standard_normal(50))
+            second_half = (rows.slot >= rows.copies // 2)[:, None]
+            return (copies["w"][rows.slot] * (own + 1e-4 * own.roll(1, 1) * second_half)).sum(1)
+
+        return loss
+
+    with pytest.raises(InputError, match="rounding on this device"):
+        require_small_rounding(plan_of(expected_batch=200.0), in_halves, {"w": torch.zeros(50)}, 64)
+
+
+def test_kernels_that_round_a_gradient_that_is_still_zero_are_refused():
+    """LoRA's B begins at 0, so A has no gradient, and nothing of it would be measured."""
+
+    def loss(draws):
+        inner = slot_dependent(1e-4)(draws)
+        return lambda copies, rows: copies["B"][rows.slot, 0] * inner({"w": copies["A"]}, rows)
+
+    with pytest.raises(InputError, match="rounding on this device"):
+        require_small_rounding(plan_of(expected_batch=1000.0), loss, {"A": torch.zeros(50), "B": torch.zeros(1)}, 8)
 
 
 def test_every_plan_has_noise_for_a_unit_and_for_what_it_rounds():

@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from epsilon_reference import calibrate_first, dp_accounting_pld, gaussian_epsilon, optimistic_pld, sampled_delta
+from epsilon_reference import (
+    calibrate_first,
+    dp_accounting_pld,
+    gaussian_epsilon,
+    one_step_epsilon,
+    optimistic_pld,
+    sampled_delta,
+)
 from tiny import no_privacy, plan_of, tiny_config
 
 from dp_lora.config import rules
@@ -64,6 +71,12 @@ def test_at_rate_one_epsilon_is_that_of_one_gaussian_and_a_little_above(shift, d
     for steps in (1, 1000, 10**6):
         found = pld_epsilon(1.0, math.sqrt(steps) / shift, steps, delta)
         assert exact <= found <= 1.002 * exact
+
+
+@pytest.mark.parametrize(("q", "sigma", "delta"), [(1e-3, 1.0, 3e-4), (1e-4, 2.0, 1.8e-5), (1e-2, 1.0, 1e-5)])
+def test_one_step_at_a_small_rate_and_a_delta_that_nearly_covers_it_is_just_above_the_exact_epsilon(q, sigma, delta):
+    exact = one_step_epsilon(q, sigma, delta)
+    assert exact <= pld_epsilon(q, sigma, 1, delta) <= 1.002 * exact
 
 
 def test_an_fft_without_the_tilt_prints_less_than_the_exact_epsilon():

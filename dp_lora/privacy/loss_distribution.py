@@ -223,10 +223,17 @@ def epsilon_bound(sample_rate: float, noise_multiplier: float, steps: int, delta
     """
     removed, added = (Pair(sample_rate, noise_multiplier, side, TAIL * delta / steps) for side in (True, False))
     tilt, scale = _tilt_and_scale(removed, steps, delta)
-    # a cell adds up to its square to a step's variance; this keeps their sum small beside what epsilon reacts to
-    cell = GRID * scale / math.sqrt(steps * (scale - 2 * math.log(delta)))
-    # one tilt for both: right near the larger epsilon, which is what counts
-    bound = max(_bound_of(pair, steps, delta, cell, -2 * scale, tilt) for pair in (removed, added))
+
+    def bound_on_grid_of(scale: float) -> float:
+        # a cell adds up to its square to a step's variance; this keeps their sum small beside what epsilon reacts to
+        cell = GRID * scale / math.sqrt(steps * (scale - 2 * math.log(delta)))
+        # one tilt for both: right near the larger epsilon, which is what counts
+        return max(_bound_of(pair, steps, delta, cell, -2 * scale, tilt) for pair in (removed, added))
+
+    bound = bound_on_grid_of(scale)
+    if 0 < bound < scale / 2:
+        # Chernoff's bound is far off for one or few steps at a small rate; both results are upper bounds
+        bound = min(bound, bound_on_grid_of(bound))
     return bound + steps * ROUNDED  # a step's masses are rounded too, which moves its mean loss
 
 

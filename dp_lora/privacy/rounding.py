@@ -7,12 +7,13 @@ share with the others, so that the change of their sum grows as the square root 
 
 import math
 from collections.abc import Mapping
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
 
 from dp_lora.errors import InputError
-from dp_lora.privacy.gradients import LossFunction, micro_batches
+from dp_lora.privacy.gradients import LossFunction, micro_batches, rows_at_once
 from dp_lora.privacy.plan import ROUNDING, PrivacyPlan
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.privacy.sums import LossFactory, sum_over_units
@@ -20,6 +21,8 @@ from dp_lora.privacy.sums import LossFactory, sum_over_units
 DUMMIES = 8  # pictures, at the least
 SUMMATION = 2**-12  # what float64 may take of ROUNDING: step.py (5 a)
 MARGIN = 2.0  # for weights and pictures that round worse than those measured
+NUDGE = 0.01  # about what a hundred steps move a weight: LoRA's B begins at 0, and A's gradient with it
+PERSONS = 1, 2, 3  # pictures of the dummies, in turn
 CLIP = 2.0**-60  # below every gradient that is not zero: every unit is clipped, and its change counts whole
 
 
@@ -48,16 +51,27 @@ def require_small_rounding(
 ) -> None:
     """InputError where kernels on this device round by more than the plan's noise was set for.
 
-    `loss_factory` is that of a training, over at least `dummies(plan, rows)` dummy pictures.
+    `loss_factory` is that of a training, over at least `dummies(plan, rows)` dummy pictures. The weights are moved by
+    NUDGE, so that every tensor has a gradient. Where a unit is a person, dummies have PERSONS pictures.
 
-    Guarantee: what passes was measured, at these weights and shapes, to keep (5) of step.py for an expected batch, with
-    a margin of MARGIN. It reads nothing private.
+    Guarantee: what passes was measured, near these weights and at these shapes, to keep (5) of step.py for an expected
+    batch, with a margin of MARGIN, for others that move by one place and by half a micro-batch. It reads nothing
+    private.
     """
     if not plan.private:
         return
-    units = [[picture] for picture in range(dummies(plan, rows))]
-    measured = rest(loss_factory, parameters, units, plan.draws_per_clip, rows)
-    expected = measured * math.sqrt(plan.expected_batch * plan.k / plan.draws_per_clip / (len(units) - 1))
+    k = plan.draws_per_clip
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: weight + NUDGE * _normal(weight, generator) for name, weight in parameters.items()}
+    pictures, others = iter(range(1, dummies(plan, rows))), list[list[int]]()
+    for size in cycle(PERSONS if plan.unit == "person" else (1,)):
+        if not (unit := list(islice(pictures, size))):
+            break
+        others.append(unit)
+    # a joiner of so many pictures moves each of the others by so many places
+    joiners = {1, max(1, rows_at_once(k, rows) // k // 2)}
+    measured = max(rest(loss_factory, weights, [[0] * joiner, *others], k, rows) for joiner in joiners)
+    expected = measured * math.sqrt(plan.expected_batch * plan.k / k / len(others))
     if not MARGIN * expected <= ROUNDING - SUMMATION:
         raise InputError(
             f"rounding on this device: a unit that joins would change the sum of the others by {expected:.2g} of "
@@ -72,3 +86,8 @@ def dummies(plan: PrivacyPlan, rows: int) -> int:
     Guarantee: a function of public numbers.
     """
     return max(DUMMIES, rows // plan.draws_per_clip) + 1
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, drawn on the CPU, so that every device gets the same ones."""
+    return torch.randn(like.shape, generator=generator).to(like)
