@@ -26,6 +26,7 @@ from dp_lora.privacy.sampling import poisson_draw
 from dp_lora.privacy.step import noisy_sum
 from dp_lora.progress import progress
 from dp_lora.sampling import draw_pixels
+from dp_lora.training.physical_batch import rows_of_a_step
 from dp_lora.training.private_loss import diffusion_loss
 
 STEP_BAR = {"S": 1.20, "M": 1.10}
@@ -101,12 +102,13 @@ def flat_in_n(rounds: int, advance: Advance) -> Iterator[Ratio]:
             units = [[picture] for picture in range(n)]
             ledger = Ledger(Path(folder) / f"{times}.jsonl")
             randomness = Randomness("benchmark")
+            rows = min(of.physical_batch, rows_of_a_step(plan))
             drawn[times] = []
 
             def step(
-                plan=plan, units=units, factory=factory, ledger=ledger, randomness=randomness, times=times
+                plan=plan, rows=rows, units=units, factory=factory, ledger=ledger, randomness=randomness, times=times
             ) -> None:
-                _, facts = noisy_sum(plan, 0, units, factory, parameters, randomness, ledger, of.physical_batch)
+                _, facts = noisy_sum(plan, 0, units, factory, parameters, randomness, ledger, rows)
                 drawn[times].append(facts.units)
 
             steps[str(times)] = step
