@@ -21,7 +21,7 @@ def each_row(row_loss: RowLoss, draw: Draw | None = None) -> LossFactory:
     () int64 is that of the example in the data. With `draw`, `row_loss` gets a third argument: what `draw` made of the
     example's own numpy generator, anew for each of its k rows.
 
-    Torch's vmap computes all rows at once. It refuses a `row_loss` that draws randomness of its own (dropout) or changes
+    Torch's vmap computes all rows at once. It refuses a `row_loss` that draws randomness itself (dropout) or changes
     buffers (batch norm), which would tie rows together.
 
     Guarantee: a row's loss depends on its own example, its own draw and its own copy of the weights; so (2) of step.py
