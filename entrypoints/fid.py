@@ -73,7 +73,7 @@ def _evaluate(
 
     config = call.config
     track_privacy(run, facts["privacy"], config)
-    _datasets(run, config, samples, data, public)
+    _datasets(run, config, samples, data, public, covered=facts["privacy"]["private"])
     found = find_base(facts["base"], config, relative(samples))
     track_base(run, found, facts["base"]["digest"])
     run.tags({"samples": relative(samples), "adapter": facts["adapter"], "base": facts["base"]["path"]})
@@ -115,12 +115,15 @@ def _evaluate(
         click.echo(f"{entry.metric:<40} {entry.value:>10.4g}{interval}")
 
 
-def _datasets(run: tracking.TrackedRun, config: Config, samples: Path, data: Path, public: Path | None) -> None:
+def _datasets(
+    run: tracking.TrackedRun, config: Config, samples: Path, data: Path, public: Path | None, *, covered: bool
+) -> None:
     from dp_lora.data.layout import read_dataset
     from dp_lora.sampling import SPLIT
 
     classes = list(config.data.classes)
-    run.dataset("samples", samples, read_dataset(samples, classes, SPLIT).digest(), context="evaluation")
+    digest = read_dataset(samples, classes, SPLIT).digest()
+    run.dataset("samples", samples, digest, context="evaluation", private=not covered)
     if public is not None:
         digest = read_dataset(public, list(config.public.classes), "train").digest()
         run.dataset(config.public.source, public, digest, context="evaluation")

@@ -1,13 +1,17 @@
 """Prepared private pictures against the operator's folder (data.path) as it is now: who was taken out must be gone.
 
-A seal says which pictures a dataset was prepared from. It is an HMAC under the secret of this place (runs/.key), and
-lies in runs/working, in no file that DVC or a run keeps: nobody else can test by it whether a picture is in the folder.
+A seal says from which folder a dataset was prepared, and which pictures lay there. The pictures are an HMAC under the
+secret of this place (runs/.key), and the seal lies in runs/working, in no file that DVC or a run keeps: nobody else can
+test by it whether a picture is in the folder.
 """
 
+import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,11 +23,12 @@ from entrypoints.common import Call, relative
 from entrypoints.pipelines import RUNS, WORKING, private_data
 
 SEAL = "prepared_from.json"
+PRIVATE = "private"  # below runs/working
 
 
 def caches(config: Config) -> Path:
     """Folder of what is computed from one private dataset and kept: it goes when the dataset goes."""
-    return WORKING / "private" / (config.data.folder or config.experiment.name)
+    return WORKING / PRIVATE / (config.data.folder or config.experiment.name)
 
 
 @contextmanager
@@ -38,24 +43,61 @@ def sealing(config: Config, folder: Path) -> Iterator[None]:
     if before is None:
         return
     if _pictures(config) != before:
-        raise InputError("data.path: its pictures changed while they were prepared; type the same command again")
+        raise InputError(
+            "data.path: its pictures changed while they were prepared; type the same command again", PRIVATE_PICTURE
+        )
     if folder.absolute() == private_data(config):  # nothing reads a dataset that was prepared elsewhere
-        write_json(private_folder(caches(config)) / SEAL, _seal(config, before), private=True)
+        place = os.path.relpath(folder.absolute(), RUNS.parent)
+        seal = {"origin": _origin(config), "dataset": place, "seal": _seal(RUNS, folder, before)}
+        write_json(private_folder(caches(config)) / SEAL, seal, private=True)
 
 
 def look(config: Config) -> None:
-    """Remove a private dataset, and all that is kept of it, that is not known to hold what data.path holds now.
+    """Remove private datasets, and all that is kept of them, that are not known to hold what data.path holds now.
 
-    So nothing is trained on or scored by a picture that was taken out, and DVC has to prepare the dataset anew. Says in
-    a line what it removed. Raises InputError for a folder that cannot be read as `prepare` reads it. Sources other than
-    `folder` are not looked at: nobody withdraws from these.
+    This experiment's; others that were prepared from the same data.path; and both in the trees that `make reproduce`
+    keeps. So nothing is trained on or scored by a picture that was taken out, no copy of it stays in another place, and
+    DVC has to prepare the dataset anew. Says in a line what it removed. Raises InputError for a folder that cannot be
+    read as `prepare` reads it. Sources other than `folder` are not looked at: nobody withdraws from these.
     """
     data = private_data(config)
-    held = [path for path in (data, caches(config), *_unfinished(data)) if path.exists()]
-    if held and not _is_sealed(config):
+    own = [path for path in (data, caches(config), *_unfinished(data)) if path.exists()]
+    others = _seals_of_others(config)
+    if not (own or others) or (pictures := _pictures(config)) is None:
+        return
+    held = [] if _is_sealed(config, pictures) else own
+    held += [path for path in _outdated(others, config, pictures) if path.exists()]
+    if held:
         _remove(held)
         shown = ", ".join(map(relative, held))
         click.echo(f"{shown}: removed: not known to be of what data.path holds now; made anew", err=True)
+
+
+def _seals_of_others(config: Config) -> list[tuple[Path, dict[str, Any]]]:
+    """Seals of other datasets from the same data.path, each with its project's root: this one, or a kept tree."""
+    found = []
+    for root in (RUNS.parent, *sorted(RUNS.glob("reproduce/*/tree"))):
+        for file in sorted((root / RUNS.name / WORKING.name / PRIVATE).rglob(SEAL)):
+            seal = read_json(file)
+            # a seal of an earlier form is a text, and names no folder: its own command removes it
+            if (
+                file.parent != caches(config)
+                and isinstance(seal, dict)
+                and seal["origin"]["path"] == _origin(config)["path"]
+            ):
+                found.append((root, {**seal, "caches": file.parent}))
+    return found
+
+
+def _outdated(seals: list[tuple[Path, dict[str, Any]]], config: Config, pictures: str) -> Iterator[Path]:
+    """Datasets, and what is kept of each, of pictures that data.path does not hold now; `pictures`: read by `config`."""
+    known = {json.dumps(_origin(config)): pictures}  # each fingerprint reads the whole folder
+    for root, seal in seals:
+        key = json.dumps(seal["origin"])
+        known[key] = known.get(key) or _fingerprint(**seal["origin"])
+        dataset = root / seal["dataset"]
+        if not _holds(root / RUNS.name, dataset, seal, known[key]):
+            yield from (dataset, seal["caches"], *_unfinished(dataset))
 
 
 def require_prepared(call: Call) -> None:
@@ -69,33 +111,49 @@ def require_prepared(call: Call) -> None:
     check_prepared(call.config, data)
     if not call.child:
         look(call.config)
-    elif not _is_sealed(call.config):
+    elif (pictures := _pictures(call.config)) is not None and not _is_sealed(call.config, pictures):
         raise InputError(f"{relative(data)}: data.path has changed since it was prepared; type the same command again")
+
+
+def _origin(config: Config) -> dict[str, Any]:
+    """Which folder is read, and how: what `_fingerprint` takes."""
+    path = str(Path(config.data.path or "").absolute())
+    return {"path": path, "classes": list(config.data.classes), "by_person": config.privacy.unit == "person"}
 
 
 def _pictures(config: Config) -> str | None:
     """The fingerprint of the operator's folder now; None where the pictures are not from one."""
-    data = config.data
-    if data.source != "folder" or data.path is None:
+    if config.data.source != "folder" or config.data.path is None:
         return None
+    return _fingerprint(**_origin(config))
+
+
+def _fingerprint(path: str, classes: list[str], by_person: bool) -> str:
     from dp_lora.data.fingerprint import fingerprint
 
     with private_names(PRIVATE_PICTURE):
-        return fingerprint(Path(data.path), list(data.classes), config.privacy.unit == "person")
+        return fingerprint(Path(path), classes, by_person)
 
 
-def _seal(config: Config, pictures: str) -> str:
+def _seal(runs: Path, dataset: Path, pictures: str) -> str:
     # the dataset's own table holds the digest of each picture: an older dataset that was put back is not sealed
-    return keyed_digest(RUNS, [pictures, digest_file(private_data(config) / "metadata.parquet")])
+    return keyed_digest(runs, [pictures, digest_file(dataset / "metadata.parquet")])
 
 
-def _is_sealed(config: Config) -> bool:
-    """Whether the dataset is known to be of the pictures that lie in data.path now; always where none lie there."""
-    pictures = _pictures(config)
+def _holds(runs: Path, dataset: Path, seal: dict[str, Any], pictures: str) -> bool:
     try:
-        return pictures is None or read_json(caches(config) / SEAL) == _seal(config, pictures)
+        return seal["seal"] == _seal(runs, dataset, pictures)
+    except OSError:
+        return False
+
+
+def _is_sealed(config: Config, pictures: str) -> bool:
+    """Whether the dataset is known to be of the pictures that lie in data.path now."""
+    try:
+        seal = read_json(caches(config) / SEAL)
     except (OSError, ValueError):
         return False
+    return isinstance(seal, dict) and _holds(RUNS, private_data(config), seal, pictures)
 
 
 def _unfinished(folder: Path) -> list[Path]:

@@ -112,7 +112,7 @@ def track_adapter(
     run: tracking.TrackedRun, adapter: Path, info: Mapping[str, Any], statement: Mapping[str, Any], config: Config
 ) -> None:
     """Say in a run which adapter it works on, whose privacy that is, and link the fine-tuning that made it."""
-    run.dataset("adapter", adapter, context="adapter")
+    run.dataset("adapter", adapter, context="adapter", private=not statement["private"])
     run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
     track_privacy(run, statement, config)
     run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=statement["run_id"])

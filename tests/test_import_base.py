@@ -239,7 +239,7 @@ def test_the_encoder_s_memory_is_bounded_whatever_the_batch_size(tmp_path, monke
     monkeypatch.setattr(latents, "encode", lambda vae, pixels: seen.append(len(pixels)) or encode(vae, pixels))
     monkeypatch.setattr(latents, "ENCODE_VALUES", 3 * 64 * 64 * 3)
     parts = encode_dataset(dataset, vae, tmp_path / "parts", CPU, 256, Events())
-    assert seen == [3, 3, 2]
+    assert seen == [3, 3, 3]  # the last one is padded
     np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ from dp_lora.privacy.accounting import noise_multiplier_for, spent
 from dp_lora.privacy.gradients import NOBODY, micro_batches, part_gradients
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.noise import add_noise
-from dp_lora.privacy.plan import ROUNDING
+from dp_lora.privacy.plan import ROUNDING, require_stated_number
 from dp_lora.privacy.randomness import ItemStreams, Randomness
 from dp_lora.privacy.rounding import require_small_rounding
 from dp_lora.privacy.step import noisy_sum
@@ -166,8 +166,18 @@ def test_every_plan_has_noise_for_a_unit_and_for_what_it_rounds():
     exact = noise_multiplier_for(plan.target_epsilon, plan.delta, plan.sample_rate, plan.steps)
     assert plan.noise_multiplier == pytest.approx(exact * (1 + ROUNDING), rel=1e-12)
     assert spent(plan, plan.steps).epsilon <= plan.target_epsilon
-    with pytest.raises(InputError, match="expected_batch=600000: must be at most 524,288"):
+    with pytest.raises(InputError, match="expected_batch=600000: must be at most 262,144"):
         plan_of(expected_batch=600_000.0)
+
+
+def test_more_than_twice_as_many_units_as_are_stated_are_refused_on_the_terminal_alone():
+    """The noise covers the rounding of the expected batch, which n_public gives."""
+    plan = plan_of(sample_rate=0.1, expected_batch=10.0)
+    require_stated_number(plan, 200)
+    require_stated_number(no_privacy(sample_rate=0.1, expected_batch=10.0), 10**6)
+    with pytest.raises(InputError, match="n_public=100: there are more than twice as many units") as caught:
+        require_stated_number(plan, 201)
+    assert "n_public" not in caught.value.public
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

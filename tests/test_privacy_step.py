@@ -11,7 +11,7 @@ from tiny import difference, no_privacy, plan_of, total_norm
 
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.noise import add_noise
-from dp_lora.privacy.randomness import Randomness
+from dp_lora.privacy.randomness import ItemStreams, Randomness
 from dp_lora.privacy.sampling import poisson_draw
 from dp_lora.privacy.step import noisy_sum
 
@@ -80,10 +80,18 @@ def test_seeds_of_the_private_draws_keep_more_than_32_bits():
     low = torch.randn(4, generator=torch.Generator().manual_seed(1))
     high = torch.randn(4, generator=torch.Generator().manual_seed(1 + 2**32))
     assert torch.equal(low, high)
-    ours = [
-        np.random.Generator(np.random.SFC64(np.random.SeedSequence(s))).random() for s in (1, 1 + 2**32, 1 + 2**200)
-    ]
-    assert len(set(ours)) == 3
+    assert len({ItemStreams(seed)[0].random() for seed in (1, 1 + 2**32, 1 + 2**200)}) == 3
+
+
+def test_the_seed_s_pool_keeps_256_bits_where_numpy_s_default_would_keep_128():
+    """A mutant without POOL_SIZE gives each generator the draws of numpy's default pool."""
+    entropy = 3 * 2**200 + 5
+    default = np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy, spawn_key=(0,)))).random()
+    wide = np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy, spawn_key=(0,), pool_size=8))).random()
+    assert ItemStreams(entropy)[0].random() == wide != default
+    kept = Randomness("run", SECRET)
+    pool = np.random.SeedSequence(int.from_bytes(kept._bits("noise", 0)), pool_size=8)
+    assert kept.numpy("noise", 0).random() == np.random.Generator(np.random.SFC64(pool)).random()
 
 
 @pytest.mark.parametrize("physical", [1, 3, 1000])

@@ -27,6 +27,7 @@ from entrypoints.common import one_line_errors
 from entrypoints.house import close_house
 from entrypoints.pipelines import PIPELINES
 from entrypoints.record import is_public, operator_folder, public_lock, record, stage_folders
+from entrypoints.sample import track_adapter
 from tests.kept import hashes, leaves, runs_of, told, unnamed
 from tests.test_tracking import artifacts, use_store
 from tests.tiny import no_privacy, plan_of
@@ -252,6 +253,30 @@ def test_of_private_pictures_no_hash_is_recorded(client, tmp_path, monkeypatch):
     assert tags == {"mlflow.data.context": "training", "private": "true", "origin": "o"}
     said = str(entry.to_dictionary())
     assert not any(text in said for text in ("abab", "cdcd", digest_file(tmp_path / "data/own/source.json")))
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_of_an_adapter_that_no_guarantee_covers_no_hash_is_recorded(client, tmp_path, private):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter.safetensors").write_bytes(b"weights")
+    statement = {"private": private, "statement": "", "run_id": "0a", "epsilon": 1.0, "delta": 1e-5, "unit": "picture"}
+    statement["relation"] = "add-or-remove-one"
+    with tracking.run("sample", load("mnist5k")) as run:
+        track_adapter(run, tmp_path / "adapter", {"base": {"path": "base"}}, statement, load("mnist5k"))
+    (entry,) = client.get_run(run.run_id).inputs.dataset_inputs
+    tags = {tag.key: tag.value for tag in entry.tags}
+    assert tags["private"] == ("false" if private else "true")
+    assert ("adapter" in client.get_run(run.run_id).data.tags.get("private", "")) == (not private)
+    if not private:
+        assert tags.keys() == {"mlflow.data.context", "private"}
+
+
+@pytest.mark.parametrize(("stage", "named"), [("finetune", True), ("fid", True), ("pretrain_ae", False)])
+def test_load_and_memory_of_what_reads_private_pictures_are_named_private(client, monkeypatch, stage, named):
+    monkeypatch.setattr(tracked_run, "_asked_for_system_metrics", lambda: True)
+    monkeypatch.setattr(tracked_run, "_monitor", lambda run_id: None)
+    with tracking.run(stage, load("mnist5k")) as run:
+        assert client.get_run(run.run_id).data.tags.get("private") == ("system" if named else None)
 
 
 @pytest.mark.parametrize("overrides", ["privacy.eps=inf", f"privacy.accounting={PUBLISHED}"])

@@ -96,6 +96,33 @@ def test_prepared_pictures_and_all_that_is_kept_of_them_go_when_the_folder_chang
     assert "outputs/mnist5k/data" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("change", ["removed", "changed in place", "renamed"])
+def test_what_other_experiments_and_kept_trees_made_of_the_folder_goes_too(place, monkeypatch, change):
+    """Else a withdrawn picture stays in the data of an experiment that nobody calls any more."""
+    mine, other = (
+        own_config(place / "pictures"),
+        load("standin", {}, f"{TINY} data.source=folder data.path={place / 'pictures'}"),
+    )
+    elsewhere = load("folder", {}, f"{TINY} data.source=folder data.path={fill(place / 'elsewhere', 4)}")
+    for config in (other, elsewhere):
+        with prepared.sealing(config, pipelines.private_data(config)):
+            tiny_dataset(pipelines.private_data(config))
+    tree = place / "runs/reproduce/0a1b/tree"
+    for part in ("outputs", "runs/working", "runs/.key"):
+        take = shutil.copytree if (place / part).is_dir() else shutil.copy2
+        (tree / part).parent.mkdir(parents=True, exist_ok=True)
+        take(place / part, tree / part)
+    folders = [pipelines.private_data(config) for config in (mine, other)]
+    held = [*folders, *(tree / folder.relative_to(place) for folder in folders), prepared.caches(other)]
+    spared = [pipelines.private_data(elsewhere), tree / pipelines.private_data(elsewhere).relative_to(place)]
+    prepared.look(mine)
+    assert all(path.exists() for path in (*held, *spared))
+    CHANGES[change](place / "pictures")
+    prepared.look(mine)
+    assert not any(path.exists() for path in held)
+    assert all(path.exists() for path in spared)
+
+
 def test_a_dataset_that_is_put_back_is_not_taken_for_the_prepared_one(place):
     config = own_config(place / "pictures")
     data = pipelines.private_data(config)
@@ -117,6 +144,13 @@ def test_a_folder_that_changes_while_it_is_prepared_is_refused(place):
     data = pipelines.private_data(config)
     with pytest.raises(InputError, match="changed while they were prepared"), prepared.sealing(config, data):
         CHANGES["removed"](place / "pictures")
+
+
+def test_a_change_of_the_folder_meanwhile_is_told_on_the_terminal_alone(place):
+    config = own_config(place / "pictures")
+    with pytest.raises(InputError) as caught, prepared.sealing(config, pipelines.private_data(config)):
+        CHANGES["removed"](place / "pictures")
+    assert "changed" not in caught.value.public
 
 
 def test_the_seal_tells_nothing_to_whoever_has_the_pictures_and_not_the_key(place):

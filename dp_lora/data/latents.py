@@ -81,7 +81,9 @@ def _encode_to(
 
     def encoded(start: int) -> np.ndarray:
         images = dataset.images(slice(start, min(len(dataset), start + batch_size)))
-        return encode(vae, to_pixels(images).to(device)).float().cpu().numpy()
+        # the last batch has the shape of the others: a picture that joins would move others to other kernels
+        padded = np.concatenate([images, np.zeros((batch_size - len(images), *images.shape[1:]), images.dtype)])
+        return encode(vae, to_pixels(padded).to(device)).float().cpu().numpy()[: len(images)]
 
     if not team.first:
         list(team.map(encoded))

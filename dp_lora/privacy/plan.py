@@ -5,13 +5,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from dp_lora.errors import InputError
+from dp_lora.errors import PRIVATE_PICTURE, InputError
 
 RELATION = "add-or-remove-one"
 PER_UNIT = "per_unit"
 PUBLISHED = "published"
 ROUNDING = 1e-3  # share of max_grad_norm that the sum of all others may round by when one unit joins (step.py, 5)
-LARGEST_BATCH = 2**19  # expected units of a step: the proof of ROUNDING counts their additions
+LARGEST_BATCH = 2**18  # expected units of a step: the proof of ROUNDING counts their additions
 
 
 @dataclass(frozen=True)
@@ -111,3 +111,17 @@ class PrivacyPlan:
                 raise InputError(f"plan.json: {name}={value[name]!r}: must be of type {kind.__name__}")
             fields[name] = kind(item)
         return cls(**fields)
+
+
+def require_stated_number(plan: PrivacyPlan, n: int) -> None:
+    """InputError where there are more than twice the `n` units that the plan's public number states.
+
+    Guarantee: drawn batches stay near the expected one, which the proof of ROUNDING counts with (step.py, 5). Whether
+    a run fails here depends on private data: that a run failed carries no guarantee.
+    """
+    stated = plan.expected_batch / plan.sample_rate
+    if plan.private and n > 2 * stated:
+        raise InputError(
+            f"data.n_public={stated:.0f}: there are more than twice as many units; state a number near the true one",
+            PRIVATE_PICTURE,
+        )

@@ -42,8 +42,8 @@ class Randomness:
     def numpy(self, stream: str, step: int) -> np.random.Generator:
         """Generator of one stream of one step: who takes part, or the noise.
 
-        Guarantee: fresh, no two calls share bits. In the reproducible mode one (run, stream, step) is one generator,
-        and another one is another; unpredictable without the secret.
+        Guarantee: fresh, two calls share their bits with probability 2^-192 alone. In the reproducible mode one (run,
+        stream, step) is one generator, and another one is another; unpredictable without the secret.
         """
         seed = np.random.SeedSequence(int.from_bytes(self._bits(stream, step)), pool_size=POOL_SIZE)
         return np.random.Generator(np.random.SFC64(seed))

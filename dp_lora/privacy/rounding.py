@@ -55,8 +55,8 @@ def require_small_rounding(
     NUDGE, so that every tensor has a gradient. Where a unit is a person, dummies have PERSONS pictures.
 
     Guarantee: what passes was measured, near these weights and at these shapes, to keep (5) of step.py for an expected
-    batch, with a margin of MARGIN, for others that move by one place and by half a micro-batch. It reads nothing
-    private.
+    batch, with a margin of MARGIN, for others that move by one place and by half a micro-batch on this device. What
+    encodes pictures is not measured: `latents` gives all of its batches one shape. It reads nothing private.
     """
     if not plan.private:
         return

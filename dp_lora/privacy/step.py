@@ -1,21 +1,23 @@
 """One step of DP-SGD (Abadi et al. 2016, Algorithm 1) on whole units of privacy; the proof stands beside each line.
 
-Claim: one call of `noisy_sum` is a Poisson-subsampled Gaussian mechanism with rate q = plan.sample_rate and noise
-multiplier sigma = plan.noise_multiplier / plan.sensitivity under add-or-remove-one unit. plan.sensitivity is
-1 + ROUNDING but for the comparison below.
+Claim: one call of `noisy_sum` is at least as private as a Poisson-subsampled Gaussian mechanism with rate
+q = plan.sample_rate and noise multiplier sigma = plan.noise_multiplier / plan.sensitivity under add-or-remove-one unit.
+plan.sensitivity is 1 + ROUNDING but for the comparison below.
 
 Proof. Let D and D' differ in one unit x.
 (1) Every unit takes part by its own coin with probability q, so D and D' can share the coins of all others.
-(2) The gradient of a unit depends on its own pictures and draws and on the current public weights only; the draws come
-    from a stream of each picture's own, whoever else takes part; so the parts of all others are the same, up to the
-    rounding of (5).
+(2) The gradient of a unit depends on its own pictures and draws and on the current public weights only. The draws come
+    from a stream of each picture's own, whoever else takes part. (x moves the numbers of the streams of others; all are
+    independent and alike, so D and D' can share the draws of all others.) So the parts of all others are the same, up
+    to the rounding of (5).
 (3) x adds at most one vector, with norm at most C = plan.max_grad_norm over all tensors together: all of its pictures,
     and all k noise draws of each, are folded into one gradient before the one clip.
 (4) Noise plan.noise_multiplier * C * N(0, 1) is added to the sum once.
 (5) Rounding moves the sum by at most ROUNDING * C more, so by at most plan.sensitivity * C in all:
     (a) A unit's parts are added up in their own order, clipped and summed in float64. A sum of n <= 2^20 clipped
         vectors is off by at most n^2 * 2^-53 C <= 2^-13 C in any order, so two sums differ by at most 2^-12 C. (More
-        units than that are drawn with probability below e^-100000: plan refuses an expected batch above 2^19.)
+        units than that are drawn with probability below e^-100000: plan refuses an expected batch above 2^18, and
+        `require_stated_number` more than twice as many units as n_public says.)
     (b) A part's gradient is computed in float32, or behind a forward pass in bfloat16. x moves the parts of others to
         other places in their micro-batches, or to another rank's, of the same device. All micro-batches have one shape,
         no part is divided, and padding belongs to nobody, so the same kernels do the same operations for a part in
@@ -23,10 +25,11 @@ Proof. Let D and D' differ in one unit x.
         (think of a person whose two pictures' gradients nearly cancel). Here the claim rests on an assumption: at no
         step does it pass the rest of ROUNDING. `rounding.py` measures it on dummy pictures, with the network and the
         weights at hand, before the first step, adds it up to the expected batch as independent errors add up, doubles
-        it, and refuses to train where it passes.
-So one step is the mechanism that `accounting` composes. The divisor is public (q * n_public), and what follows
-(rounding to the weights' own type, optimizer, averaging of weights, samples) sees private data through this sum alone:
-post-processing.
+        it, and refuses to train where it passes. The latents of pictures are made before the first step, in batches of
+        one shape, on one kind of device; that x moves them to other places there is under the same assumption.
+So one step is at least as private as the mechanism that `accounting` composes. The divisor is public (q * n_public).
+What follows (rounding to the weights' own type, optimizer, averaging of weights, samples) sees private data through
+this sum alone: post-processing.
 
 The number of ranks (processes that divide a step's units) changes nothing of this. Each drawn unit lies whole in the
 share of one rank alone, which clips its gradient, taken at the first rank's weights and with the draws of its own
@@ -82,8 +85,9 @@ def noisy_sum(
     result only by rounding, as do the ranks of `team`, of which the first calls this and the others `assist`.
     PrivateFacts are for the operator alone. InputError for a parameter that is narrower than float32.
 
-    Guarantee: where plan.private, the noisy sum is (q, sigma)-subsampled Gaussian under add-or-remove-one unit, as
-    proved above; without privacy there is none. The ledger holds the step before its noise exists.
+    Guarantee: where plan.private, the noisy sum is at least as private as the (q, sigma)-subsampled Gaussian under
+    add-or-remove-one unit, as proved above; without privacy there is none. The ledger holds the step before its noise
+    exists.
     """
     require_wide(parameters)
     positions = poisson_draw(len(units), plan.sample_rate, randomness.numpy("sampling", step)).tolist()

@@ -87,6 +87,11 @@ class TrackedRun(Events):
             self._private.update(names)
             self.tags({"private": ", ".join(sorted(self._private))})
 
+    def name_system_metrics(self) -> None:
+        """Name `system/...` as private where the stage reads private data: memory and load depend on who takes part."""
+        if self._reads_private:
+            self._name_private("system")
+
     def _takes(self, name: str, private: bool) -> bool:
         """Whether a picture, table or file goes to the store; a private one is named first."""
         if not self._guaranteed and not is_at_home():
@@ -171,8 +176,9 @@ class TrackedRun(Events):
         """Record an input: a file or folder, or the URI of one elsewhere.
 
         `digest` is ours (64 hex digits; None: MLflow makes one from name and source). What lies in data/ or outputs/
-        also carries its DVC hash, and a folder what its source.json says of the origin. Of `private` pictures
-        name, place and origin are recorded: a hash would tell whoever has a candidate for them whether it is right.
+        also carries its DVC hash, and a folder what its source.json says of the origin. Of `private` pictures, and
+        of adapters and samples that no guarantee covers, name, place and origin are recorded: a hash would tell whoever
+        has a candidate for them whether it is right.
         """
         if private:
             digest = None
@@ -332,7 +338,11 @@ def run(
         with one_line_errors():
             close_orphans(client)
             tracked = TrackedRun(client, _opened(client, stage, config, child), stage, config)
-        monitor = _monitor(tracked.run_id) if system_metrics or _asked_for_system_metrics() else None
+        watched = system_metrics or _asked_for_system_metrics()
+        with one_line_errors():
+            if watched:
+                tracked.name_system_metrics()
+        monitor = _monitor(tracked.run_id) if watched else None
         try:
             with one_line_errors():
                 _describe(tracked, stage, config, command)

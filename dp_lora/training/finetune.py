@@ -28,7 +28,7 @@ from dp_lora.models.device import full_precision
 from dp_lora.models.folder import Model
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.composition import Part, compose, together
-from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.privacy.plan import PrivacyPlan, require_stated_number
 from dp_lora.privacy.randomness import Randomness, read_secret
 from dp_lora.privacy.rounding import dummies, require_small_rounding
 from dp_lora.privacy.step import PrivateFacts, noisy_sum
@@ -165,7 +165,8 @@ def finetune(
     where plan.guaranteed, composed with what the base and privacy.parent had spent before.
     """
     parent = [Part(**part) for part in run.bound["parent"]]
-    # both refuse before any budget is spent
+    # these refuse before any budget is spent
+    require_stated_number(run.plan, len(data.units))
     before = together(base_parts(model.info, lambda: base["digest"], run.plan), parent)
     epsilon_before, _ = compose([*before, Part(0.0, run.plan.delta)])
     if run.result.exists():
