@@ -90,7 +90,7 @@ def _seals_of_others(config: Config) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _outdated(seals: list[tuple[Path, dict[str, Any]]], config: Config, pictures: str) -> Iterator[Path]:
-    """Datasets, and what is kept of each, of pictures that data.path does not hold now; `pictures`: read by `config`."""
+    """Datasets, and what is kept of each, of pictures that data.path does not hold now, which reads as `pictures`."""
     known = {json.dumps(_origin(config)): pictures}  # each fingerprint reads the whole folder
     for root, seal in seals:
         key = json.dumps(seal["origin"])
