@@ -56,7 +56,7 @@ ui: setup ## the MLflow UI over the local store, and the pages that matter; PORT
 doctor: ## look at environment, GPU, memory, disk, docker, tracking store and DVC remote
 	@if [ -x $(VPYTHON) ]; then $(VPYTHON) -m dp_lora.doctor; else $(PYTHON) -m dp_lora.doctor; fi
 
-image: ## build the container image that MLproject names (3.5 minutes; BASE_IMAGE, CA_CERTIFICATES: see docker/README.md)
+image: ## build the container image that MLproject names (3.5 minutes; BASE_IMAGE, CA_CERTIFICATES: see docs/containers.md)
 	@docker/image.sh
 
 test: setup ## the fast tests: about 12 minutes on 2 cores

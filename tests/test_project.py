@@ -209,14 +209,6 @@ def test_versions_agree():
     assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
-def test_readme_names_only_make_targets_that_exist():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
-    assert named
-    assert named <= targets
-
-
 def test_params_yaml_has_the_parameters_of_main():
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     assert tuple(values) == ENTRY_POINTS["main"]
