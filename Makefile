@@ -79,7 +79,7 @@ test-gpu: $(if $(filter $(VPYTHON),$(GPU_PYTHON)),setup) ## the private step on 
 	@[ "$(GPU_PYTHON)" = "$(VPYTHON)" ] || [ -d $(GPU_SITE) ] || { echo "error: $(GPU_SITE) is missing; gather it with make gpu-wheels, where there is a network" >&2; exit 1; }
 	@$(if $(filter $(VPYTHON),$(GPU_PYTHON)),,PYTHONPATH=$(CURDIR)/$(GPU_SITE)) $(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
-pictures: setup ## README's pictures, from the runs of make compare; needs Chromium
+pictures: setup ## README's pictures, from the runs of make compare and make utility; needs Chromium
 	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
 	@$(VPYTHON) -m tests.pictures
 
