@@ -99,7 +99,10 @@ def write_strip(path: Path, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
 
 
 def draw_accuracy(scores: Mapping[float, Sequence[float]], lines: Mapping[str, float], delta: float) -> Figure:
-    """Accuracy (0 to 1) against epsilon: a point per seed, the mean in words, `lines` from side to side."""
+    """Accuracy (0 to 1) against epsilon: a point per seed, their mean as a number, `lines` from side to side.
+
+    The axis ends 10 to 20 points below the lowest score; a line below it stands in the legend alone, which says so.
+    """
     epsilons = sorted(scores)
     finite = [math.log10(eps) for eps in epsilons if not math.isinf(eps)]
     beyond = max(finite, default=0.0) + 0.5  # where no privacy stands: right of the largest epsilon
@@ -110,18 +113,20 @@ def draw_accuracy(scores: Mapping[float, Sequence[float]], lines: Mapping[str, f
         percent = [100 * score for score in scores[eps]]
         axes.scatter([places[eps]] * len(percent), percent, s=45, alpha=0.7, color="tab:blue", zorder=3)
         mean = f"{statistics.mean(percent):.1f}"
-        axes.annotate(mean, (places[eps], min(percent)), (0, -18), textcoords="offset points", ha="center", fontsize=12)
-    styles = ("--", "-.", ":")
+        place = (places[eps], statistics.mean(percent))
+        axes.annotate(mean, place, (12, 0), textcoords="offset points", va="center", fontsize=12)
+    low = max(0, 10 * math.floor(10 * min(map(min, scores.values())) - 1))
     for position, (name, value) in enumerate(lines.items()):
-        label = f"{name}: {100 * value:.1f}"
+        label = f"{name}: {100 * value:.1f}" + (" (below the axis)" if 100 * value < low else "")
+        styles = ("--", "-.", ":")
         axes.axhline(100 * value, color="0.35", linestyle=styles[position % len(styles)], label=label)
     axes.set_xticks(list(places.values()), [shown_eps(eps) for eps in epsilons])
     axes.set_xlim(min(places.values()) - 0.25, max(places.values()) + 0.25)
-    axes.set_ylim(0, 103)
-    axes.set_xlabel(f"delta {delta:g}; each epsilon is of one run; below the points their mean")
+    axes.set_ylim(low, 101)
+    axes.set_xlabel(f"delta {delta:g}; each epsilon is of one run; beside the points their mean")
     axes.set_ylabel("accuracy on real test digits, %")
     axes.tick_params(labelsize=11)
-    axes.legend(loc="center right", fontsize=11)
+    axes.legend(loc="lower right", fontsize=11)
     return figure
 
 

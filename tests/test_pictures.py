@@ -80,8 +80,9 @@ def test_the_plot_has_a_point_per_seed_and_the_references_as_lines(tmp_path):
     assert [text.get_text() for text in axes.get_xticklabels()] == ["eps 1", "eps 10", "no privacy"]
     assert [(line.get_ydata()[0], line.get_label()) for line in axes.lines] == [
         (98.4, "ceiling: 98.4"),
-        (10, "floor: 10.0"),
+        (10, "floor: 10.0 (below the axis)"),
     ]
+    assert axes.get_ylim()[0] == 70
     write_accuracy(tmp_path / "accuracy.png", {(1.0, 0): run(1.0, 0, 0.8), (5.0, 0): run(5.0, 0, 0.9)}, 1e-5)
     with Image.open(tmp_path / "accuracy.png") as picture:
         assert picture.size == (880, 550)

@@ -221,7 +221,7 @@ def test_the_top_level_is_what_it_is_said_to_be():
     top = {line.split("/")[0] for line in listed.stdout.splitlines()}
     assert {
         "MLproject", "conda.yaml", "docker", "pipelines",
-        "dvc.yaml", "params.yaml", "data.dvc", "configs", "dp_lora", "entrypoints", "tests",
+        "dvc.yaml", "params.yaml", "data.dvc", "configs", "docs", "dp_lora", "entrypoints", "tests",
         "benchmarks", "pyproject.toml", "requirements.lock", "Makefile", "README.md", "LICENSE", "CITATION.cff", ".ci",
     } <= top  # fmt: skip
 
