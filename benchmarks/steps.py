@@ -24,6 +24,7 @@ from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.randomness import Randomness
 from dp_lora.privacy.step import noisy_sum
+from dp_lora.training.physical_batch import evenly
 from dp_lora.training.private_loss import diffusion_loss
 
 Step = Callable[[], object]
@@ -38,7 +39,7 @@ def private(
     With a sample rate of 1 all `pictures` take part: the draw, k draws each, forward, backward, one clip per unit, sum,
     the line of the ledger and its head on the disk, noise.
     """
-    rows = physical_batch or setup.physical_batch
+    rows = evenly(len(pictures) * k, physical_batch or setup.physical_batch, k)
     model = setup.model()
     if not one_token:
         model.unet.set_attn_processor(AttnProcessor2_0())

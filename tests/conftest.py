@@ -5,6 +5,9 @@ import signal
 
 # before torch is imported: threads that spin while they wait take the time of the tests' own child processes
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # beside another process of tests a second thread only waits
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from prepare_call import project, store
 

@@ -81,8 +81,39 @@ def mutant(team: Team, folder: Path):
     return result
 
 
+def unlike_memory(team: Team, folder: Path) -> list[list[int]]:
+    """Rows of every micro-batch, rank by rank, where the last rank takes two rows at most, and the others ten."""
+    seen: list[int] = []
+    most = 2 if team.rank == team.size - 1 else 10
+    real = module.sum_over_units
+
+    def limited(loss, parameters, batches, max_grad_norm):
+        seen.clear()
+
+        def watched(copies, rows):
+            seen.append(len(rows.slot))
+            if len(rows.slot) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory, pretended")
+            return loss(copies, rows)
+
+        return real(watched, parameters, batches, max_grad_norm)
+
+    module.sum_over_units = limited
+    plan = plan_of(max_grad_norm=CLIP, sample_rate=1.0)
+    parameters = {"w": torch.zeros(DIRECTIONS.shape[1])}
+    if team.first:
+        ledger = Ledger(folder / f"unlike {team.size}.jsonl")
+        noisy_sum(plan, 0, EACH, random_loss, parameters, Randomness("run"), ledger, 8, team)
+        team.once(None)
+    else:
+        module.assist(EACH, random_loss, parameters, team)
+    module.sum_over_units = real
+    return team.gather(list(seen))
+
+
 def work(team: Team, folder: Path) -> dict:
     results = {case: one(case, team, folder) for case in CASES}
+    results["unlike memory"] = unlike_memory(team, folder)
     results["mutant"] = mutant(team, folder)
     results["map"] = list(team.map(lambda item: (item, team.rank), range(7)))
     assert team.first or results["map"] == []

@@ -114,12 +114,12 @@ def test_stand_in_tests_on_fonts_that_it_does_not_train_on(monkeypatch: pytest.M
         return rendered(n, forms, fonts, generator, size, distortion)
 
     monkeypatch.setattr(letters, "_render", spy)
-    pictures = list(digit_pictures(list("0123456789"), 0, 32, 1))
+    pictures = list(digit_pictures(list("0123456789"), 32, 1))
     assert [picture.split for picture in pictures] == ["train"] * 40 + ["test"] * 20
     assert used["train"].isdisjoint(used["test"])
     assert used["train"] | used["test"] == set(font_files())
     assert len({picture.file_name for picture in pictures}) == 60
     with pytest.raises(InputError, match="'A' is no digit"):
-        list(digit_pictures(["1", "A"], 0, 32, 1))
+        list(digit_pictures(["1", "A"], 32, 1))
     with pytest.raises(InputError, match="'10' is no digit"):
         render_digits(4, 0, classes=["1", "10"])

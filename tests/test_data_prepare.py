@@ -41,6 +41,17 @@ def test_digits_are_balanced_on_both_sides(
         assert [labels.count(label) for label in range(10)] == [n // 10] * 10
 
 
+def test_the_stand_in_is_one_dataset_whatever_the_seed_of_the_training_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a fine-tuning with another seed would train on the digits of the seed that was prepared, and log its own."""
+    monkeypatch.setattr(letters, "STANDIN_TRAIN", 20)
+    monkeypatch.setattr(letters, "STANDIN_TEST", 10)
+    for seed in ("0", "4"):
+        prepare_private(load("standin", {"seed": seed}), tmp_path / seed, Events())
+    assert digest_folder(tmp_path / "0") == digest_folder(tmp_path / "4")
+
+
 def test_a_folder_of_persons_becomes_png_files_with_persons(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -11,8 +11,9 @@ from tiny import tiny_adapter, tiny_config, tiny_model
 from dp_lora.config import load
 from dp_lora.errors import InputError
 from dp_lora.events import Events
+from dp_lora.privacy.gradients import rows_at_once
 from dp_lora.training import physical_batch as module
-from dp_lora.training.physical_batch import fits, largest_that_fits, physical_batch_size
+from dp_lora.training.physical_batch import evenly, fits, largest_that_fits, physical_batch_size
 from dp_lora.training.run_folder import binding, open_run_folder
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -81,9 +82,10 @@ def test_the_search_takes_whole_pictures_or_an_equal_share_of_the_draws_of_one(t
 
 
 @pytest.mark.parametrize(
-    ("configured", "k", "rows"), [(5, 1, 5), (8, 3, 6), (9, 3, 9), (150, 12, 144), (8, 12, 6), (10**6, 12, 168)]
+    ("configured", "k", "rows"),
+    [(5, 1, 5), (8, 3, 6), (9, 3, 9), (150, 12, 84), (100, 12, 84), (8, 12, 6), (10**6, 12, 168)],
 )
-def test_a_number_in_the_config_becomes_the_next_lower_one_that_cuts_no_picture_and_nothing_is_tried(
+def test_a_number_in_the_config_becomes_one_that_cuts_no_picture_and_pads_little_and_nothing_is_tried(
     tmp_path, monkeypatch, capsys, configured, k, rows
 ):
     tried = pretend_gpu(monkeypatch, 1)
@@ -93,6 +95,24 @@ def test_a_number_in_the_config_becomes_the_next_lower_one_that_cuts_no_picture_
     assert not tried
     said = capsys.readouterr().err
     assert (f"compute.physical_batch_size={configured}: {rows} rows at a time" in said) == (rows != configured)
+
+
+@pytest.mark.parametrize(
+    ("step", "at_most", "k", "rows"),
+    [(768, 256, 12, 192), (440, 150, 1, 147), (440, 440, 1, 440), (5, 100, 1, 5), (60, 8, 12, 6)],
+)
+def test_micro_batches_are_as_few_as_fit_and_the_last_one_is_nearly_full(step, at_most, k, rows):
+    assert evenly(step, at_most, k) == rows
+    assert rows <= at_most
+    assert math.ceil(step / rows) == math.ceil(step / rows_at_once(k, at_most))
+
+
+def test_the_rows_of_a_step_are_divided_among_the_ranks(tmp_path, monkeypatch):
+    tried = pretend_gpu(monkeypatch, 10**9)
+    config, folder = opened(tmp_path, f"{CHOSEN} privacy.k=3")
+    with folder as run:
+        assert physical_batch_size(config, None, {}, run, GPU, Events(), ranks=2) == 7 * 3
+    assert max(tried) == 7 * 3
 
 
 def test_a_gpu_without_room_for_one_row_is_one_line(tmp_path, monkeypatch):
@@ -127,11 +147,11 @@ def test_a_size_that_is_tried_is_computed_on_dummy_pictures_of_uneven_units_twic
     assert seen == [(1, 2), (1, 2)]
 
 
-def test_on_a_cpu_eight_rows_are_taken_and_nothing_is_tried(tmp_path, monkeypatch):
+def test_on_a_cpu_at_most_eight_rows_are_taken_and_nothing_is_tried(tmp_path, monkeypatch):
     tried = pretend_gpu(monkeypatch, 10**9)
     config, folder = opened(tmp_path)
     with folder as run:
-        assert physical_batch_size(config, None, {}, run, CPU, Events()) == 8
+        assert physical_batch_size(config, None, {}, run, CPU, Events()) == 7  # twice seven are a step
     assert not tried
 
 

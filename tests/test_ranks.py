@@ -74,6 +74,15 @@ def test_a_step_on_several_ranks_is_one_line_of_the_ledger(steps):
             assert Ledger(folder / f"{case} {size}.jsonl").counted_steps(plan) == 1
 
 
+def test_where_the_memory_of_one_rank_ends_all_ranks_take_as_few_rows(steps):
+    """Micro-batches of one shape on all ranks: else a unit that joins moves others to kernels that round otherwise."""
+    _, results = steps
+    for size in (2, 3):
+        rows = results[size]["unlike memory"]
+        assert len(rows) == size
+        assert {number for rank in rows for number in rank} == {2}
+
+
 def test_ranks_take_items_by_turns_and_the_first_gets_all_results_in_order(steps):
     _, results = steps
     for size in (2, 3):

@@ -88,9 +88,7 @@ def _private_source(config: Config, by_person: bool) -> tuple[Iterator[Picture],
     if data.source == "mnist5k":
         return mnist5k.mnist_pictures(data.classes, data.size, data.channels), mnist5k.SOURCE
     if data.source == "digits":
-        seed = config.experiment.seed
-        source = {"seed": seed, **letters.FONTS_SOURCE}
-        return letters.digit_pictures(data.classes, seed, data.size, data.channels), source
+        return letters.digit_pictures(data.classes, data.size, data.channels), letters.FONTS_SOURCE
     if data.source == "folder" and data.path:
         path = Path(data.path)
         return own_folder.folder_pictures(path, data.classes, data.size, data.channels, by_person), own_folder.SOURCE

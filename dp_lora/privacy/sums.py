@@ -151,30 +151,32 @@ def sum_over_ranks(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
     """`sum_within_memory` of the drawn units, divided among the ranks of `team`: on the first, nothing on the others.
 
-    `parameters` of the other ranks become those of the first. The rows at a time are those of the rank with the least.
+    `parameters` of the other ranks become those of the first. The rows at a time are the same on all ranks: where the
+    memory of one ends, the others compute their shares anew with as few.
 
-    Guarantee: that of `sum_over_units`, whatever the number of ranks: no unit is divided, none is in two shares.
+    Guarantee: that of `sum_over_units`, whatever the number of ranks: no unit is divided, none is in two shares, and
+    all micro-batches of the step have one shape.
     """
     team.copy(parameters)
     plan, k = drawn.plan, drawn.plan.draws_per_clip
     # as published, a picture stands once for each of its draws, and every draw gets a clip of its own
     share = [units[position] for position in team.share(drawn.units) for _ in range(plan.k // k)]
-    part, norms, losses, size = sum_within_memory(
-        loss_factory,
-        drawn.draws,
-        parameters,
-        share,
-        k,
-        plan.max_grad_norm,
-        drawn.physical_batch_size,
-        drawn.back_off,
-    )
+
+    def computed(rows: int) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
+        return sum_within_memory(
+            loss_factory, drawn.draws, parameters, share, k, plan.max_grad_norm, rows, drawn.back_off
+        )
+
+    part, norms, losses, rows = computed(drawn.physical_batch_size)
+    # kernels round otherwise in another shape: a unit that joins moves others from rank to rank (step.py, (5 b))
+    while len(sizes := team.once(sorted(set(team.gather(rows))))) > 1:
+        if rows > sizes[0]:
+            part, norms, losses, rows = computed(sizes[0])
     total = team.sum(part)
-    facts = team.gather((norms.cpu(), losses.cpu(), size))
+    facts = team.gather((norms.cpu(), losses.cpu()))
     if team.first:
         norms, losses = (torch.cat([fact[position] for fact in facts]) for position in (0, 1))
-        size = min(fact[2] for fact in facts)
-    return total, norms, losses, size
+    return total, norms, losses, rows
 
 
 def assist(

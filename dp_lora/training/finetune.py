@@ -226,7 +226,7 @@ def _train(
                 "this place has not seen this ledger before (its folder comes from elsewhere, or was killed in its "
                 "first step): only one copy of a folder may go on, the newest one"
             )
-    physical = physical_batch_size(config, model, state.parameters, run, device, events)
+    physical = physical_batch_size(config, model, state.parameters, run, device, events, team.size)
     _check_rounding(config, model, plan, state.parameters, device, physical)
     bar = progress(total=plan.steps, initial=step, desc="private fine-tuning", unit="step")
     while step < plan.steps and may_step(plan, counted, replay=not randomness.fresh):

@@ -24,7 +24,7 @@ from dp_lora.privacy.sums import LossFactory, sum_over_units
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder
 
-ROWS_ON_A_CPU = 8  # where too many end in a kill, not in an error that can be met
+ROWS_ON_A_CPU = 8  # running out of memory on a CPU kills the process; there is no exception to catch
 MEMORY_SHARE = 0.95  # of the GPU's memory that the search may take: the rest is room for fragments
 
 
@@ -49,33 +49,49 @@ def largest_that_fits(fits: Callable[[int], bool], at_most: int) -> int:
 
 
 def physical_batch_size(
-    config: Config, model: Model, parameters: Mapping[str, Tensor], run: RunFolder, device: torch.device, events: Events
+    config: Config,
+    model: Model,
+    parameters: Mapping[str, Tensor],
+    run: RunFolder,
+    device: torch.device,
+    events: Events,
+    ranks: int = 1,
 ) -> int:
     """Rows at a time: compute.physical_batch_size; where that is null, what `run` holds, else chosen and kept there.
 
-    Never more than nearly every step has, since the last micro-batch is padded to the size of the others. A number in
-    the config that is larger, or no multiple of the draws per clip, becomes the next lower one, which is said.
-    InputError where not one row fits.
+    A number in the config that pads more than it must (`evenly`), or is no multiple of the draws per clip, becomes a
+    lower one, which is said. InputError where not one row fits.
     """
     plan, configured = run.plan, config.compute.physical_batch_size
     if configured is None and run.physical_batch_size is not None:
         return run.physical_batch_size
-    at_most = rows_of_a_step(plan)
+    at_most = rows_of_a_step(plan, ranks)
     rows = rows_at_a_time(config, model, parameters, device, plan.draws_per_clip, at_most)
+    rows = evenly(at_most, rows, plan.draws_per_clip)
     if configured is not None and rows != configured:
         events.message(
-            f"compute.physical_batch_size={configured}: {rows} rows at a time: no more than a step has, and pictures "
-            f"with k={plan.k} draws each that are always cut the same way"
+            f"compute.physical_batch_size={configured}: {rows} rows at a time: as few micro-batches, all of one size, "
+            f"that a step just fills, of pictures with k={plan.k} draws each that are always cut the same way"
         )
     if configured is None and device.type == "cuda":
-        events.message(f"compute.physical_batch_size: {rows} rows at a time, the most that fit; found on dummy data")
+        events.message(f"compute.physical_batch_size: {rows} rows at a time, by what fits; found on dummy data")
         run.keep_physical_batch_size(rows)
     return rows
 
 
-def rows_of_a_step(plan: PrivacyPlan) -> int:
-    """Rows that 97% of the steps do not pass, of public numbers: the expected batch and two standard deviations."""
-    return math.ceil(plan.expected_batch + 2 * math.sqrt(plan.expected_batch)) * plan.k
+def rows_of_a_step(plan: PrivacyPlan, ranks: int = 1) -> int:
+    """Rows of one rank that 97% of the steps do not pass, of public numbers: the mean and two standard deviations."""
+    return math.ceil((plan.expected_batch + 2 * math.sqrt(plan.expected_batch)) / ranks) * plan.k
+
+
+def evenly(step: int, at_most: int, k: int) -> int:
+    """Rows at a time with which `step` rows take as few micro-batches as with `at_most`, and the least padding.
+
+    The last micro-batch is padded to the size of the others: 768 rows of k=12 take four of 192, not four of 252.
+    """
+    part = rows_per_part(k, at_most)
+    micro_batches = math.ceil(step / rows_at_once(k, at_most))
+    return math.ceil(step / micro_batches / part) * part
 
 
 def rows_at_a_time(
