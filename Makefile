@@ -56,7 +56,7 @@ ui: setup ## the MLflow UI over the local store, and the pages that matter; PORT
 doctor: ## look at environment, GPU, memory, disk, docker, tracking store and DVC remote
 	@if [ -x $(VPYTHON) ]; then $(VPYTHON) -m dp_lora.doctor; else $(PYTHON) -m dp_lora.doctor; fi
 
-image: ## build the container image that MLproject names (3.5 minutes; BASE_IMAGE, CA_CERTIFICATES: see docker/README.md)
+image: ## build the container image that MLproject names (3.5 minutes; BASE_IMAGE, CA_CERTIFICATES: see docs/containers.md)
 	@docker/image.sh
 
 test: setup ## the fast tests, in two processes: about 8 minutes on 2 cores
@@ -79,7 +79,7 @@ test-gpu: $(if $(filter $(VPYTHON),$(GPU_PYTHON)),setup) ## the private step on 
 	@[ "$(GPU_PYTHON)" = "$(VPYTHON)" ] || [ -d $(GPU_SITE) ] || { echo "error: $(GPU_SITE) is missing; gather it with make gpu-wheels, where there is a network" >&2; exit 1; }
 	@$(if $(filter $(VPYTHON),$(GPU_PYTHON)),,PYTHONPATH=$(CURDIR)/$(GPU_SITE)) $(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
-pictures: setup ## README's pictures, from the runs of make compare; needs Chromium
+pictures: setup ## README's pictures, from the runs of make compare and make utility; needs Chromium
 	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
 	@$(VPYTHON) -m tests.pictures
 

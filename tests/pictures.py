@@ -1,35 +1,189 @@
-"""README's pictures, by the walk of the browser test: run `make compare`, then `make pictures`."""
+"""README's pictures, from runs of the default experiment: `make compare`, `make utility`, then `make pictures`.
 
+The private pictures of the default experiment are MNIST's, which everybody has: so real ones may be shown, and scores.
+"""
+
+import math
 import shutil
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dp_lora.config import ROOT
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from dp_lora.config import ROOT, Config, flatten, load
+from dp_lora.data.layout import read_dataset
 from dp_lora.errors import InputError
 from dp_lora.files import whole_file
+from dp_lora.grids import CELL, GAP, write_grid
+from dp_lora.sampling.folder import GRID_COLUMNS
 from dp_lora.tracking import ui_links
-from entrypoints.common import one_line_errors
+from dp_lora.tracking.links import GRID
+from dp_lora.tracking.provenance import param_text
+from dp_lora.tracking.store import connect, search_runs
+from entrypoints.common import DEFAULT_CONFIG, one_line_errors
 from entrypoints.ui import server
 from tests.browser import browser_page, open_page
 from tests.tracking_server import free_port
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
 RESULTS = ROOT / "benchmarks" / "results"
-GRID = ROOT / "outputs" / "mnist5k" / "samples" / "grid.png"
+STRIP = (1.0, 10.0, math.inf)  # epsilons beside the real pictures
+PER_CLASS = 2  # pictures: the first ones, not the best
+LINES = {
+    "accuracy_train_on_real": "classifier of real digits",
+    "accuracy_public_only": "classifier of public rendered digits",
+    "accuracy_untrained_embedding": "classifier of samples before fine-tuning",
+}
+VARIED = ("privacy.eps", "experiment.seed", "experiment.description")  # and what a machine decides: compute
+
+
+def shown_eps(eps: float) -> str:
+    return "no privacy" if math.isinf(eps) else f"eps {eps:g}"
+
+
+def default_runs(stage: str, config: Config) -> dict[tuple[float, int], "Run"]:
+    """The newest finished run of a stage per epsilon and seed, with the settings of `config` in all else."""
+    condition = f"tags.experiment = '{config.experiment.name}' AND tags.stage = '{stage}'"
+    condition += " AND attributes.status = 'FINISHED'"
+    found = search_runs(connect(), condition, max_results=1000, order_by=["attributes.end_time DESC"])
+    return newest(found, config)
+
+
+def newest(runs: Sequence["Run"], config: Config) -> dict[tuple[float, int], "Run"]:
+    """Of runs, newest first, the first one per epsilon and seed that has the settings of `config` in all else."""
+    settings = {key: param_text(value) for key, value in flatten(config).items() if key not in VARIED}
+    settings = {key: text for key, text in settings.items() if not key.startswith("compute.")}
+    first: dict[tuple[float, int], Run] = {}
+    for run in runs:
+        params = run.data.params
+        if settings.items() <= params.items():
+            first.setdefault((float(params["privacy.eps"]), int(params["experiment.seed"])), run)
+    return first
+
+
+def cut_grid(grid: Image.Image, classes: int, size: int) -> NDArray[np.uint8]:
+    """The pictures uint8 (classes, GRID_COLUMNS, size, size, 3) of a full grid that `draw_grid` drew, one row a class.
+
+    ValueError for a picture that is no such grid.
+    """
+    scale = max(1, -(-CELL // size))
+    step, side = size * scale + GAP, size * scale
+    left = grid.width - GRID_COLUMNS * step
+    if left <= 0 or grid.height != classes * step + GAP:
+        raise ValueError(f"no grid of {classes} rows of {GRID_COLUMNS} pictures of {size} pixels: {grid.size}")
+    pixels = np.asarray(grid.convert("RGB"))
+    # each pixel was enlarged to scale x scale equal ones
+    rows = [
+        [pixels[top : top + side : scale, x : x + side : scale] for x in range(left, grid.width, step)]
+        for top in range(GAP, classes * step, step)
+    ]
+    return np.array(rows)
+
+
+def write_strip(path: Path, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+    """Write a picture with a class per column; `pictures`: name -> uint8 (classes, n, H, W, 3), n rows of each name."""
+    rows, names = [], []
+    for name, of_classes in pictures.items():
+        rows += list(of_classes.swapaxes(0, 1))
+        names += [name] + [""] * (of_classes.shape[1] - 1)
+    write_grid(path, rows, names)
+
+
+def draw_accuracy(scores: Mapping[float, Sequence[float]], lines: Mapping[str, float], delta: float) -> Figure:
+    """Accuracy (0 to 1) against epsilon: a point per seed, their mean as a number, `lines` from side to side.
+
+    The axis ends 10 to 20 points below the lowest score; a line below it stands in the legend alone, which says so.
+    """
+    epsilons = sorted(scores)
+    finite = [math.log10(eps) for eps in epsilons if not math.isinf(eps)]
+    beyond = max(finite, default=0.0) + 0.5  # where no privacy stands: right of the largest epsilon
+    places = {eps: beyond if math.isinf(eps) else math.log10(eps) for eps in epsilons}
+    figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for eps in epsilons:
+        percent = [100 * score for score in scores[eps]]
+        axes.scatter([places[eps]] * len(percent), percent, s=45, alpha=0.7, color="tab:blue", zorder=3)
+        mean = f"{statistics.mean(percent):.1f}"
+        place = (places[eps], statistics.mean(percent))
+        axes.annotate(mean, place, (12, 0), textcoords="offset points", va="center", fontsize=12)
+    low = max(0, 10 * math.floor(10 * min(map(min, scores.values())) - 1))
+    for position, (name, value) in enumerate(lines.items()):
+        label = f"{name}: {100 * value:.1f}" + (" (below the axis)" if 100 * value < low else "")
+        styles = ("--", "-.", ":")
+        axes.axhline(100 * value, color="0.35", linestyle=styles[position % len(styles)], label=label)
+    axes.set_xticks(list(places.values()), [shown_eps(eps) for eps in epsilons])
+    axes.set_xlim(min(places.values()) - 0.25, max(places.values()) + 0.25)
+    axes.set_ylim(low, 101)
+    axes.set_xlabel(f"delta {delta:g}; each epsilon is of one run; beside the points their mean")
+    axes.set_ylabel("accuracy on real test digits, %")
+    axes.tick_params(labelsize=11)
+    axes.legend(loc="lower right", fontsize=11)
+    return figure
+
+
+def write_accuracy(path: Path, scored: Mapping[tuple[float, int], "Run"], delta: float) -> None:
+    """Write the plot of all runs' accuracies, with the references that each of them was scored beside."""
+    scores: dict[float, list[float]] = {}
+    for (eps, _), run in scored.items():
+        scores.setdefault(eps, []).append(run.data.metrics["accuracy"])
+    lines = {shown: statistics.mean(run.data.metrics[name] for run in scored.values()) for name, shown in LINES.items()}
+    with whole_file(path) as temporary:
+        FigureCanvasAgg(draw_accuracy(scores, lines, delta)).print_png(temporary)
+
+
+def real_pictures(folder: Path, classes: Sequence[str], count: int) -> NDArray[np.uint8]:
+    """The first `count` real test pictures of each class, uint8 (classes, count, H, W, 3)."""
+    dataset = read_dataset(folder, list(classes), "test")
+    chosen = [np.flatnonzero(dataset.labels == position)[:count] for position in range(len(classes))]
+    pixels = dataset.images(np.concatenate(chosen))
+    return np.broadcast_to(pixels, (*pixels.shape[:3], 3)).reshape(len(classes), count, *pixels.shape[1:3], 3)
+
+
+def sampled_pictures(run: "Run", classes: int, size: int) -> NDArray[np.uint8]:
+    """All pictures of the grid that a run of `sample` keeps."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = connect().download_artifacts(run.info.run_id, GRID, folder)
+        with Image.open(path) as grid:
+            return cut_grid(grid, classes, size)
 
 
 def main() -> None:
-    """Take the comparison of the latest run per epsilon from the UI over the local store, and the newest grid."""
+    """Draw the strip and the plot from the store, take the comparison of the latest run per epsilon from the UI."""
+    config = load(DEFAULT_CONFIG)
+    outputs, classes = ROOT / "outputs" / DEFAULT_CONFIG, config.data.classes
+    scored, sampled = default_runs("fid", config), default_runs("sample", config)
+    missing = [shown_eps(eps) for eps in STRIP if (eps, config.experiment.seed) not in sampled]
+    if missing or not scored or not (outputs / "samples" / GRID).exists():
+        shown = ", ".join(missing) or "all"
+        raise InputError(f"pictures: the store lacks runs of {DEFAULT_CONFIG} ({shown}); run `make compare` first")
+    with whole_file(RESULTS / "samples.png") as temporary:
+        shutil.copyfile(outputs / "samples" / GRID, temporary)
+    pictures = {"real": real_pictures(outputs / "data", classes, PER_CLASS)}
+    for eps in STRIP:
+        run = sampled[eps, config.experiment.seed]
+        pictures[shown_eps(eps)] = sampled_pictures(run, len(classes), config.data.size)[:, :PER_CLASS]
+    write_strip(RESULTS / "strip.png", pictures)
+    write_accuracy(RESULTS / "accuracy.png", scored, config.privacy.delta)
+    for (eps, seed), run in sorted(scored.items()):
+        commit = run.data.tags.get("mlflow.source.git.commit", "unknown")[:10]
+        print(f"{shown_eps(eps)}, seed {seed}: accuracy {run.data.metrics['accuracy']}, commit {commit}")
     with server(free_port()) as (address, _), browser_page() as (page, _):
-        comparison = ui_links(address).get("latest run per epsilon")
-        if comparison is None or not GRID.exists():
-            raise InputError("pictures: the store has no runs to compare; run `make compare` first")
-        open_page(page, comparison, "trainable_parameters")
+        open_page(page, ui_links(address)["latest run per epsilon"], "trainable_parameters")
         for folded in ("Visualizations", "Parameters"):
             page.get_by_text(folded, exact=True).first.click()
         page.wait_for_timeout(1000)  # the folding is drawn
         with whole_file(RESULTS / "compare.png") as temporary:
             temporary.write_bytes(page.screenshot())
-    with whole_file(RESULTS / "samples.png") as temporary:
-        shutil.copyfile(GRID, temporary)
-    print(f"{RESULTS.relative_to(ROOT)}/: compare.png, samples.png")
+    print(f"{RESULTS.relative_to(ROOT)}/: samples.png, strip.png, accuracy.png, compare.png")
 
 
 if __name__ == "__main__":

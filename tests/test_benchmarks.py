@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from benchmarks import private_step
 from benchmarks.ratios import Ratio, against, interleaved, peak_memory
+from benchmarks.size import sizes
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,16 @@ def test_the_command_shows_every_round_beside_the_bar_and_ends_with_1_on_a_miss(
     (written,) = json.loads((tmp_path / "bench.json").read_text())["ratios"]
     assert (written["rounds"], written["bar"], written["missed"]) == ([ratio] * 9, 1.1, bool(status))
     assert CliRunner().invoke(private_step.main, ["--rounds", "8"]).exit_code == 2
+
+
+def test_sizes_are_per_room_and_add_up():
+    lines = {"dp_lora/files.py": 5, "dp_lora/data/a.py": 10, "dp_lora/data/b/c.py": 1, "entrypoints/d.py": 7}
+    assert sizes({**lines, "tests/gpu/e.py": 100}) == [
+        ("dp_lora/*.py", 1, 5),
+        ("dp_lora/data", 2, 11),
+        ("entrypoints", 1, 7),
+        ("tests", 1, 100),
+        ("all of dp_lora", 3, 16),
+        ("dp_lora and entrypoints", 4, 23),
+        ("all", 5, 123),
+    ]

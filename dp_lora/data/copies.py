@@ -15,7 +15,7 @@ from dp_lora.data.refused import refused
 
 GROUPS, MEMBERS = 5, 4  # named at a time, of many
 MEANING = (
-    "each copy is a unit of its own, and what n copies show is protected as a group of n alone (README, Threat model)"
+    "each copy is a unit of its own, and what n copies show is protected as a group of n alone (docs/privacy.md, Units)"
 )
 
 
