@@ -13,11 +13,10 @@ import pytest
 import yaml
 
 from dp_lora import __version__
-from dp_lora.config import ROOT
+from dp_lora.config import ROOT, STAGES
 from dp_lora.data import latents
 from dp_lora.events import Events
 from dp_lora.tracking import registry
-from entrypoints.common import ENTRY_POINTS
 
 COMMON = {"config", "errors", "files", "events", "progress", "team"}
 # room -> rooms of ours that it may import, beside COMMON
@@ -144,8 +143,9 @@ def test_mlproject_click_and_readme_have_the_same_entry_points_and_parameters():
     project = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| (`[^|]*`) \|$", readme, flags=re.MULTILINE))
-    assert set(project["entry_points"]) == set(ENTRY_POINTS) == set(rows)
-    for name, parameters in ENTRY_POINTS.items():
+    assert set(project["entry_points"]) == set(STAGES) == set(rows)
+    for name, stage in STAGES.items():
+        parameters = stage.parameters
         entry = project["entry_points"][name]
         assert tuple(entry["parameters"]) == parameters
         assert {p: spec["default"] for p, spec in entry["parameters"].items() if p != "config"} == {
@@ -219,7 +219,7 @@ def test_readme_names_only_make_targets_that_exist():
 
 def test_params_yaml_has_the_parameters_of_main():
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    assert tuple(values) == ENTRY_POINTS["main"]
+    assert tuple(values) == STAGES["main"].parameters
 
 
 def test_the_top_level_is_what_it_is_said_to_be():
