@@ -26,7 +26,7 @@ from dp_lora.config import (
     resolved_yaml,
 )
 from dp_lora.errors import InputError
-from dp_lora.privacy.published import EPSILONS
+from dp_lora.statement import EPSILONS, privacy_tag
 from dp_lora.tracking.provenance import param_text
 from entrypoints.house import close_house
 from entrypoints.record import record
@@ -133,8 +133,6 @@ def track_privacy(
 
     `config` is the adapter's own (`Call.of_adapter`); `step` is that at which epsilon and delta were spent.
     """
-    from dp_lora.statement import privacy_tag
-
     for name in ("epsilon", *EPSILONS, "delta"):
         if name in statement:
             run.metric(name, statement[name], step)

@@ -11,11 +11,11 @@ from dp_lora import tracking
 from dp_lora.config import Config
 from dp_lora.errors import InputError, private_names
 from dp_lora.files import read_json
+from entrypoints.adapters import find_base, track_base
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import make_missing, would_make
 from entrypoints.pipelines import WORKING, outputs, private_data, public_data, require
 from entrypoints.prepared import caches, require_prepared
-from entrypoints.sample import find_base, track_base
 
 PRIVATE_PICTURES = "the samples cannot be scored on the private pictures; the operator's terminal says why"
 
