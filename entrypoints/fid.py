@@ -1,6 +1,5 @@
 """Score samples: distance to the private pictures, and what a classifier learns from the samples alone."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,24 +91,8 @@ def _evaluate(
         result = evaluate(config, samples, data, public, base, untrained, *kept, out, run)
     for name, value in result.metrics.items():
         run.metric(name, value, private=name in result.private)
-    run.table(
-        {
-            "metric": [entry.metric for entry in result.entries],
-            "value": [entry.value for entry in result.entries],
-            "low": [entry.low for entry in result.entries],
-            "high": [entry.high for entry in result.entries],
-            "meaning": [entry.meaning for entry in result.entries],
-            "private": [entry.private for entry in result.entries],
-        },
-        "evaluation",
-        private=True,
-    )
-    # per_class.csv's own columns, as a table that can be compared between runs
-    with (out / "per_class.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    texts = {name: [row[name] for row in rows] for name in rows[0]}
-    columns = {name: column if name == "class" else [float(text) for text in column] for name, column in texts.items()}
-    run.table(columns, "per_class", private=True)
+    run.table(result.table, "evaluation", private=True)
+    run.table(result.per_class, "per_class", private=True)
     for entry in result.entries:
         interval = f"  ({entry.low:.4g} to {entry.high:.4g})" if entry.low is not None else ""
         click.echo(f"{entry.metric:<40} {entry.value:>10.4g}{interval}")

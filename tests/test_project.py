@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from dp_lora import __version__
+from dp_lora import sources as code
 from dp_lora.config import ROOT, STAGES
-from dp_lora.data import latents
 from dp_lora.events import Events
 from dp_lora.tracking import registry
 
@@ -31,7 +31,7 @@ ARROWS = {
     "diffusion": {"errors"},
     "privacy": {"errors", "files", "team"},
     "grids": {"files"},
-    "data": {"models"},  # latents.py encodes with the base's autoencoder
+    "data": {"models", "sources"},  # latents.py encodes with the base's autoencoder
     "models": {"diffusion"},
     "release": {"privacy", "models"},
     "statement": {"privacy"},
@@ -39,8 +39,8 @@ ARROWS = {
     "sources": set(),
     "reproduction": set(),
     "export": {"release", "statement", "models"},
-    "sampling": {"models", "data", "grids"},
-    "evaluation": {"models", "data", "sampling"},
+    "sampling": {"models", "data", "grids", "sources"},
+    "evaluation": {"models", "data", "sampling", "sources"},
     "training": {"data", "models", "diffusion", "privacy", "release", "sampling", "grids", "operator_key", "sources"},
     "tracking": set(),
     "served_model": {"models", "sampling"},
@@ -241,13 +241,17 @@ def test_environment_variables_of_ours_have_one_prefix():
     assert named == ["dp_lora/tracking/provenance.py", "entrypoints/reproduce.py"]
 
 
-def test_cached_latents_are_keyed_by_all_code_of_data_and_models_that_sees_a_picture():
-    files = [ROOT / "dp_lora" / source for source in latents.CODE]
-    imported = {MODULES[module] for path in files for module in imports_of(path) if module.startswith("dp_lora.")}
-    rooms = {path for path in imported if room_of(path) in ("data", "models")}
-    # they digest the autoencoder's weights, or refuse names, and see no picture
-    blind = {ROOT / "dp_lora" / name for name in ("models/folder.py", "data/persons.py", "data/refused.py")}
-    assert rooms - blind <= set(files)
+def test_each_cache_is_keyed_by_all_code_that_makes_what_it_keeps():
+    latents_and_scores = {
+        "data/latents.py": ("data/layout.py", "data/pixels.py", "data/png.py", "models/autoencoder.py"),
+        "evaluation/evaluate.py": ("evaluation/classifier.py", "sampling/ddim.py", "models/unet.py", "data/layout.py"),
+        "sampling/__init__.py": ("sampling/ddim.py", "sampling/noise.py", "models/attention.py", "diffusion.py"),
+    }
+    for start, needed in latents_and_scores.items():
+        found = {path.relative_to(ROOT / "dp_lora").as_posix() for path in code.sources(ROOT / "dp_lora" / start)}
+        assert {start, *needed} <= found
+    keyed = (path for path in sources() if "digest_code(" in path.read_text(encoding="utf-8"))
+    assert {room_of(path) for path in keyed} == {"data", "evaluation", "sampling", "training", "sources"}
 
 
 def parsed():
