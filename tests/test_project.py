@@ -254,6 +254,21 @@ def test_each_cache_is_keyed_by_all_code_that_makes_what_it_keeps():
     assert {room_of(path) for path in keyed} == {"data", "evaluation", "sampling", "training", "sources"}
 
 
+def test_a_fine_tuning_is_resolved_and_its_pictures_are_encoded_in_one_place():
+    """Not once for a dry run, once for the other ranks and once more for the training."""
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in MODULES.values()}
+
+    def callers(function: str) -> set[str]:
+        called = re.compile(rf"(?<!def )\b{function}\(")
+        return {name for name, text in texts.items() if called.search(text)}
+
+    assert callers("parent_parts") == {"entrypoints/finetuning.py"}
+    # a working folder compares what it holds with what its configuration gives now
+    assert callers("make_plan") == {"entrypoints/finetuning.py", "dp_lora/training/run_folder.py"}
+    assert callers("encode_dataset") == {"dp_lora/training/ldm.py", "dp_lora/training/private_run.py"}
+    assert len(texts["entrypoints/finetune.py"].splitlines()) <= 130
+
+
 def parsed():
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES.values()}
 

@@ -39,6 +39,12 @@ def test_a_dry_run_that_counts_nothing_imports_nothing_heavy():
     assert heavy(*(f"{name} --dry-run" for name in STAGES if name not in counting)) == set()
 
 
+def test_private_pictures_are_prepared_without_waiting_for_what_draws_letters():
+    command = [sys.executable, "-c", "import sys, dp_lora.data.prepare; print(*sys.modules)"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "scipy", "matplotlib", "pandas", "mlflow"} & set(done.stdout.split())
+
+
 def test_a_dry_run_of_finetune_imports_what_it_counts_and_calibrates_with_and_no_more():
     found = heavy("finetune --dry-run --overrides compute.device=cpu")
     assert {"torch", "diffusers", "peft", "opacus", "scipy"} <= found
