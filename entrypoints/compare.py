@@ -5,12 +5,13 @@ import sys
 
 import click
 
-from dp_lora.config import ROOT, load
-from entrypoints.common import DEFAULT_CONFIG, OneLineCommand, one_line_errors
+from dp_lora.config import ROOT, STAGES, load
+from entrypoints.common import OneLineCommand, one_line_errors
 from entrypoints.main import summary
 from entrypoints.pipeline import write_params
 from entrypoints.pipelines import PIPELINES
 
+DEFAULT = STAGES["main"].default_config
 EPSILONS = ("1", "5", "inf", "")  # the config's own comes last, so that outputs/ ends as `dvc repro` leaves it
 
 
@@ -25,10 +26,10 @@ def main() -> None:
                 status = subprocess.run(command, cwd=ROOT, check=False).returncode
                 if status:
                     sys.exit(status)
-                config = load(DEFAULT_CONFIG, {"eps": eps})
+                config = load(DEFAULT, {"eps": eps})
                 rows[config.privacy.eps] = summary(config)
         finally:
-            write_params(PIPELINES["letters"], {"config": DEFAULT_CONFIG})
+            write_params(PIPELINES["letters"], {"config": DEFAULT})
         click.echo()
         names = ["eps", *rows[min(rows)]]
         click.echo("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))

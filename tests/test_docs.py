@@ -6,8 +6,7 @@ from collections import Counter
 
 import pytest
 
-from dp_lora.config import ROOT, config_names, filed
-from entrypoints.common import ENTRY_POINTS
+from dp_lora.config import ROOT, STAGES, config_names, filed
 
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -88,7 +87,7 @@ def unknown_targets(text):
 def faults_of_values(entry, values):
     """What is wrong with the parameters of one call of an entry point, (name, text) each."""
     for name, value in values:
-        if name not in ENTRY_POINTS[entry]:
+        if name not in STAGES[entry].parameters:
             yield f"{entry}: no parameter {name}"
         elif name == "config" and value not in config_names():
             yield f"{entry}: no config {value}"
@@ -107,13 +106,13 @@ def faults_of_command(words):
         if (ROOT / module.split(".")[0]).exists() and not (ROOT / f"{module.replace('.', '/')}.py").exists():
             return [f"no module {module}"]
         entry = module.removeprefix("entrypoints.")
-        given = words[words.index("-m") + 2 :] if entry in ENTRY_POINTS else []
+        given = words[words.index("-m") + 2 :] if entry in STAGES else []
         values = [
             (word[2:], given[i + 1]) for i, word in enumerate(given) if word.startswith("--") and word != "--dry-run"
         ]
     else:
         return []
-    if entry not in ENTRY_POINTS:
+    if entry not in STAGES:
         return [f"no entry point {entry}"] if "-m" not in words else []
     return list(faults_of_values(entry, values))
 

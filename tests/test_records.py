@@ -23,11 +23,11 @@ from dp_lora.files import digest_file, read_json, whole_file, whole_folder, writ
 from dp_lora.privacy.plan import PUBLISHED
 from dp_lora.tracking import tracked_run
 from dp_lora.tracking.provenance import dvc_hash
+from entrypoints.adapters import track_adapter
 from entrypoints.common import one_line_errors
 from entrypoints.house import close_house
 from entrypoints.pipelines import PIPELINES
 from entrypoints.record import is_public, operator_folder, public_lock, record, stage_folders
-from entrypoints.sample import track_adapter
 from tests.kept import hashes, leaves, runs_of, told, unnamed
 from tests.test_tracking import artifacts, use_store
 from tests.tiny import no_privacy, plan_of
