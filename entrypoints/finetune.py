@@ -27,12 +27,11 @@ from entrypoints.pipelines import (
     what_to_type,
 )
 from entrypoints.prepared import caches, require_prepared
-from entrypoints.record import keep_here, operator_folder
+from entrypoints.record import LEDGER, keep_here, operator_folder
 from entrypoints.sample import find_adapter, rates_at_hand, track_base
 
 EPSILON_OF_DELTA = "epsilon_of_delta.csv"
 WORK_STOPPED = "the working folder of this fine-tuning cannot be gone on with; the operator's terminal says why"
-LEDGER = "ledger.json"  # of a run's files on this machine: where its working folder is
 KEPT = "runs/DIGEST (ledger and checkpoints)"  # what stays of a private fine-tuning, as a dry run shows it
 
 if TYPE_CHECKING:
@@ -310,9 +309,9 @@ def _working(call: Call, folder: Path, bound: dict[str, Any]) -> Path:
 
 
 def _copied(result: Path, out: Path) -> Path:
-    with whole_folder(out) as temporary:
+    statement = read_json(result / "privacy.json")
+    with whole_folder(out, private=not statement["private"]) as temporary:
         shutil.copytree(result, temporary / result.name)
-        statement = read_json(result / "privacy.json")
         names = ("epsilon", *EPSILONS, "delta", "noise_multiplier", "sample_rate", "steps", "max_grad_norm", "k")
         write_json(temporary / "metrics.json", {name: statement[name] for name in names if name in statement})
         _write_curves(result, temporary)
