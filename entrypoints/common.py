@@ -5,7 +5,7 @@ import resource
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +31,7 @@ from dp_lora.errors import InputError, SaidError
 from dp_lora.files import full_disk
 from dp_lora.privacy.published import EPSILONS
 from dp_lora.tracking.provenance import READS_PRIVATE, override_text
+from entrypoints.changes import telling_changes
 from entrypoints.house import close_house
 from entrypoints.record import LEDGER, operator_folder, record
 
@@ -204,7 +205,8 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
                     _require_device(config)
                 call = Call(stage, config, out, dry_run, part, inputs, typed)
                 try:
-                    function(call)
+                    with nullcontext() if dry_run or call.child else telling_changes():
+                        function(call)
                 except KeyboardInterrupt as error:
                     error.add_note(_how_to_go_on(call))
                     raise
