@@ -210,13 +210,6 @@ def digest_folder(folder: Path) -> str:
     return total.hexdigest()
 
 
-def digest_code(*names: str) -> str:
-    """SHA-256 over sources of this package, named from its folder: files, and folders with all that they hold."""
-    found = (PACKAGE / name for name in names)
-    paths = [path for place in found for path in (place.rglob("*.py") if place.is_dir() else [place])]
-    return digest_value([(path.relative_to(PACKAGE).as_posix(), digest_file(path)) for path in sorted(paths)])
-
-
 def digest_value(value: Any) -> str:
     """SHA-256 of a JSON-able value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""The source files that a piece of work runs, by their imports: what DVC's stages and private runs depend on."""
+"""The source files that a piece of work runs, by their imports: what stages, caches and private runs depend on."""
 
 import ast
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dp_lora.files import PACKAGE
+from dp_lora.files import PACKAGE, digest_file, digest_value
 
 # Files and packages that no result depends on, though all work imports them; a change there makes nothing anew.
 LEFT_OUT = {
@@ -16,6 +16,7 @@ LEFT_OUT = {
     "dp_lora/operator_key.py": "names of folders",
     "dp_lora/tracking": "keeps what a run made",
     "dp_lora/models/estimate.py": "what a dry run says of time and memory",
+    "dp_lora/training/planned.py": "what a dry run says",
     "dp_lora/training/measure.py": "what a dry run says of time and memory",
 }
 
@@ -33,6 +34,11 @@ def sources(*starts: Path) -> list[Path]:
             found[path] = ast.parse(path.read_text(encoding="utf-8"))
             todo += _imported(found[path])
     return sorted(path for path, tree in found.items() if has_code(tree))
+
+
+def digest_code(*names: str) -> str:
+    """SHA-256 over `sources` of these files, named from the package's folder: what another code made has another."""
+    return digest_value([[shown(path), digest_file(path)] for path in sources(*(PACKAGE / name for name in names))])
 
 
 def has_code(tree: ast.Module) -> bool:

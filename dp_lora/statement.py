@@ -8,6 +8,9 @@ from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from dp_lora.privacy.plan import PUBLISHED
 
+# what a run with the published accounting reports in the place of epsilon
+EPSILONS = ("claimed_epsilon", "bounded_epsilon")
+
 
 def privacy_tag(statement: Mapping[str, Any]) -> str:
     """Tag of a run that made or used an adapter with this statement: private-dp, none or published-no-guarantee."""

@@ -1,6 +1,7 @@
 """The commands: each resolves its configuration and its inputs, opens the tracked run and calls what does the work.
 
-`finetune` also encodes the latents and chooses between a private fine-tuning and one without privacy.
+A module of a command imports nothing heavy at its head (tests/test_startup.py): torch and the rest are imported where
+the work begins, so that help and refusals come at once.
 """
 
 import os

@@ -15,9 +15,8 @@ from safetensors import SafetensorError
 
 from dp_lora import tracking
 from dp_lora.config import (
-    PARAMETERS,
     ROOT,
-    STAGE_PARAMETERS,
+    STAGES,
     Config,
     filed,
     flatten,
@@ -29,13 +28,12 @@ from dp_lora.config import (
 from dp_lora.config.words import did_you_mean
 from dp_lora.errors import InputError, SaidError
 from dp_lora.files import full_disk
-from dp_lora.privacy.published import EPSILONS
-from dp_lora.tracking.provenance import READS_PRIVATE, override_text
+from dp_lora.statement import EPSILONS, privacy_tag
+from dp_lora.tracking.provenance import override_text
 from entrypoints.changes import telling_changes
 from entrypoints.house import close_house
 from entrypoints.record import LEDGER, operator_folder, record
 
-FINETUNE_PARAMETERS = tuple(PARAMETERS)
 HELP = {
     "config": "experiment: the name of a file in configs/",
     "eps": "target epsilon, above 0; inf: no privacy",
@@ -51,24 +49,8 @@ HELP = {
     "adapter": "folder, or MLflow run id of a finetune run; empty: that of the experiment's stage",
     "samples": "folder, or MLflow run id of a sample run; empty: those of the experiment's stage",
 }
-# The table that MLproject, these commands and README agree on.
-ENTRY_POINTS: dict[str, tuple[str, ...]] = {
-    "main": ("config", *FINETUNE_PARAMETERS, "overrides"),
-    "prepare": ("config", "seed", "overrides"),
-    "pretrain_ae": ("config", "batch_size", "epochs", "lr", "seed", "overrides"),
-    "pretrain_ldm": ("config", "batch_size", "epochs", "lr", "seed", "overrides"),
-    "import_base": ("config", "overrides"),
-    "finetune": ("config", *FINETUNE_PARAMETERS, "overrides"),
-    "sample": ("config", "adapter", "seed", "overrides"),
-    "fid": ("config", "samples", "overrides"),
-    "count_params": ("config", "rank", "overrides"),
-    "export": ("config", "adapter", "overrides"),
-}
 INPUTS = ("adapter", "samples")
 GOES_ON = "the same command goes on"
-COMPUTING = ("main", "pretrain_ae", "pretrain_ldm", "finetune", "sample", "fid")  # what runs on compute.device
-DEFAULT_CONFIG = "mnist5k"
-DEFAULT_CONFIGS = {"import_base": "cin256"}  # of stages that the default experiment has no use for
 
 
 @dataclass(frozen=True)
@@ -124,7 +106,7 @@ class Call:
             close_house(self.config)
             for name, value in peak_memory().items():
                 # of work on private pictures it tells how many there are, or were drawn
-                run.metric(f"private/{name}" if self.stage in READS_PRIVATE else name, value)
+                run.metric(f"private/{name}" if STAGES[self.stage].reads_private else name, value)
             record(run, self.stage, self.config)
 
     def shown_out(self, name: str = "") -> str:
@@ -155,8 +137,6 @@ def track_privacy(
 
     `config` is the adapter's own (`Call.of_adapter`); `step` is that at which epsilon and delta were spent.
     """
-    from dp_lora.statement import privacy_tag
-
     for name in ("epsilon", *EPSILONS, "delta"):
         if name in statement:
             run.metric(name, statement[name], step)
@@ -173,8 +153,8 @@ def repeat_command(stage: str, config: Config, inputs: Mapping[str, str]) -> str
     plain = filed(config.experiment.name)
     changed = {key: override_text(value) for key, value in flatten(config).items() if value != plain[key]}
     given = {"config": config.experiment.name, **{name: value for name, value in inputs.items() if value}}
-    for name, key in (PARAMETERS | STAGE_PARAMETERS.get(stage, {})).items():
-        if name in ENTRY_POINTS[stage] and key in changed:
+    for name, key in STAGES[stage].sets.items():
+        if key in changed:
             given[name] = changed.pop(key)
     if changed:
         given["overrides"] = " ".join(f"{key}={text}" for key, text in changed.items())
@@ -184,13 +164,8 @@ def repeat_command(stage: str, config: Config, inputs: Mapping[str, str]) -> str
     )
 
 
-def default_config(stage: str) -> str:
-    """The experiment that an entry point works on when none is named."""
-    return DEFAULT_CONFIGS.get(stage, DEFAULT_CONFIG)
-
-
 def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[Call], None]], click.Command]:
-    """Make a click command of `stage` from a function of a Call, with the stage's parameters of ENTRY_POINTS."""
+    """Make a click command of `stage` from a function of a Call, with the stage's parameters of STAGES."""
 
     def decorate(function: Callable[[Call], None]) -> click.Command:
         def command(dry_run: bool, resolved: Path | None, out: Path | None, **values: str) -> None:
@@ -198,10 +173,10 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
                 part = values.pop("part", None)
                 inputs = {name: values.pop(name) for name in INPUTS if name in values}
                 typed = {name: value for name, value in values.items() if value != ""}
-                name = values.pop("config") or default_config(stage)
+                name = values.pop("config") or STAGES[stage].default_config
                 overrides = values.pop("overrides", "")
                 config = read_resolved(resolved) if resolved else load(name, values, overrides, stage=stage)
-                if stage in COMPUTING and not dry_run:
+                if STAGES[stage].computes and not dry_run:
                     _require_device(config)
                 call = Call(stage, config, out, dry_run, part, inputs, typed)
                 try:
@@ -256,9 +231,10 @@ def _require_device(config: Config) -> None:
 
 
 def _options(stage: str, parts: tuple[str, ...]) -> list[Callable]:
+    row = STAGES[stage]
     options = [
-        click.option(f"--{name}", name, default=default_config(stage) if name == "config" else "", help=HELP[name])
-        for name in ENTRY_POINTS[stage]
+        click.option(f"--{name}", name, default=row.default_config if name == "config" else "", help=HELP[name])
+        for name in row.parameters
     ]
     options.append(click.option("--dry-run", is_flag=True, help="print what would be done, touch nothing"))
     # the two by which a DVC stage says what it resolved and where the result goes

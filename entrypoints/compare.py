@@ -5,14 +5,15 @@ import sys
 
 import click
 
-from dp_lora.config import ROOT, load
+from dp_lora.config import ROOT, STAGES, load
 from dp_lora.tracking.process import stop_signals_raise
 from dp_lora.tracking.session import run_in_session
-from entrypoints.common import DEFAULT_CONFIG, OneLineCommand, one_line_errors
+from entrypoints.common import OneLineCommand, one_line_errors
 from entrypoints.main import summary
 from entrypoints.pipeline import write_params
 from entrypoints.pipelines import PIPELINES
 
+DEFAULT = STAGES["main"].default_config
 EPSILONS = ("1", "5", "inf", "")  # the config's own comes last, so that outputs/ ends as `dvc repro` leaves it
 
 
@@ -27,10 +28,10 @@ def main() -> None:
                 status = run_in_session(command, ROOT, os.environ)
                 if status:
                     sys.exit(status)
-                config = load(DEFAULT_CONFIG, {"eps": eps})
+                config = load(DEFAULT, {"eps": eps})
                 rows[config.privacy.eps] = summary(config)
         finally:
-            write_params(PIPELINES["letters"], {"config": DEFAULT_CONFIG})
+            write_params(PIPELINES["letters"], {"config": DEFAULT})
         click.echo()
         names = ["eps", *rows[min(rows)]]
         click.echo("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))

@@ -3,8 +3,8 @@
 import click
 
 from dp_lora.statement import read_privacy
+from entrypoints.adapters import adapter_folder, find_base, track_adapter
 from entrypoints.common import Call, entry_point, relative
-from entrypoints.sample import adapter_folder, find_base, track_adapter
 
 
 @entry_point("export")

@@ -1,6 +1,5 @@
 """Score samples: distance to the private pictures, and what a classifier learns from the samples alone."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from dp_lora import tracking
 from dp_lora.config import Config
 from dp_lora.errors import InputError, private_names
 from dp_lora.files import read_json
+from entrypoints.adapters import find_base, track_base
 from entrypoints.common import Call, entry_point, relative, track_privacy
 from entrypoints.pipeline import make_missing, would_make
 from entrypoints.pipelines import WORKING, outputs, private_data, public_data, require
 from entrypoints.prepared import caches, require_prepared
-from entrypoints.sample import find_base, track_base
 
 PRIVATE_PICTURES = "the samples cannot be scored on the private pictures; the operator's terminal says why"
 
@@ -92,24 +91,8 @@ def _evaluate(
         result = evaluate(config, samples, data, public, base, untrained, *kept, out, run)
     for name, value in result.metrics.items():
         run.metric(name, value, private=name in result.private)
-    run.table(
-        {
-            "metric": [entry.metric for entry in result.entries],
-            "value": [entry.value for entry in result.entries],
-            "low": [entry.low for entry in result.entries],
-            "high": [entry.high for entry in result.entries],
-            "meaning": [entry.meaning for entry in result.entries],
-            "private": [entry.private for entry in result.entries],
-        },
-        "evaluation",
-        private=True,
-    )
-    # per_class.csv's own columns, as a table that can be compared between runs
-    with (out / "per_class.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    texts = {name: [row[name] for row in rows] for name in rows[0]}
-    columns = {name: column if name == "class" else [float(text) for text in column] for name, column in texts.items()}
-    run.table(columns, "per_class", private=True)
+    run.table(result.table, "evaluation", private=True)
+    run.table(result.per_class, "per_class", private=True)
     for entry in result.entries:
         interval = f"  ({entry.low:.4g} to {entry.high:.4g})" if entry.low is not None else ""
         click.echo(f"{entry.metric:<40} {entry.value:>10.4g}{interval}")

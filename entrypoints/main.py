@@ -4,14 +4,13 @@ import click
 
 from dp_lora.config import Config
 from dp_lora.files import read_json
-from dp_lora.privacy.published import EPSILONS
-from dp_lora.statement import read_privacy
+from dp_lora.statement import EPSILONS, read_privacy
+from entrypoints.adapters import adapter_folder
 from entrypoints.common import Call, entry_point, relative, track_privacy
-from entrypoints.finetune import KEPT, planned
+from entrypoints.finetuning import KEPT, resolve
 from entrypoints.pipeline import is_up_to_date, repro, write_params
-from entrypoints.pipelines import WORKING, from_outside, outputs, pipeline_of, require, require_distance
+from entrypoints.pipelines import WORKING, from_outside, outputs, pipeline_of, require, require_distance, to_bring
 from entrypoints.prepared import look
-from entrypoints.sample import adapter_folder
 
 PUBLIC_FIGURES = {"epsilon", *EPSILONS, "delta", "rank", "trainable parameters"}  # the others read private pictures
 
@@ -21,7 +20,9 @@ def main(call: Call) -> None:
     """Make everything that is out of date, from pictures to scores; `dvc repro` of the config's pipeline."""
     pipeline = pipeline_of(call.config)
     if call.dry_run:
-        facts, _ = planned(call.config, samples=True)
+        from dp_lora.training.planned import finetuning_facts
+
+        facts = finetuning_facts(resolve(call.config), samples=True) | to_bring(call.config)
         made = [relative(pipeline.params), relative(pipeline.lock), pipeline.resolved, *pipeline.made]
         kept = [KEPT, relative(WORKING)]
         call.print_dry_run({"pipeline": pipeline.file, **facts}, [*made, relative(outputs(call.config)), *kept])

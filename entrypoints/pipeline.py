@@ -12,18 +12,18 @@ from pathlib import Path
 import click
 import yaml
 
-from dp_lora.config import ROOT, Config
+from dp_lora.config import ROOT, STAGES, Config
 from dp_lora.config.words import did_you_mean
 from dp_lora.errors import InputError, SaidError
 from dp_lora.files import whole_file
 from dp_lora.tracking.session import INNER_GRACE, run_in_session
-from entrypoints.common import ENTRY_POINTS, relative
+from entrypoints.common import relative
 from entrypoints.pipelines import Pipeline, from_outside, outside_folders, pipeline_of, private_data, require
 
 
 def write_params(pipeline: Pipeline, values: Mapping[str, str]) -> None:
     """Write a pipeline's params.yaml: `values` of main's parameters, null (as the config says) for the rest."""
-    names = ENTRY_POINTS["main"]
+    names = STAGES["main"].parameters
     target = "" if pipeline.file == "dvc.yaml" else f" {pipeline.file}"
     lines = [f"# Parameters of `dvc repro{target}`; null means: as the config says."]
     lines += [f"{name}: {_scalar(values.get(name))}" for name in names]
@@ -46,11 +46,10 @@ def read_params(pipeline: Pipeline) -> dict[str, str]:
         raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or values.get("config") is None:
         raise InputError(f"{path}: names no experiment; set config")
-    unknown = set(values) - set(ENTRY_POINTS["main"])
-    if unknown:
-        guess = did_you_mean(min(unknown), ENTRY_POINTS["main"])
-        there = f"there are {', '.join(ENTRY_POINTS['main'])}"
-        raise InputError(f"{path}: {', '.join(sorted(unknown))}: unknown; {there}{guess}")
+    known = STAGES["main"].parameters
+    if unknown := set(values) - set(known):
+        guess = did_you_mean(min(unknown), known)
+        raise InputError(f"{path}: {', '.join(sorted(unknown))}: unknown; there are {', '.join(known)}{guess}")
     return {name: str(value) for name, value in values.items() if value is not None}
 
 

@@ -144,6 +144,12 @@ def what_to_type(config: Config, folders: Iterable[Path]) -> str | None:
     )
 
 
+def to_bring(config: Config) -> dict[str, str]:
+    """What a dry run says has to be typed first; empty where all that comes from outside is there."""
+    line = what_to_type(config, from_outside(config))
+    return {} if line is None else {"first": line}
+
+
 def require_distance(config: Config) -> None:
     """InputError for a config that could be trained for hours and then not be scored."""
     if config.checkpoint.folder is not None and config.evaluation.inception_weights is None:

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
-
 from dp_lora.config import Config
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
+from dp_lora.events import Events
 from dp_lora.files import digest_file, private_folder, read_json, write_json
 from dp_lora.operator_key import keyed_digest
 from entrypoints.common import Call, relative
@@ -55,7 +54,7 @@ def look(config: Config) -> None:
     if held and not _is_sealed(config):
         _remove(held)
         shown = ", ".join(map(relative, held))
-        click.echo(f"{shown}: removed: not known to be of what data.path holds now; made anew", err=True)
+        Events().terminal(f"{shown}: removed: not known to be of what data.path holds now; made anew")
 
 
 def require_prepared(call: Call) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dp_lora.config import ROOT, Config, relative
+from dp_lora.config import ROOT, STAGES, Config, relative
 from dp_lora.errors import InputError
 from dp_lora.files import private_folder, read_json, whole_file
 from dp_lora.operator_key import keyed_digest
@@ -27,6 +27,7 @@ FILES = "files"  # artifact: the digests
 STATE = "state"  # artifact folder: what may differ in a tree that is not dirty
 DATA_DVC = "data.dvc"
 LEDGER = "ledger.json"  # of a run's files on this machine: where the working folder of its fine-tuning is
+PUBLIC_RESULTS = {stage.folder for stage in STAGES.values() if stage.folder and stage.public}
 CODE = ("configs", "dp_lora", "entrypoints", "pipelines")  # what git holds of what stages depend on
 
 
@@ -44,7 +45,7 @@ def record(run: "TrackedRun", stage: str, config: Config) -> None:
     folders = {name: folder for name, folder in upstream(stage, config).items() if folder.exists()}
     kept = {name: _digests(folder, config, sign) for name, folder in folders.items() if folder != output}
     if output is not None and output.exists():
-        made_public = stage in pipeline.made.values() or stage == "count_params"
+        made_public = stage in pipeline.made.values() or STAGES[stage].public
         kept["result"] = manifest(output) if made_public else _digests(output, config, sign)
     run.json(kept, FILES)
     if pipeline.params.exists():
@@ -82,7 +83,7 @@ def is_public(folder: Path) -> bool:
     Public are what stages make of public data, and adapters, samples and exports whose own statement says private.
     """
     public = {ROOT / made for pipeline in PIPELINES.values() for made in pipeline.made}
-    if folder in public or folder.name == "count_params":
+    if folder in public or folder.name in PUBLIC_RESULTS:
         return True
     if not folder.is_dir():
         return False
@@ -128,7 +129,7 @@ def _in_public_place(path: str) -> bool:
     if path.split("/", maxsplit=1)[0] in CODE:
         return True
     public = {folder for p in PIPELINES.values() for folder in (*p.made, p.resolved, p.checkpoint, p.public)}
-    return path in public or (path.startswith("outputs/") and path.endswith("/count_params"))
+    return path in public or (path.startswith("outputs/") and path.rsplit("/", maxsplit=1)[-1] in PUBLIC_RESULTS)
 
 
 def stage_folders(config: Config) -> dict[str, Path]:
@@ -137,8 +138,7 @@ def stage_folders(config: Config) -> dict[str, Path]:
     folders = {stage: ROOT / folder for folder, stage in pipeline_of(config).made.items()}
     if config.data.folder is None:
         folders["prepare"] = private_data(config)
-    results = {"finetune": "finetune", "sample": "samples", "fid": "evaluation", "count_params": "count_params"}
-    return folders | {stage: own / name for stage, name in results.items()}
+    return folders | {stage.name: own / stage.folder for stage in STAGES.values() if stage.folder}
 
 
 def upstream(stage: str, config: Config) -> dict[str, Path]:
@@ -150,7 +150,5 @@ def upstream(stage: str, config: Config) -> dict[str, Path]:
     else:
         # a base of the user's own is no stage's: its digest is in the result
         before = public if stage != "prepare" and base_folder(config) in folders.values() else []
-        if stage in ("finetune", "sample", "fid", "main"):
-            before = [*before, "prepare"]
-        before = [*before, *{"sample": ["finetune"], "fid": ["finetune", "sample"]}.get(stage, [])]
+        before = [*before, *STAGES[stage].before]
     return {name: folders[name] for name in before if name in folders}

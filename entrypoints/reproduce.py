@@ -14,7 +14,7 @@ import click
 import yaml
 
 from dp_lora import tracking
-from dp_lora.config import ROOT, Config, flatten, read_resolved
+from dp_lora.config import ROOT, STAGES, Config, flatten, read_resolved
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, read_json
 from dp_lora.operator_key import KEY
@@ -24,8 +24,6 @@ from dp_lora.tracking.session import INNER_GRACE, run_in_session
 from entrypoints.common import OneLineCommand, one_line_errors, relative
 from entrypoints.pipelines import RUNS, outputs, pipeline_of
 from entrypoints.record import DATA_DVC, FILES, operator_folder, signature, stage_folders, upstream
-
-NOISY = ("finetune", "sample", "fid", "main")  # stages whose result depends on the noise
 
 
 class Recorded(NamedTuple):
@@ -42,7 +40,7 @@ class Recorded(NamedTuple):
 
     @property
     def fresh_noise(self) -> bool:
-        return self.stage in NOISY and not self.config.privacy.reproducible
+        return STAGES[self.stage].noisy and not self.config.privacy.reproducible
 
 
 @click.command(cls=OneLineCommand)
@@ -98,7 +96,9 @@ def read_recorded(run_id: str, place: Path) -> Recorded:
         raise refuse("its packages were from another lock than its commit's")
     place.mkdir(parents=True, exist_ok=True)
     config = read_resolved(tracking.download(run_id, "config.yaml", place))
-    if config.privacy.seed_file and tags["stage"] in NOISY and not (ROOT / config.privacy.seed_file).is_file():
+    if tags["stage"] not in {*stage_folders(config), "main"}:
+        raise refuse(f"stage {tags['stage']} is no stage of {pipeline_of(config).file}")
+    if config.privacy.seed_file and STAGES[tags["stage"]].noisy and not (ROOT / config.privacy.seed_file).is_file():
         raise refuse(f"privacy.seed_file={config.privacy.seed_file} is not here; a private run replays only with it")
     files = read_json(tracking.download(run_id, f"{FILES}.json", place))
     if "result" not in files:
@@ -107,8 +107,6 @@ def read_recorded(run_id: str, place: Path) -> Recorded:
     if any(pipeline_of(config).folders) and not data_dvc.exists():
         raise refuse(f"{relative(data_dvc)} is missing; it stays on the machine that made the run")
     output = ROOT / tags["output"]
-    if tags["stage"] not in {*stage_folders(config), "main"}:
-        raise refuse(f"stage {tags['stage']} is no stage of {pipeline_of(config).file}")
     return Recorded(
         run_id,
         tags["stage"],
@@ -225,7 +223,7 @@ def _report(recorded: Recorded, tree: Path) -> bool:
     equal = True
     for stage, folder in upstream(recorded.stage, config).items():
         if stage in recorded.files:
-            if recorded.fresh_noise and stage in NOISY:
+            if recorded.fresh_noise and stage in STAGES and STAGES[stage].noisy:
                 click.echo(f"{stage}: fresh noise")
                 continue
             equal &= _show(stage, compare(recorded.files[stage], folder, tree / folder.relative_to(ROOT), sign))

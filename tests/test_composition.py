@@ -10,8 +10,9 @@ from tiny import make_base, plan_of, tiny_config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, write_json
 from dp_lora.privacy.composition import Part, compose, parent_parts, together
+from dp_lora.training.planned import finetuning_facts
 from dp_lora.training.run_folder import binding, of_other_data, other_ledgers
-from entrypoints.finetune import _parent, planned
+from entrypoints.finetuning import resolve
 
 FIRST, SECOND, BASE = Part(2.0, 1e-5, run_id="a"), Part(3.0, 1e-6, run_id="b"), Part(1.0, 1e-7, base="d")
 
@@ -106,11 +107,13 @@ def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, 
 
     # the third counts both, through its parent alone
     monkeypatch.setattr("dp_lora.tracking.lookup.ROOT", house)
-    config = tiny_config("privacy.parent=runs/two")
-    parts = _parent(config)
+    base = f"model.base={house / 'base'}"
+    config = tiny_config(f"privacy.parent=runs/two {base}")
+    parts = resolve(config).parent
     assert [part.run_id for part in parts] == [own.run_id, second["run_id"]]
-    assert _parent(tiny_config(f"privacy.parent={release}")) == parts
-    facts, _ = planned(tiny_config(f"privacy.parent={release} model.base={house / 'base'}"))
+    by_path = resolve(tiny_config(f"privacy.parent={release} {base}"))
+    assert by_path.parent == parts
+    facts = finetuning_facts(by_path)
     total = float(facts["expected epsilon, with what was spent before"].split(" at delta ")[0])
     assert total == pytest.approx(facts["expected epsilon"] + second["epsilon"], rel=1e-5)
 
@@ -119,13 +122,13 @@ def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, 
         tags = {"output": "runs/two/release", "run_id_of_adapter": made}
         monkeypatch.setattr("dp_lora.tracking.lookup.find_run", lambda *_, tags=tags: {"tags": tags})
         monkeypatch.setattr("dp_lora.tracking.find_run", lambda *_, tags=tags: {"tags": tags})
-        monkeypatch.setattr("entrypoints.sample.ROOT", house)
-        by_id = tiny_config(f"privacy.parent={'a' * 32}")
+        monkeypatch.setattr("entrypoints.adapters.ROOT", house)
+        by_id = tiny_config(f"privacy.parent={'a' * 32} {base}")
         if taken:
-            assert _parent(by_id) == parts
+            assert resolve(by_id).parent == parts
         else:
             with pytest.raises(InputError, match=r"^privacy.parent=a+: .*holds another run's adapter by now"):
-                _parent(by_id)
+                resolve(by_id)
 
     # resumed with another parent, or without one: refused; a path or a run id of one parent are one binding
     for others in ((), (Part(0.1, 1e-3, run_id=own.run_id),)):
@@ -165,9 +168,9 @@ def test_deltas_that_reach_1_are_refused_before_anything_is_spent(house):  # noq
 
 def test_a_parent_that_is_no_adapter_or_without_an_epsilon_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"privacy.parent=/nowhere: no such path"):
-        _parent(tiny_config("privacy.parent=/nowhere"))
+        resolve(tiny_config("privacy.parent=/nowhere"))
     with pytest.raises(InputError, match=r"privacy.parent=.*: holds no adapter"):
-        _parent(tiny_config(f"privacy.parent={tmp_path}"))
+        resolve(tiny_config(f"privacy.parent={tmp_path}"))
     for without in ("privacy.eps=inf", "privacy.accounting=published privacy.k=2"):
         with pytest.raises(InputError, match=r"privacy.parent=x: must be null"):
             tiny_config(f"privacy.parent=x {without}")

@@ -11,6 +11,7 @@ from dp_lora.data.copies import GROUPS, check_copies, identical_pictures
 from dp_lora.data.layout import Picture, write_dataset
 from dp_lora.data.png import encode_png
 from dp_lora.errors import PRIVATE_PICTURE, InputError
+from dp_lora.events import Events
 
 SIZE = 8
 
@@ -46,7 +47,7 @@ def test_copies_are_counted_in_training_across_the_split_and_across_classes(tmp_
         ["e.png", "f.png"],
         ["g.png", "h.png"],
     ]
-    check_copies(folder, "warn")
+    check_copies(folder, "warn", Events())
     out, err = capsys.readouterr()
     assert out == ""
     assert "7 pictures in 3 groups (1 in training, 2 across the split, 1 across classes)" in err
@@ -57,7 +58,7 @@ def test_copies_are_counted_in_training_across_the_split_and_across_classes(tmp_
 def test_pictures_that_differ_are_not_spoken_of(tmp_path: Path, capsys) -> None:
     folder = _set(tmp_path / "set", *((f"{n}.png", "cat", "train", n) for n in range(20)))
     for duplicates in ("warn", "refuse"):
-        check_copies(folder, duplicates)
+        check_copies(folder, duplicates, Events())
     assert capsys.readouterr() == ("", "")
 
 
@@ -66,7 +67,7 @@ def test_copies_of_several_persons_are_told_from_those_of_one(tmp_path: Path, ca
     _set(
         tmp_path / "set",
         *rows,
-        check=partial(check_copies, duplicates="warn"),
+        check=partial(check_copies, duplicates="warn", events=Events()),
         persons={"0.png": "Ann", "1.png": "Ann", "2.png": "Bo", "3.png": "Cy"},
     )
     err = capsys.readouterr().err
@@ -77,7 +78,7 @@ def test_copies_of_several_persons_are_told_from_those_of_one(tmp_path: Path, ca
 def test_refused_copies_leave_the_older_dataset_and_no_name_for_the_record(tmp_path: Path) -> None:
     folder = _set(tmp_path / "set", ("old.png", "cat", "train", 9))
     with pytest.raises(InputError) as caught:
-        _set(folder, *COPIES, check=partial(check_copies, duplicates="refuse"))
+        _set(folder, *COPIES, check=partial(check_copies, duplicates="refuse", events=Events()))
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     assert "data.duplicates=refuse: 7 pictures in 3 groups" in message
@@ -90,7 +91,7 @@ def test_refused_copies_leave_the_older_dataset_and_no_name_for_the_record(tmp_p
 
 def test_of_many_copies_the_first_few_are_named_and_the_rest_counted(tmp_path: Path, capsys) -> None:
     folder = _set(tmp_path / "set", *((f"{n}.png", "cat", "train", n % 100) for n in range(1000)))
-    check_copies(folder, "warn")
+    check_copies(folder, "warn", Events())
     lines = capsys.readouterr().err.splitlines()
     assert "1000 pictures in 100 groups (100 in training" in lines[0]
     assert len(lines) == 1 + GROUPS + 1

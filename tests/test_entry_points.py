@@ -13,12 +13,12 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from dp_lora.config import ROOT, load
+from dp_lora.config import ROOT, STAGES, load
 from dp_lora.data.layout import read_dataset
 from dp_lora.errors import InputError
 from dp_lora.tracking.metrics import number_text
 from dp_lora.tracking.provenance import run_name
-from entrypoints.common import ENTRY_POINTS, Call
+from entrypoints.common import Call
 from entrypoints.pipeline import read_params, write_params
 from entrypoints.pipelines import PIPELINES
 
@@ -121,11 +121,11 @@ def test_a_dry_run_without_privacy_promises_no_epsilon():
     assert "runs/RUN_ID/not-private" in result.stdout
 
 
-@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+@pytest.mark.parametrize("entry_point", STAGES)
 def test_help_names_every_parameter_and_dry_run_needs_no_upstream(entry_point):
     result = invoke(entry_point, "--help")
     assert result.exit_code == 0
-    for parameter in ENTRY_POINTS[entry_point]:
+    for parameter in STAGES[entry_point].parameters:
         assert f"--{parameter} " in result.stdout
     assert "--resolved" not in result.stdout
     assert invoke(entry_point, "--dry-run").exit_code == 0

@@ -22,8 +22,8 @@ from dp_lora.models.estimate import (
 )
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
+from dp_lora.training.planned import rates_at_hand
 from dp_lora.training.private_loss import diffusion_loss
-from entrypoints.sample import rates_at_hand
 
 NOWHERE = Path("no such base")
 ROW = RowFlops(train=1000, forward=100, encode=10, decode=7)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from test_sampling import tiny_config, tiny_model
 
 import dp_lora.evaluation.classifier as classifier_module
 import dp_lora.evaluation.utility as utility_module
-from dp_lora import files
+from dp_lora import sources
 from dp_lora.config import ROOT
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
 from dp_lora.data.letters import letter_pictures, render_digits
@@ -262,12 +263,9 @@ def test_what_other_code_has_made_is_made_anew(tmp_path, monkeypatch):
         return kept.json("score", {"n": 1}, lambda: {"value": next(values)})
 
     assert asked() == asked() == {"value": 0}
-    package = tmp_path / "package"
-    for source in (ROOT / "dp_lora").rglob("*.py"):
-        copy = package / source.relative_to(ROOT / "dp_lora")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(source.read_bytes())
-    monkeypatch.setattr(files, "PACKAGE", package)
+    package = tmp_path / "dp_lora"
+    shutil.copytree(ROOT / "dp_lora", package)
+    monkeypatch.setattr(sources, "PACKAGE", package)
     assert asked() == {"value": 0}
     with (package / "sampling/ddim.py").open("a") as file:
         file.write("# changed\n")

@@ -359,16 +359,16 @@ def test_a_changed_plan_is_refused_and_never_overwritten(house, monkeypatch, cha
 
 
 def test_guidance_on_a_base_without_a_null_row_is_refused_before_any_work(house):
-    from entrypoints.finetune import _check
+    from entrypoints.finetuning import resolve
 
-    path = house / "base" / "model.json"
+    path, base = house / "base" / "model.json", f"model.base={house / 'base'}"
     for null_row in (True, False):
         write_json(path, {**read_json(path), "null_row": null_row})
-        _check(tiny_config("sampling.guidance_scale=1"), house / "base")
+        resolve(tiny_config(f"sampling.guidance_scale=1 {base}"))
         if null_row:
-            _check(tiny_config("sampling.guidance_scale=2"), house / "base")
+            resolve(tiny_config(f"sampling.guidance_scale=2 {base}"))
     with pytest.raises(InputError, match=r"sampling\.guidance_scale=2: the base has no null row"):
-        _check(tiny_config("sampling.guidance_scale=2"), house / "base")
+        resolve(tiny_config(f"sampling.guidance_scale=2 {base}"))
 
 
 @pytest.mark.parametrize(
@@ -544,7 +544,7 @@ def test_epsilon_grows_over_steps_and_ends_at_the_statement(house):
 
 
 def test_both_curves_lie_beside_the_release_and_without_a_guarantee_have_headers_alone(house):
-    from entrypoints.finetune import curves
+    from dp_lora.training.result import curves
 
     release = run(house, "run")
     statement = json.loads((release / "privacy.json").read_text())

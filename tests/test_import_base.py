@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from test_tracking import use_store
 
 import entrypoints.finetune
+import entrypoints.finetuning
 import entrypoints.import_base
 import entrypoints.pipelines
 from dp_lora.config import load
@@ -142,8 +143,9 @@ def test_a_fine_tuning_that_names_other_heads_or_another_schedule_than_its_base_
     use_store(tmp_path, monkeypatch)
     assert import_base(project).exit_code == 0
     private_pictures(project / "pictures")
-    monkeypatch.setattr(entrypoints.finetune, "private_data", lambda _: project / "pictures")
-    monkeypatch.setattr(entrypoints.finetune, "RUNS", project / "runs")
+    for module in (entrypoints.finetune, entrypoints.finetuning):
+        monkeypatch.setattr(module, "private_data", lambda _: project / "pictures")
+        monkeypatch.setattr(module, "RUNS", project / "runs")
     for wrong in ("ldm.attention_heads=4", "ldm.beta_schedule=cosine"):
         overrides = f"{TINY['cin256']} {PRIVATE} model.base={project / 'base'} {wrong}"
         result = CliRunner().invoke(entrypoints.finetune.main, ["--config", "cin256", "--overrides", overrides])

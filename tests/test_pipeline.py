@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from dp_lora.config import ROOT, flatten, load
+from dp_lora.config import ROOT, STAGES, flatten, load
 from dp_lora.errors import InputError
 from dp_lora.sources import PACKAGE, shown, sources
 from dp_lora.training.run_folder import PRIVATE_STEP
@@ -174,10 +174,8 @@ def test_the_pipelines_differ_in_nothing_but_where_data_and_base_come_from():
 
 @each_pipeline
 def test_params_yaml_stands_beside_each_pipeline_and_its_stages_read_that_one(name):
-    from entrypoints.common import ENTRY_POINTS
-
     values = yaml.safe_load(PIPELINES[name].params.read_text(encoding="utf-8"))
-    assert tuple(values) == ENTRY_POINTS["main"]
+    assert tuple(values) == STAGES["main"].parameters
     listed = FILES[name]["stages"]["resolve"]["params"]
     path = PIPELINES[name].params.relative_to(ROOT).as_posix()
     assert (listed if name == "letters" else listed[0][path]) == list(values)

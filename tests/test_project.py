@@ -13,11 +13,10 @@ import pytest
 import yaml
 
 from dp_lora import __version__
-from dp_lora.config import ROOT
-from dp_lora.data import latents
+from dp_lora import sources as code
+from dp_lora.config import ROOT, STAGES
 from dp_lora.events import Events
 from dp_lora.tracking import registry
-from entrypoints.common import ENTRY_POINTS
 
 COMMON = {"config", "errors", "files", "events", "progress", "team"}
 # room -> rooms of ours that it may import, beside COMMON
@@ -32,7 +31,7 @@ ARROWS = {
     "diffusion": {"errors"},
     "privacy": {"errors", "files", "team"},
     "grids": {"files"},
-    "data": {"models"},  # latents.py encodes with the base's autoencoder
+    "data": {"models", "sources"},  # latents.py encodes with the base's autoencoder
     "models": {"diffusion"},
     "release": {"privacy", "models"},
     "statement": {"privacy"},
@@ -40,8 +39,8 @@ ARROWS = {
     "sources": set(),
     "reproduction": set(),
     "export": {"release", "statement", "models"},
-    "sampling": {"models", "data", "grids"},
-    "evaluation": {"models", "data", "sampling"},
+    "sampling": {"models", "data", "grids", "sources"},
+    "evaluation": {"models", "data", "sampling", "sources"},
     "training": {"data", "models", "diffusion", "privacy", "release", "sampling", "grids", "operator_key", "sources"},
     "tracking": set(),
     "served_model": {"models", "sampling"},
@@ -144,8 +143,9 @@ def test_mlproject_click_and_readme_have_the_same_entry_points_and_parameters():
     project = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| (`[^|]*`) \|$", readme, flags=re.MULTILINE))
-    assert set(project["entry_points"]) == set(ENTRY_POINTS) == set(rows)
-    for name, parameters in ENTRY_POINTS.items():
+    assert set(project["entry_points"]) == set(STAGES) == set(rows)
+    for name, stage in STAGES.items():
+        parameters = stage.parameters
         entry = project["entry_points"][name]
         assert tuple(entry["parameters"]) == parameters
         assert {p: spec["default"] for p, spec in entry["parameters"].items() if p != "config"} == {
@@ -219,7 +219,7 @@ def test_readme_names_only_make_targets_that_exist():
 
 def test_params_yaml_has_the_parameters_of_main():
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    assert tuple(values) == ENTRY_POINTS["main"]
+    assert tuple(values) == STAGES["main"].parameters
 
 
 def test_the_top_level_is_what_it_is_said_to_be():
@@ -241,13 +241,32 @@ def test_environment_variables_of_ours_have_one_prefix():
     assert named == ["dp_lora/tracking/provenance.py", "entrypoints/reproduce.py"]
 
 
-def test_cached_latents_are_keyed_by_all_code_of_data_and_models_that_sees_a_picture():
-    files = [ROOT / "dp_lora" / source for source in latents.CODE]
-    imported = {MODULES[module] for path in files for module in imports_of(path) if module.startswith("dp_lora.")}
-    rooms = {path for path in imported if room_of(path) in ("data", "models")}
-    # they digest the autoencoder's weights, or refuse names, and see no picture
-    blind = {ROOT / "dp_lora" / name for name in ("models/folder.py", "data/persons.py", "data/refused.py")}
-    assert rooms - blind <= set(files)
+def test_each_cache_is_keyed_by_all_code_that_makes_what_it_keeps():
+    latents_and_scores = {
+        "data/latents.py": ("data/layout.py", "data/pixels.py", "data/png.py", "models/autoencoder.py"),
+        "evaluation/evaluate.py": ("evaluation/classifier.py", "sampling/ddim.py", "models/unet.py", "data/layout.py"),
+        "sampling/__init__.py": ("sampling/ddim.py", "sampling/noise.py", "models/attention.py", "diffusion.py"),
+    }
+    for start, needed in latents_and_scores.items():
+        found = {path.relative_to(ROOT / "dp_lora").as_posix() for path in code.sources(ROOT / "dp_lora" / start)}
+        assert {start, *needed} <= found
+    keyed = (path for path in sources() if "digest_code(" in path.read_text(encoding="utf-8"))
+    assert {room_of(path) for path in keyed} == {"data", "evaluation", "sampling", "training", "sources"}
+
+
+def test_a_fine_tuning_is_resolved_and_its_pictures_are_encoded_in_one_place():
+    """Not once for a dry run, once for the other ranks and once more for the training."""
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in MODULES.values()}
+
+    def callers(function: str) -> set[str]:
+        called = re.compile(rf"(?<!def )\b{function}\(")
+        return {name for name, text in texts.items() if called.search(text)}
+
+    assert callers("parent_parts") == {"entrypoints/finetuning.py"}
+    # a working folder compares what it holds with what its configuration gives now
+    assert callers("make_plan") == {"entrypoints/finetuning.py", "dp_lora/training/run_folder.py"}
+    assert callers("encode_dataset") == {"dp_lora/training/ldm.py", "dp_lora/training/private_run.py"}
+    assert len(texts["entrypoints/finetune.py"].splitlines()) <= 130
 
 
 def parsed():

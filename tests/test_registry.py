@@ -60,10 +60,11 @@ def house(tmp_path_factory):
     root = tmp_path_factory.mktemp("house")
     with pytest.MonkeyPatch.context() as patch:
         client = use_store(root, patch)
-        for module in ("common", "finetune", "pipeline", "pipelines", "record"):
+        for module in ("common", "finetuning", "pipeline", "pipelines", "record"):
             patch.setattr(f"entrypoints.{module}.ROOT", root, raising=False)
         patch.setattr("dp_lora.config.paths.ROOT", root)
-        patch.setattr("entrypoints.finetune.RUNS", root / "runs")
+        for module in ("finetune", "finetuning"):
+            patch.setattr(f"entrypoints.{module}.RUNS", root / "runs")
         patch.setattr("entrypoints.record.RUNS", root / "runs")
         patch.setattr("entrypoints.prepared.WORKING", root / "runs/working")
         patch.setattr("dp_lora.tracking.tracked_run.ROOT", root)

@@ -1,8 +1,6 @@
 """The one configuration: a typed schema, one base file, small overrides, checks. Knows nothing else of the project."""
 
 from dp_lora.config.load import (
-    PARAMETERS,
-    STAGE_PARAMETERS,
     config_names,
     filed,
     flatten,
@@ -13,11 +11,12 @@ from dp_lora.config.load import (
 )
 from dp_lora.config.paths import ROOT, relative
 from dp_lora.config.schema import Config
+from dp_lora.config.stages import PARAMETERS, STAGES
 
 __all__ = [
     "PARAMETERS",
     "ROOT",
-    "STAGE_PARAMETERS",
+    "STAGES",
     "Config",
     "config_names",
     "filed",

@@ -15,32 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 from dp_lora.config.paths import ROOT
 from dp_lora.config.rules import check
 from dp_lora.config.schema import Config
+from dp_lora.config.stages import PARAMETERS, STAGES
 from dp_lora.config.words import did_you_mean, split_overrides
 from dp_lora.errors import InputError
 from dp_lora.files import whole_file
 
 CONFIGS = ROOT / "configs"
 
-# What users type on a command line, and the key that it sets.
-PARAMETERS = {
-    "eps": "privacy.eps",
-    "delta": "privacy.delta",
-    "rank": "lora.rank",
-    "k": "privacy.k",
-    "max_grad_norm": "privacy.max_grad_norm",
-    "batch_size": "privacy.batch_size",
-    "epochs": "privacy.epochs",
-    "lr": "train.lr",
-    "seed": "experiment.seed",
-}
 WHOLE_NUMBERS = ("rank", "k", "batch_size", "seed")
-# The same words where they mean the settings of a pretraining stage.
-STAGE_PARAMETERS = {
-    "pretrain_ae": {name: f"autoencoder.{name}" for name in ("batch_size", "epochs", "lr")},
-    "pretrain_ldm": {name: f"ldm.{name}" for name in ("batch_size", "epochs", "lr")},
-}
-# What reads private pictures.
-PRIVATE_STAGES = ("main", "finetune", "fid")
 
 
 def config_names() -> list[str]:
@@ -179,7 +161,7 @@ def load(
     """
     config = _as_filed(name)
     typed: dict[str, str] = {}
-    keys = PARAMETERS | STAGE_PARAMETERS.get(stage or "", {})
+    keys = PARAMETERS | dict(STAGES[stage].keys if stage else {})
     for parameter, value in (parameters or {}).items():
         if value is None or str(value) == "":
             continue
@@ -206,7 +188,7 @@ def load(
         except (OmegaConfBaseException, yaml.YAMLError):
             raise InputError(f"overrides: {item}: the value cannot be read") from None
         config = _merge(config, layer, f"overrides: {item}")
-    if stage in PRIVATE_STAGES and config.data.source == "none":
+    if stage and STAGES[stage].needs_private and config.data.source == "none":
         raise InputError(
             f"config={name}: has no private pictures (data.source=none): it makes a base model; name an experiment "
             "that fine-tunes one"

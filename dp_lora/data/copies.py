@@ -3,7 +3,6 @@
 What n copies show is protected as a group of n units, not as one; copies across the split make scores too good.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dp_lora.data.refused import refused
+from dp_lora.events import Events
 
 GROUPS, MEMBERS = 5, 4  # named at a time, of many
 MEANING = (
@@ -34,10 +34,10 @@ def identical_pictures(folder: Path) -> list[list[dict[str, Any]]]:
     return list(groups.values())
 
 
-def check_copies(folder: Path, duplicates: str) -> None:
+def check_copies(folder: Path, duplicates: str, events: Events) -> None:
     """Tell the operator of identical pictures in a prepared dataset, by name; `duplicates` is data.duplicates.
 
-    With "warn" on stderr alone: names and counts are private, and a tracking store keeps what a run's `message` says.
+    With "warn" on the terminal alone: names and counts are private.
     With "refuse" InputError, one line, where there are any.
     """
     groups = identical_pictures(folder)
@@ -49,9 +49,9 @@ def check_copies(folder: Path, duplicates: str) -> None:
             f"data.duplicates=refuse: {_counted(groups)}: {'; '.join(lines)}: leave one of each in the source, and "
             "prepare it again"
         )
-    print(f"identical pictures: {_counted(groups)}; {MEANING}; data.duplicates=refuse stops here", file=sys.stderr)
+    events.terminal(f"identical pictures: {_counted(groups)}; {MEANING}; data.duplicates=refuse stops here")
     for line in lines:
-        print(f"  {line}", file=sys.stderr, flush=True)
+        events.terminal(f"  {line}")
 
 
 def _counted(groups: list[list[dict[str, Any]]]) -> str:

@@ -32,7 +32,7 @@ def prepare_huggingface(config: Config, folder: Path, events: Events) -> None:
     key = digest_value([_request(settings), vars(wanted)])
     with unfinished(folder) as part:
         if _is_there(folder, settings, key):
-            check_copies(folder, data.duplicates)
+            check_copies(folder, data.duplicates, events)
             events.message(f"{folder}: there, {settings.repo} at {settings.revision}")
             return
         paths = _downloaded(settings, folder, events)
@@ -66,7 +66,7 @@ def _extract(
         f"blocks; {gigabytes(free)} free on this disk"
     )
     extract(files, wanted, part / "dataset" / "images", part / "rows.jsonl", keep, folder.name)
-    _finish(config, part, folder, files, digests, key)
+    _finish(config, part, folder, files, digests, key, events)
 
 
 def _request(settings: Huggingface) -> dict[str, Any]:
@@ -178,14 +178,20 @@ def _keep(state: Path, key: str, files: list[PictureFile], digests: dict[str, st
 
 
 def _finish(
-    config: Config, part: Path, folder: Path, files: list[PictureFile], digests: dict[str, str], key: str
+    config: Config,
+    part: Path,
+    folder: Path,
+    files: list[PictureFile],
+    digests: dict[str, str],
+    key: str,
+    events: Events,
 ) -> None:
     settings, dataset = config.huggingface, part / "dataset"
     origin = f"Hugging Face dataset {settings.repo} at {settings.revision}"
     source = {"name": config.data.source, "origin": origin, "licence": settings.licence}
     rows = ([row.file_name, row.label, row.split, row.sha256] for row in read_record(part / "rows.jsonl"))
     write_index(dataset, rows, source, config.data.size, config.data.channels)
-    check_copies(dataset, config.data.duplicates)
+    check_copies(dataset, config.data.duplicates, events)
     facts = {
         "origin": origin,
         "revision": settings.revision,

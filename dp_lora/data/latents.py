@@ -13,7 +13,6 @@ from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import (
-    digest_code,
     digest_value,
     exclusive,
     fsync,
@@ -27,17 +26,10 @@ from dp_lora.models.autoencoder import Vae, encode, latent_size
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import module_digest
 from dp_lora.progress import PERCENT, progress
+from dp_lora.sources import digest_code
 from dp_lora.team import Team
 
-# what, beside a picture and the weights, decides its latents
-CODE = (
-    "data/latents.py",
-    "data/layout.py",
-    "data/pixels.py",
-    "data/png.py",
-    "models/autoencoder.py",
-    "models/device.py",
-)
+CODE = "data/latents.py"  # it and all that it imports decide, beside a picture and the weights, its latents
 LIBRARIES = ("torch", "diffusers")
 RECORD_EVERY = 50  # batches between two records of what is done
 ENCODE_VALUES = 2**22  # pixel values encoded at once, whatever the batch size: bounds the encoder's memory
@@ -63,7 +55,7 @@ def encode_dataset(
     side = latent_size(vae)
     shape = (len(dataset), vae.config["latent_channels"], side, side)
     device = torch.device(device)
-    made_by = [device.type, digest_code(*CODE), *map(version, LIBRARIES)]
+    made_by = [device.type, digest_code(CODE), *map(version, LIBRARIES)]
     key = digest_value([dataset.digest(), module_digest(vae), shape, made_by])
     path = private_folder(Path(cache_folder)) / f"{key[:32]}.npy"
     # two runs on the same data: the second one waits and finds the file

@@ -9,7 +9,7 @@ from typing import Any
 from dp_lora.config import Config
 from dp_lora.config.schema import Data, Public
 from dp_lora.data import folder as own_folder
-from dp_lora.data import letters, mnist5k, torchvision_sets
+from dp_lora.data import mnist5k, torchvision_sets
 from dp_lora.data.copies import check_copies
 from dp_lora.data.layout import Picture, write_dataset
 from dp_lora.data.versioned import read_source, unfinished, write_source
@@ -25,6 +25,8 @@ def prepare_public(config: Config, folder: Path, events: Events) -> None:
     if public.source == "emnist":
         _prepare_torchvision(public, folder, events)
         return
+    from dp_lora.data import letters  # draws with torch, which other sources need not wait for
+
     pictures = letters.letter_pictures(public.n, public.classes, config.experiment.seed, public.size, public.channels)
     shown = progress(pictures, desc="letters", total=public.n)
     source = {"name": "letters", "seed": config.experiment.seed, **letters.FONTS_SOURCE}
@@ -54,7 +56,7 @@ def prepare_private(config: Config, folder: Path, events: Events) -> None:
     pictures, source = _private_source(config, by_person)
     packed = data.source != "folder"  # never by the number of pictures, which is private
     facts = {"name": data.source, **source, "settings": _settings(config)}
-    check = partial(check_copies, duplicates=data.duplicates)
+    check = partial(check_copies, duplicates=data.duplicates, events=events)
     with private_names(PRIVATE_PICTURE):
         write_dataset(folder, pictures, facts, data.size, data.channels, packed, check, private=True)
     events.message(f"{data.source}: written to {folder}")
@@ -80,7 +82,7 @@ def check_prepared(config: Config, folder: Path) -> None:
         )
     # one that was prepared with data.duplicates=warn
     if folder.exists() and config.data.duplicates == "refuse":
-        check_copies(folder, "refuse")
+        check_copies(folder, "refuse", Events())
 
 
 def _private_source(config: Config, by_person: bool) -> tuple[Iterator[Picture], dict]:
@@ -88,6 +90,8 @@ def _private_source(config: Config, by_person: bool) -> tuple[Iterator[Picture],
     if data.source == "mnist5k":
         return mnist5k.mnist_pictures(data.classes, data.size, data.channels), mnist5k.SOURCE
     if data.source == "digits":
+        from dp_lora.data import letters
+
         seed = config.experiment.seed
         source = {"seed": seed, **letters.FONTS_SOURCE}
         return letters.digit_pictures(data.classes, seed, data.size, data.channels), source
@@ -108,7 +112,7 @@ def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -
         recorded, images = read_source(folder), folder / "images.parquet"
         there = recorded is not None and recorded.get("settings") == key and images.is_file()
         if there and recorded is not None and recorded.get("sha256") == digest_file(images):
-            _check_private(section, folder)
+            _check_private(section, folder, events)
             events.message(f"{folder}: there, {source['origin']}")
             return
         counts = {"train": 0, "test": 0}
@@ -125,7 +129,7 @@ def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -
             write_dataset(built, shown, {"name": name, **source}, section.size, section.channels, packed=True)
         if isinstance(section, Public) and counts["train"] != section.n:
             raise InputError(f"public.n={section.n}: {name} has {counts['train']} training pictures of these classes")
-        _check_private(section, built)
+        _check_private(section, built, events)
         images = built / "images.parquet"
         facts: dict[str, Any] = {**source, "url": torchvision_sets.addresses(name, section.mirror)[0]}
         facts |= {"counts": counts, "size": images.stat().st_size, "sha256": digest_file(images), "settings": key}
@@ -134,6 +138,6 @@ def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -
     events.terminal(f"{folder}: {counts['train']} pictures for training, {counts['test']} for testing")
 
 
-def _check_private(section: Public | Data, folder: Path) -> None:
+def _check_private(section: Public | Data, folder: Path, events: Events) -> None:
     if isinstance(section, Data):
-        check_copies(folder, section.duplicates)
+        check_copies(folder, section.duplicates, events)

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from dp_lora.evaluation.classifier import Classifier, load_classifier, save_classifier
 from dp_lora.evaluation.frechet import Statistics, load_statistics, save_statistics
-from dp_lora.files import digest_code, digest_value, private_folder, read_json, whole_file, write_json
+from dp_lora.files import digest_value, private_folder, read_json, whole_file, write_json
+from dp_lora.sources import digest_code
 
-CODE = ("evaluation", "sampling", "models", "data")  # rooms whose code makes what is kept
+CODE = "evaluation/evaluate.py"  # it and all that it imports make what is kept
 Kind = TypeVar("Kind")
 
 
@@ -41,7 +42,7 @@ class Cache:
         return self._file(self._path(name, facts, "npy"), make, _load_array, _save_array)
 
     def _path(self, name: str, facts: dict[str, Any], ending: str) -> Path:
-        return self.folder / f"{name}-{digest_value([facts, digest_code(*CODE)])[:20]}.{ending}"
+        return self.folder / f"{name}-{digest_value([facts, digest_code(CODE)])[:20]}.{ending}"
 
     def _file(
         self,

@@ -59,6 +59,21 @@ class EvaluationResult:
         secret = tuple(entry.metric for entry in self.entries if entry.private)
         return frozenset(n for n in self.metrics if n.removesuffix("_low").removesuffix("_high") in secret)
 
+    @property
+    def table(self) -> dict[str, list[Any]]:
+        """The entries as columns, a row each."""
+        columns = ("metric", "value", "low", "high", "meaning", "private")
+        return {name: [getattr(entry, name) for entry in self.entries] for name in columns}
+
+    @property
+    def per_class(self) -> dict[str, list[Any]]:
+        """Columns with a row per class: its name, and as floats accuracy (NaN without a picture), counts, agreement."""
+        right, n = self.score.confusion.diagonal(), self.score.confusion.sum(axis=1)
+        accuracy = [float(f"{a / b:.6g}") if b else float("nan") for a, b in zip(right, n, strict=True)]
+        agreement = [float(f"{value:.6g}") for value in self.class_agreement]
+        counts = {"correct": right.astype(float).tolist(), "n": n.astype(float).tolist()}
+        return {"class": list(self.classes), "accuracy": accuracy, **counts, "class_agreement": agreement}
+
 
 def write_result(result: EvaluationResult) -> None:
     """Write metrics.json, table.json, per_class.csv and confusion.png into `result.folder`, whole or not at all."""
@@ -76,12 +91,9 @@ def _row(entry: Entry) -> dict[str, Any]:
 def _write_per_class(path: Path, result: EvaluationResult) -> None:
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["class", "accuracy", "correct", "n", "class_agreement"])
-        confusion = result.score.confusion
-        for i, name in enumerate(result.classes):
-            n = int(confusion[i].sum())
-            accuracy = confusion[i, i] / n if n else float("nan")
-            writer.writerow([name, f"{accuracy:.6g}", confusion[i, i], n, f"{result.class_agreement[i]:.6g}"])
+        writer.writerow(result.per_class)
+        for name, accuracy, right, n, agreement in zip(*result.per_class.values(), strict=True):
+            writer.writerow([name, f"{accuracy:.6g}", int(right), int(n), f"{agreement:.6g}"])
 
 
 def write_confusion(path: Path, confusion: NDArray[np.int64], classes: list[str]) -> None:

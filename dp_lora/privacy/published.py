@@ -12,9 +12,6 @@ from dp_lora.errors import InputError
 from dp_lora.privacy.accounting import check_public_numbers, prv_bounds, steps_for
 from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
 
-# what a run of this kind reports in the place of epsilon
-EPSILONS = ("claimed_epsilon", "bounded_epsilon")
-
 
 def published_plan(
     *, eps: float, delta: float, n_public: int, batch_size: int, epochs: float, max_grad_norm: float, k: int, unit: str

@@ -17,13 +17,14 @@ from dp_lora.data.layout import Picture, fill_dataset
 from dp_lora.data.png import encode_png
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import digest_code, digest_value, whole_file, whole_folder, write_json
+from dp_lora.files import digest_value, whole_file, whole_folder, write_json
 from dp_lora.grids import write_grid
 from dp_lora.models.device import pick_precision, precision_name
 from dp_lora.models.folder import Model, module_digest
 from dp_lora.progress import progress
 from dp_lora.sampling.archive import write_archive
 from dp_lora.sampling.ddim import draw
+from dp_lora.sources import digest_code
 from dp_lora.team import Team
 
 SPLIT = "synthetic"
@@ -74,7 +75,7 @@ def sample(
     device = model.class_embedding.device
     settings = _settings(model, config, classes, n)
     rows = balanced(classes, n)
-    made_by = [device.type, torch.__version__, digest_code("sampling", "models", "data")]
+    made_by = [device.type, torch.__version__, digest_code("sampling/__init__.py")]
     parts = Path(working_folder) / digest_value([settings, made_by])[:16]
     team.require_same(settings)
     _draw_parts(model, config, rows, parts, events, team)

@@ -4,21 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dp_lora.config import STAGES
 from dp_lora.tracking.metrics import number_text
 
 NOTE = "mlflow.note.content"  # the tag that the UI shows as a run's description, in Markdown
-STAGES = {
-    "main": "The whole chain, from pictures to scores.",
-    "prepare": "Pictures in the project's one layout.",
-    "pretrain_ae": "Autoencoder of public pictures.",
-    "pretrain_ldm": "Latent diffusion model of public pictures.",
-    "import_base": "Base model from a checkpoint in the original layout.",
-    "finetune": "LoRA weights and class embedding, fine-tuned on the private pictures.",
-    "sample": "DDIM samples of the fine-tuned model.",
-    "fid": "Distances and utility of samples. The scores read private pictures without noise: for the operator alone.",
-    "count_params": "Total, trainable, LoRA and embedding parameters.",
-    "export": "Base and adapter merged, for stock diffusers.",
-}
 
 
 @dataclass(frozen=True)
@@ -45,7 +34,7 @@ class Description:
 
     def markdown(self) -> str:
         """The text, in Markdown."""
-        parts = [" ".join(filter(None, (STAGES.get(self.stage, ""), self.about)))]
+        parts = [" ".join(filter(None, (STAGES[self.stage].about, self.about)))]
         if self.privacy is not None:
             parts.append(_privacy_lines(self.privacy))
         code = "" if self.commit is None else f"\n\nCode: commit `{self.commit[:12]}`"

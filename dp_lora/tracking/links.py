@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from dp_lora.config import STAGES
 from dp_lora.tracking.store import connect, one_line_errors, search_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-SCORED = ("main", "fid")  # stages whose runs carry epsilon and accuracy
+SCORED = {stage.name for stage in STAGES.values() if stage.scored}
 GRID = "grid.png"
 RUNS = 1000  # newest runs that are looked through
 

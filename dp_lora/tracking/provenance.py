@@ -9,16 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dp_lora.config import ROOT, Config
+from dp_lora.config import ROOT, STAGES, Config
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, read_json
 from dp_lora.tracking.metrics import number_text
 
 # what DVC and its users change from run to run: not code
 NOT_CODE = {"dvc.lock", "data.dvc", "params.yaml"}
-PRIVATE_STAGES = {"finetune", "sample", "fid", "main"}
-READS_PRIVATE = ("main", "prepare", "finetune", "fid")  # what works on private pictures, itself or in its stages
-OF_ADAPTER = ("main", "finetune", "sample", "fid", "export")  # what shows what a fine-tuned model has learnt
 
 
 def git_tags(root: Path = ROOT) -> dict[str, str]:
@@ -63,7 +60,7 @@ def run_name(stage: str, config: Config, nested: bool = False) -> str:
 
     A fine-tuning that is `nested` below a run of `main`, which has that name, says `finetune` too.
     """
-    if stage not in PRIVATE_STAGES:
+    if not STAGES[stage].named_by_privacy:
         return f"{config.experiment.name} {stage}"
     name = f"{config.experiment.name} eps={number_text(config.privacy.eps)} r={config.lora.rank} k={config.privacy.k}"
     if config.privacy.accounting != "per_unit":

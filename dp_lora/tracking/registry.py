@@ -31,7 +31,7 @@ SCRIPT = PACKAGE / "served_model.py"
 # the rooms that it needs: each file is a request to a server
 ROOMS = (
     "__init__.py", "errors.py", "files.py", "events.py", "progress.py", "diffusion.py", "grids.py", "team.py",
-    "config", "data", "models", "sampling",
+    "sources.py", "config", "data", "models", "sampling",
 )  # fmt: skip
 REQUIREMENTS = (
     "torch", "diffusers", "peft", "safetensors", "numpy", "pandas", "pyarrow", "pillow", "matplotlib", "omegaconf",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dp_lora.config import ROOT, Config, flatten, resolved_yaml
+from dp_lora.config import ROOT, STAGES, Config, flatten, resolved_yaml
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.tracking import layout, records
@@ -21,8 +21,6 @@ from dp_lora.tracking.description import NOTE, Description, Upstream
 from dp_lora.tracking.metrics import MetricBuffer, metric_key
 from dp_lora.tracking.process import close_orphans, process_tags, stop_signals_raise, stop_signals_wait
 from dp_lora.tracking.provenance import (
-    OF_ADAPTER,
-    READS_PRIVATE,
     dvc_hash,
     environment_tags,
     git_tags,
@@ -77,8 +75,8 @@ class TrackedRun(Events):
         self._description: Description | None = None
         self._lines: list[str] = []
         self._private: set[str] = set()
-        self._reads_private = stage in READS_PRIVATE
-        self._guaranteed = stage not in OF_ADAPTER or config.privacy.guaranteed
+        self._reads_private = STAGES[stage].reads_private
+        self._guaranteed = not STAGES[stage].noisy or config.privacy.guaranteed
         self.output_folder: Path | None = None
         self._metrics = MetricBuffer(send=lambda batch: self._sender.send(records.metrics(batch)), warn=super().message)
 

@@ -20,7 +20,7 @@ import torch
 
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
-from dp_lora.files import PACKAGE, digest_file, digest_value, exclusive, fsync, read_json, write_json
+from dp_lora.files import digest_value, exclusive, fsync, read_json, write_json
 from dp_lora.models.device import pick_precision
 from dp_lora.operator_key import keyed_digest
 from dp_lora.privacy.accounting import calibrate, spent
@@ -30,7 +30,7 @@ from dp_lora.privacy.ledger import ONE_BRANCH, Ledger
 from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
 from dp_lora.privacy.published import published_plan
 from dp_lora.release import require_target
-from dp_lora.sources import shown, sources
+from dp_lora.sources import digest_code
 
 RELEASE = "release"  # the one folder that may leave the house
 NOT_PRIVATE = "not-private"
@@ -88,9 +88,7 @@ def hardware(device: torch.device) -> str:
 
 def code_digest() -> str:
     """SHA-256 over the sources that a private step runs: a mended step must not vouch for what an older one made."""
-    return digest_value(
-        [[shown(path), digest_file(path)] for path in sources(*(PACKAGE / name for name in PRIVATE_STEP))]
-    )
+    return digest_code(*PRIVATE_STEP)
 
 
 def _finite(value: Any) -> Any:

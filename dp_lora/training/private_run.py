@@ -1,0 +1,95 @@
+"""A private fine-tuning as each of its ranks makes it: read the inputs, encode the pictures, train on the latents."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dp_lora.config import relative
+from dp_lora.config.schema import Config
+from dp_lora.data.latents import encode_dataset
+from dp_lora.data.layout import Dataset, read_dataset
+from dp_lora.errors import PRIVATE_PICTURE, private_names
+from dp_lora.events import Events
+from dp_lora.grids import write_grid
+from dp_lora.models.agreement import check_agreement
+from dp_lora.models.device import pick_precision
+from dp_lora.models.estimate import GRID_IMAGES
+from dp_lora.models.folder import Model, load_model, model_digest
+from dp_lora.sampling import draw
+from dp_lora.team import Team
+from dp_lora.training import finetune as training
+from dp_lora.training.finetune import PrivateData, units_of
+from dp_lora.training.resolved import Resolved, check_base
+from dp_lora.training.run_folder import RunFolder, binding, hardware
+
+ENCODE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a rank holds before its first step."""
+
+    start: Resolved
+    model: Model
+    dataset: Dataset
+    device: torch.device
+    base: Mapping[str, str]  # path and digest of the base model, as the release names it
+    bound: dict[str, Any]  # `run_folder.binding`: what this fine-tuning is, and of which data
+
+
+def read_inputs(start: Resolved, device: torch.device, team: Team) -> Inputs:
+    """Model and pictures of a fine-tuning on this rank's `device`.
+
+    Raises InputError where they do not go together, and where the ranks of `team` do not hold the same.
+    """
+    config = start.config
+    if config.privacy.reproducible:
+        torch.use_deterministic_algorithms(True)
+    with private_names(PRIVATE_PICTURE):
+        dataset = read_dataset(start.data, list(config.data.classes), "train")
+    check_base(start)
+    model = load_model(start.base, device)
+    check_agreement(config.ldm, model.unet, model.scheduler, f"{relative(start.base)}'s")
+    dataset.require_shape(config.data.size, config.data.channels, "data")
+    base = {"path": start.base_name, "digest": model_digest(start.base)}
+    bound = binding(config, dataset.digest(), base["digest"], device.type, start.parent)
+    # gradients of two precisions or devices would differ with the rank that a unit falls to: with who else is drawn
+    team.require_same((bound, pick_precision(config.compute.precision, device), hardware(device)))
+    return Inputs(start, model, dataset, device, base, bound)
+
+
+def fine_tune(inputs: Inputs, run: RunFolder, events: Events, team: Team) -> Path:
+    """The first rank's part: encode, train in `run`, write the adapter's folder, which is returned.
+
+    Guarantee: that of `finetune`.
+    """
+    config, device = inputs.start.config, inputs.device
+    data = _encoded(inputs, events, team)
+    grid = partial(_grid, config, device)
+    return training.finetune(config, inputs.model, inputs.base, data, run, device, events, grid, team)
+
+
+def assist(inputs: Inputs, team: Team) -> None:
+    """Every other rank's part: its share of encoding and of each step; it tracks, prints and writes nothing."""
+    data = _encoded(inputs, Events(), team)
+    training.assist(inputs.start.config, inputs.model, data, inputs.device, team)
+
+
+def _encoded(inputs: Inputs, events: Events, team: Team) -> PrivateData:
+    dataset, start = inputs.dataset, inputs.start
+    with private_names(PRIVATE_PICTURE):
+        units = units_of(len(dataset), dataset.persons, start.config.privacy.unit)
+        latents = encode_dataset(dataset, inputs.model.vae, start.latents, inputs.device, ENCODE_BATCH, events, team)
+        return PrivateData(latents, dataset.labels, units)
+
+
+def _grid(config: Config, device: torch.device, model: Model, path: Path) -> None:
+    names, each = list(config.data.classes), range(GRID_IMAGES)
+    labels = [label for label in range(len(names)) for _ in each]
+    images = draw(model, labels, [*each] * len(names), config.sampling, config.experiment.seed, device)
+    write_grid(path, np.split(images, len(names)), names)

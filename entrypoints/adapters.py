@@ -1,0 +1,71 @@
+"""The adapter, and its base, that a command works on: found by what names them, and told to its run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dp_lora import tracking
+from dp_lora.config import ROOT, Config
+from dp_lora.errors import InputError
+from dp_lora.statement import read_privacy
+from entrypoints.common import Call, relative, track_privacy
+from entrypoints.pipelines import base_folder, outputs
+
+
+def adapter_folder(call: Call) -> Path:
+    """The adapter that `adapter` names by path or run id; empty: what the experiment's finetune stage made."""
+    if named := call.inputs.get("adapter"):
+        return find_adapter(named, "adapter")
+    folder = outputs(call.config) / "finetune"
+    return _adapter_in(folder, f"adapter={relative(folder)}")
+
+
+def find_adapter(named: str, key: str) -> Path:
+    """The folder of an adapter that a path or run id stands for; InputError, which calls it `key`, where none is.
+
+    And where the folder of that run holds what a later run has put there: its privacy is not that run's.
+    """
+    folder = _adapter_in(tracking.resolve_input(named, key), f"{key}={named}")
+    if tracking.existing_path(named) is None:
+        made = tracking.find_run(named, key)["tags"].get("run_id_of_adapter")
+        if made not in (None, read_privacy(folder)["run_id"]):
+            raise InputError(
+                f"{key}={named}: {relative(folder)} holds another run's adapter by now; name a folder that holds this "
+                f"run's, or the run that made that one"
+            )
+    return folder
+
+
+def _adapter_in(folder: Path, shown: str) -> Path:
+    for candidate in (folder, folder / "release", folder / "not-private"):
+        if (candidate / "privacy.json").exists():
+            return candidate
+    raise InputError(
+        f"{shown}: holds no adapter; name a release/ or not-private/ folder, or the run id of a finetune run, or "
+        "run `dvc repro finetune`"
+    )
+
+
+def track_adapter(
+    run: tracking.TrackedRun, adapter: Path, info: Mapping[str, Any], statement: Mapping[str, Any], config: Config
+) -> None:
+    """Say in a run which adapter it works on, whose privacy that is, and link the fine-tuning that made it."""
+    run.dataset("adapter", adapter, context="adapter")
+    run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
+    track_privacy(run, statement, config)
+    run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=statement["run_id"])
+
+
+def find_base(named: Mapping[str, str], config: Config, whose: str) -> Path:
+    """The base model with this path and digest: where the path says, or at model.base; InputError for another."""
+    from dp_lora.models.folder import model_digest
+
+    for folder in (ROOT / named["path"], base_folder(config)):
+        if folder.exists() and model_digest(folder) == named["digest"]:
+            return folder
+    raise InputError(f"{whose}: its base {named['path']} is missing or another one; restore it, or set model.base")
+
+
+def track_base(run: tracking.TrackedRun, base: Path, digest: str) -> None:
+    """Record the base model with this digest as an input of a run."""
+    run.dataset("base", base, digest, context="base model")

@@ -1,0 +1,98 @@
+"""Where a fine-tuning starts and where it works: resolved once, and refused before any work."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dp_lora import tracking
+from dp_lora.config import ROOT, Config
+from dp_lora.errors import InputError
+from dp_lora.files import read_json
+from dp_lora.privacy.composition import Part, parent_parts
+from dp_lora.statement import read_privacy
+from entrypoints.adapters import find_adapter
+from entrypoints.common import Call, relative
+from entrypoints.pipelines import RUNS, base_folder, pipeline_of, private_data
+from entrypoints.prepared import caches
+from entrypoints.record import LEDGER, operator_folder
+
+if TYPE_CHECKING:
+    from dp_lora.privacy.plan import PrivacyPlan
+    from dp_lora.training.resolved import Resolved
+
+KEPT = "runs/DIGEST (ledger and checkpoints)"  # what stays of a private fine-tuning, as a dry run shows it
+
+
+def resolve(config: Config) -> "Resolved":
+    """Base, plan, parent, pictures and what train.resume names; a base that is there is checked.
+
+    Raises InputError for what would be refused after the work upstream, LoRA targets and seed file among it.
+    """
+    # torch and diffusers: whoever asks for a dry run needs them for the count alone, for help not at all
+    from dp_lora.models.adapters import matched_modules
+    from dp_lora.models.counting import meta_unet
+    from dp_lora.privacy.randomness import read_secret
+    from dp_lora.training.resolved import Resolved, check_base
+    from dp_lora.training.run_folder import make_plan
+
+    if ".dvc/tmp" in RUNS.as_posix():
+        raise InputError(
+            "finetune: DVC deletes this temporary copy, and the ledger in it; leave out --temp and --queue"
+        )
+    base = base_folder(config)
+    if not base.exists() and relative(base) not in pipeline_of(config).made:
+        raise InputError(f"model.base={config.model.base}: no such folder; make it first, or name another")
+    matched_modules(meta_unet(config, base), config.lora.targets)
+    if config.privacy.seed_file:
+        read_secret(Path(config.privacy.seed_file))
+    resumed, plan = _named_by_resume(config), make_plan(config)
+    # a release names no folder of this machine
+    shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
+    latents = caches(config) / "latents"
+    start = Resolved(config, base, shown, private_data(config), latents, plan, _parent(config, plan), resumed)
+    if base.exists():
+        check_base(start)
+    return start
+
+
+def _named_by_resume(config: Config) -> Path | None:
+    """The working folder of the run that train.resume names; None for auto and never."""
+    if config.train.resume in ("auto", "never"):
+        return None
+    shown = f"train.resume={config.train.resume}"
+    name = tracking.find_run(config.train.resume, "train.resume")["tags"].get("mlflow.runName", "")
+    kept = operator_folder(config.train.resume) / LEDGER
+    if not kept.exists():
+        raise InputError(f"{shown}: that run ({name}) has no ledger on this machine; name a finetune run made here")
+    working = ROOT / read_json(kept)["folder"]
+    if not (working / "plan.json").exists():
+        raise InputError(
+            f"{shown}: its working folder was not begun, or is gone: {relative(working)}",
+            f"{shown}: its working folder was not begun",
+        )
+    return working
+
+
+def _parent(config: Config, plan: "PrivacyPlan") -> tuple[Part, ...]:
+    """What the fine-tuning that privacy.parent names has spent, its own parents included; none where it is null."""
+    if config.privacy.parent is None:
+        return ()
+    statement = read_privacy(find_adapter(config.privacy.parent, "privacy.parent"))
+    return parent_parts(statement, plan, f"privacy.parent={config.privacy.parent}")
+
+
+def working_folder(call: Call, start: "Resolved", folder: Path, bound: dict[str, Any]) -> Path:
+    """Where plan, ledger and checkpoints lie: outside of a stage's output, which DVC deletes before it runs again.
+
+    A direct call goes on when it is typed again; a replay has one ledger wherever it is called from, so that one noise
+    is never added to two sums. A run that `mlflow run` made has a folder of its own, which train.resume names.
+    """
+    from dp_lora.training.run_folder import working_folder
+
+    config = start.config
+    shared = call.child or not call.joined or config.privacy.reproducible
+    working = working_folder(RUNS, bound) if shared else folder
+    if start.resumed is None:
+        return working
+    if config.privacy.reproducible and start.resumed.resolve() != working.resolve():
+        raise InputError(f"train.resume={config.train.resume}: not this plan's; a replay has one working folder")
+    return start.resumed
