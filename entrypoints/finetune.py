@@ -11,6 +11,7 @@ from dp_lora.statement import read_privacy
 from dp_lora.tracking import TrackedRun
 from entrypoints.adapters import track_base
 from entrypoints.common import Call, entry_point, relative, track_privacy
+from entrypoints.early import refuse
 from entrypoints.finetuning import KEPT, resolve, working_folder
 from entrypoints.pipeline import absent, make_missing, would_make
 from entrypoints.pipelines import RUNS, private_data, require, to_bring
@@ -27,6 +28,7 @@ WORK_STOPPED = "the working folder of this fine-tuning cannot be gone on with; t
 @entry_point("finetune")
 def main(call: Call) -> None:
     """Fine-tune LoRA weights and class embedding on the private pictures by DP-SGD."""
+    refuse(call)
     if not call.dry_run:
         require(call.config, [private_data(call.config)])
     start = resolve(call.config)
