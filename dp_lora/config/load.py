@@ -96,7 +96,7 @@ def _merge(config: DictConfig, layer: DictConfig, shown: str) -> DictConfig:
         key = getattr(error, "full_key", None) or "?"
         cause = str(error).splitlines()[0]
         inside = layer.get(key) if "." not in key else None  # of an unknown section OmegaConf names the section alone
-        meant = f"{key}.{next(iter(inside), '')}" if isinstance(inside, DictConfig) else key
+        meant = ".".join([key, *map(str, list(inside)[:1])]) if isinstance(inside, DictConfig) else key
         rule = f"unknown key{did_you_mean(meant, _keys())}" if "not in" in cause else cause
         raise InputError(f"{shown}: {key}: {rule}; the keys and their types stand in configs/base.yaml") from None
 
