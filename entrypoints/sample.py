@@ -24,7 +24,7 @@ def main(call: Call) -> None:
     """Draw sampling.n images, balanced over the adapter's classes, with a grid and an archive for other tools."""
     refuse(call)
     if call.dry_run:
-        from dp_lora.training.planned import sampling_facts
+        from dp_lora.training.costs import sampling_facts
 
         if call.inputs.get("adapter"):
             adapter_folder(call)

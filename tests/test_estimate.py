@@ -22,7 +22,7 @@ from dp_lora.models.estimate import (
 )
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
-from dp_lora.training.planned import rates_at_hand
+from dp_lora.training.costs import rates_at_hand
 from dp_lora.training.private_loss import diffusion_loss
 
 NOWHERE = Path("no such base")

@@ -1,17 +1,13 @@
 """What a dry run says before any work is done: the plan's numbers, epsilon, parameters, and what the work costs."""
 
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from dp_lora.config.schema import Config
 from dp_lora.models.counting import count_parameters
-from dp_lora.models.estimate import Rates, count_flops, estimate_lines, finetuning_work, sampling_work
-from dp_lora.models.folder import load_model
+from dp_lora.models.estimate import count_flops, estimate_lines, finetuning_work, sampling_work
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.composition import Part, compose, together
 from dp_lora.privacy.published import claimed_epsilon
+from dp_lora.training.costs import rates_at_hand
 from dp_lora.training.resolved import Resolved
 
 
@@ -36,19 +32,3 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
     row, rates = count_flops(config, base), rates_at_hand(config, base)
     parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates)
     return facts | estimate_lines([*parts, *(sampling_work(config, row, rates) if samples else [])], rates)
-
-
-def sampling_facts(config: Config, base: Path) -> dict[str, str]:
-    """What drawing the samples costs."""
-    rates = rates_at_hand(config, base)
-    return estimate_lines(sampling_work(config, count_flops(config, base), rates), rates)
-
-
-def rates_at_hand(config: Config, base: Path) -> Rates | None:
-    """What the work takes here, measured, where there are a GPU and the base model; None elsewhere."""
-    if config.compute.device == "cpu" or not torch.cuda.is_available() or not base.exists():
-        return None
-    from dp_lora.training.measure import measure_rates  # trains and draws: a dry run without a GPU does neither
-
-    device = torch.device("cuda")
-    return measure_rates(config, load_model(base, device), config.privacy.batch_size * config.privacy.k, device)
