@@ -259,7 +259,7 @@ def one_line_errors(child: bool = False) -> Iterator[None]:
         # a file's name may be a private picture's; of a copy the second one is where it goes
         name = error.filename2 or error.filename
         where = f": {name}" if name else ""
-        what_to_do = "; make room, then type the same command again" if full_disk(error) else ""
+        what_to_do = "; make room, then the same command goes on" if full_disk(error) else ""
         _stop(f"{error.strerror or error}{where}{what_to_do}", 1, child, error.strerror or type(error).__name__)
     except SafetensorError as error:
         # one that is damaged

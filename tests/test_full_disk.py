@@ -111,4 +111,4 @@ def test_a_disk_that_is_full_while_latents_are_encoded_ends_in_one_line_that_nam
     assert done.returncode == 1, (done.returncode, done.stderr)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert line.startswith(f"error: No space left on device: {little_disk}/latents/")
-    assert line.endswith("; make room, then type the same command again")
+    assert line.endswith("; make room, then the same command goes on")
