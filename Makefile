@@ -12,6 +12,12 @@ GPU_SITE := build/gpu-site
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
 
+# the folder that an environment was made for stands in it: its programs name their interpreter by that path
+MOVED := $(shell [ ! -s $(VENV)/.complete ] || [ -L $(VENV) ] || [ "$$(cat $(VENV)/.complete)" = "$$(pwd -P)" ] || echo moved)
+ifneq ($(MOVED),)
+.PHONY: $(VENV)/.complete
+endif
+
 setup: $(VENV)/.complete ## make the environment in .venv, hash-pinned from requirements.lock
 
 $(VENV)/.complete: requirements.lock pyproject.toml
@@ -20,13 +26,17 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing; install Python 3.11 to 3.13" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); Python 3.11 to 3.13 is needed: make setup PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: Python's venv is missing; install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
-	@[ -x $(VPYTHON) ] || $(PYTHON) -m venv $(VENV)
+	@$(if $(MOVED),echo "the project was moved here from $$(cat $@): its environment is made anew")
+	@echo "$(VENV): an environment of $$($(PYTHON) -V), from the $$(grep -c '^[a-z].*==' requirements.lock) packages of requirements.lock"
+	@[ -x $(VPYTHON) ] && [ -z "$(MOVED)" ] || $(PYTHON) -m venv $(if $(MOVED),--clear) $(VENV)
 	@set -e; uv=$$(command -v uv || true); \
-	if [ -z "$$uv" ]; then uv=$(VENV)/bin/uv; \
+	if [ -z "$$uv" ]; then uv=$(VENV)/bin/uv; echo "$(VENV): installing uv"; \
 	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock | $(VPYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin; fi; \
+	echo "$(VENV): downloading and installing; it takes a minute or two, and up to 7 GB of disk"; \
 	$$uv pip sync --quiet --compile-bytecode --python $(VPYTHON) --require-hashes requirements.lock; \
 	$$uv pip install --quiet --python $(VPYTHON) --no-deps --no-build-isolation --offline --editable .
-	@touch $@
+	@pwd -P > $@
+	@echo "$(VENV): complete"
 
 quickstart: setup ## the default experiment from nothing: eps 10 on real handwriting
 	@$(VPYTHON) -m entrypoints.main

@@ -10,6 +10,7 @@ import configparser
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,8 +48,19 @@ def python() -> Finding:
     return Finding(OK, found)
 
 
+def moved_from() -> str:
+    """The folder that `make setup` made .venv for, where that is not this one; empty: this one, or not known."""
+    stamp = ROOT / ".venv" / ".complete"
+    if stamp.parent.is_symlink() or not stamp.is_file():
+        return ""
+    place = stamp.read_text(encoding="utf-8").rstrip("\n")
+    return "" if place == str(ROOT) else place
+
+
 def packages() -> Finding:
     """Installed packages beside the pins of pyproject.toml."""
+    if place := moved_from():
+        return Finding(WRONG, f"the project was moved here from {place}, where the programs of .venv look: make setup")
     import tomllib
     from importlib.metadata import PackageNotFoundError, version
 
@@ -145,7 +157,27 @@ def tracking() -> Finding:
     there = path if path.exists() else path.parent
     if not os.access(there, os.W_OK):
         return Finding(WRONG, f"{shown}: cannot be written by user id {os.getuid()}; set MLFLOW_TRACKING_URI")
+    if gone := _artifacts_elsewhere(path):
+        remedy = f"was the project moved? ln -s {shlex.quote(str(path.parent))} {shlex.quote(str(gone.parent))}"
+        return Finding(WRONG, f"{shown}: says that artifacts and models lie in {gone}, which is not there: {remedy}")
     return Finding(OK, shown if path.exists() else f"{shown}: made by the first run")
+
+
+def _artifacts_elsewhere(store: Path) -> Path | None:
+    """A folder that a SQLite store names for artifacts by its whole path, and that is not there any more."""
+    import sqlite3
+    from contextlib import closing
+    from urllib.parse import unquote, urlparse
+
+    if not store.is_file():
+        return None
+    with closing(sqlite3.connect(f"{store.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        known = database.execute("SELECT name FROM sqlite_master WHERE name = 'experiments'").fetchone()
+        rows = database.execute("SELECT artifact_location FROM experiments").fetchall() if known else []
+    places = [urlparse(location) for (location,) in rows if location]
+    folders = [Path(unquote(place.path)) for place in places if place.scheme in ("", "file")]
+    # one that no run has written to is not there either, beside a store that is
+    return next((folder for folder in folders if folder.is_absolute() and not folder.parent.is_dir()), None)
 
 
 def dvc_remote() -> Finding:

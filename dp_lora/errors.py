@@ -28,6 +28,10 @@ class InputError(ValueError):
         return type(self), (str(self), self.stated)
 
 
+class SaidError(InputError):
+    """Bad input that another process has told of on the terminal: the message is for the run's record alone."""
+
+
 @contextmanager
 def private_names(public: str) -> Iterator[None]:
     """Inside, private things are read: an InputError that states no text for the record is recorded as `public`.

@@ -33,14 +33,15 @@ def export(base: Model, adapter: Path, sampling: Sampling, out_folder: Path) -> 
     `unet/` (merged, no PEFT layer left), `vae/`, `scheduler/`; `class_embedding.safetensors` ("weight": one row per
     class in model.json's order, then the null row where the base has one); model.json, privacy.json and README.md with
     an example that draws one image as `sampling` says; `adapter/`, a copy of the adapter. The folder is also a model
-    folder of ours that states what was spent. Returns False where stock diffusers cannot build the UNet: its weights
-    are written, the example is left out. Raises InputError for an adapter that is damaged or not finite.
+    folder of ours that states what was spent. Without privacy it is its owner's alone. Returns False where stock
+    diffusers cannot build the UNet: its weights are written, the example is left out. Raises InputError for an adapter
+    that is damaged or not finite.
     """
     statement, info = read_privacy(adapter), adapter_info(adapter)
     model = merged(apply_adapter(base, adapter))
     model = replace(model, info={**model.info, **_privacy_facts(statement), "merged_from": info["base"]})
     stock = is_stock(model.unet)
-    with whole_folder(out_folder) as temporary:
+    with whole_folder(out_folder, private=not statement["private"]) as temporary:
         save_model(temporary, model.unet, model.vae, model.scheduler, model.class_embedding, model.info)
         write_json(temporary / "privacy.json", statement)
         (temporary / "README.md").write_text(_card(model, statement, sampling, stock), encoding="utf-8")

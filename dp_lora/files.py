@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -12,8 +13,48 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dp_lora.errors import InputError
+
 PACKAGE = Path(__file__).resolve().parent
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: on the disk, in a quota, below a limit on files' sizes
+# how libraries that write in their own way, and shutil's list of errors, tell the number of one of the system's
+NUMBERED = re.compile(r"(?:os error |errno )(\d+)", re.IGNORECASE)
 SYNCED_BY_ONE = 200  # entries of a folder that are made durable one by one: 3,000 took 17 seconds so, 0.3 by one call
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Let an error for want of room name `path`: a write to an open file names none, a copy its source.
+
+    Inside, `path`, or what lies in it, is written by whatever library; its error for want of room, in its own words,
+    becomes an OSError. All other errors pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = full_disk(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def full_disk(error: Exception) -> int | None:
+    """The number, of FULL, of an error for want of room; None for every other one."""
+    if isinstance(error, InputError):  # it has its own words, and says what to do
+        return None
+    known = getattr(error, "errno", None)
+    found = NUMBERED.search(str(error)) if known is None else None
+    number = known if found is None else int(found[1])
+    return number if number in FULL else None
+
+
+def reserve(path: Path) -> None:
+    """Reserve the blocks of a file, as long as it is, on the disk. Raises OSError, for a full disk too, naming it.
+
+    Without them a write to its mapped pages ends the process by SIGBUS where the disk is full, without a line.
+    """
+    with naming_full_disk(path), path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
 def fsync(path: Path) -> None:
@@ -29,18 +70,20 @@ def fsync(path: Path) -> None:
 def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it and rename it there, on failure remove it.
 
-    A `private` one is readable by its owner alone, also while it is written.
+    A `private` one is readable by its owner alone, also while it is written; any other one follows the umask.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # the suffix is kept: writers such as numpy and PIL choose their format, or append an ending, by it
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
-        if private:
-            temporary.touch(0o600)  # who opens a file that is there to write it keeps its mode
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        with naming_full_disk(path):
+            temporary.touch(0o600 if private else 0o666)  # who opens a file that is there to write it keeps its mode
+            mode = temporary.stat().st_mode & 0o777
+            yield temporary
+            temporary.chmod(mode)  # some writers put a file of their own there, 0600
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
         fsync(path.parent)
     finally:
@@ -51,15 +94,16 @@ def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
 def whole_folder(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it replaces `path`, on failure it is removed.
 
-    A `private` one, and all in it, is its owner's alone, also while it is written.
+    A `private` one, and all in it, is its owner's alone, also while it is written; any other one follows the umask.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir(0o700 if private else 0o777)
     try:
-        yield temporary
-        publish(temporary, path, private=private)
+        with naming_full_disk(path):
+            yield temporary
+            publish(temporary, path, private=private)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -67,10 +111,12 @@ def whole_folder(path: Path, *, private: bool = False) -> Iterator[Path]:
 def publish(built: Path, folder: Path, *, private: bool = False) -> None:
     """Let a finished folder take the place of `folder`; what lies in it is on disk before.
 
-    Files of a `private` one are 0600 in folders 0700.
+    Files of a `private` one are 0600 in folders 0700. Those of another one have the mode of `built`, but cannot be run.
     """
     if private:
         close_to_others(built)
+    else:
+        _set_modes(built, built.stat().st_mode & 0o777)  # which follows the umask
     inside = list(built.rglob("*"))
     if len(inside) > SYNCED_BY_ONE:
         os.sync()
@@ -94,10 +140,11 @@ def append_line(path: Path, line: str) -> None:
         size = os.fstat(descriptor).st_size
         torn = size and os.pread(descriptor, 1, size - 1) != b"\n"
         content = f"{chr(10) if torn else ''}{line}\n".encode()
-        if os.write(descriptor, content) != len(content):  # a full disk
-            os.ftruncate(descriptor, size)
-            os.fsync(descriptor)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        with naming_full_disk(path):
+            if os.write(descriptor, content) != len(content):
+                os.ftruncate(descriptor, size)
+                os.fsync(descriptor)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -115,9 +162,13 @@ def private_folder(path: Path) -> Path:
 
 def close_to_others(folder: Path) -> None:
     """Folders 0700 and files 0600, `folder` and all below it."""
+    _set_modes(folder, 0o700)
+
+
+def _set_modes(folder: Path, mode: int) -> None:
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
-            path.chmod(0o700 if path.is_dir() else 0o600)
+            path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 @contextmanager

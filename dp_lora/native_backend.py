@@ -8,16 +8,12 @@ the whole of it and leave the run KILLED.
 import logging
 import os
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import mlflow
-import psutil
 from mlflow import MlflowClient
 from mlflow.exceptions import ExecutionException
 from mlflow.projects.backend.abstract_backend import AbstractBackend
@@ -40,6 +36,7 @@ from dp_lora.tracking.process import (
     stop_signals_wait,
 )
 from dp_lora.tracking.sender import Sender
+from dp_lora.tracking.session import run_in_session
 from dp_lora.tracking.store import (
     ERROR_LENGTH,
     EXPERIMENT,
@@ -52,7 +49,6 @@ from dp_lora.tracking.store import (
     tracking_uri,
 )
 
-GRACE = 30.0  # seconds that an entry point has to end, and to keep what it can, before it is killed
 DEFAULT_EXPERIMENT = "0"  # what MLflow's command line means where nobody named an experiment
 STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL}
 
@@ -114,7 +110,7 @@ class NativeBackend(AbstractBackend):
                 with tempfile.TemporaryDirectory(dir=backend_config.get(PROJECT_STORAGE_DIR)) as downloads:
                     command = project.get_entry_point(entry_point).compute_command(params, downloads)
                     logger.info("=== Running command '%s' in run with ID '%s' ===", command, run_id)
-                    code = run_in_session(command, work_dir, _environment(run_id, experiment_id))
+                    code = run_in_session(["bash", "-c", command], work_dir, _environment(run_id, experiment_id))
             except KeyboardInterrupt:
                 if run_id:
                     with stop_signals_wait():
@@ -204,50 +200,3 @@ def _end(client: MlflowClient, run_id: str, status: str, reason: str) -> bool:
         # stages that the command had started may have died with it
         close_orphans(client)
     return told
-
-
-def run_in_session(command: str, folder: str, environment: Mapping[str, str]) -> int:
-    """Run a bash command as the leader of a new session and return its exit status.
-
-    Where the wait is interrupted, every process of the session's group is told to stop, and killed after GRACE
-    seconds, before the interruption is raised.
-    """
-    child: subprocess.Popen[bytes] | None = None
-    try:
-        with stop_signals_deferred():
-            child = subprocess.Popen(["bash", "-c", command], cwd=folder, env=environment, start_new_session=True)
-        return child.wait()
-    except BaseException:
-        if child is not None:
-            with stop_signals_wait():
-                _cancel(child)
-        raise
-
-
-def _cancel(child: "subprocess.Popen[bytes]") -> None:
-    try:
-        _signal_group(child.pid, signal.SIGTERM)
-        end = time.monotonic() + GRACE
-        while time.monotonic() < end and _group_lives(child.pid):
-            child.poll()
-            time.sleep(0.05)
-    finally:
-        # also where a second Ctrl-C cut the wait short
-        _signal_group(child.pid, signal.SIGKILL)
-        child.wait()
-
-
-def _signal_group(group: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)
-
-
-def _group_lives(group: int) -> bool:
-    """Whether a process of the group still runs; one that has ended, but was not waited for, does not."""
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return False

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dp_lora.files import digest_value, fsync
+from dp_lora.files import digest_value, fsync, naming_full_disk
 
 KEY = ".key"  # in runs/: 32 random bytes, mode 0600
 
@@ -26,7 +26,8 @@ def _key(runs: Path) -> bytes:
         runs.mkdir(parents=True, exist_ok=True)
         own = runs / f"{KEY}.{uuid.uuid4().hex}"
         own.touch(0o600)
-        own.write_bytes(os.urandom(32))
+        with naming_full_disk(key):
+            own.write_bytes(os.urandom(32))
         fsync(own)  # another key would be another folder, with an empty ledger
         with suppress(FileExistsError):
             os.link(own, key)  # of two processes one is first, and both read its key

@@ -171,10 +171,11 @@ def write_result(
 ) -> None:
     """Write the adapter's folder, whole or not at all; `base` names the base model, the rest is `privacy_statement`'s.
 
-    Raises InputError, before anything is written, where that does.
+    A release follows the umask; without a guarantee the folder is its owner's alone. Raises InputError, before anything
+    is written, where `privacy_statement` does.
     """
     statement = privacy_statement(plan, counted_steps, run_id, ledger_head, config, before)
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, private=not statement["private"]) as temporary:
         trained_on = {"source": config.data.source, "unit": config.privacy.unit, "n_public": config.data.n_public}
         status = "private-dp" if statement["private"] else "non-private"
         save_adapter(temporary, adapter, config.data.classes, base, trained_on, status)

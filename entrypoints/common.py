@@ -5,7 +5,7 @@ import resource
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,11 +25,14 @@ from dp_lora.config import (
     relative,
     resolved_yaml,
 )
-from dp_lora.errors import InputError
+from dp_lora.config.words import did_you_mean
+from dp_lora.errors import InputError, SaidError
+from dp_lora.files import full_disk
 from dp_lora.statement import EPSILONS, privacy_tag
-from dp_lora.tracking.provenance import param_text
+from dp_lora.tracking.provenance import override_text
+from entrypoints.changes import telling_changes
 from entrypoints.house import close_house
-from entrypoints.record import record
+from entrypoints.record import LEDGER, operator_folder, record
 
 HELP = {
     "config": "experiment: the name of a file in configs/",
@@ -47,6 +50,7 @@ HELP = {
     "samples": "folder, or MLflow run id of a sample run; empty: those of the experiment's stage",
 }
 INPUTS = ("adapter", "samples")
+GOES_ON = "the same command goes on"
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def track_privacy(
 def repeat_command(stage: str, config: Config, inputs: Mapping[str, str]) -> str:
     """The command that makes this run again on its own, whoever started it: what differs from the config's file."""
     plain = filed(config.experiment.name)
-    changed = {key: param_text(value) for key, value in flatten(config).items() if value != plain[key]}
+    changed = {key: override_text(value) for key, value in flatten(config).items() if value != plain[key]}
     given = {"config": config.experiment.name, **{name: value for name, value in inputs.items() if value}}
     for name, key in STAGES[stage].sets.items():
         if key in changed:
@@ -174,7 +178,13 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
                 config = read_resolved(resolved) if resolved else load(name, values, overrides, stage=stage)
                 if STAGES[stage].computes and not dry_run:
                     _require_device(config)
-                function(Call(stage, config, out, dry_run, part, inputs, typed))
+                call = Call(stage, config, out, dry_run, part, inputs, typed)
+                try:
+                    with nullcontext() if dry_run or call.child else telling_changes():
+                        function(call)
+                except KeyboardInterrupt as error:
+                    error.add_note(_how_to_go_on(call))
+                    raise
 
         command.__doc__ = function.__doc__
         for option in reversed(_options(stage, parts)):
@@ -185,6 +195,16 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
     return decorate
 
 
+def _how_to_go_on(call: Call) -> str:
+    """What to type after a stop: a fine-tuning that `mlflow run` started has a working folder of its own."""
+    run_id = tracking.joined_run_id()
+    own = call.stage == "finetune" and call.joined and not call.config.privacy.reproducible
+    if not own or run_id is None or not (operator_folder(run_id) / LEDGER).exists():
+        return GOES_ON
+    config = replace(call.config, train=replace(call.config.train, resume=run_id))
+    return f"to go on, type: {repeat_command(call.stage, config, call.inputs)}"
+
+
 class OneLineCommand(click.Command):
     """A command whose usage errors are one line too."""
 
@@ -193,8 +213,11 @@ class OneLineCommand(click.Command):
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             # the bare message of an unknown option: what click guesses beside it may be hidden
-            text = error.message if isinstance(error, click.NoSuchOption) else error.format_message()
-            line = " ".join(text.split()).rstrip(".")
+            unknown = isinstance(error, click.NoSuchOption)
+            line = " ".join((error.message if unknown else error.format_message()).split()).rstrip(".")
+            if isinstance(error, click.NoSuchOption):
+                shown = [name for option in self.params if not getattr(option, "hidden", False) for name in option.opts]
+                line += did_you_mean(error.option_name, shown)
             click.echo(f"error: {line}; --help lists the options", err=True)
             ctx.exit(2)
 
@@ -227,19 +250,23 @@ def one_line_errors(child: bool = False) -> Iterator[None]:
     """End bad input, a full disk, Ctrl-C in one line and a status other than 0; mark the run of `mlflow run`."""
     try:
         yield
+    except SaidError as error:
+        tracking.fail_joined_run(error.public, child)
+        sys.exit(1)
     except InputError as error:
         _stop(str(error), 1, child, error.public)
     except OSError as error:
-        # a file's name may be a private picture's
-        where = f": {error.filename}" if error.filename else ""
-        _stop(f"{error.strerror or error}{where}", 1, child, error.strerror or type(error).__name__)
+        # a file's name may be a private picture's; of a copy the second one is where it goes
+        name = error.filename2 or error.filename
+        where = f": {name}" if name else ""
+        what_to_do = "; make room, then the same command goes on" if full_disk(error) else ""
+        _stop(f"{error.strerror or error}{where}{what_to_do}", 1, child, error.strerror or type(error).__name__)
     except SafetensorError as error:
-        # a full disk, where it is met while one is written
-        _stop(f"a file of tensors: {error}", 1, child, "a file of tensors cannot be written or read")
+        # one that is damaged
+        _stop(f"a file of tensors: {error}", 1, child, "a file of tensors cannot be read")
     except KeyboardInterrupt as error:
-        # `mlflow run` makes a new run each time; unfinished work of stages is found again, of finetune by train.resume
-        goes_on = "" if tracking.joined_run_id() and not child else "; the same command goes on"
-        _stop(f"stopped ({error or 'Ctrl-C'}){goes_on}", 130, child)
+        (how,) = getattr(error, "__notes__", [GOES_ON])[:1]
+        _stop(f"stopped ({str(error) or 'Ctrl-C'}); {how}", 130, child)
 
 
 def _stop(message: str, status: int, child: bool, public: str | None = None) -> NoReturn:

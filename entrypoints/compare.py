@@ -1,11 +1,13 @@
 """The default experiment at several epsilons: one table beside the runs in the MLflow UI."""
 
-import subprocess
+import os
 import sys
 
 import click
 
 from dp_lora.config import ROOT, STAGES, load
+from dp_lora.tracking.process import stop_signals_raise
+from dp_lora.tracking.session import run_in_session
 from entrypoints.common import OneLineCommand, one_line_errors
 from entrypoints.main import summary
 from entrypoints.pipeline import write_params
@@ -18,12 +20,12 @@ EPSILONS = ("1", "5", "inf", "")  # the config's own comes last, so that outputs
 @click.command(cls=OneLineCommand)
 def main() -> None:
     """Run main for eps 1, 5, inf and the config's own; what has been made before comes from DVC's run cache."""
-    with one_line_errors():
+    with one_line_errors(), stop_signals_raise():
         rows = {}
         try:
             for eps in EPSILONS:
                 command = [sys.executable, "-m", "entrypoints.main", *(["--eps", eps] if eps else [])]
-                status = subprocess.run(command, cwd=ROOT, check=False).returncode
+                status = run_in_session(command, ROOT, os.environ)
                 if status:
                     sys.exit(status)
                 config = load(DEFAULT, {"eps": eps})

@@ -5,11 +5,13 @@ import click
 from dp_lora.statement import read_privacy
 from entrypoints.adapters import adapter_folder, find_base, track_adapter
 from entrypoints.common import Call, entry_point, relative
+from entrypoints.early import refuse
 
 
 @entry_point("export")
 def main(call: Call) -> None:
     """Merge the adapter into its base: a folder that diffusers' from_pretrained loads, with an example that samples."""
+    refuse(call)
     if call.dry_run:
         if call.inputs.get("adapter"):
             adapter_folder(call)

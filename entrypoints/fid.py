@@ -12,6 +12,7 @@ from dp_lora.errors import InputError, private_names
 from dp_lora.files import read_json
 from entrypoints.adapters import find_base, track_base
 from entrypoints.common import Call, entry_point, relative, track_privacy
+from entrypoints.early import refuse
 from entrypoints.pipeline import make_missing, would_make
 from entrypoints.pipelines import WORKING, outputs, private_data, public_data, require
 from entrypoints.prepared import caches, require_prepared
@@ -22,6 +23,7 @@ PRIVATE_PICTURES = "the samples cannot be scored on the private pictures; the op
 @entry_point("fid")
 def main(call: Call) -> None:
     """Frechet and kernel distances and utility of a folder of samples; every number is for the operator alone."""
+    refuse(call)
     data = private_data(call.config)
     public = None if call.config.checkpoint.folder else public_data(call.config)
     needed = [data] if public is None else [public, data]

@@ -11,11 +11,12 @@ from dp_lora.statement import read_privacy
 from dp_lora.tracking import TrackedRun
 from entrypoints.adapters import track_base
 from entrypoints.common import Call, entry_point, relative, track_privacy
-from entrypoints.finetuning import KEPT, LEDGER, resolve, working_folder
+from entrypoints.early import refuse
+from entrypoints.finetuning import KEPT, resolve, working_folder
 from entrypoints.pipeline import absent, make_missing, would_make
 from entrypoints.pipelines import RUNS, private_data, require, to_bring
 from entrypoints.prepared import require_prepared
-from entrypoints.record import keep_here
+from entrypoints.record import LEDGER, keep_here
 
 if TYPE_CHECKING:
     from dp_lora.team import Team
@@ -27,6 +28,7 @@ WORK_STOPPED = "the working folder of this fine-tuning cannot be gone on with; t
 @entry_point("finetune")
 def main(call: Call) -> None:
     """Fine-tune LoRA weights and class embedding on the private pictures by DP-SGD."""
+    refuse(call)
     if not call.dry_run:
         require(call.config, [private_data(call.config)])
     start = resolve(call.config)

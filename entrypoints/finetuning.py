@@ -13,13 +13,12 @@ from entrypoints.adapters import find_adapter
 from entrypoints.common import Call, relative
 from entrypoints.pipelines import RUNS, base_folder, pipeline_of, private_data
 from entrypoints.prepared import caches
-from entrypoints.record import operator_folder
+from entrypoints.record import LEDGER, operator_folder
 
 if TYPE_CHECKING:
     from dp_lora.privacy.plan import PrivacyPlan
     from dp_lora.training.resolved import Resolved
 
-LEDGER = "ledger.json"  # of a run's files on this machine: where its working folder is
 KEPT = "runs/DIGEST (ledger and checkpoints)"  # what stays of a private fine-tuning, as a dry run shows it
 
 

@@ -7,6 +7,7 @@ from dp_lora.files import read_json
 from dp_lora.statement import EPSILONS, read_privacy
 from entrypoints.adapters import adapter_folder
 from entrypoints.common import Call, entry_point, relative, track_privacy
+from entrypoints.early import refuse
 from entrypoints.finetuning import KEPT, resolve
 from entrypoints.pipeline import is_up_to_date, repro, write_params
 from entrypoints.pipelines import WORKING, from_outside, outputs, pipeline_of, require, require_distance, to_bring
@@ -18,6 +19,7 @@ PUBLIC_FIGURES = {"epsilon", *EPSILONS, "delta", "rank", "trainable parameters"}
 @entry_point("main")
 def main(call: Call) -> None:
     """Make everything that is out of date, from pictures to scores; `dvc repro` of the config's pipeline."""
+    refuse(call)
     pipeline = pipeline_of(call.config)
     if call.dry_run:
         from dp_lora.training.planned import finetuning_facts

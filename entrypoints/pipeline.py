@@ -6,15 +6,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import yaml
 
 from dp_lora.config import ROOT, STAGES, Config
-from dp_lora.errors import InputError
+from dp_lora.config.words import did_you_mean
+from dp_lora.errors import InputError, SaidError
 from dp_lora.files import whole_file
+from dp_lora.tracking.session import INNER_GRACE, run_in_session
 from entrypoints.common import relative
 from entrypoints.pipelines import Pipeline, from_outside, outside_folders, pipeline_of, private_data, require
 
@@ -46,25 +48,23 @@ def read_params(pipeline: Pipeline) -> dict[str, str]:
         raise InputError(f"{path}: names no experiment; set config")
     known = STAGES["main"].parameters
     if unknown := set(values) - set(known):
-        raise InputError(f"{path}: {', '.join(sorted(unknown))}: unknown; there are {', '.join(known)}")
+        guess = did_you_mean(min(unknown), known)
+        raise InputError(f"{path}: {', '.join(sorted(unknown))}: unknown; there are {', '.join(known)}{guess}")
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
-    """Run DVC at the project's root with this interpreter; InputError when it fails. Stopped, it stops its stages."""
-    command = [sys.executable, "-m", "dvc", *arguments]
+    """Run DVC at the project's root with this interpreter. Stopped, it stops its stages.
+
+    Raises SaidError where it fails: DVC or the stage has said why.
+    """
+    command = [sys.executable, "-m", "entrypoints.quiet_dvc", *arguments]
     environment = {**os.environ, **(environment or {}), "DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
-    # a session of its own: a signal to this process alone would leave the stage running
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
-    try:
-        status = process.wait()
-    except BaseException:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
-        raise
+    status = run_in_session(command, ROOT, environment, INNER_GRACE)
+    if status < 0:
+        raise InputError(f"dvc {' '.join(arguments)}: ended by {signal.Signals(-status).name}")
     if status:
-        raise InputError(f"dvc {' '.join(arguments)}: failed with status {status}; its own lines above say where")
+        raise SaidError(f"dvc {' '.join(arguments)}: failed with status {status}; the run of its stage says why")
 
 
 def repro(pipeline: Pipeline, environment: Mapping[str, str]) -> None:

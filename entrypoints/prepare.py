@@ -7,6 +7,7 @@ from dp_lora.config import ROOT, Config
 from dp_lora.errors import PRIVATE_PICTURE, private_names
 from dp_lora.tracking import TrackedRun
 from entrypoints.common import Call, entry_point, relative
+from entrypoints.early import refuse
 from entrypoints.pipeline import dvc, write_params
 from entrypoints.pipelines import from_outside, pipeline_of, private_data, public_data
 from entrypoints.prepared import sealing
@@ -19,6 +20,7 @@ def main(call: Call) -> None:
     What comes from outside goes to data/NAME and is recorded in data.dvc; else outputs/letters/data and
     outputs/EXPERIMENT/data are made.
     """
+    refuse(call)
     downloads = from_outside(call.config)
     if call.dry_run:
         call.print_dry_run({}, _writes(call.config))

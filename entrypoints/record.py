@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FILES = "files"  # artifact: the digests
 STATE = "state"  # artifact folder: what may differ in a tree that is not dirty
 DATA_DVC = "data.dvc"
+LEDGER = "ledger.json"  # of a run's files on this machine: where the working folder of its fine-tuning is
 PUBLIC_RESULTS = {stage.folder for stage in STAGES.values() if stage.folder and stage.public}
 CODE = ("configs", "dp_lora", "entrypoints", "pipelines")  # what git holds of what stages depend on
 

@@ -19,6 +19,8 @@ from dp_lora.errors import InputError
 from dp_lora.files import digest_file, read_json
 from dp_lora.operator_key import KEY
 from dp_lora.reproduction import Comparison, compare
+from dp_lora.tracking.process import stop_signals_raise
+from dp_lora.tracking.session import INNER_GRACE, run_in_session
 from entrypoints.common import OneLineCommand, one_line_errors, relative
 from entrypoints.pipelines import RUNS, outputs, pipeline_of
 from entrypoints.record import DATA_DVC, FILES, operator_folder, signature, stage_folders, upstream
@@ -49,14 +51,19 @@ def main(run_id: str) -> None:
     Of a private run with fresh noise all that lies upstream of the noise is made again and compared; the fine-tuning
     itself is not: it would spend privacy once more.
     """
-    with one_line_errors():
+    with one_line_errors(), stop_signals_raise():
         place = RUNS / "reproduce" / run_id
         tree = place / "tree"
         recorded = read_recorded(run_id, place)
         if tree.exists():
             raise InputError(f"{relative(tree)}: is there already; remove it by `git worktree remove --force` first")
         _git("worktree", "add", "--detach", str(tree), recorded.commit)
-        _make(recorded, tree)
+        try:
+            _make(recorded, tree)
+        except KeyboardInterrupt as error:
+            shown = relative(tree)
+            error.add_note(f"remove {shown} by `git worktree remove --force {shown}`, then type the same command again")
+            raise
         equal = _report(recorded, tree)
         if equal:
             _git("worktree", "remove", "--force", str(tree))
@@ -128,9 +135,9 @@ def _make(recorded: Recorded, tree: Path) -> None:
 
     def run(*command: str) -> None:
         click.echo(f"> {' '.join(command)}", err=True)
-        done = subprocess.run([python, "-m", *command], cwd=tree, env=environment, check=False)
-        if done.returncode:
-            raise InputError(f"{' '.join(command)}: failed in {relative(tree)} with status {done.returncode}")
+        status = run_in_session([python, "-m", *command], tree, environment, INNER_GRACE)
+        if status:
+            raise InputError(f"{' '.join(command)}: failed in {relative(tree)} with status {status}")
 
     params = tree / pipeline.params.relative_to(ROOT)
     names = list(yaml.safe_load(params.read_text(encoding="utf-8")))
@@ -173,7 +180,7 @@ def _python(recorded: Recorded, tree: Path) -> str:
     """This interpreter where its packages are from the run's lock, else one that `make setup` makes in the tree."""
     if digest_file(ROOT / "requirements.lock") == recorded.lock_digest:
         return sys.executable
-    if subprocess.run(["make", "setup"], cwd=tree, check=False).returncode:
+    if run_in_session(["make", "setup"], tree, os.environ, INNER_GRACE):
         raise InputError(f"make setup: failed in {relative(tree)}; its own lines above say why")
     return str(tree / ".venv" / "bin" / "python")
 
@@ -188,15 +195,12 @@ def _from_nothing(config: Config) -> Config:
 
 def _differing(config: Config, plain: Config) -> Iterator[str]:
     """Overrides that turn the experiment as its file has it into what the run resolved."""
-    from dp_lora.tracking.provenance import param_text
+    from dp_lora.tracking.provenance import override_text
 
     before = flatten(plain)
     for key, value in flatten(config).items():
         if before[key] != value:
-            text = param_text(value)
-            if any(character.isspace() for character in text):
-                raise InputError(f"{key}={text}: cannot be given again as an override, for its blanks")
-            yield f"{key}={text}"
+            yield f"{key}={override_text(value)}"
 
 
 def _targets(recorded: Recorded) -> Iterator[str]:

@@ -9,6 +9,7 @@ import click
 from dp_lora import tracking
 from entrypoints.adapters import adapter_folder, find_base, track_adapter, track_base
 from entrypoints.common import Call, entry_point, relative
+from entrypoints.early import refuse
 from entrypoints.pipelines import WORKING, base_folder
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @entry_point("sample")
 def main(call: Call) -> None:
     """Draw sampling.n images, balanced over the adapter's classes, with a grid and an archive for other tools."""
+    refuse(call)
     if call.dry_run:
         from dp_lora.training.costs import sampling_facts
 

@@ -7,6 +7,7 @@ import pytest
 from dp_lora.config import PARAMETERS, ROOT, config_names, flatten, load, read_resolved, write_resolved
 from dp_lora.config.classes import class_names
 from dp_lora.errors import InputError
+from dp_lora.tracking.provenance import override_text
 
 
 def error_of(*arguments, **options) -> str:
@@ -69,6 +70,43 @@ def test_a_config_that_is_no_experiment_s_name_is_refused(name):
 )
 def test_a_bad_override_is_one_line(overrides, part):
     assert part in error_of("mnist5k", {}, overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "meant"),
+    [("train.lrr=1", "train.lr"), ("privcy.eps=1", "privacy.eps"), ("data.clases=[a]", "data.classes")],
+)
+def test_an_unknown_key_is_told_what_it_is_like(overrides, meant):
+    assert f"unknown key; did you mean {meant}" in error_of("mnist5k", {}, overrides)
+
+
+def test_an_unknown_config_and_a_key_without_its_section_are_told_what_they_are_like():
+    assert error_of("mnist5").startswith("config=mnist5: no such experiment; did you mean mnist5k")
+    assert "there are autoencoder_kl" in error_of("nothing-like-it")
+    assert error_of("mnist5k", {}, "n_publc=4").endswith("such as train.lr=0.02; did you mean .n_public?")
+
+
+def test_blanks_inside_of_brackets_and_quotes_end_no_override():
+    own = """data.classes=[cat, golden retriever]  data.path="my pictures" train.lr=0.5 train.betas=[0.8, 0.9]"""
+    config = load("folder", {}, f"{own} data.n_public=2000 privacy.batch_size=200")
+    assert (config.data.classes, config.data.path) == (["cat", "golden retriever"], "my pictures")
+    assert (config.train.lr, config.train.betas) == (0.5, [0.8, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.path", "my pictures"), ("data.path", 'a "b" c'), ("data.path", "it's"), ("data.path", "[a]"),
+        ("data.classes", ["cat", "golden retriever"]), ("train.lr", 0.02),
+    ],
+)  # fmt: skip
+def test_the_override_that_repeats_a_run_is_read_back_as_it_was(key, value):
+    plain = "data.path=x data.classes=[a] data.n_public=2000 privacy.batch_size=200"
+    others = " ".join(item for item in plain.split() if not item.startswith(key))
+    config = load(
+        "folder", {}, f'{key}={override_text(value)} {others} experiment.description="isn\'t" experiment.seed=7'
+    )
+    assert (flatten(config)[key], config.experiment.seed) == (value, 7)
 
 
 def test_a_folder_of_one_s_own_needs_both_public_statements_and_shows_no_count():

@@ -147,3 +147,30 @@ def test_little_memory_and_little_room_are_wrong(monkeypatch):
     monkeypatch.setattr(doctor, "MEMORY_GIB", 10**6)
     monkeypatch.setattr(doctor, "DISK_GIB", 10**6)
     assert doctor.examine(doctor.memory).state == doctor.examine(doctor.disk).state == "wrong"
+
+
+def test_a_project_that_was_moved_is_told_with_what_mends_it(tmp_path, monkeypatch):
+    import sqlite3
+
+    (tmp_path / ".venv").mkdir()
+    stamp, store = tmp_path / ".venv/.complete", tmp_path / "mlflow.db"
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    with sqlite3.connect(store) as database:
+        database.execute("CREATE TABLE experiments (artifact_location TEXT)")
+        database.executemany(
+            "INSERT INTO experiments VALUES (?)", [[f"file://{tmp_path}/mlartifacts"], ["s3://b/a"], ["mlruns/0"]]
+        )
+    for text in ("", f"{tmp_path}\n"):  # of an older make setup, and of this place
+        stamp.write_text(text)
+        assert not doctor.moved_from()
+    assert doctor.tracking().state == "ok"
+    stamp.write_text("/not there/house\n")
+    assert doctor.packages().state == "wrong"
+    assert "moved here from /not there/house" in doctor.packages().text
+    assert doctor.packages().text.endswith("make setup")
+    with sqlite3.connect(store) as database:
+        database.execute("INSERT INTO experiments VALUES ('file:///not%20there/house/mlartifacts')")
+    found = doctor.tracking()
+    assert found.state == "wrong"
+    assert found.text.endswith(f"ln -s {tmp_path} '/not there/house'")

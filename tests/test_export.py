@@ -172,12 +172,23 @@ def test_privacy_statement_and_card_travel_and_a_further_fine_tuning_adds_what_w
     assert (predicted(again.unet) - predicted(UNet2DConditionModel.from_pretrained(folder / "unet"))).abs().max() < 2e-6
 
 
+def modes(folder: Path) -> set[int]:
+    return {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+
+
+def test_release_and_export_are_as_open_as_other_new_files(made, tmp_path):
+    (tmp_path / "new").touch()
+    new = (tmp_path / "new").stat().st_mode & 0o777
+    assert (modes(made[1]), modes(made[2])) == ({new}, {new})
+
+
 def test_what_is_not_private_says_so_and_no_release_is_made_from_it(made, tmp_path):
     adapter = make_release(made[0], tmp_path / "not-private", private=False)
     export(load_model(made[0]), adapter, CONFIG.sampling, tmp_path / "export")
     card = (tmp_path / "export/README.md").read_text(encoding="utf-8")
     assert "**Privacy:** trained without privacy: no bound holds; this adapter must not leave the house." in card
     assert "post-processing" not in card
+    assert (modes(adapter), modes(tmp_path / "export")) == ({0o600}, {0o600})
     with pytest.raises(InputError, match="privacy_status non-private"):
         base_privacy(load_info(tmp_path / "export"), plan_of())
 

@@ -121,8 +121,12 @@ def test_a_second_process_on_one_run_is_refused_and_the_first_goes_on(tmp_path):
     make_base(tmp_path / "base", tiny_config())
     first = start(tmp_path, LONG)
     assert first.stdout.readline() == "ready\n"
+    while not (tmp_path / "run/ledger.jsonl").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # or it ends before the second one has started
     assert start(tmp_path, LONG).wait() == 1
-    assert first.poll() is None
+    first.send_signal(signal.SIGCONT)
     assert first.wait() == 0
     steps, plan = counted(tmp_path)
     assert drawn(tmp_path) == steps == plan.steps

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,12 @@ from dp_lora.config import ROOT
 from tests.gpu.gather import PACKAGES, pinned
 
 SOUND = {"uname": "echo Linux x86_64", "git": "true", "python3": "true"}  # what a complete machine says
+
+
+def stand_in(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
 
 
 @pytest.mark.parametrize(
@@ -33,11 +40,9 @@ SOUND = {"uname": "echo Linux x86_64", "git": "true", "python3": "true"}  # what
 @pytest.mark.parametrize("command", ["setup", "quickstart"])
 def test_a_machine_that_lacks_something_is_told_what_in_one_line(tmp_path, command, lacks, says):
     tools = tmp_path / "bin"
-    tools.mkdir()
     for name, script in (SOUND | lacks).items():
         if script is not None:
-            (tools / name).write_text(f"#!/bin/sh\n{script}\n")
-            (tools / name).chmod(0o755)
+            stand_in(tools, name, script)
     tree = tmp_path / "tree"
     tree.mkdir()
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
@@ -49,6 +54,40 @@ def test_a_machine_that_lacks_something_is_told_what_in_one_line(tmp_path, comma
     assert done.returncode != 0
     assert [line for line in done.stderr.splitlines() if not line.startswith("make: ***")] == [says]
     assert not (tree / ".venv").exists()
+
+
+def test_setup_says_what_it_does_once_and_makes_the_environment_of_a_moved_project_anew(tmp_path):
+    tools = tmp_path / "bin"
+    for name, script in SOUND.items():
+        stand_in(tools, name, script)
+    venv = "rm -rf .venv; mkdir -p .venv/bin; cp /bin/true .venv/bin/python"
+    stand_in(tools, "python3", f'case "$*" in -V) echo Python 3.12.1;; "-m venv"*) {venv};; esac')
+    stand_in(tools, "uv", "true")
+    tree = tmp_path / "first place"
+    tree.mkdir()
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copyfile(ROOT / name, tree / name)
+
+    def setup(tree: Path) -> list[str]:
+        environment = {"PATH": f"{tools}:{os.defpath}"}
+        done = subprocess.run(["make", "setup"], cwd=tree, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    first = setup(tree)
+    assert first[0].startswith(".venv: an environment of Python 3.12.1, from the 2")
+    assert "downloading and installing" in first[1]
+    assert first[2:] == [".venv: complete"]
+    assert setup(tree) == ["make: Nothing to be done for 'setup'."]
+    tree.rename(tmp_path / "moved")
+    told = setup(tmp_path / "moved")
+    assert told[0] == f"the project was moved here from {tree}: its environment is made anew"
+    assert told[1:] == first
+    assert setup(tmp_path / "moved") == ["make: Nothing to be done for 'setup'."]
+    (tmp_path / "moved/.venv").rename(tmp_path / "shared")
+    (tmp_path / "moved/.venv").symlink_to(tmp_path / "shared")
+    (tmp_path / "shared/.complete").write_text("/elsewhere\n")  # whoever links one knows
+    assert setup(tmp_path / "moved") == ["make: Nothing to be done for 'setup'."]
 
 
 def test_the_wheels_for_a_gpu_machine_are_those_of_the_lock_each_with_its_hashes():

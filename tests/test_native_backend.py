@@ -12,7 +12,7 @@ import pytest
 from test_tracking import all_runs, made_run, use_store
 
 from dp_lora import native_backend
-from dp_lora.tracking import store
+from dp_lora.tracking import session, store
 
 # the image does not exist: whoever touches Docker here fails
 MLPROJECT = """
@@ -74,7 +74,7 @@ def client(tmp_path, monkeypatch):
     (tmp_path / "work.py").write_text(WORK)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DOCKER_HOST", "unix:///there-is-no-docker.sock")
-    monkeypatch.setattr(native_backend, "GRACE", 2.0)
+    monkeypatch.setattr(session, "GRACE", 2.0)
     yield use_store(tmp_path, monkeypatch)
     # the backend sets it for the whole process
     import mlflow

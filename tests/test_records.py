@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.numpy import save_file
 
 from dp_lora import tracking
 from dp_lora.config import ROOT, load
@@ -421,6 +422,18 @@ def test_a_private_file_is_closed_while_it_is_written(open_to_all, tmp_path):
         (temporary / "inside").mkdir()
         (temporary / "inside/file").write_text("")
     assert modes(tmp_path / "folder") == {"folder 700", "file 600"}
+
+
+@pytest.mark.parametrize(("mask", "then"), [(0o022, {"folder 755", "file 644"}), (0o027, {"folder 750", "file 640"})])
+def test_what_is_meant_for_others_follows_the_umask_whoever_wrote_it(mask, then, open_to_all, tmp_path):
+    os.umask(mask)
+    with whole_folder(tmp_path / "release") as temporary:
+        (temporary / "peft").mkdir(0o700)
+        save_file({"a": np.zeros(3)}, temporary / "peft/a.safetensors")  # 0600, whatever the umask
+        write_json(temporary / "privacy.json", {})
+    with whole_file(tmp_path / "release/b.safetensors") as temporary:
+        save_file({"a": np.zeros(3)}, temporary)
+    assert modes(tmp_path / "release") == then
 
 
 def test_each_command_closes_the_folders_that_dvc_fills_with_files_for_all(open_to_all, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from dp_lora.config.paths import ROOT
 from dp_lora.config.rules import check
 from dp_lora.config.schema import Config
 from dp_lora.config.stages import PARAMETERS, STAGES
+from dp_lora.config.words import did_you_mean, split_overrides
 from dp_lora.errors import InputError
 from dp_lora.files import whole_file
 
@@ -33,7 +34,8 @@ def _read(name: str) -> DictConfig:
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or ".." in name:
         raise InputError(f"config={name!r}: must be the name of an experiment in configs/, such as mnist5k")
     if name != "base" and name not in config_names():
-        raise InputError(f"config={name}: no such experiment; there are {', '.join(config_names())}")
+        there = f"; there are {', '.join(config_names())}"
+        raise InputError(f"config={name}: no such experiment{did_you_mean(name, config_names()) or there}")
     try:
         text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
         return copy.deepcopy(_parsed(text, f"configs/{name}.yaml"))
@@ -93,8 +95,15 @@ def _merge(config: DictConfig, layer: DictConfig, shown: str) -> DictConfig:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
         cause = str(error).splitlines()[0]
-        rule = "unknown key" if "not in" in cause else cause
+        inside = layer.get(key) if "." not in key else None  # of an unknown section OmegaConf names the section alone
+        meant = ".".join([key, *map(str, list(inside)[:1])]) if isinstance(inside, DictConfig) else key
+        rule = f"unknown key{did_you_mean(meant, _keys())}" if "not in" in cause else cause
         raise InputError(f"{shown}: {key}: {rule}; the keys and their types stand in configs/base.yaml") from None
+
+
+@functools.cache
+def _keys() -> tuple[str, ...]:
+    return tuple(_leaves(OmegaConf.structured(Config)))
 
 
 def _refuse_overflow(value: str, where: str) -> None:
@@ -108,11 +117,15 @@ def _refuse_overflow(value: str, where: str) -> None:
 
 
 def _parse_overrides(text: str) -> list[str]:
-    items = text.split()
+    items = split_overrides(text)
     for item in items:
         key, separator, value = item.partition("=")
         if not separator or not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", key):
-            raise InputError(f"overrides: {item!r}: must be section.key=value, blanks between, such as train.lr=0.02")
+            # a key without its section, or a word like one
+            guess = "" if "." in key else did_you_mean(f".{key}", {f".{known.partition('.')[2]}" for known in _keys()})
+            raise InputError(
+                f"overrides: {item!r}: must be section.key=value, blanks between, such as train.lr=0.02{guess}"
+            )
         _refuse_resolvers(value, f"overrides: {key}")
         _refuse_unset(value, f"overrides: {item}")
         _refuse_overflow(value, f"overrides: {item}")

@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 from dp_lora.data.versioned import check_space, gigabytes
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import read_json, write_json
+from dp_lora.files import naming_full_disk, read_json, write_json
 from dp_lora.progress import progress
 
 TIMEOUT = 60.0  # seconds without a byte
@@ -119,7 +119,7 @@ def _range(response: HTTPResponse) -> tuple[int, int | None]:
 def _receive(response: HTTPResponse, part: Path, start: int, size: int | None) -> None:
     name = part.name.removesuffix(".part")
     bar = progress(total=size, initial=start, unit="B", unit_scale=True, desc=name)
-    with part.open("ab" if start else "wb") as file, bar as shown:
+    with naming_full_disk(part), part.open("ab" if start else "wb") as file, bar as shown:
         while chunk := response.read(CHUNK):
             file.write(chunk)
             shown.update(len(chunk))

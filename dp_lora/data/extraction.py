@@ -19,6 +19,7 @@ from pathlib import Path
 from dp_lora.data.parquet import PictureBatch, PictureFile, read_batches
 from dp_lora.data.picture_worker import begin, store, verified_rows
 from dp_lora.errors import InputError
+from dp_lora.files import naming_full_disk
 from dp_lora.progress import progress
 
 IN_FLIGHT = 1 << 27  # bytes of pictures on their way to the workers at a time
@@ -60,7 +61,7 @@ def extract(files: Sequence[PictureFile], wanted: Wanted, images: Path, record: 
         done = _believed(record, images, keep, pool)
         batches = _batches(files, wanted, done)
         shown = progress(total=total, initial=done, desc=name, unit=" images")
-        with record.open("ab") as lines, shown as bar:
+        with naming_full_disk(record), record.open("ab") as lines, shown as bar:
             for rows in _stored(pool, workers, batches, wanted, images):
                 lines.write(b"".join(json.dumps(list(vars(row).values())).encode() + b"\n" for row in rows))
                 lines.flush()

@@ -12,7 +12,16 @@ from dp_lora.data.layout import Dataset
 from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import digest_value, exclusive, fsync, private_folder, read_json, write_json
+from dp_lora.files import (
+    digest_value,
+    exclusive,
+    fsync,
+    naming_full_disk,
+    private_folder,
+    read_json,
+    reserve,
+    write_json,
+)
 from dp_lora.models.autoencoder import Vae, encode, latent_size
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import module_digest
@@ -88,7 +97,9 @@ def _encode_to(
     else:
         unfinished.touch(0o600)  # a file that is there keeps its mode
         unfinished.chmod(0o600)
-        latents = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
+        with naming_full_disk(unfinished):
+            latents = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
+    reserve(unfinished)
     with progress(total=len(dataset), initial=done, desc="latents", bar_format=PERCENT) as bar:
         starts = range(done, len(dataset), batch_size)
         for number, batch in enumerate(team.map(encoded, starts), start=1):

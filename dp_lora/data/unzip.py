@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 from dp_lora.errors import InputError
+from dp_lora.files import naming_full_disk
 from dp_lora.progress import progress
 
 MAX_RATIO = 50  # weights shrink to a half at best; more is a decompression bomb
@@ -62,6 +63,7 @@ def _checked(infos: list[zipfile.ZipInfo], member: str, max_size: int, name: str
 def _extract(file: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, name: str) -> None:
     written = 0
     with (
+        naming_full_disk(target),
         file.open(info) as source,
         target.open("wb") as out,
         progress(total=info.file_size, unit="B", unit_scale=True, desc=info.filename) as shown,

@@ -33,7 +33,7 @@ class Outbox:
         """Keep a record behind those that wait; the file or folder of an artifact is copied."""
         number = int(self._waiting[-1].name) + 1 if self._waiting else 1
         path = self._folder / f"{number:08d}"
-        with whole_folder(path) as temporary:
+        with whole_folder(path, private=True) as temporary:
             name = None
             if record.path is not None:
                 name = record.path.name

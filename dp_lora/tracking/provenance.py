@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -67,8 +68,14 @@ def run_name(stage: str, config: Config, nested: bool = False) -> str:
     return name if stage == "main" or (stage == "finetune" and not nested) else f"{name} {stage}"
 
 
+def override_text(value: Any) -> str:
+    """A config leaf as an override takes it: `param_text`, in quotes where a part of it would be read otherwise."""
+    quoted = isinstance(value, str) and re.search(r"[\s'\"\[\]{}]", value)
+    return json.dumps(value, ensure_ascii=False) if quoted else param_text(value)
+
+
 def param_text(value: Any) -> str:
-    """A config leaf as the text that an override would take: true, null, [1,2], 1e-05, inf."""
+    """A config leaf as text: true, null, [1,2], 1e-05, inf."""
     if isinstance(value, str):
         return value
     if isinstance(value, float):

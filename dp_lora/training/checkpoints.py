@@ -15,7 +15,7 @@ KEEP = 2
 
 def save_checkpoint(folder: Path, step: int, counted: int, tensors: Mapping[str, Tensor]) -> None:
     """Write the state after `step` steps, of which the ledger counted `counted`; all but the last few are removed."""
-    with whole_file(folder / f"step-{step:08d}.safetensors") as temporary:
+    with whole_file(folder / f"step-{step:08d}.safetensors", private=True) as temporary:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(state, temporary, {"counted": str(counted)})
     for path in _files(folder)[:-KEEP]:

@@ -15,9 +15,9 @@ FIGURES = ("epsilon", *EPSILONS, "delta", "noise_multiplier", "sample_rate", "st
 
 def copy_result(result: Path, out: Path) -> Path:
     """Copy an adapter's folder into `out`, whole or not at all, with curves and metrics.json; gives the copy."""
-    with whole_folder(out) as temporary:
+    statement = read_json(result / "privacy.json")
+    with whole_folder(out, private=not statement["private"]) as temporary:
         shutil.copytree(result, temporary / result.name)
-        statement = read_json(result / "privacy.json")
         write_json(temporary / "metrics.json", {name: statement[name] for name in FIGURES if name in statement})
         write_curves(result, temporary)
     return out / result.name

@@ -1,0 +1,36 @@
+"""What a command changed in files that git has: said, and how to put them back."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from dp_lora.config import ROOT, relative
+from entrypoints.pipelines import PIPELINES
+
+
+@contextmanager
+def telling_changes() -> Iterator[None]:
+    """Afterwards say which of the pipelines' parameters and locks, and data.dvc, differ from before and from git's."""
+    files = [path for pipeline in PIPELINES.values() for path in (pipeline.params, pipeline.lock)]
+    files.append(ROOT / "data.dvc")
+
+    def contents() -> list[bytes | None]:
+        return [path.read_bytes() if path.exists() else None for path in files]
+
+    before = contents()
+    try:
+        yield
+    finally:
+        changed = [relative(path) for path, old, new in zip(files, before, contents(), strict=True) if old != new]
+        if names := _not_committed(changed):
+            back = f"`git checkout {' '.join(names)}` puts back what was committed"
+            click.echo(f"changed by this command: {' and '.join(names)}; {back}", err=True)
+
+
+def _not_committed(names: list[str]) -> list[str]:
+    if not names:
+        return []
+    command = ["git", "-C", str(ROOT), "diff", "--name-only", "--relative", "HEAD", "--", *names]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()

@@ -1,0 +1,60 @@
+"""What depends on the command line, the config, a listing or a small file alone: refused before torch and before DVC.
+
+What a stage would refuse of it minutes later, the command that the user typed refuses at once, a dry run too.
+"""
+
+from pathlib import Path
+
+from dp_lora.config import Config
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
+from dp_lora.files import read_json
+from entrypoints.adapters import adapter_folder, find_adapter
+from entrypoints.common import Call, relative
+from entrypoints.pipelines import base_folder, pipeline_of
+
+
+def refuse(call: Call) -> None:
+    """Raise InputError for pictures, base or adapter that the work of `call` could not be done with.
+
+    A stage that DVC started is not looked at: the command that started it was.
+    """
+    config = call.config
+    if call.child:
+        return
+    if call.stage in ("main", "prepare", "finetune", "fid"):
+        _refuse_pictures(config)
+    if call.stage in ("main", "finetune"):
+        _refuse_base(config, made_anew=call.stage == "main")
+        if config.privacy.parent is not None:
+            find_adapter(config.privacy.parent, "privacy.parent")
+    if call.stage in ("sample", "export") and (call.inputs.get("adapter") or not call.dry_run):
+        adapter_folder(call)
+
+
+def _refuse_pictures(config: Config) -> None:
+    """InputError for a listing of the operator's folder that `prepare` would refuse; no picture is opened."""
+    data, by_person = config.data, config.privacy.unit == "person"
+    if data.source != "folder" or data.path is None:
+        return
+    from dp_lora.data.folder import list_entries
+
+    with private_names(PRIVATE_PICTURE):
+        list_entries(Path(data.path), list(data.classes), by_person)
+
+
+def _refuse_base(config: Config, *, made_anew: bool) -> None:
+    """InputError for a base of another size or other channels; `made_anew`: one of the pipeline's own is not read."""
+    base = base_folder(config)
+    own = (made_anew or not base.exists()) and relative(base) in pipeline_of(config).made
+    if not own and not base.exists():
+        raise InputError(f"model.base={config.model.base}: no such folder; make it first, or name another")
+    public, path = config.public, base / "model.json"
+    try:
+        stated = (public.size, public.channels) if own else tuple(read_json(path)[key] for key in ("size", "channels"))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: cannot be read; {relative(base)} must be a model folder") from None
+    if stated != (config.data.size, config.data.channels):
+        raise InputError(
+            f"data.size={config.data.size}, data.channels={config.data.channels}: the base is for pictures of "
+            f"{stated[0]} pixels and {stated[1]} channels; set both so"
+        )

@@ -1,0 +1,47 @@
+"""DVC as our commands start it, on a pipeline of its own: no advice to push, and one line where a stage fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dp_lora.config import ROOT
+
+PIPELINE = """
+stages:
+  good: {cmd: entrypoints/run 0, always_changed: true}
+  refuses: {cmd: entrypoints/run 1}
+  dies: {cmd: entrypoints/run 9}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    (tmp_path / "entrypoints").mkdir()
+    script = tmp_path / "entrypoints/run"
+    script.write_text('#!/bin/sh\n[ $1 != 1 ] || echo "error: the stage\'s own line" >&2\nexit $1\n')
+    script.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("stage", "status", "lines"),
+    [
+        ("good", 0, []),
+        ("refuses", 255, ["error: the stage's own line"]),
+        ("dies", 255, ["ERROR: failed to reproduce 'dies': failed to run: entrypoints/run 9, exited with 9"]),
+        ("unknown", 255, ["ERROR: Stage 'unknown' not found inside 'dvc.yaml' file"]),
+    ],
+)
+def test_dvc_says_once_what_fails_and_never_to_push_private_data(project, stage, status, lines):
+    command = [sys.executable, "-m", "entrypoints.quiet_dvc", "repro", stage]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()) == (status, lines)
+    assert "push" not in done.stdout
+    assert ("Running stage" in done.stdout) is (stage != "unknown")
