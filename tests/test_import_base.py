@@ -146,8 +146,12 @@ def test_a_fine_tuning_that_names_other_heads_or_another_schedule_than_its_base_
     for module in (entrypoints.finetune, entrypoints.finetuning):
         monkeypatch.setattr(module, "private_data", lambda _: project / "pictures")
         monkeypatch.setattr(module, "RUNS", project / "runs")
+    for name in ("female", "male"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        (tmp_path / "own" / name / "1.png").touch()
     for wrong in ("ldm.attention_heads=4", "ldm.beta_schedule=cosine"):
-        overrides = f"{TINY['cin256']} {PRIVATE} model.base={project / 'base'} {wrong}"
+        own = f"data.path={tmp_path / 'own'} model.base={project / 'base'}"
+        overrides = f"{TINY['cin256']} {PRIVATE} {own} {wrong}"
         result = CliRunner().invoke(entrypoints.finetune.main, ["--config", "cin256", "--overrides", overrides])
         assert result.exit_code == 1
         assert wrong in (line := result.stderr.strip().splitlines()[-1])

@@ -5,7 +5,8 @@ import sys
 
 from dp_lora.config import ROOT, STAGES
 
-COMMANDS = sorted(path.stem for path in (ROOT / "entrypoints").glob("*.py") if "__main__" in path.read_text("utf-8"))
+MODULES = sorted(path.stem for path in (ROOT / "entrypoints").glob("*.py") if "__main__" in path.read_text("utf-8"))
+COMMANDS = [name for name in MODULES if name != "quiet_dvc"]  # which is DVC itself
 # packages that take from a tenth of a second to several
 HEAVY = {
     "torch", "diffusers", "peft", "transformers", "lightning", "torchvision", "opacus", "scipy", "mlflow", "pandas",
