@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from dp_lora.tracking.shared_view import DISTANCES, KEY, set_view
+from dp_lora.tracking.shared_view import DISTANCES, KEY, PAGES, set_view
 from dp_lora.tracking.store import connect, one_line_errors, search_runs
 
 if TYPE_CHECKING:
@@ -20,30 +20,29 @@ RUNS = 1000  # newest runs that are looked through
 
 def chart_page(address: str, experiment_id: str) -> str:
     """The charts over all runs of an experiment."""
-    return f"{address}/#/experiments/{experiment_id}/runs?compareRunsMode=CHART"
+    return f"{address}/#/experiments/{experiment_id}/runs?{PAGES}&compareRunsMode=CHART"
 
 
 def view_page(address: str, experiment_id: str, charts: bool = False) -> str:
     """The experiment's shared view: its table, or its charts."""
-    # the UI's own default is the menu for agents
-    shown = "&workflowType=machine_learning" + ("&compareRunsMode=CHART" if charts else "")
-    return f"{address}/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}{shown}"
+    mode = "&compareRunsMode=CHART" if charts else ""
+    return f"{address}/#/experiments/{experiment_id}/runs?{PAGES}&viewStateShareKey={KEY}{mode}"
 
 
 def model_page(address: str, name: str) -> str:
     """A registered model, with its versions and aliases."""
-    return f"{address}/#/models/{quote(name, safe='')}"
+    return f"{address}/#/models/{quote(name, safe='')}?{PAGES}"
 
 
 def comparison_page(address: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     """Runs side by side."""
     runs, experiments = (quote(json.dumps(ids)) for ids in (list(run_ids), [experiment_id]))
-    return f"{address}/#/compare-runs?runs={runs}&experiments={experiments}"
+    return f"{address}/#/compare-runs?{PAGES}&runs={runs}&experiments={experiments}"
 
 
 def artifact_page(address: str, experiment_id: str, run_id: str, path: str) -> str:
     """An artifact of a run."""
-    return f"{address}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}"
+    return f"{address}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}?{PAGES}"
 
 
 def ui_links(address: str) -> dict[str, str]:

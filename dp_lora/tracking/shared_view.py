@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
-KIND = "mlflow.experimentKind"  # the tag by which the UI chooses between its pages for training and for agents
+KIND = "mlflow.experimentKind"  # the tag by which the UI lists experiments of training and of agents
 TRAINING = "custom_model_development"
+PAGES = "workflowType=machine_learning"  # in an address: the pages of training; MLflow's own default is those of agents
 KEY = "dp-lora"  # what the view's address names
 VIEW = f"mlflow.sharedViewState.{KEY}"
 TITLE = "Privacy and utility"  # in the UI's list of views
@@ -65,7 +66,7 @@ def _state(distances: Collection[str]) -> dict[str, Any]:
         "orderByKey": columns[0],
         "orderByAsc": True,
         "selectedColumns": columns,
-        "columnOrder": [*columns, "runDateAndNestInfo", "duration"],
+        "columnOrder": columns,
         "columnWidths": dict(zip(columns, WIDTHS, strict=False)),
         "runsHiddenMode": "SHOW_ALL",
         # the charts have the whole width: beside the list they are too narrow to be read on a small screen
