@@ -56,7 +56,7 @@ def test_the_links_lead_to_charts_the_latest_run_per_epsilon_and_the_newest_grid
     assert json.loads(query["experiments"][0]) == [sample.experiment_id]
     grid = f"http://x/#/experiments/{sample.experiment_id}/runs/{sample.run_id}/artifacts/grid.png?{PAGES}"
     assert links["newest sample grid"] == grid
-    assert unquote(comparison_page("", "1", ["a", "b"])) == f'/#/compare-runs?{PAGES}&runs=["a", "b"]&experiments=["1"]'
+    assert unquote(comparison_page("", "1", ["a", "b"])) == f'/#/compare-runs?runs=["a", "b"]&experiments=["1"]&{PAGES}'
 
 
 def test_the_links_lead_where_the_newest_run_is_unless_the_environment_names_an_experiment(client, monkeypatch):

@@ -37,7 +37,8 @@ def model_page(address: str, name: str) -> str:
 def comparison_page(address: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     """Runs side by side."""
     runs, experiments = (quote(json.dumps(ids)) for ids in (list(run_ids), [experiment_id]))
-    return f"{address}/#/compare-runs?{PAGES}&runs={runs}&experiments={experiments}"
+    # the page finds its runs at the beginning alone
+    return f"{address}/#/compare-runs?runs={runs}&experiments={experiments}&{PAGES}"
 
 
 def artifact_page(address: str, experiment_id: str, run_id: str, path: str) -> str:
