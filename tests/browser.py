@@ -92,7 +92,9 @@ DRAWN = "card => [...(card.querySelector('.js-plotly-plot')?.data ?? [])].map(d 
 
 
 def _card(page: Any, title: str) -> Any:
-    card = page.locator(CARD).filter(has=page.get_by_text(title, exact=True)).first
+    # the drawing's own texts, <text>, name axes and runs
+    heading = page.locator(f"xpath=.//*[not(name()='text')][normalize-space(text())='{title}']")
+    card = page.locator(CARD).filter(has=heading).first
     card.scroll_into_view_if_needed()
     return card
 

@@ -100,7 +100,7 @@ def test_a_new_experiment_opens_as_training_with_the_columns_and_charts_of_priva
     drawn = [(one["xaxis"]["key"], one["yaxis"]["key"]) for one in charts["SCATTER"]]
     assert drawn == [("epsilon", name) for name in ("accuracy", *distances)]
     assert [one["metricKey"] for one in charts["LINE"]] == ["epsilon"]
-    assert [one["imageKeys"] for one in charts["IMAGE"]] == [["samples"], ["grids"]]
+    assert [one["imageKeys"] for one in charts["IMAGE"]] == [["grid"], ["grids"]]
 
 
 def test_a_store_made_before_gets_the_view_and_keeps_a_kind_that_somebody_chose(client):

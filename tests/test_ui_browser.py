@@ -87,7 +87,7 @@ def test_the_shared_view_draws_utility_against_epsilon_epsilon_over_steps_and_th
         assert len(spent) > 1
         lines = chart_lines(page, "epsilon", len(EPSILONS) * len(spent), tmp_path / "epsilon.png")
         assert [pytest.approx(point, rel=1e-6) for point in spent] in [sorted(line) for line in lines]
-        for name in ("samples", "grids"):
+        for name in ("grid", "grids"):
             assert chart_picture_width(page, name) > 100
         assert unexpected(errors) == []
 

@@ -21,7 +21,7 @@ KEY = "dp-lora"  # what the view's address names
 VIEW = f"mlflow.sharedViewState.{KEY}"
 TITLE = "Privacy and utility"  # in the UI's list of views
 DISTANCES = ("letter_frechet_distance", "fid")  # a run has one of them
-GRIDS = ("samples", "grids")  # pictures of the end, and over the steps
+GRIDS = ("grid", "grids")  # pictures of the samples, and of those while training
 # the UI appends a chart of each other metric to these: folded, and behind what people came for
 FOLDED = ("Model metrics", "private", "System metrics")
 SHOWN = {"deleted": False, "isGenerated": False}  # a chart or a section that MLflow leaves as it is
