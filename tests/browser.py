@@ -95,6 +95,13 @@ def _card(page: Any, title: str) -> Any:
     # the drawing's own texts, <text>, name axes and runs
     heading = page.locator(f"xpath=.//*[not(name()='text')][normalize-space(text())='{title}']")
     card = page.locator(CARD).filter(has=heading).first
+    area = page.locator("[data-testid=experiment-view-compare-runs-chart-area]")
+    area.wait_for()
+    for _ in range(60):  # a card out of sight is not there
+        if card.count():
+            break
+        area.evaluate("area => area.scrollBy(0, 200)")
+        page.wait_for_timeout(500)
     card.scroll_into_view_if_needed()
     return card
 
