@@ -37,7 +37,8 @@ def main(call: Call) -> None:
         ):
             run.metric(name, counts[name])
         for kind, number in counts["lora_per_kind"].items():
-            run.metric(f"lora_per_kind/{kind}", number)
+            # no /: MLflow makes a section of the chart page of what stands before it, and opens on that
+            run.metric(f"lora_per_kind.{kind}", number)
         run.table({"parameters of": list(rows), "number": [float(value) for value in rows.values()]}, "count_params")
         path = folder / "count_params.json"
         write_json(path, counts)

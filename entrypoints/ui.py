@@ -48,8 +48,8 @@ def main(port: int) -> None:
 
 
 def show(address: str) -> None:
-    """Print the store's server and the links that matter."""
-    links = {"MLflow UI": address, **tracking.ui_links(address)}
+    """Print the links that matter, what people came for first, and the store's server."""
+    links = {**tracking.ui_links(address), "MLflow UI": address}
     width = max(len(name) for name in links)
     for name, link in links.items():
         click.echo(f"{name:<{width}}  {link}")

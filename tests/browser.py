@@ -22,14 +22,14 @@ FLAGS = [
 
 
 @contextmanager
-def browser_page() -> Iterator[tuple[Any, list[str]]]:
-    """A page of the installed Chromium (Playwright's own where there is none), and the console's errors so far."""
+def browser_page(width: int = 1300) -> Iterator[tuple[Any, list[str]]]:
+    """A page of `width` pixels and the console's errors so far; Playwright's own Chromium where none is installed."""
     from playwright.sync_api import sync_playwright
 
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        page = browser.new_page(viewport={"width": width, "height": 900})
         page.set_default_timeout(WAIT)
         errors: list[str] = []
         page.on("console", lambda message: errors.append(_told(message)) if message.type == "error" else None)
@@ -84,3 +84,54 @@ def scatter(page: Any, x: str, y: str, picture: Path) -> list[tuple[float, float
     page.wait_for_function(f"({drawn})()?.[0].length > 0")
     page.screenshot(path=picture)
     return [(float(a), float(b)) for a, b in zip(*page.evaluate(drawn), strict=True)]
+
+
+# the cards of the chart page; a card's chart is drawn when it comes into sight
+CARD = "[data-testid=experiment-view-compare-runs-card]"
+DRAWN = "card => [...(card.querySelector('.js-plotly-plot')?.data ?? [])].map(d => [[...d.x], [...d.y]])"
+
+
+def _card(page: Any, title: str) -> Any:
+    # the drawing's own texts, <text>, name axes and runs
+    heading = page.locator(f"xpath=.//*[not(name()='text')][normalize-space(text())='{title}']")
+    card = page.locator(CARD).filter(has=heading).first
+    area = page.locator("[data-testid=experiment-view-compare-runs-chart-area]")
+    area.wait_for()
+    for _ in range(60):  # a card out of sight is not there
+        if card.count():
+            break
+        area.evaluate("area => area.scrollBy(0, 200)")
+        page.wait_for_timeout(500)
+    card.scroll_into_view_if_needed()
+    return card
+
+
+def chart_lines(page: Any, title: str, count: int, picture: Path) -> list[list[tuple[float, float]]]:
+    """The points (x, y) of each line of the chart page's chart `title`, once there are `count`; a cloud is one line."""
+    card = _card(page, title)
+    points = f"card => ({DRAWN})(card).reduce((sum, line) => sum + line[0].length, 0)"
+    page.wait_for_function(f"([card, count]) => ({points})(card) >= count", arg=[card.element_handle(), count])
+    page.screenshot(path=picture)
+    return [[(float(a), float(b)) for a, b in zip(*line, strict=True)] for line in card.evaluate(DRAWN)]
+
+
+def chart_picture_width(page: Any, title: str) -> int:
+    """The width in pixels of the first picture of the chart page's card `title`, once it is loaded."""
+    picture = _card(page, title).locator("img").first
+    picture.wait_for()
+    handle = picture.element_handle()
+    page.wait_for_function("image => image.complete", arg=handle)
+    return int(handle.evaluate("image => image.naturalWidth"))
+
+
+COLUMNS = """() => [...document.querySelectorAll('.ag-header-cell[col-id^="metrics."]')]
+  .sort((a, b) => parseFloat(a.style.left) - parseFloat(b.style.left)).map(e => e.innerText.trim())"""
+
+
+def metric_columns(page: Any, last: str) -> list[str]:
+    """The metrics that the table of runs has as columns, in its order; `last` may be out of sight at first."""
+    page.wait_for_function(f"({COLUMNS})().length > 0")
+    seen = page.evaluate(COLUMNS)
+    page.evaluate("() => { document.querySelector('.ag-center-cols-viewport').scrollLeft = 10000; }")
+    page.wait_for_function(f"last => ({COLUMNS})().includes(last)", arg=last)
+    return list(dict.fromkeys([*seen, *page.evaluate(COLUMNS)]))

@@ -37,6 +37,9 @@ def test_count_params_by_mlflow_run_logs_figures_params_and_its_output_folder(tm
         assert run.data.params["lora.rank"] == "8"
         assert set(flatten(load("mnist5k"))) <= set(run.data.params)
         assert run.data.metrics["trainable"] == run.data.metrics["lora_trained"] + run.data.metrics["class_embedding"]
+        assert any(name.startswith("lora_per_kind.") for name in run.data.metrics)
+        # of what stands before a / MLflow makes a section, on which the chart page opens
+        assert not any("/" in name for name in run.data.metrics)
         assert (ROOT / run.data.tags["output"] / "count_params.json").exists()
     finally:
         shutil.rmtree(ROOT / "runs" / run.info.run_id, ignore_errors=True)

@@ -30,6 +30,7 @@ from dp_lora.models.adapters import apply_adapter
 from dp_lora.models.folder import load_model
 from dp_lora.sampling import draw
 from dp_lora.tracking import registry
+from dp_lora.tracking.description import NOTE
 
 NAME = "dp-lora-mnist5k"
 KINDS = {".safetensors", ".json", ".yaml", ".txt", ".md", ".py"}
@@ -114,6 +115,7 @@ def test_a_stage_of_main_registers_its_release_with_alias_facts_and_card(house):
     assert run.data.tags["stage"] == "finetune"
     assert "mlflow.parentRunId" in run.data.tags
     assert run.data.tags["model"] == f"models:/{NAME}/{house.made.version}"
+    assert f"(#/models/{NAME}/versions/{house.made.version}?" in run.data.tags[NOTE]
     assert [output.model_id for output in run.outputs.model_outputs] == [logged.model_id]
 
 

@@ -31,17 +31,19 @@ def test_a_description_says_what_it_is_how_to_repeat_it_its_privacy_and_what_it_
     shown = Description("sample", "About digits.", "mlflow run . -e sample", "a" * 40, True, PRIVATE)
     shown.upstream.append(Upstream("adapter", "f" * 32, "1", "mnist5k eps=5 r=4 k=1"))
     text = shown.markdown()
-    assert text.startswith("DDIM samples of the fine-tuned model. About digits.\n")
+    first, _, rest = text.partition("\n\n")
+    assert "\n" not in first
+    assert first.startswith("**Privacy:** epsilon 4.99912, delta 1e-05. ")
+    assert "Unit of privacy: one picture. Neighbouring relation: add-or-remove-one." in first
+    assert rest.startswith("DDIM samples of the fine-tuned model. About digits.\n")
     assert "```sh\nmlflow run . -e sample\n```" in text
     assert f"commit `{'a' * 12}`, with changes that were not committed" in text
-    assert "| epsilon | delta | unit of privacy | neighbouring relation |" in text
-    assert "| 4.99912 | 1e-05 | one picture | add-or-remove-one |" in text
-    assert f"- adapter: [mnist5k eps=5 r=4 k=1](#/experiments/1/runs/{'f' * 32})" in text
+    assert f"- adapter: [mnist5k eps=5 r=4 k=1](#/experiments/1/runs/{'f' * 32}?workflowType=machine_learning)" in text
 
 
 def test_a_description_of_a_run_without_privacy_shows_no_epsilon():
     text = Description("finetune", "", "x", privacy={"private": False, "statement": "no bound holds"}).markdown()
-    assert "**Privacy:** no bound holds." in text
+    assert text.startswith("**Privacy:** no bound holds.\n")
     assert "epsilon" not in text
 
 

@@ -1,5 +1,6 @@
 """`make ui`: the server over the local store and its links; stores and servers that cannot be used, in one line."""
 
+import base64
 import json
 import os
 import re
@@ -9,17 +10,23 @@ import sqlite3
 import subprocess
 import sys
 import urllib.request
+import zlib
 from urllib.parse import parse_qs, unquote
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from test_tracking import use_store
 from tracking_server import free_port
 
 from dp_lora import tracking
 from dp_lora.config import ROOT, load
 from dp_lora.errors import InputError
-from dp_lora.tracking import reachable
-from dp_lora.tracking.links import chart_page, comparison_page
+from dp_lora.tracking import reachable, shared_view
+from dp_lora.tracking.links import chart_page, comparison_page, view_page
+
+PAGES = "workflowType=machine_learning"  # else MLflow 3.17 shows its menu for agents
+SHOWN = ("SCATTER", "LINE", "IMAGE")  # MLflow's kinds of charts
 
 
 @pytest.fixture
@@ -40,30 +47,90 @@ def test_the_links_lead_to_charts_the_latest_run_per_epsilon_and_the_newest_grid
     with tracking.run("sample", load("mnist5k")) as sample:
         pass
     links = tracking.ui_links("http://x")
-    assert links["charts"] == f"http://x/#/experiments/{sample.experiment_id}/runs?compareRunsMode=CHART"
+    view = f"http://x/#/experiments/{sample.experiment_id}/runs?{PAGES}&viewStateShareKey=dp-lora"
+    assert list(links)[:2] == ["charts", "table"]
+    assert links["charts"] == f"{view}&compareRunsMode=CHART"
+    assert links["table"] == view
     query = parse_qs(links["latest run per epsilon"].partition("?")[2])
     assert json.loads(query["runs"][0]) == [runs["1"], runs["5"], runs["10"], runs["inf"]]
     assert json.loads(query["experiments"][0]) == [sample.experiment_id]
-    grid = f"http://x/#/experiments/{sample.experiment_id}/runs/{sample.run_id}/artifacts/grid.png"
+    grid = f"http://x/#/experiments/{sample.experiment_id}/runs/{sample.run_id}/artifacts/grid.png?{PAGES}"
     assert links["newest sample grid"] == grid
-    assert unquote(comparison_page("", "1", ["a", "b"])) == '/#/compare-runs?runs=["a", "b"]&experiments=["1"]'
+    assert unquote(comparison_page("", "1", ["a", "b"])) == f'/#/compare-runs?runs=["a", "b"]&experiments=["1"]&{PAGES}'
 
 
 def test_the_links_lead_where_the_newest_run_is_unless_the_environment_names_an_experiment(client, monkeypatch):
     own = scored_run("5", 0.5)
     theirs = client.create_experiment("another program's")
     client.set_terminated(client.create_run(theirs).info.run_id)
-    assert tracking.ui_links("http://x")["charts"] == chart_page("http://x", client.get_run(own).info.experiment_id)
+    assert tracking.ui_links("http://x")["table"] == view_page("http://x", client.get_run(own).info.experiment_id)
     # MLflow's Docker runner has made its run in "Default" before our code starts
     monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run("0").info.run_id)
     scored_run("5", 0.5)
     monkeypatch.delenv("MLFLOW_RUN_ID")
     client.set_terminated(client.search_runs(["0"])[0].info.run_id)
-    assert tracking.ui_links("http://x") == {"charts": chart_page("http://x", "0")}
+    assert tracking.ui_links("http://x") == {
+        "charts": view_page("http://x", "0", charts=True),
+        "table": view_page("http://x", "0"),
+    }
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "dp-lora")
-    assert tracking.ui_links("http://x")["charts"] == chart_page("http://x", client.get_run(own).info.experiment_id)
+    assert tracking.ui_links("http://x")["table"] == view_page("http://x", client.get_run(own).info.experiment_id)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "no-such")
     assert tracking.ui_links("http://x") == {"runs": "http://x/#/experiments"}
+
+
+def saved_view(client, experiment_id: str) -> dict:
+    """What MLflow's page reads from an experiment's tag."""
+    saved = json.loads(client.get_experiment(experiment_id).tags[shared_view.VIEW])
+    assert saved["name"] == "Privacy and utility"
+    packed = saved["state"].removeprefix("deflate;")
+    return json.loads(zlib.decompress(base64.b64decode(packed)))
+
+
+def test_a_new_experiment_opens_as_training_with_the_columns_and_charts_of_privacy_and_utility(client):
+    run_id = scored_run("5", 0.5)
+    experiment = client.get_run(run_id).info.experiment_id
+    assert client.get_experiment(experiment).tags[shared_view.KIND] == "custom_model_development"
+    view = saved_view(client, experiment)
+    distances = ["letter_frechet_distance", "fid"]
+    names = ["epsilon", "delta", "rank", "k", "accuracy", *distances]
+    assert view["selectedColumns"] == [f"metrics.`{name}`" for name in names]
+    charts = {kind: [one for one in view["compareRunCharts"] if one["type"] == kind] for kind in SHOWN}
+    assert sum(map(len, charts.values())) == len(view["compareRunCharts"])
+    drawn = [(one["xaxis"]["key"], one["yaxis"]["key"]) for one in charts["SCATTER"]]
+    assert drawn == [("epsilon", name) for name in ("accuracy", *distances)]
+    assert [one["metricKey"] for one in charts["LINE"]] == ["epsilon"]
+    assert [one["imageKeys"] for one in charts["IMAGE"]] == [["grid"], ["grids"]]
+
+
+def test_a_store_made_before_gets_the_view_and_keeps_a_kind_that_somebody_chose(client):
+    experiment = client.create_experiment("dp-lora", tags={shared_view.KIND: "genai_development"})
+    scored_run("5", 0.5)
+    tags = client.get_experiment(experiment).tags
+    assert tags[shared_view.KIND] == "genai_development"
+    assert shared_view.VIEW in tags
+
+
+def test_the_view_that_is_printed_has_the_distances_of_the_runs_alone(client):
+    with tracking.run("fid", load("mnist5k", {"eps": "5"})) as run:
+        run.metric("letter_frechet_distance", 3.0)
+    tracking.ui_links("http://x")
+    view = saved_view(client, run.experiment_id)
+    assert view["selectedColumns"][-1] == "metrics.`letter_frechet_distance`"
+    drawn = [one["yaxis"]["key"] for one in view["compareRunCharts"] if one["type"] == "SCATTER"]
+    assert drawn == ["accuracy", "letter_frechet_distance"]
+
+
+def test_a_store_that_takes_no_tag_of_an_experiment_tracks_runs_and_its_link_is_the_plain_chart_page(
+    client, monkeypatch
+):
+    def refuse(self, experiment_id, key, value):
+        raise MlflowException("not allowed")
+
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refuse)
+    run_id = scored_run("5", 0.5)
+    experiment = client.get_run(run_id).info.experiment_id
+    assert tracking.ui_links("http://x") == {"charts": chart_page("http://x", experiment)}
 
 
 def ui(*arguments: str, **environment: str) -> subprocess.Popen:

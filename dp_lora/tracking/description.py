@@ -6,6 +6,7 @@ from typing import Any
 
 from dp_lora.config import STAGES
 from dp_lora.tracking.metrics import number_text
+from dp_lora.tracking.shared_view import PAGES
 
 NOTE = "mlflow.note.content"  # the tag that the UI shows as a run's description, in Markdown
 
@@ -31,36 +32,38 @@ class Description:
     dirty: bool = False
     privacy: Mapping[str, Any] | None = None  # content of privacy.json
     upstream: list[Upstream] = field(default_factory=list)
+    model: tuple[str, str] | None = None  # name and version of the registered model
 
     def markdown(self) -> str:
         """The text, in Markdown."""
-        parts = [" ".join(filter(None, (STAGES[self.stage].about, self.about)))]
-        if self.privacy is not None:
-            parts.append(_privacy_lines(self.privacy))
+        # first: the UI folds what is long, and this is never to be folded away
+        parts = [] if self.privacy is None else [_privacy_line(self.privacy)]
+        parts.append(" ".join(filter(None, (STAGES[self.stage].about, self.about))))
         code = "" if self.commit is None else f"\n\nCode: commit `{self.commit[:12]}`"
         if self.commit is not None and self.dirty:
             code += ", with changes that were not committed"
         parts.append(f"**Again:**\n\n```sh\n{self.command}\n```{code}")
+        if self.model is not None:
+            name, version = self.model
+            parts.append(
+                f"**Registered model:** [{name}, version {version}](#/models/{name}/versions/{version}?{PAGES})"
+            )
         if self.upstream:
             links = [
-                f"- {one.what}: [{one.name}](#/experiments/{one.experiment_id}/runs/{one.run_id})"
+                f"- {one.what}: [{one.name}](#/experiments/{one.experiment_id}/runs/{one.run_id}?{PAGES})"
                 for one in self.upstream
             ]
             parts.append("**Made from:**\n\n" + "\n".join(links))
         return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _privacy_lines(statement: Mapping[str, Any]) -> str:
+def _privacy_line(statement: Mapping[str, Any]) -> str:
     if not statement["private"]:
         return f"**Privacy:** {statement['statement']}."
-    cells = {
-        "epsilon": f"{statement['epsilon']:.6g}",
-        "delta": number_text(statement["delta"]),
-        "unit of privacy": f"one {statement['unit']}",
-        "neighbouring relation": str(statement["relation"]),
-    }
-    rows = (cells, ["---"] * len(cells), cells.values())
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     parts = len(statement.get("parts", ()))
-    scope = f"sum over {parts} releases; others" if parts > 1 else "one run; several"
-    return f"**Privacy** ({scope} on the same data add up):\n\n{table}"
+    scope = f"Sum over {parts} releases; others" if parts > 1 else "One run; several"
+    return (
+        f"**Privacy:** epsilon {statement['epsilon']:.6g}, delta {number_text(statement['delta'])}. "
+        f"Unit of privacy: one {statement['unit']}. Neighbouring relation: {statement['relation']}. "
+        f"{scope} on the same data add up."
+    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from dp_lora.config import STAGES
+from dp_lora.tracking.shared_view import DISTANCES, KEY, PAGES, set_view
 from dp_lora.tracking.store import connect, one_line_errors, search_runs
 
 if TYPE_CHECKING:
@@ -20,18 +21,30 @@ RUNS = 1000  # newest runs that are looked through
 
 def chart_page(address: str, experiment_id: str) -> str:
     """The charts over all runs of an experiment."""
-    return f"{address}/#/experiments/{experiment_id}/runs?compareRunsMode=CHART"
+    return f"{address}/#/experiments/{experiment_id}/runs?{PAGES}&compareRunsMode=CHART"
+
+
+def view_page(address: str, experiment_id: str, charts: bool = False) -> str:
+    """The experiment's shared view: its table, or its charts."""
+    mode = "&compareRunsMode=CHART" if charts else ""
+    return f"{address}/#/experiments/{experiment_id}/runs?{PAGES}&viewStateShareKey={KEY}{mode}"
+
+
+def model_page(address: str, name: str) -> str:
+    """A registered model, with its versions and aliases."""
+    return f"{address}/#/models/{quote(name, safe='')}?{PAGES}"
 
 
 def comparison_page(address: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     """Runs side by side."""
     runs, experiments = (quote(json.dumps(ids)) for ids in (list(run_ids), [experiment_id]))
-    return f"{address}/#/compare-runs?runs={runs}&experiments={experiments}"
+    # the page finds its runs at the beginning alone
+    return f"{address}/#/compare-runs?runs={runs}&experiments={experiments}&{PAGES}"
 
 
 def artifact_page(address: str, experiment_id: str, run_id: str, path: str) -> str:
     """An artifact of a run."""
-    return f"{address}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}"
+    return f"{address}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}?{PAGES}"
 
 
 def ui_links(address: str) -> dict[str, str]:
@@ -46,13 +59,22 @@ def ui_links(address: str) -> dict[str, str]:
     # the bare `mlflow run` in a container makes its runs in MLflow's "Default": look where the newest run is
     experiment = runs[0].info.experiment_id
     runs = [run for run in runs if run.info.experiment_id == experiment]
-    links = {"charts": chart_page(address, experiment)}
+    with one_line_errors():
+        found_experiment = client.get_experiment(experiment)
+    distances = [name for name in DISTANCES if any(name in run.data.metrics for run in runs)]
+    if set_view(client, found_experiment, distances or DISTANCES):
+        links = {"charts": view_page(address, experiment, charts=True), "table": view_page(address, experiment)}
+    else:
+        links = {"charts": chart_page(address, experiment)}
     compared = latest_per_epsilon(runs)
     if len(compared) > 1:
         links["latest run per epsilon"] = comparison_page(address, experiment, [run.info.run_id for run in compared])
     sampled = next((run for run in runs if run.data.tags.get("stage") == "sample"), None)
     if sampled is not None:
         links["newest sample grid"] = artifact_page(address, experiment, sampled.info.run_id, GRID)
+    registered = next((run.data.tags["model"] for run in runs if "model" in run.data.tags), None)
+    if registered is not None:
+        links["newest registered model"] = model_page(address, registered.split("/")[1])
     return links
 
 

@@ -15,6 +15,7 @@ from dp_lora.errors import InputError
 from dp_lora.files import exclusive
 from dp_lora.tracking.outbox import waiting_runs
 from dp_lora.tracking.reachable import is_server, schema_problem, server_problem
+from dp_lora.tracking.shared_view import VIEW, set_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -173,7 +174,7 @@ def named_experiment(client: "MlflowClient", name: str) -> str:
     if found is None:
         try:
             location = None if path is None else (path.parent / "mlartifacts").as_uri()
-            return client.create_experiment(name, artifact_location=location)
+            found = client.get_experiment(client.create_experiment(name, artifact_location=location))
         except MlflowException:
             # two processes may make it at once
             found = client.get_experiment_by_name(name)
@@ -184,6 +185,8 @@ def named_experiment(client: "MlflowClient", name: str) -> str:
             f"experiment {name} is deleted in {shown_uri()}: restore it with "
             f"`mlflow experiments restore -x {found.experiment_id}`, or set MLFLOW_EXPERIMENT_NAME"
         )
+    if VIEW not in found.tags:
+        set_view(client, found)
     return found.experiment_id
 
 

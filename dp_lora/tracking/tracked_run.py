@@ -272,6 +272,9 @@ class TrackedRun(Events):
             self.message(f"not registered as a model ({first_line(error)}); the release is not touched by that")
             return
         self.tags({"model": f"models:/{version.name}/{version.version}"})
+        if self._description is not None:
+            self._description.model = (version.name, str(version.version))
+            self._show_description()
         self.message(f"registered: models:/{version.name}@{alias}, version {version.version}")
 
     def environment(self) -> dict[str, str]:
