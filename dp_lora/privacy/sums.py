@@ -91,8 +91,10 @@ def sum_over_units(
             open_loss = {LOSS: unit_losses[-1].double()}
         if complete:
             partial, partial_norms = clipped_sum({n: g[:complete] for n, g in gradients.items()}, max_grad_norm)
-            for name, value in partial.items():
-                total[name] += value  # sum, not mean: the batch size is private under Poisson sampling
+            for name in total:
+                # sum, not mean: the batch size is private under Poisson sampling; popped, or it would lie beside the
+                # next micro-batch's gradients
+                total[name] += partial.pop(name)
             norms.append(partial_norms)
             losses.append(unit_losses[:complete])
         del gradients  # or they would lie beside the next micro-batch's
