@@ -32,7 +32,7 @@ from dp_lora.training.private_loss import diffusion_loss
 STEP_BAR = {"S": 1.20, "M": 1.10}
 MEMORY_BAR = 1.10
 # the released pipeline spends half of its time in the autoencoder's convolutions, which the private step leaves out;
-# the wider a CPU's vectors, the less they weigh: 6.3 with SSE4.1, 4.2 with AVX2, 3.2 with AVX-512
+# the wider a CPU's vectors, the less they weigh: 6.3 with SSE4.1, 4.2 with AVX2; on one other machine it was 3.2
 S_PUBLISHED_BAR = 3.0 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 4.0
 Advance = Callable[[], object]
 
