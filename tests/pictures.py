@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dp_lora.config import ROOT, Config, flatten, load
+from dp_lora.config.stages import STAGES
 from dp_lora.data.layout import read_dataset
 from dp_lora.errors import InputError
 from dp_lora.files import whole_file
@@ -27,14 +28,15 @@ from dp_lora.tracking import ui_links
 from dp_lora.tracking.links import GRID
 from dp_lora.tracking.provenance import param_text
 from dp_lora.tracking.store import connect, search_runs
-from entrypoints.common import DEFAULT_CONFIG, one_line_errors
+from entrypoints.common import one_line_errors
 from entrypoints.ui import server
-from tests.browser import browser_page, open_page
-from tests.tracking_server import free_port
+from tests.support.browser import browser_page, open_page
+from tests.support.tracking_server import free_port
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+DEFAULT_CONFIG = STAGES["main"].default_config
 RESULTS = ROOT / "benchmarks" / "results"
 STRIP = (1.0, 10.0, math.inf)  # epsilons beside the real pictures
 PER_CLASS = 2  # pictures: the first ones, not the best

@@ -12,14 +12,14 @@ import urllib.request
 from urllib.parse import parse_qs, unquote
 
 import pytest
-from test_tracking import use_store
-from tracking_server import free_port
 
 from dp_lora import tracking
 from dp_lora.config import ROOT, load
 from dp_lora.errors import InputError
 from dp_lora.tracking import reachable
 from dp_lora.tracking.links import chart_page, comparison_page
+from tests.support.tracking_server import free_port
+from tests.support.tracking_store import use_store
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from browser import browser_page, compared_values, open_page, scatter
-from tiny_project import EPSILONS, run, tiny_project
-from tracking_server import free_port
 
 from dp_lora.tracking.links import artifact_page
 from entrypoints.ui import server
+from tests.support.browser import browser_page, compared_values, open_page, scatter
+from tests.support.tiny_project import EPSILONS, run, tiny_project
+from tests.support.tracking_server import free_port
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(3600)]
 GRID_WIDTH = "() => Math.max(0, ...[...document.images].map(image => image.naturalWidth))"
@@ -18,7 +18,7 @@ GRID_WIDTH = "() => Math.max(0, ...[...document.images].map(image => image.natur
 
 def test_the_comparison_the_chart_and_a_grid_show_what_three_trainings_logged(tmp_path, monkeypatch):
     project = tiny_project(tmp_path / "project")
-    filled = run(project, "tests.fill_store")
+    filled = run(project, "tests.support.fill_store")
     assert filled.returncode == 0, filled.stderr[-3000:]
     runs = json.loads((project / "filled.json").read_text())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
