@@ -9,7 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # beside another process of tests a second thread only waits
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from prepare_call import project, store
+from tests.support.prepare_call import project, store
 
 # a shell's background job ignores Ctrl-C, and so would every child that a test sends one to
 signal.signal(signal.SIGINT, signal.default_int_handler)

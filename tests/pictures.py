@@ -29,8 +29,8 @@ from dp_lora.tracking.provenance import param_text
 from dp_lora.tracking.store import connect, search_runs
 from entrypoints.common import one_line_errors
 from entrypoints.ui import server
-from tests.browser import browser_page, open_page
-from tests.tracking_server import free_port
+from tests.support.browser import browser_page, open_page
+from tests.support.tracking_server import free_port
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

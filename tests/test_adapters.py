@@ -6,16 +6,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import (
-    differences_in_a_fresh_process,
-    lora_settings,
-    make_base,
-    saved_adapter,
-    tiny_adapter,
-    tiny_config,
-    tiny_inputs,
-    tiny_model,
-)
 
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
@@ -32,6 +22,16 @@ from dp_lora.models.adapters import (
 )
 from dp_lora.models.counting import count_parameters
 from dp_lora.models.folder import load_model
+from tests.support.tiny import (
+    differences_in_a_fresh_process,
+    lora_settings,
+    make_base,
+    saved_adapter,
+    tiny_adapter,
+    tiny_config,
+    tiny_inputs,
+    tiny_model,
+)
 
 
 def test_the_default_targets_leave_out_what_gets_no_gradient_from_one_token(tmp_path):

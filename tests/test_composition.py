@@ -4,8 +4,6 @@ import json
 import math
 
 import pytest
-from test_finetune import Heard, house, run  # noqa: F401
-from tiny import make_base, plan_of, tiny_config
 
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, write_json
@@ -13,6 +11,10 @@ from dp_lora.privacy.composition import Part, compose, parent_parts, together
 from dp_lora.training.planned import finetuning_facts
 from dp_lora.training.run_folder import binding, of_other_data, other_ledgers
 from entrypoints.finetuning import resolve
+from tests.support.finetuning import Heard, house, run
+from tests.support.tiny import make_base, plan_of, tiny_config
+
+__all__ = ["house"]
 
 FIRST, SECOND, BASE = Part(2.0, 1e-5, run_id="a"), Part(3.0, 1e-6, run_id="b"), Part(1.0, 1e-7, base="d")
 
@@ -85,7 +87,7 @@ def test_a_parent_that_cannot_be_added_is_refused_in_one_line(changes, words):
     assert "\n" not in str(error.value)
 
 
-def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, monkeypatch):  # noqa: F811
+def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, monkeypatch):
     first = read_json(run(house, "runs/one") / "privacy.json")
     own = Part(first["accountants"]["epsilon"], 1e-3, run_id=first["run_id"])
     assert first["parts"] == [own.as_json()]
@@ -146,7 +148,7 @@ def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, 
     assert other_ledgers(house / "runs", house / "runs/three", data, parts) == []
 
 
-def test_a_private_base_counts_once_beside_a_parent_that_started_from_it(house):  # noqa: F811
+def test_a_private_base_counts_once_beside_a_parent_that_started_from_it(house):
     make_base(house / "base2", tiny_config(), "private-dp")
     path = house / "base2" / "model.json"
     before = {"epsilon": 2.0, "delta": 1e-4, "unit": "picture", "relation": "add-or-remove-one"}
@@ -160,7 +162,7 @@ def test_a_private_base_counts_once_beside_a_parent_that_started_from_it(house):
     assert second["delta"] == pytest.approx(2e-3 + 1e-4)
 
 
-def test_deltas_that_reach_1_are_refused_before_anything_is_spent(house):  # noqa: F811
+def test_deltas_that_reach_1_are_refused_before_anything_is_spent(house):
     with pytest.raises(InputError, match="must be below 1"):
         run(house, "run", parent=(Part(1.0, 0.9995, run_id="a"),))
     assert not (house / "run" / "ledger.jsonl").exists()

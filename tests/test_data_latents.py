@@ -4,7 +4,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_config, tiny_dataset, tiny_model
 
 import dp_lora.data.latents as latents_module
 from dp_lora import sources
@@ -15,6 +14,7 @@ from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.models.autoencoder import encode
+from tests.support.tiny import tiny_config, tiny_dataset, tiny_model
 
 CLASSES = tiny_config().data.classes
 

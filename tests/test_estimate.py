@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny import tiny_adapter, tiny_config, tiny_latents, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from dp_lora.config import load
@@ -24,6 +23,7 @@ from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.training.costs import rates_at_hand
 from dp_lora.training.private_loss import diffusion_loss
+from tests.support.tiny import tiny_adapter, tiny_config, tiny_latents, tiny_model
 
 NOWHERE = Path("no such base")
 ROW = RowFlops(train=1000, forward=100, encode=10, decode=7)

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_evaluation_inception import write_stand_in
-from test_sampling import tiny_config, tiny_model
 
 import dp_lora.evaluation.classifier as classifier_module
 import dp_lora.evaluation.utility as utility_module
@@ -27,6 +25,8 @@ from dp_lora.evaluation.report import write_confusion
 from dp_lora.events import Events
 from dp_lora.models.autoencoder import decode, encode
 from dp_lora.sampling import SPLIT
+from tests.support.drawn_model import tiny_config, tiny_model
+from tests.support.inception import write_stand_in
 
 DIGITS = ["0", "1", "2"]
 LETTERS = ["A", "B", "C"]

@@ -16,27 +16,18 @@ from diffusers.models.resnet import ResnetBlock2D
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import make_base, no_privacy, plan_of, tiny_adapter, tiny_config
 
 from dp_lora.config import ROOT
 from dp_lora.errors import InputError
 from dp_lora.export import example, export, is_stock
 from dp_lora.files import read_json
 from dp_lora.models.adapters import WEIGHTS, apply_adapter
-from dp_lora.models.folder import Model, load_info, load_model, model_digest
-from dp_lora.release import base_privacy, write_result
+from dp_lora.models.folder import Model, load_info, load_model
+from dp_lora.release import base_privacy
 from dp_lora.sampling import ddim, draw_pixels
+from tests.support.tiny import make_base, make_release, plan_of, tiny_config
 
 CONFIG = tiny_config()
-
-
-def make_release(base: Path, folder: Path, private: bool = True) -> Path:
-    """A tiny adapter on the base in `base`, as fine-tuning leaves it."""
-    model = load_model(base)
-    names = {"path": str(base), "digest": model_digest(base)}
-    plan = plan_of(target_epsilon=8.0) if private else no_privacy()
-    write_result(folder, plan, 10, "0" * 32, "0" * 64, CONFIG, tiny_adapter(model), (), names)
-    return folder
 
 
 def normalise(base: Path, scaling: float = 1.0) -> None:

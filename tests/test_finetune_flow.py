@@ -7,8 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_finetune import CPU, Crash, Heard, house, run, seed_file, weights  # noqa: F401
-from tiny import tiny_config, tiny_dataset
 
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
@@ -18,10 +16,14 @@ from dp_lora.privacy import step as step_module
 from dp_lora.training import finetune as module
 from dp_lora.training.finetune import PrivateData, finetune
 from dp_lora.training.run_folder import binding, open_run_folder
+from tests.support.finetuning import CPU, Crash, Heard, house, run, seed_file, weights
+from tests.support.tiny import tiny_config, tiny_dataset
+
+__all__ = ["house"]
 
 
 @pytest.mark.parametrize("replay", [False, True])
-def test_who_takes_part_is_drawn_anew_after_a_resume_and_again_only_in_a_replay(house, monkeypatch, replay):  # noqa: F811
+def test_who_takes_part_is_drawn_anew_after_a_resume_and_again_only_in_a_replay(house, monkeypatch, replay):
     drawn = []
     real = step_module.poisson_draw
     monkeypatch.setattr(step_module, "poisson_draw", lambda *a: (drawn.append(real(*a)), drawn[-1])[1])
@@ -35,7 +37,7 @@ def test_who_takes_part_is_drawn_anew_after_a_resume_and_again_only_in_a_replay(
     assert len({tuple(draw) for draw in drawn[:3]}) == 3
 
 
-def test_a_run_whose_every_draw_is_empty_trains_on_noise_alone_and_counts_every_step(house):  # noqa: F811
+def test_a_run_whose_every_draw_is_empty_trains_on_noise_alone_and_counts_every_step(house):
     config, model = tiny_config(), load_model(house / "base")
     start = module.make_adapter(config, load_model(house / "base"), CPU).parameters("B")
     nobody = PrivateData(np.zeros((0, 2, 8, 8), np.float32), np.zeros(0, np.int64), [])
@@ -52,7 +54,7 @@ def test_a_run_whose_every_draw_is_empty_trains_on_noise_alone_and_counts_every_
     assert all(np.isnan(heard.metrics["private/loss"]))
 
 
-def flow(house, folder, monkeypatch, data="data"):  # noqa: F811
+def flow(house, folder, monkeypatch, data="data"):
     """What a fine-tuning does that somebody outside could see, beside the values of what it releases."""
     noises, checkpoints, draws = [], [], []
     heard = Heard()
@@ -81,7 +83,7 @@ def flow(house, folder, monkeypatch, data="data"):  # noqa: F811
     return noises, checkpoints, lines, files, counts, heard.lines
 
 
-def test_neighbours_have_one_flow_one_number_of_noises_and_equal_shapes(house, monkeypatch):  # noqa: F811
+def test_neighbours_have_one_flow_one_number_of_noises_and_equal_shapes(house, monkeypatch):
     """Check 13. One draw is empty: a mutant that draws no noise for it has fewer noises than steps."""
     tiny_dataset(house / "more", n=42)
     one, other = flow(house, "one", monkeypatch), flow(house, "other", monkeypatch, "more")
@@ -89,7 +91,7 @@ def test_neighbours_have_one_flow_one_number_of_noises_and_equal_shapes(house, m
     assert len(one[0]) == len(one[1]) == len(one[2]) == 5
 
 
-def test_no_branch_and_no_message_depends_on_what_the_operator_may_watch(house, monkeypatch):  # noqa: F811
+def test_no_branch_and_no_message_depends_on_what_the_operator_may_watch(house, monkeypatch):
     """The share clipped, the loss and the norms go to the log under private/, and nowhere else."""
     seeded = seed_file(house)
     ends = []
@@ -113,7 +115,7 @@ def test_no_branch_and_no_message_depends_on_what_the_operator_may_watch(house, 
 
 
 @pytest.mark.parametrize("began", [False, True])
-def test_a_torn_ledger_line_counts_and_the_run_stops_within_its_budget(house, monkeypatch, began):  # noqa: F811
+def test_a_torn_ledger_line_counts_and_the_run_stops_within_its_budget(house, monkeypatch, began):
     """Torn is the line of a step that was just begun, or, as no crash leaves it, that of one which was taken."""
     with pytest.raises(Crash):
         run(house, "run", stop_before=3, monkeypatch=monkeypatch)
@@ -132,7 +134,7 @@ def test_a_torn_ledger_line_counts_and_the_run_stops_within_its_budget(house, mo
 
 
 @pytest.mark.parametrize("began", [False, True])
-def test_a_torn_line_of_a_replay_costs_no_step_and_the_weights_are_an_unbroken_run_s(house, monkeypatch, began):  # noqa: F811
+def test_a_torn_line_of_a_replay_costs_no_step_and_the_weights_are_an_unbroken_run_s(house, monkeypatch, began):
     seeded = f"{seed_file(house)} train.checkpoint_every=1"
     unbroken = weights(run(house, "unbroken", seeded))
     with pytest.raises(Crash):

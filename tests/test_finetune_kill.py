@@ -11,20 +11,20 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import make_base, tiny_config
 
 from dp_lora.config import ROOT
 from dp_lora.privacy.heads import Heads
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.training.checkpoints import load_checkpoint
+from tests.support.tiny import make_base, tiny_config
 
 LONG = "privacy.epochs=8 train.checkpoint_every=3"
 
 
 def start(house, overrides, *end):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "kill_target.py"), str(house), overrides, *end]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.support.kill_target", str(house), overrides, *end]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 

@@ -90,7 +90,7 @@ ENCODE = """
 import sys
 from pathlib import Path
 import numpy as np
-from tests.tiny import tiny_config, tiny_dataset, tiny_model
+from tests.support.tiny import tiny_config, tiny_dataset, tiny_model
 import dp_lora.data.latents as latents
 from dp_lora.data.layout import read_dataset
 from dp_lora.events import Events

@@ -8,9 +8,9 @@ import pytest
 from mlflow import MlflowClient
 
 from dp_lora.files import read_json
-from tests.tiny import make_base, tiny_config, tiny_dataset
-from tests.tiny_project import EXPERIMENT, clean_environment, tiny_project
-from tests.tiny_project import run as command
+from tests.support.tiny import make_base, tiny_config, tiny_dataset
+from tests.support.tiny_project import EXPERIMENT, clean_environment, tiny_project
+from tests.support.tiny_project import run as command
 
 SETTINGS = (
     "data.classes=[x,y] data.n_public=40 privacy.batch_size=8 privacy.epochs=4 train.checkpoint_every=2 "

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from golden import GOLDEN, TINY, checkpoint, golden_config
 from safetensors.torch import load_file
-from test_tracking import use_store
 
 import entrypoints.finetune
 import entrypoints.finetuning
@@ -32,6 +30,8 @@ from dp_lora.sampling import sample
 from dp_lora.training.autoencoder import train_autoencoder
 from dp_lora.training.finetune import PrivateData, finetune, units_of
 from dp_lora.training.run_folder import binding, open_run_folder
+from tests.support.golden import GOLDEN, TINY, checkpoint, golden_config
+from tests.support.tracking_store import use_store
 
 CPU = torch.device("cpu")
 DOWNLOAD = "a" * 64  # SHA-256 of the archive that the checkpoint came in

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import GOLDEN, NAMES, checkpoint, golden_config
 
 from dp_lora.errors import InputError
 from dp_lora.models.importing import import_model, read_state_dict
 from dp_lora.models.importing.checkpoint import Inert
+from tests.support.golden import GOLDEN, NAMES, checkpoint, golden_config
 
 HOSTILE = GOLDEN / "hostile"
 BENIGN = HOSTILE / "benign-lightning14-callbacks-cuda.ckpt"

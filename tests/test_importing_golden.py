@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden import NAMES, arrays, checkpoint, golden_config, golden_json
 
 from dp_lora.diffusion import add_noise, loss_per_row
 from dp_lora.models.autoencoder import build_autoencoder, decode, encode
@@ -16,6 +15,7 @@ from dp_lora.models.importing import import_model
 from dp_lora.models.resampling import ResidualResampler, ResidualUNet2DConditionModel
 from dp_lora.models.unet import build_unet
 from dp_lora.sampling import ddim, draw_pixels
+from tests.support.golden import NAMES, arrays, checkpoint, golden_config, golden_json
 
 CPU = torch.device("cpu")
 # of the golden data: further off than rounding, nearer than a wrong norm_eps

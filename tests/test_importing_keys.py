@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden import NAMES, checkpoint, golden_config, golden_json, meta_state, real_config
 
 from dp_lora.errors import InputError
 from dp_lora.models.agreement import check_agreement
@@ -12,6 +11,7 @@ from dp_lora.models.autoencoder import latent_size
 from dp_lora.models.importing import read_state_dict
 from dp_lora.models.importing.keys import CLASS_EMBEDDING, HARMLESS, ema_key, first_stage_keys, unet_keys
 from dp_lora.models.importing.model import check_finite, import_networks, import_scheduler
+from tests.support.golden import NAMES, checkpoint, golden_config, golden_json, meta_state, real_config
 
 
 @pytest.fixture(scope="module", params=NAMES)

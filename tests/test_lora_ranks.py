@@ -4,21 +4,7 @@ import json
 
 import pytest
 import torch
-from golden import golden_json
 from safetensors.torch import load_file
-from tiny import (
-    TINY,
-    difference,
-    differences_in_a_fresh_process,
-    lora_settings,
-    make_base,
-    saved_adapter,
-    tiny_config,
-    tiny_inputs,
-    tiny_latents,
-    tiny_model,
-    total_norm,
-)
 
 from dp_lora.config import load
 from dp_lora.errors import InputError
@@ -36,6 +22,20 @@ from dp_lora.models.ranks import in_order_of_depth, layer_ranks
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.training.private_loss import diffusion_loss
+from tests.support.golden import golden_json
+from tests.support.tiny import (
+    TINY,
+    difference,
+    differences_in_a_fresh_process,
+    lora_settings,
+    make_base,
+    saved_adapter,
+    tiny_config,
+    tiny_inputs,
+    tiny_latents,
+    tiny_model,
+    total_norm,
+)
 
 COUNTS = golden_json("parameter-counts.json")
 CPU = torch.device("cpu")

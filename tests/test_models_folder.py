@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import make_base, tiny_config
 
 from dp_lora.errors import InputError
 from dp_lora.models.attention import OneTokenAttnProcessor
 from dp_lora.models.folder import load_info, load_model, load_vae, model_digest, module_digest, save_model
+from tests.support.tiny import make_base, tiny_config
 
 
 @pytest.fixture(scope="module")

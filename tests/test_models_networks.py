@@ -3,13 +3,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden import golden_json
 
 from dp_lora.config import load
 from dp_lora.errors import InputError
 from dp_lora.models.autoencoder import build_autoencoder, decode, encode, latent_size
 from dp_lora.models.device import pick_device
 from dp_lora.models.unet import build_unet
+from tests.support.golden import golden_json
 
 CONFIG = load("mnist5k")
 LDM = replace(

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from test_tracking import all_runs, made_run, use_store
 
 from dp_lora import native_backend
 from dp_lora.tracking import session, store
+from tests.support.tracking_store import all_runs, made_run, use_store
 
 # the image does not exist: whoever touches Docker here fails
 MLPROJECT = """

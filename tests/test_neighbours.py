@@ -12,10 +12,10 @@ from dp_lora.config import ROOT
 from dp_lora.data.layout import read_dataset
 from dp_lora.data.split import split_of
 from dp_lora.tracking.provenance import dvc_hash
-from tests.kept import hashes, runs_of, told, unnamed
-from tests.prepare_call import clone
-from tests.tiny import TINY
-from tests.tiny_project import run
+from tests.support.kept import hashes, runs_of, told, unnamed
+from tests.support.prepare_call import clone
+from tests.support.tiny import TINY
+from tests.support.tiny_project import run
 
 pytestmark = pytest.mark.slow
 

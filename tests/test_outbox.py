@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
-from test_tracking import empty_store, made_run, use_store
 
 from dp_lora import native_backend, tracking
 from dp_lora.config import ROOT, load
 from dp_lora.errors import InputError
 from dp_lora.tracking import outbox, process, records, sender, store
-from tests.prepare_call import clone
-from tests.tracked_work import tell
-from tests.tracking_server import IMPATIENT, Server, free_port
+from tests.support.prepare_call import clone
+from tests.support.tracked_work import tell
+from tests.support.tracking_server import IMPATIENT, Server, free_port
+from tests.support.tracking_store import empty_store, made_run, use_store
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_a_run_whose_server_is_gone_for_good_completes_and_one_command_uploads_i
     server, undisturbed, boxes, project, tmp_path, monkeypatch
 ):
     work = subprocess.Popen(
-        [sys.executable, "-m", "tests.tracked_work", str(tmp_path), "150"],
+        [sys.executable, "-m", "tests.support.tracked_work", str(tmp_path), "150"],
         cwd=project,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -197,7 +197,7 @@ def test_a_run_whose_server_is_gone_for_good_completes_and_one_command_uploads_i
 PROJECT = """
 name: tiny
 entry_points:
-  main: {command: "python -m tests.tracked_work $PLACE 1"}
+  main: {command: "python -m tests.support.tracked_work $PLACE 1"}
 """
 
 

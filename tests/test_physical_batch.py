@@ -6,7 +6,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny import tiny_adapter, tiny_config, tiny_model
 
 from dp_lora.config import load
 from dp_lora.errors import InputError
@@ -15,6 +14,7 @@ from dp_lora.privacy.gradients import rows_at_once
 from dp_lora.training import physical_batch as module
 from dp_lora.training.physical_batch import evenly, fits, largest_that_fits, physical_batch_size
 from dp_lora.training.run_folder import binding, open_run_folder
+from tests.support.tiny import tiny_adapter, tiny_config, tiny_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CHOSEN = "compute.physical_batch_size=null"

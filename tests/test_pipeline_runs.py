@@ -6,63 +6,28 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from golden import TINY, checkpoint
 from mlflow import MlflowClient
 from PIL import Image
-from test_evaluation_inception import write_stand_in
-from tiny import TINY as TINY_LETTERS
-from tiny import tiny_config, tiny_dataset
 
 from dp_lora.config import ROOT
-from dp_lora.data.layout import Picture, read_dataset, write_dataset
+from dp_lora.data.layout import read_dataset
 from dp_lora.data.png import encode_png
-from dp_lora.files import digest_file, read_json, write_json
+from dp_lora.files import digest_file, read_json
 from entrypoints.pipelines import PIPELINES
-from tests.download_server import Server, serving
-from tests.prepare_call import clone, commit_all
-from tests.test_prepare_checkpoint import archive
-from tests.test_prepare_huggingface import CLASSES, REVISION, ROWS, SETTINGS, parquet, path_of
+from tests.support.download_server import Server, serving
+from tests.support.emnist_project import LITTLE, emnist_and_mnist, project_with_a_tiny_experiment
+from tests.support.golden import TINY, checkpoint
+from tests.support.inception import write_stand_in
+from tests.support.prepare_call import clone
+from tests.support.served import CLASSES, REVISION, ROWS, SETTINGS, archive, parquet, path_of
+from tests.support.tiny import TINY as TINY_LETTERS
 
-LITTLE = (
-    "autoencoder.epochs=1 autoencoder.batch_size=6 ldm.epochs=1 ldm.batch_size=6 sampling.n=8 "
-    "evaluation.classifier_steps=2 evaluation.min_images=4"
-)
-EMNIST = (
-    "public.source=emnist public.folder=data/emnist data.source=mnist data.folder=data/mnist "
-    "model.base=outputs/emnist/ldm"
-)
 SIZE = 64  # pixels of what the small cin256 checkpoint was made for
 ARCHIVE = "/files/cin.zip"
-
-
-def project_with_a_tiny_experiment(folder: Path) -> Path:
-    """A git and DVC repository of its own, with the experiment `emnist-tiny`."""
-    clone(ROOT, folder)
-    sections = asdict(tiny_config(f"{LITTLE} {EMNIST}"))
-    del sections["experiment"]["name"]
-    (folder / "configs/emnist-tiny.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
-    commit_all(folder)
-    return folder
-
-
-def emnist_and_mnist(project: Path) -> None:
-    """What `prepare` would bring: these have tests of their own."""
-
-    def letters():
-        for index in range(12):
-            image = np.random.default_rng(index).integers(0, 256, (16, 16, 1), dtype=np.uint8)
-            yield Picture(f"{index}.png", "ABC"[index % 3], "train" if index < 9 else "test", encode_png(image))
-
-    write_dataset(project / "data/emnist", letters(), {"source": "test"}, 16, 1, packed=True)
-    tiny_dataset(project / "data/mnist")
-    for folder in ("emnist", "mnist"):
-        write_json(project / "data" / folder / "source.json", {"origin": "test"})
 
 
 @pytest.fixture

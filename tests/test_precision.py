@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from rounding_cases import ROUNDING_CASES, measured_rest
 from safetensors.torch import load_file, save_file
-from tiny import difference, no_privacy, plan_of, tiny_adapter, tiny_config, tiny_latents, tiny_model, total_norm
 
 from dp_lora.config import load
 from dp_lora.errors import InputError
@@ -23,6 +21,17 @@ from dp_lora.privacy.sums import sum_over_units
 from dp_lora.training.finetune import PrivateData, finetune, make_adapter, units_of
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import binding, make_plan, open_run_folder
+from tests.support.rounding_cases import ROUNDING_CASES, measured_rest
+from tests.support.tiny import (
+    difference,
+    no_privacy,
+    plan_of,
+    tiny_adapter,
+    tiny_config,
+    tiny_latents,
+    tiny_model,
+    total_norm,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 UNITS = [[0], [1, 2, 3], [4], [5]]

@@ -1,8 +1,6 @@
 """cin256: a resumed download, an archive that is not trusted, a hash that is recorded once and checked ever after."""
 
-import io
 import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,19 +11,12 @@ from dp_lora.data.checkpoint import checked_checkpoint
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_file, read_json
-from tests.download_server import Server, serving
-from tests.prepare_call import CHECKPOINT, Project
+from tests.support.download_server import Server, serving
+from tests.support.prepare_call import CHECKPOINT, Project
+from tests.support.served import WEIGHTS, archive
 
 FOLDER = Path(__file__).parent / "data" / "hostile"
 PATH = "/files/cin.zip"
-WEIGHTS = os.urandom(100_000)
-
-
-def archive(content: bytes = WEIGHTS, member: str = "model.ckpt") -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr(member, content)
-    return buffer.getvalue()
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from torchvision.datasets import EMNIST, MNIST
 from dp_lora.config import load
 from dp_lora.data.layout import read_dataset
 from dp_lora.files import digest_file, read_json
-from tests.download_server import Server, serving
-from tests.prepare_call import Project
+from tests.support.download_server import Server, serving
+from tests.support.prepare_call import Project
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TRAIN, TEST = 52, 26

@@ -13,10 +13,9 @@ import yaml
 
 from dp_lora.config import ROOT
 from dp_lora.files import digest_folder
-from tests.download_server import Server, serving
-from tests.prepare_call import clone
-from tests.test_prepare_checkpoint import archive
-from tests.test_prepare_huggingface import REVISION, ROWS, SETTINGS, parquet, path_of, rows_of
+from tests.support.download_server import Server, serving
+from tests.support.prepare_call import clone
+from tests.support.served import REVISION, ROWS, SETTINGS, archive, parquet, path_of, rows_of
 
 CHECKPOINT_PATH = "/files/cin.zip"
 

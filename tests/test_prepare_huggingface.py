@@ -1,7 +1,6 @@
 """A Hugging Face dataset through its own client and a server of the test's own; every fault names file and row."""
 
 import io
-import json
 import multiprocessing
 import os
 import struct
@@ -21,52 +20,21 @@ from dp_lora.data import extraction
 from dp_lora.data.layout import read_dataset
 from dp_lora.data.png import SIGNATURE, as_png, decode_png, encode_png, is_whole_png
 from dp_lora.files import digest_file, read_json
-from tests.download_server import Server, serving
-from tests.prepare_call import Project
-
-REVISION = "0123456789abcdef0123456789abcdef01234567"
-FILES = ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]
-TEST_FILE = "data/validation-00000-of-00001.parquet"
-ROWS = {FILES[0]: 30, FILES[1]: 20, TEST_FILE: 10}
-CLASSES = ["female", "male"]
-SETTINGS = (
-    "checkpoint.url=null checkpoint.folder=null huggingface.repo=somebody/faces "
-    f"huggingface.revision={REVISION} huggingface.train_files=[{','.join(FILES)}] huggingface.test_files=[{TEST_FILE}] "
-    "huggingface.train_rows=50 huggingface.test_rows=10 huggingface.size=100000 data.size=16"
+from tests.support.download_server import Server, serving
+from tests.support.prepare_call import Project
+from tests.support.served import (
+    CLASSES,
+    FILES,
+    REVISION,
+    ROWS,
+    SETTINGS,
+    TEST_FILE,
+    image_of,
+    label_of,
+    parquet,
+    path_of,
+    rows_of,
 )
-
-
-def image_of(file: str, row: int) -> np.ndarray:
-    """A picture that says which row it is of, and which class it has: its label can be read off its pixels."""
-    image = np.random.default_rng([sorted(ROWS).index(file), row]).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    image[0, 0] = (sorted(ROWS).index(file), row, label_of(file, row))
-    return image
-
-
-def label_of(file: str, row: int) -> int:
-    return int(np.random.default_rng([7, sorted(ROWS).index(file), row]).integers(2))
-
-
-def rows_of(file: str) -> tuple[list[bytes], list[int]]:
-    rows = range(ROWS[file])
-    return [encode_png(image_of(file, row)) for row in rows], [label_of(file, row) for row in rows]
-
-
-def parquet(pictures: list, labels: list, names: list[str] | None = CLASSES, column: str = "image", **options) -> bytes:
-    """A file as the library datasets writes it, in several row groups."""
-    image = pa.array([{"bytes": p, "path": f"{i}.png"} for i, p in enumerate(pictures)], pa.struct(
-        [("bytes", pa.binary()), ("path", pa.string())]
-    ))  # fmt: skip
-    features = {column: {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if names else None
-    table = pa.table({column: image, "label": pa.array(labels)}).replace_schema_metadata(metadata)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, **{"row_group_size": 8, "write_page_checksum": True, **options})
-    return buffer.getvalue()
-
-
-def path_of(file: str) -> str:
-    return f"/datasets/somebody/faces/resolve/{REVISION}/{file}"
 
 
 @pytest.fixture(scope="module")

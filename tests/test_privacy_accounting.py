@@ -5,20 +5,10 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from epsilon_reference import (
-    calibrate_first,
-    dp_accounting_pld,
-    gaussian_epsilon,
-    one_step_epsilon,
-    optimistic_pld,
-    sampled_delta,
-)
-from tiny import no_privacy, plan_of, tiny_config
 
-from dp_lora.config import rules
+from dp_lora.config import ROOT, rules
 from dp_lora.errors import InputError
 from dp_lora.privacy import accounting
 from dp_lora.privacy.accounting import (
@@ -36,6 +26,15 @@ from dp_lora.privacy.accounting import (
 )
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.release import privacy_statement
+from tests.support.epsilon_reference import (
+    calibrate_first,
+    dp_accounting_pld,
+    gaussian_epsilon,
+    one_step_epsilon,
+    optimistic_pld,
+    sampled_delta,
+)
+from tests.support.tiny import no_privacy, plan_of, tiny_config
 
 SETTINGS = [(0.1, 0.84, 100), (0.1, 4.0, 100), (1 / 14, 1.0, 140), (0.5, 3.0, 10), (1.0, 5.0, 20)]
 PUBLIC = {
@@ -112,10 +111,9 @@ def test_the_hardest_plans_calibrate_at_once_to_their_target_and_never_too_littl
 @pytest.mark.timeout(1800)
 def test_every_plan_calibrates_at_once_in_little_memory_to_its_target_and_never_too_little():
     """Eps 0.01 to 100, rates 1e-6 to 1, 1 to 10^6 steps, delta 1e-10 to 1e-2, on one core of a process of their own."""
-    script = Path(__file__).parent / "epsilon_reference.py"
     done = subprocess.run(
-        [sys.executable, script, "60"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent.parent)},
+        [sys.executable, "-m", "tests.support.epsilon_reference", "60"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,

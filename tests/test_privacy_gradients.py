@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from tiny import difference, no_privacy, tiny_adapter, tiny_config, tiny_latents, tiny_model, total_norm
 
 from benchmarks.setups import stock_copy
 from benchmarks.steps import StockModel
@@ -14,6 +13,7 @@ from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.privacy.sums import sum_over_units, unit_gradients
 from dp_lora.training.private_loss import diffusion_loss
+from tests.support.tiny import difference, no_privacy, tiny_adapter, tiny_config, tiny_latents, tiny_model, total_norm
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 
 import pytest
-from tiny import plan_of
 
 from dp_lora.config import ROOT
 from dp_lora.errors import InputError
@@ -17,6 +16,7 @@ from dp_lora.privacy import ledger as ledger_module
 from dp_lora.privacy.heads import Head, Heads
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.randomness import Randomness, read_secret
+from tests.support.tiny import plan_of
 
 
 def test_with_fresh_randomness_a_step_taken_twice_counts_twice(tmp_path):
@@ -171,7 +171,7 @@ def test_a_full_disk_loses_no_line(tmp_path):
     script = f"""
 import resource
 from pathlib import Path
-from tiny import plan_of
+from tests.support.tiny import plan_of
 from dp_lora.privacy.ledger import Ledger
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 ledger = Ledger(Path({str(tmp_path / "l")!r}))
@@ -179,7 +179,7 @@ for step in range(10):
     ledger.append(step, plan_of(), replay_of=None)
     print(step, flush=True)
 """
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "OSError" in done.stderr

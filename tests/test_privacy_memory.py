@@ -1,12 +1,10 @@
 """Out of memory in a step: the same rows again with the same draws, fewer at a time; nothing drawn twice or lost."""
 
-import hashlib
 import json
 
 import numpy as np
 import pytest
 import torch
-from tiny import difference, plan_of, tiny_adapter, tiny_config, tiny_latents, tiny_model, total_norm
 
 from dp_lora.errors import InputError
 from dp_lora.events import Events
@@ -18,21 +16,11 @@ from dp_lora.training import finetune as finetune_module
 from dp_lora.training.finetune import PrivateData, finetune, units_of
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import binding, open_run_folder
+from tests.support.known_randomness import Known
+from tests.support.tiny import far, plan_of, tiny_adapter, tiny_config, tiny_latents, tiny_model
 
 CPU = torch.device("cpu")
 PERSONS = [[0, 1, 2], [3], [4, 5]]  # with k = 3 draws: 18 rows, and every person spans micro-batches of 4 or fewer
-
-
-class Known(Randomness):
-    """Fresh to the step, known to the test, which counts what is drawn."""
-
-    def __init__(self):
-        super().__init__("run")
-        object.__setattr__(self, "asked", [])
-
-    def _bits(self, stream, step):
-        self.asked.append(stream)
-        return hashlib.sha256(f"{stream}|{step}".encode()).digest()
 
 
 def failing(factory, above, from_call=1):
@@ -65,10 +53,6 @@ def private(tmp_path):
 
 def summed(factory, parameters, size, back_off=True):
     return sum_within_memory(factory, ItemStreams(4), parameters, PERSONS, 3, 0.01, size, back_off)
-
-
-def far(a, b):
-    return total_norm(difference(a, b)) / total_norm(b)
 
 
 @pytest.mark.parametrize("from_call", [1, 2])

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny import difference, plan_of, tiny_adapter, tiny_config, tiny_latents, tiny_model, total_norm
 
 from dp_lora.config import load
 from dp_lora.errors import InputError
@@ -22,6 +21,7 @@ from dp_lora.release import privacy_statement
 from dp_lora.statement import privacy_tag
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import make_plan
+from tests.support.tiny import difference, plan_of, tiny_adapter, tiny_config, tiny_latents, tiny_model, total_norm
 
 CPU = torch.device("cpu")
 CELEBAHQ = {

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tiny import difference, no_privacy, plan_of, total_norm
 
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.noise import add_noise
 from dp_lora.privacy.randomness import ItemStreams, Randomness
 from dp_lora.privacy.sampling import poisson_draw
 from dp_lora.privacy.step import noisy_sum
+from tests.support.tiny import difference, linear_loss, no_privacy, plan_of, total_norm
 
 CPU = torch.device("cpu")
 SHAPES = {"a": (40, 25), "b": (1000,)}
@@ -22,18 +22,6 @@ SECRET = b"0123456789abcdef0123456789abcdef"
 
 def replayed(digest: str = "run") -> Randomness:
     return Randomness(digest, SECRET)
-
-
-def linear_loss(directions: torch.Tensor):
-    """Loss of row r: <directions[picture of r], its unit's copy of w>; the gradient of a unit is its mean direction."""
-
-    def factory(_draws):
-        def loss(copies, rows):
-            return (copies["w"][rows.slot] * directions[rows.picture]).sum(1)
-
-        return loss
-
-    return factory
 
 
 def one_step(tmp_path: Path, plan, directions, units, randomness=None, step=0, physical=1000):

@@ -127,6 +127,24 @@ def test_imports_run_in_no_circle_late_ones_counted():
     require_no_circle(rooms)
 
 
+# what make or the docs start by name
+COMMANDS = ("tests.pictures", "tests.stage_code", "tests.gpu.gather")
+
+
+def test_no_test_imports_another_and_what_tests_share_lies_in_tests_support():
+    paths = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path.stem != "__init__"]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
+    stems = {path.stem for path in paths}
+    for module, path in modules.items():
+        test = path.stem.startswith("test_") or path.stem == "conftest"
+        assert module.startswith("tests.support.") != (test or module in COMMANDS), module
+        # as text: a script in a string imports too
+        found = re.findall(r"^\s*(?:from|import) +([\w.]+(?: +import +\w+)?)", path.read_text("utf-8"), re.MULTILINE)
+        for name in (re.sub(" +import +", ".", words) for words in found):
+            assert name.split(".")[0] not in stems, f"{module}: {name}: the way is tests.support"
+            assert not name.startswith("tests.") or name.startswith(("tests.support.", *COMMANDS)), f"{module}: {name}"
+
+
 def test_a_registered_model_takes_every_room_along_that_its_code_imports():
     taken = {name.removesuffix(".py") for name in registry.ROOMS}
     for path in sources():
@@ -192,7 +210,7 @@ def imported(*folders: str) -> dict[str, set[str]]:
     """What the files of these folders import from outside, and the distributions that hold it, one or several."""
     known = packages_distributions()
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    ours = {*PACKAGES, "tests", *(path.stem for path in files if "tests" in path.parts)}
+    ours = {*PACKAGES, "tests"}
     roots = {module.split(".")[0] for path in files for module in imports_of(path)} - ours - sys.stdlib_module_names
     return {root: {distribution(name) for name in known.get(root, [root])} for root in roots}
 

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from gloo_steps import CASES, CLIP, one
 from safetensors.torch import load_file
 from scipy import stats
-from tiny import TINY, make_base, tiny_config, tiny_dataset
 
 from dp_lora.config import ROOT
 from dp_lora.config.schema import Compute
@@ -24,19 +22,21 @@ from dp_lora.privacy.randomness import Randomness
 from dp_lora.privacy.sampling import poisson_draw
 from dp_lora.team import Team
 from dp_lora.training.run_folder import binding, binding_digest
-from tests.prepare_call import clone
+from tests.support.gloo_steps import CASES, CLIP, one
+from tests.support.prepare_call import clone
+from tests.support.tiny import TINY, make_base, tiny_config, tiny_dataset
 
 CPU = torch.device("cpu")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 ENVIRONMENT.pop("MLFLOW_RUN_ID", None)
 ENDED = "ledger and checkpoints stand, and a direct call that is typed again goes on"
 
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """Results of gloo_steps.py for two and three ranks, and of this process alone."""
+    """Results of gloo_steps for two and three ranks, and of this process alone."""
     folder = tmp_path_factory.mktemp("steps")
-    script = [sys.executable, str(ROOT / "tests/gloo_steps.py"), str(folder)]
+    script = [sys.executable, "-m", "tests.support.gloo_steps", str(folder)]
     made = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120)
     assert made.returncode == 0, made.stderr[-3000:]
     results = {size: torch.load(folder / f"{size}.pt", weights_only=False) for size in (2, 3)}
@@ -151,7 +151,7 @@ def house(tmp_path):
 
 
 def target(house: Path, run: str, overrides: str, mode: str = "") -> subprocess.CompletedProcess[str]:
-    script = [sys.executable, str(ROOT / "tests/ranks_target.py"), str(house), run, overrides, mode]
+    script = [sys.executable, "-m", "tests.support.ranks_target", str(house), run, overrides, mode]
     return subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600)
 
 

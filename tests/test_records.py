@@ -29,9 +29,9 @@ from entrypoints.common import one_line_errors
 from entrypoints.house import close_house
 from entrypoints.pipelines import PIPELINES
 from entrypoints.record import is_public, operator_folder, public_lock, record, stage_folders
-from tests.kept import hashes, leaves, runs_of, told, unnamed
-from tests.test_tracking import artifacts, use_store
-from tests.tiny import no_privacy, plan_of
+from tests.support.kept import hashes, leaves, runs_of, told, unnamed
+from tests.support.tiny import no_privacy, plan_of
+from tests.support.tracking_store import artifacts, use_store
 
 STAGES = ("main", "prepare", "finetune", "sample", "fid", "count_params", "export")
 CLASSES = "data.classes=[cat,dog] data.size=16 data.n_public=4000"

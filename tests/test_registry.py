@@ -16,10 +16,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from test_export import make_release
-from test_tracking import use_store
-from tiny import TINY, make_base, tiny_config, tiny_dataset
-from tracking_server import free_port
 
 from dp_lora import tracking
 from dp_lora.config import ROOT, load, write_resolved
@@ -31,6 +27,9 @@ from dp_lora.models.folder import load_model
 from dp_lora.sampling import draw
 from dp_lora.tracking import registry
 from dp_lora.tracking.description import NOTE
+from tests.support.tiny import TINY, make_base, make_release, tiny_config, tiny_dataset
+from tests.support.tracking_server import free_port
+from tests.support.tracking_store import use_store
 
 NAME = "dp-lora-mnist5k"
 KINDS = {".safetensors", ".json", ".yaml", ".txt", ".md", ".py"}

@@ -8,8 +8,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tests.prepare_call import commit_all
-from tests.tiny_project import EXPERIMENT, run, tiny_project
+from tests.support.prepare_call import commit_all
+from tests.support.tiny_project import EXPERIMENT, run, tiny_project
 
 pytestmark = pytest.mark.slow
 

@@ -10,59 +10,21 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
-from public_stage import Heard
 
 import dp_lora.sampling.folder as folder_module
 from dp_lora import files
-from dp_lora.config import load
 from dp_lora.data.layout import read_dataset
-from dp_lora.diffusion import make_scheduler
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.grids import CELL, GAP, draw_grid, write_grid
-from dp_lora.models.autoencoder import build_autoencoder
-from dp_lora.models.folder import Model, load_model, model_info, save_model
-from dp_lora.models.unet import build_unet
+from dp_lora.models.folder import Model, load_model, save_model
 from dp_lora.sampling import SPLIT, balanced, draw, draw_pixels, model_fingerprint, sample
 from dp_lora.sampling.ddim import timesteps
 from dp_lora.sampling.noise import image_stream, next_noise
+from tests.support.drawn_model import CLASSES, tiny_config, tiny_model
+from tests.support.public_stage import Heard
 
-CLASSES = ["a", "b", "c"]
 CPU = torch.device("cpu")
-TINY = (
-    "public.size=16 data.size=16 data.classes=[a,b,c] data.n_public=4000 autoencoder.block_out_channels=[8,8] "
-    "autoencoder.norm_num_groups=4 ldm.block_out_channels=[16,16] ldm.attention_head_width=8 ldm.norm_num_groups=8 "
-    "ldm.cross_attention_dim=8 sampling.n=8 sampling.steps=4 sampling.batch_size=3"
-)
-
-
-def tiny_config(more: str = ""):
-    return load("folder", None, f"data.path=none {TINY} {more}")
-
-
-def tiny_model(config, null_row: bool = True, classes=CLASSES) -> Model:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        vae = build_autoencoder(config.autoencoder, channels=1, size=16).eval()
-        unet = build_unet(config.ldm, latent_channels=3, latent_size=8).eval()
-        # random starts are near zero in the last layer: without this every class would look the same
-        for parameter in unet.conv_out.parameters():
-            parameter.data.normal_(std=0.3)
-        embedding = 3 * torch.randn(len(classes) + null_row, 8)
-    ldm = config.ldm
-    scheduler = make_scheduler(ldm.beta_schedule, ldm.beta_start, ldm.beta_end, ldm.prediction_type)
-    info = model_info(
-        classes=list(classes),
-        null_row=null_row,
-        size=16,
-        channels=1,
-        prediction_type=ldm.prediction_type,
-        trained_on={"source": "nothing"},
-        privacy_status="public",
-        seed=0,
-        sections={},
-    )
-    return Model(unet, vae, scheduler, embedding, info)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,6 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from golden import golden_json
-from public_stage import Heard
-from tiny import make_base
 
 from dp_lora.config import ROOT, config_names, flatten, load
 from dp_lora.data.layout import Picture, write_dataset
@@ -22,6 +19,9 @@ from dp_lora.models.counting import count_parameters
 from dp_lora.models.folder import load_model
 from dp_lora.training.finetune import PrivateData, finetune
 from dp_lora.training.run_folder import binding, open_run_folder
+from tests.support.golden import golden_json
+from tests.support.public_stage import Heard
+from tests.support.tiny import make_base
 
 COUNTS = golden_json("parameter-counts.json")
 NOWHERE = Path("no such base")

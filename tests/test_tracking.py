@@ -1,15 +1,11 @@
 """Runs against a real SQLite store, states and values read back through MLflow's own client."""
 
-import atexit
-import contextlib
-import functools
 import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,31 +17,7 @@ from dp_lora import tracking
 from dp_lora.config import ROOT, flatten, load
 from dp_lora.errors import InputError
 from dp_lora.tracking import metrics, process, provenance, store, tracked_run
-
-
-@functools.cache
-def empty_store() -> Path:
-    """A fresh mlflow.db, made once: MLflow takes seconds to write its tables."""
-    from mlflow import MlflowClient
-
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    # MLflow's experiment 0 keeps its artifacts below the current folder
-    with contextlib.chdir(folder):
-        MlflowClient(store.sqlite_uri(folder / "mlflow.db"))
-    return folder / "mlflow.db"
-
-
-def use_store(folder: Path, monkeypatch):
-    """A store of its own for one test, named by MLFLOW_TRACKING_URI; returns a client."""
-    import mlflow
-
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-    shutil.copyfile(empty_store(), folder / "mlflow.db")
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.sqlite_uri(folder / "mlflow.db"))
-    return mlflow.MlflowClient(store.tracking_uri())
+from tests.support.tracking_store import all_runs, artifacts, made_run, use_store
 
 
 @pytest.fixture
@@ -56,21 +28,6 @@ def client(tmp_path, monkeypatch):
 @pytest.fixture
 def config():
     return load("mnist5k", {"eps": "5"})
-
-
-def all_runs(client):
-    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-
-
-def artifacts(run_id) -> Path:
-    folder = tracking.find_run(run_id)["artifacts"]
-    assert folder is not None
-    return folder
-
-
-def made_run(client, **arguments):
-    """A RUNNING run as `mlflow run` makes it."""
-    return client.create_run("0", **arguments).info.run_id
 
 
 def test_importing_tracking_stays_fast_by_not_importing_mlflow_or_torch():

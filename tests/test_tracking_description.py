@@ -5,12 +5,12 @@ import shlex
 
 import pytest
 from PIL import Image
-from test_tracking import use_store
 
 from dp_lora import tracking
 from dp_lora.config import load
 from dp_lora.tracking.description import NOTE, Description, Upstream
 from entrypoints.common import repeat_command
+from tests.support.tracking_store import use_store
 
 PRIVATE = {
     "private": True,

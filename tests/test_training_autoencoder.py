@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from public_stage import OVERRIDES, Heard, stage_config, write_pictures
 
 from dp_lora.data.layout import read_dataset
 from dp_lora.data.pixels import to_pixels
@@ -18,6 +17,7 @@ from dp_lora.models.autoencoder import encode
 from dp_lora.models.folder import load_info, load_vae, model_digest
 from dp_lora.training import pictures as pictures_module
 from dp_lora.training.autoencoder import AutoencoderTraining, train_autoencoder
+from tests.support.public_stage import OVERRIDES, Heard, stage_config, write_pictures
 
 ADVERSARIAL = "autoencoder.disc_start=2"
 

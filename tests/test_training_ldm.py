@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from public_stage import Heard, stage_config, write_pictures
 
 from dp_lora.diffusion import add_noise, target
 from dp_lora.errors import InputError
 from dp_lora.models.folder import load_info, load_model, load_vae, model_digest, module_digest
 from dp_lora.training.autoencoder import train_autoencoder
 from dp_lora.training.ldm import LdmTraining, train_ldm, update_average
+from tests.support.public_stage import Heard, stage_config, write_pictures
 
 
 @pytest.fixture(scope="module")

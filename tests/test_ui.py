@@ -16,14 +16,14 @@ from urllib.parse import parse_qs, unquote
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from test_tracking import use_store
-from tracking_server import free_port
 
 from dp_lora import tracking
 from dp_lora.config import ROOT, load
 from dp_lora.errors import InputError
 from dp_lora.tracking import reachable, shared_view
 from dp_lora.tracking.links import chart_page, comparison_page, view_page
+from tests.support.tracking_server import free_port
+from tests.support.tracking_store import use_store
 
 PAGES = "workflowType=machine_learning"  # else MLflow 3.17 shows its menu for agents
 SHOWN = ("SCATTER", "LINE", "IMAGE")  # MLflow's kinds of charts

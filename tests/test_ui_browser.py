@@ -5,7 +5,13 @@ import sqlite3
 from types import SimpleNamespace
 
 import pytest
-from browser import (
+
+from dp_lora import tracking
+from dp_lora.tracking.links import artifact_page
+from dp_lora.tracking.shared_view import TITLE
+from dp_lora.tracking.store import connect
+from entrypoints.ui import server
+from tests.support.browser import (
     browser_page,
     chart_lines,
     chart_picture_width,
@@ -14,14 +20,8 @@ from browser import (
     open_page,
     scatter,
 )
-from tiny_project import EPSILONS, run, tiny_project
-from tracking_server import free_port
-
-from dp_lora import tracking
-from dp_lora.tracking.links import artifact_page
-from dp_lora.tracking.shared_view import TITLE
-from dp_lora.tracking.store import connect
-from entrypoints.ui import server
+from tests.support.tiny_project import EPSILONS, run, tiny_project
+from tests.support.tracking_server import free_port
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(3600)]
 GRID_WIDTH = "() => Math.max(0, ...[...document.images].map(image => image.naturalWidth))"
@@ -38,7 +38,7 @@ MLFLOWS_OWN = (
 def ui(tmp_path_factory):
     """A server over what three trainings logged: its address, the ids of experiment and runs, the links."""
     project = tiny_project(tmp_path_factory.mktemp("ui") / "project")
-    filled = run(project, "tests.fill_store")
+    filled = run(project, "tests.support.fill_store")
     assert filled.returncode == 0, filled.stderr[-3000:]
     with sqlite3.connect(project / "mlflow.db") as database:
         ((experiment,),) = database.execute("SELECT experiment_id FROM experiments WHERE name = 'dp-lora'")

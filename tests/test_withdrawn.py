@@ -17,9 +17,9 @@ from dp_lora.errors import InputError
 from dp_lora.files import digest_file
 from entrypoints import common, pipeline, pipelines, prepared
 from entrypoints.common import Call
-from tests.prepare_call import clone, commit_all
-from tests.tiny import TINY, tiny_config, tiny_dataset
-from tests.tiny_project import run
+from tests.support.prepare_call import clone, commit_all
+from tests.support.tiny import TINY, tiny_config, tiny_dataset
+from tests.support.tiny_project import run
 
 EXPERIMENT = "own-tiny"
 LITTLE = (

@@ -8,11 +8,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from house import HOST_STORE_FOLDER, IMAGE, House, must
-from test_pipeline_runs import emnist_and_mnist, project_with_a_tiny_experiment
-from tracking_server import free_port
 
 from dp_lora.config import ROOT
+from tests.support.container_house import HOST_STORE_FOLDER, IMAGE, House, must
+from tests.support.emnist_project import emnist_and_mnist, project_with_a_tiny_experiment
+from tests.support.tracking_server import free_port
 
 DOCKER = ROOT / "docker"
 SERVER_MINUTES = 3

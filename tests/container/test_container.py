@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
-from house import HOST_STORE_FOLDER, IMAGE, must
 from mlflow import MlflowClient
-from tracking_server import free_port
 
 from dp_lora.config import ROOT
 from dp_lora.tracking.provenance import environment_tags
+from tests.support.container_house import HOST_STORE_FOLDER, IMAGE, must
+from tests.support.tracking_server import free_port
 
 pytestmark = pytest.mark.container
 

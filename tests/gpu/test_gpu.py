@@ -10,11 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rounding_cases import ROUNDING_CASES, measured_rest
 from scipy import stats
-from test_finetune import Crash, Heard, house, run, seed_file, weights
-from test_privacy_memory import Known, far
-from tiny import plan_of
 
 from benchmarks.ratios import against, interleaved, peak_memory
 from benchmarks.setups import CPU, setup
@@ -34,6 +30,10 @@ from dp_lora.training.measure import measure_rates
 from dp_lora.training.physical_batch import dummy_loss, fits, rows_at_a_time
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import make_plan
+from tests.support.finetuning import Crash, Heard, house, run, seed_file, weights
+from tests.support.known_randomness import Known
+from tests.support.rounding_cases import ROUNDING_CASES, measured_rest
+from tests.support.tiny import far, plan_of
 
 pytestmark = pytest.mark.gpu
 __all__ = ["house"]
@@ -234,10 +234,10 @@ def test_a_replayed_run_that_was_stopped_ends_where_an_unbroken_one_does(house, 
 
 def test_two_ranks_on_one_gpu_give_the_weights_of_one(house, device):
     seeded = seed_file(house)
-    paths = [str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": ":".join(paths), "GLOO_SOCKET_IFNAME": "lo"}
     for size in (1, 2):
-        script = [sys.executable, str(ROOT / "tests/gpu/rank_target.py"), str(house), f"on-{size}", seeded, str(device)]
+        script = [sys.executable, "-m", "tests.support.gpu_rank_target", str(house), f"on-{size}", seeded, str(device)]
         ranks = [
             subprocess.Popen([*script, str(rank), str(size)], env=environment, stderr=subprocess.PIPE, text=True)
             for rank in range(size)

@@ -18,9 +18,10 @@ from dp_lora.data.png import encode_png
 from dp_lora.diffusion import make_scheduler
 from dp_lora.models.adapters import WEIGHTS, Adapter, add_lora, save_adapter
 from dp_lora.models.autoencoder import build_autoencoder
-from dp_lora.models.folder import Model, load_model, model_info, save_model
+from dp_lora.models.folder import Model, load_model, model_digest, model_info, save_model
 from dp_lora.models.unet import build_unet
 from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.release import write_result
 
 CPU = torch.device("cpu")
 TINY = (
@@ -159,3 +160,28 @@ def total_norm(tensors: dict[str, Tensor]) -> float:
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: a[name].double() - b[name].double() for name in a}
+
+
+def make_release(base: Path, folder: Path, private: bool = True) -> Path:
+    """A tiny adapter on the base in `base`, as fine-tuning leaves it."""
+    model = load_model(base)
+    names = {"path": str(base), "digest": model_digest(base)}
+    plan = plan_of(target_epsilon=8.0) if private else no_privacy()
+    write_result(folder, plan, 10, "0" * 32, "0" * 64, tiny_config(), tiny_adapter(model), (), names)
+    return folder
+
+
+def linear_loss(directions: torch.Tensor):
+    """Loss of row r: <directions[picture of r], its unit's copy of w>; the gradient of a unit is its mean direction."""
+
+    def factory(_draws):
+        def loss(copies, rows):
+            return (copies["w"][rows.slot] * directions[rows.picture]).sum(1)
+
+        return loss
+
+    return factory
+
+
+def far(a, b):
+    return total_norm(difference(a, b)) / total_norm(b)

@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 
 from dp_lora.config import ROOT
-from tests.prepare_call import clone
-from tests.tiny import tiny_config
+from tests.support.prepare_call import clone
+from tests.support.tiny import tiny_config
 
 EXPERIMENT = "digits-tiny"
 EPSILONS = ("1", "5", "10")

@@ -1,4 +1,4 @@
-"""Private steps on real gloo ranks, forked so that torch is imported once: gloo_steps.py OUT, for test_ranks.py.
+"""Private steps on real gloo ranks, forked so that torch is imported once: gloo_steps OUT, for test_ranks.py.
 
 Writes {number of ranks: {case: (noisy sum, units)}} and what a mutant gives, in which every rank adds noise.
 """
@@ -9,8 +9,6 @@ import traceback
 from pathlib import Path
 
 import torch
-from test_privacy_step import linear_loss
-from tiny import no_privacy, plan_of
 from torch import distributed
 
 from dp_lora.errors import InputError
@@ -21,6 +19,7 @@ from dp_lora.privacy.noise import add_noise
 from dp_lora.privacy.randomness import Randomness
 from dp_lora.privacy.step import noisy_sum
 from dp_lora.team import Team
+from tests.support.tiny import linear_loss, no_privacy, plan_of
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 DIRECTIONS = torch.randn(40, 3000, generator=torch.Generator().manual_seed(0))

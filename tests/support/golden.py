@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dp_lora.config import Config, load
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 NAMES = ("cin256", "emnist")
 # the tiny models' widths; GroupNorm has 4 groups in them
 TINY = {

@@ -1,6 +1,6 @@
 """One rank of a tiny private fine-tuning of which all ranks share one device; for test_gpu.py.
 
-rank_target.py HOUSE RUN OVERRIDES DEVICE RANK SIZE: the ranks meet over a file in HOUSE. `compute.devices` is not set:
+gpu_rank_target HOUSE RUN OVERRIDES DEVICE RANK SIZE: the ranks meet over a file in HOUSE. `compute.devices` is not set:
 one binding for every number of ranks, so that runs share coins and noise.
 """
 
@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny import tiny_config, tiny_latents
 from torch import distributed
 
 from dp_lora.events import Events
@@ -16,6 +15,7 @@ from dp_lora.models.folder import load_model, model_digest
 from dp_lora.team import Team
 from dp_lora.training.finetune import PrivateData, assist, finetune, units_of
 from dp_lora.training.run_folder import binding, open_run_folder
+from tests.support.tiny import tiny_config, tiny_latents
 
 N = 30
 

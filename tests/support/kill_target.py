@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny import tiny_config, tiny_latents
 
 from dp_lora.events import Events
 from dp_lora.models.folder import load_model, model_digest
@@ -20,6 +19,7 @@ from dp_lora.privacy import heads, ledger
 from dp_lora.privacy import step as step_module
 from dp_lora.training.finetune import PrivateData, finetune, units_of
 from dp_lora.training.run_folder import binding, open_run_folder
+from tests.support.tiny import tiny_config, tiny_latents
 
 house, overrides = Path(sys.argv[1]), sys.argv[2]
 config = tiny_config(overrides)

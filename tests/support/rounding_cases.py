@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny import tiny_adapter, tiny_config, tiny_latents, tiny_model
 
 from dp_lora.models.device import full_precision
 from dp_lora.privacy.rounding import rest
 from dp_lora.training.private_loss import diffusion_loss
+from tests.support.tiny import tiny_adapter, tiny_config, tiny_latents, tiny_model
 
 # units, k, rows at a time: k divides the rows, and does not; a picture's draws fit, and do not
 ROUNDING_CASES = [

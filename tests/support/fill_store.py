@@ -11,8 +11,8 @@ from dp_lora.data.prepare import prepare_private, prepare_public
 from dp_lora.events import Events
 from entrypoints import fid, finetune, sample
 from entrypoints.pipelines import base_folder, private_data, public_data
-from tests.tiny import make_base
-from tests.tiny_project import EPSILONS, EXPERIMENT
+from tests.support.tiny import make_base
+from tests.support.tiny_project import EPSILONS, EXPERIMENT
 
 
 def newest_run(stage: str) -> str:

@@ -1,6 +1,6 @@
 """A tiny private fine-tuning on the ranks that compute.devices says, as the entry point makes it; for test_ranks.py.
 
-ranks_target.py HOUSE RUN OVERRIDES [MODE]: one binding for every number of ranks, so that runs share coins and noise.
+ranks_target HOUSE RUN OVERRIDES [MODE]: one binding for every number of ranks, so that runs share coins and noise.
 MODE kill-first-N and kill-other-N: that rank is killed in step N. end-at-start: the others end before they join.
 encode: only HOUSE/data are encoded, into HOUSE/RUN.
 """
@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny import tiny_config, tiny_latents
 
 from dp_lora import launch
 from dp_lora.data.latents import encode_dataset
@@ -22,6 +21,7 @@ from dp_lora.privacy import sums as sums_module
 from dp_lora.training.finetune import PrivateData, assist, finetune, units_of
 from dp_lora.training.run_folder import binding, open_run_folder
 from entrypoints.common import one_line_errors
+from tests.support.tiny import tiny_config, tiny_latents
 
 N = 30
 CPU = torch.device("cpu")

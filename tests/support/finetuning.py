@@ -1,0 +1,96 @@
+"""A tiny private fine-tuning in this process, and what it tells and releases."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dp_lora.data.layout import read_dataset
+from dp_lora.data.pixels import to_pixels
+from dp_lora.events import Events
+from dp_lora.models.autoencoder import encode
+from dp_lora.models.folder import load_model, model_digest
+from dp_lora.training import finetune as module
+from dp_lora.training.finetune import PrivateData, finetune, units_of
+from dp_lora.training.run_folder import binding, open_run_folder
+from tests.support.tiny import make_base, tiny_config, tiny_dataset
+
+CPU = torch.device("cpu")
+
+
+class Heard(Events):
+    def __init__(self):
+        self.metrics, self.lines = {}, []
+
+    def metric(self, name, value, step=None):
+        self.metrics.setdefault(name, []).append(value)
+
+    def message(self, text):
+        self.lines.append(text)
+
+    def terminal(self, text):
+        self.lines.append(f"terminal alone: {text}")
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A base model and a private dataset of 40 pictures, 32 of them for training."""
+    make_base(tmp_path / "base", tiny_config())
+    tiny_dataset(tmp_path / "data")
+    return tmp_path
+
+
+def run(
+    house,
+    folder,
+    overrides="",
+    events=None,
+    data="data",
+    stop_before=None,
+    monkeypatch=None,
+    base="base",
+    keep=None,
+    parent=(),
+    device=CPU,
+):
+    config = tiny_config(overrides)
+    dataset = read_dataset(house / data, ["x", "y"], "train")
+    model = load_model(house / base, device)
+    if keep is not None:
+        keep.append(model)
+    with torch.no_grad():
+        latents = encode(model.vae, to_pixels(dataset.images(slice(None))).to(device)).cpu().numpy()
+    bound = binding(config, dataset.digest(), model_digest(house / base), device.type, parent)
+    if stop_before is not None:
+        real = module.noisy_sum
+
+        def crashing(plan, step, *rest):
+            if step == stop_before:
+                raise Crash
+            return real(plan, step, *rest)
+
+        monkeypatch.setattr(module, "noisy_sum", crashing)
+    try:
+        with open_run_folder(house / folder, config, bound) as opened:
+            data_in = PrivateData(latents, dataset.labels, units_of(len(dataset), None, "picture"))
+            names = {"path": "base", "digest": bound["base"]}
+            return finetune(config, model, names, data_in, opened, device, events or Heard(), lambda *_: None)
+    finally:
+        if stop_before is not None:
+            monkeypatch.setattr(module, "noisy_sum", real)
+
+
+def weights(folder):
+    return load_file(folder / "peft" / "adapter_model.safetensors") | {
+        "embedding": load_file(folder / "class_embedding.safetensors")["weight"]
+    }
+
+
+def seed_file(house):
+    path = house / "seed"
+    path.write_bytes(b"s" * 32)
+    path.chmod(0o600)
+    return f"privacy.reproducible=true privacy.seed_file={path}"
