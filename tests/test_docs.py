@@ -220,3 +220,22 @@ def test_each_fault_is_seen():
     assert [len(lines) for lines in paragraphs(BAD)] == [1, 6, 1, 1]
     assert [one for one in sentences(BAD) if one.count(";") > 1]
     assert len(said_twice([BAD])) == 1
+
+
+@pytest.mark.parametrize(
+    ("heading", "words"),
+    [
+        ("Units", ("Copies", "two spellings", "`data.duplicates=refuse`", "as a group alone")),
+        ("Rollback", ("backup", "`runs/.heads`", "another machine", "`ledger_head`")),
+        ("Base model", ("`privacy_status`", "at its word")),
+        ("Rounding", ("assumes", "dummy pictures", "refuses to train")),
+        ("Operator only", ("Times carry no guarantee", "`system/`")),
+        ("Records", ("A second run of `prepare`", "put nothing private into it")),
+        ("Several ranks", ("unencrypted",)),
+    ],
+)
+def test_the_threat_model_says_what_nobody_can_see_or_takes_on_trust(heading, words):
+    page = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
+    section = page.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    text = " ".join(section.split())
+    assert [word for word in words if word not in text] == []
