@@ -134,7 +134,8 @@ def test_a_broken_picture_is_named_on_the_terminal_alone(projects):
 def test_private_pictures_latents_and_caches_are_their_owner_s_alone_also_after_dvc_checked_out(projects):
     project = projects[0]
     data = project / "outputs/folder/data"
-    for folder in (data, project / "runs/working/latents", project / "runs/working/evaluation"):
+    kept = project / "runs/working/private/folder"
+    for folder in (data, kept / "latents", kept / "evaluation"):
         assert list(folder.rglob("*"))
         for path in (folder, *folder.rglob("*")):
             assert path.stat().st_mode & 0o077 == 0 or path.suffix == ".lock", path

@@ -23,6 +23,7 @@ ASIDE = (
     r"\w+: metric (epsilon|.*per_second|peak_memory_gib)",
     r"\w+: tag (process|pid|host|mlflow\.source\.git\.commit|mlflow\.loggedImages)",
     r"\w+: dataset (adapter|samples)( digest)?",
+    r"\w+: json .*(privacy\.json:|:privacy/)ledger_head",  # over lines that name their process by a random id
     r"sample: json samples\.json:model",  # the digest of the model that drew
     r"(sample|finetune|export): json files\.json:result/.*",
     r"(sample|fid|export): json files\.json:(finetune|sample)/.*",
