@@ -184,7 +184,7 @@ def test_a_run_on_the_adapter_shows_the_sum_and_keeps_the_adapter_s_own_targets(
 
     stated = statement_of(FIRST, SECOND, target_epsilon=3.0, target_delta=1e-6, statement="")
     text = Description("sample", "", "x", privacy=stated).markdown()
-    assert "(sum over 2 releases; others on the same data add up)" in text
-    assert "| 5 | 1.1e-05 |" in text
+    assert "Sum over 2 releases; others on the same data add up" in text
+    assert text.startswith("**Privacy:** epsilon 5, delta 1.1e-05. ")
     config = Call("sample", tiny_config(), None, False).of_adapter(stated, 2).config
     assert (config.privacy.eps, config.privacy.delta) == (3.0, 1e-6)
