@@ -12,6 +12,8 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp, ndtr, ndtri
 from scipy.stats import norm
 
+from dp_lora.privacy.plan import LARGEST_BATCH
+
 # (eps, delta, n_public, batch_size, epochs): those that once took a minute, two, or for ever
 SLOW_ONCE = (
     (96.5687, 2.71e-7, 482, 4, 416.144),
@@ -39,7 +41,7 @@ def plans(count: int) -> list[tuple[float, float, int, int, float]]:
     while len(found) < count:
         eps, delta, steps = (10 ** draws.uniform(*ends) for ends in ((-2, 2), (-10, -2), (0, 6)))
         n_public = int(min(0.99 / delta, 10**6))
-        batch_size = round(n_public * 10 ** draws.uniform(max(-6, -math.log10(n_public)), 0))
+        batch_size = min(round(n_public * 10 ** draws.uniform(max(-6, -math.log10(n_public)), 0)), LARGEST_BATCH)
         found.append((float(eps), float(delta), n_public, batch_size, round(steps) * batch_size / n_public))
     return found[:count]
 
