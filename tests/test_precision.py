@@ -108,15 +108,21 @@ def test_a_person_whose_parts_cancel_is_the_same_wherever_she_is_cut():
     assert total_norm(difference(total(18, [6, 5, 4, 3, 2, 1, 0]), total(18))) > 0.1
 
 
+def own_directions(draws, rows):
+    """A draw (R, 50) of each row's own picture; zeros for padding."""
+    own = torch.zeros(len(rows.picture), 50)
+    for row, picture in enumerate(rows.picture.tolist()):
+        if picture != NOBODY:
+            own[row] = torch.from_numpy(draws[picture].standard_normal(50))
+    return own
+
+
 def slot_dependent(amount):
     """Kernels that round a row by `amount` otherwise in each place of a micro-batch."""
 
     def factory(draws):
         def loss(copies, rows):
-            own = torch.zeros(len(rows.picture), 50)
-            for row, picture in enumerate(rows.picture.tolist()):
-                if picture != NOBODY:
-                    own[row] = torch.from_numpy(draws[picture].standard_normal(50))
+            own = own_directions(draws, rows)
             wrong = torch.randn(rows.copies, 50, generator=torch.Generator().manual_seed(1)) * amount
             return (copies["w"][rows.slot] * (own + wrong[rows.slot])).sum(1)
 
@@ -144,10 +150,7 @@ def test_kernels_that_round_otherwise_from_the_middle_of_a_micro_batch_on_are_re
 
     def in_halves(draws):
         def loss(copies, rows):
-            own = torch.zeros(len(rows.picture), 50)
-            for row, picture in enumerate(rows.picture.tolist()):
-                if picture != NOBODY:
-                    own[row] = torch.from_numpy(draws[picture].standard_normal(50))
+            own = own_directions(draws, rows)
             second_half = (rows.slot >= rows.copies // 2)[:, None]
             return (copies["w"][rows.slot] * (own + 1e-4 * own.roll(1, 1) * second_half)).sum(1)
 
