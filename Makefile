@@ -39,10 +39,10 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 	@echo "$(VENV): complete"
 
 quickstart: setup ## the default experiment from nothing: eps 10 on real handwriting
-	@$(VPYTHON) -m entrypoints.main
+	@$(VPYTHON) -m dp_lora main
 
 compare: setup ## eps 1, 5 and inf beside the default
-	@$(VPYTHON) -m entrypoints.compare
+	@$(VPYTHON) -m dp_lora compare
 
 utility: setup ## accuracy over eps, mean of three seeds (about 40 minutes on 2 cores)
 	@$(VPYTHON) -m benchmarks.utility
@@ -58,10 +58,10 @@ bench-prepare: setup ## extraction beside plain pyarrow and file writes: time an
 
 reproduce: setup ## make an MLflow run again and compare file by file: make reproduce RUN=ID
 	@[ -n "$(RUN)" ] || { echo "error: name a run: make reproduce RUN=<MLflow run id>" >&2; exit 1; }
-	@$(VPYTHON) -m entrypoints.reproduce "$(RUN)"
+	@$(VPYTHON) -m dp_lora reproduce "$(RUN)"
 
 ui: setup ## the MLflow UI over the local store, and the pages that matter; PORT=5001 for another port
-	@$(VPYTHON) -m entrypoints.ui --port $(PORT)
+	@$(VPYTHON) -m dp_lora ui --port $(PORT)
 
 doctor: ## look at environment, GPU, memory, disk, docker, tracking store and DVC remote
 	@if [ -x $(VPYTHON) ]; then $(VPYTHON) -m dp_lora.doctor; else $(PYTHON) -m dp_lora.doctor; fi

@@ -19,12 +19,12 @@ HELP, DRY_RUN, COUNT = 1.0, 4.0, 5.0  # seconds, on two cores that do nothing el
 
 
 def commands() -> Iterator[tuple[list[str], float]]:
-    """What is measured, as arguments of `python -m`, and its bar in seconds."""
+    """What is measured, as arguments of `dp-lora`, and its bar in seconds."""
     for name in STAGES:
-        yield [f"entrypoints.{name}", "--help"], HELP
+        yield [name, "--help"], HELP
     for name in STAGES:
-        yield [f"entrypoints.{name}", "--dry-run"], DRY_RUN
-    yield ["entrypoints.count_params"], COUNT
+        yield [name, "--dry-run"], DRY_RUN
+    yield ["count_params"], COUNT
 
 
 def seconds(arguments: list[str], store: Path) -> float:
@@ -32,7 +32,9 @@ def seconds(arguments: list[str], store: Path) -> float:
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"}
     environment.pop("MLFLOW_RUN_ID", None)
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "dp_lora", *arguments], cwd=ROOT, env=environment, capture_output=True, check=True
+    )
     return time.perf_counter() - began
 
 
@@ -46,7 +48,7 @@ def main(calls: int) -> None:
         for arguments, bar in commands():
             least = min(seconds(arguments, Path(store)) for _ in range(calls))
             above |= least > bar
-            click.echo(f"| `{' '.join(arguments)}` | {least:.1f} | {bar:g} |")
+            click.echo(f"| `dp-lora {' '.join(arguments)}` | {least:.1f} | {bar:g} |")
     sys.exit(int(above))
 
 

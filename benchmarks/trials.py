@@ -61,7 +61,7 @@ def _score(trial: Trial, threads: int) -> dict[str, float]:
 
 def _run(threads: int, entry_point: str, *arguments: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", f"entrypoints.{entry_point}", *arguments]
+    command = [sys.executable, "-m", "dp_lora", entry_point, *arguments]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
 
 

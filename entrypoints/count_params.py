@@ -1,49 +1,6 @@
-"""Count the parameters of a fine-tuning."""
+"""`python -m entrypoints.count_params`, which MLproject and DVC call."""
 
-import click
-
-from dp_lora.files import write_json
-from entrypoints.common import Call, entry_point
-from entrypoints.pipelines import base_folder
-
-
-@entry_point("count_params")
-def main(call: Call) -> None:
-    """Count total, trainable, LoRA (per module kind) and embedding parameters, without making them."""
-    from dp_lora.models.counting import count_parameters
-
-    counts = count_parameters(call.config, base_folder(call.config))
-    if call.dry_run:
-        facts = {name: f"{counts[name]:,}" for name in ("total", "trainable", "lora", "class_embedding")}
-        call.print_dry_run(facts, [f"{call.shown_out()}/count_params.json"])
-        return
-    with call.tracked() as (run, folder):
-        rows = {name: value for name, value in counts.items() if isinstance(value, int | float)}
-        rows |= {f"first_stage {part}": value for part, value in counts["first_stage_parts"].items()}
-        rows |= {f"lora {kind}": value for kind, value in counts["lora_per_kind"].items()}
-        width = max(len(name) for name in rows)
-        for name, value in rows.items():
-            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-            click.echo(f"{name:<{width}}  {shown:>14}")
-        for name in (
-            "total",
-            "unet",
-            "first_stage",
-            "lora",
-            "lora_trained",
-            "class_embedding",
-            "trainable",
-            "trainable_percent",
-        ):
-            run.metric(name, counts[name])
-        for kind, number in counts["lora_per_kind"].items():
-            # no /: MLflow makes a section of the chart page of what stands before it, and opens on that
-            run.metric(f"lora_per_kind.{kind}", number)
-        run.table({"parameters of": list(rows), "number": [float(value) for value in rows.values()]}, "count_params")
-        path = folder / "count_params.json"
-        write_json(path, counts)
-        run.artifact(path)
-
+from dp_lora.commands.count_params import main
 
 if __name__ == "__main__":
     main()

@@ -1,42 +1,6 @@
-"""Make a base model from an original latent-diffusion checkpoint."""
+"""`python -m entrypoints.import_base`, which MLproject and DVC call."""
 
-import click
-
-from dp_lora.config import ROOT
-from dp_lora.errors import InputError
-from entrypoints.common import Call, entry_point, relative
-from entrypoints.pipelines import require
-
-
-@entry_point("import_base")
-def main(call: Call) -> None:
-    """Convert the checkpoint of `checkpoint.folder` to a model folder, once; the file is read as data, never run."""
-    checkpoint = call.config.checkpoint
-    if checkpoint.folder is None:
-        raise InputError(
-            f"checkpoint.folder: null, so config={call.config.experiment.name} imports nothing; take config=cin256"
-        )
-    if call.dry_run:
-        call.print_dry_run({}, [call.shown_out("base")])
-        return
-    source = ROOT / checkpoint.folder
-    require(call.config, [source])
-    from dp_lora.data.checkpoint import checked_checkpoint
-    from dp_lora.models.folder import save_model
-    from dp_lora.models.importing import import_model
-
-    with call.tracked() as (run, folder):
-        path, digest = checked_checkpoint(source, checkpoint)
-        run.dataset(source.name, source, digest, context="import")
-        out = folder if call.child else folder / "base"
-        run.output(out)
-        model = import_model(path, call.config, digest)
-        save_model(out, model.unet, model.vae, model.scheduler, model.class_embedding, model.info)
-        for name, network in (("unet", model.unet), ("vae", model.vae)):
-            run.metric(f"{name}_parameters", sum(parameter.numel() for parameter in network.parameters()))
-        run.metric("class_embedding_parameters", model.class_embedding.numel())
-        click.echo(f"{relative(out)}: {len(model.classes)} classes, from {relative(path)}")
-
+from dp_lora.commands.import_base import main
 
 if __name__ == "__main__":
     main()

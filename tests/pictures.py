@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from dp_lora.cli.common import one_line_errors
+from dp_lora.commands.ui import server
 from dp_lora.config import ROOT, STAGES, Config, flatten, load
 from dp_lora.data.layout import read_dataset
 from dp_lora.errors import InputError
@@ -27,8 +29,6 @@ from dp_lora.tracking import ui_links
 from dp_lora.tracking.links import GRID
 from dp_lora.tracking.provenance import param_text
 from dp_lora.tracking.store import connect, search_runs
-from entrypoints.common import one_line_errors
-from entrypoints.ui import server
 from tests.support.browser import browser_page, open_page
 from tests.support.tracking_server import free_port
 

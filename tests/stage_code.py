@@ -10,9 +10,9 @@ from pathlib import Path
 
 import yaml
 
+from dp_lora.cli.pipelines import PIPELINES
 from dp_lora.config import ROOT
 from dp_lora.sources import has_code, shown, sources
-from entrypoints.pipelines import PIPELINES
 
 FILES = {name: ROOT / pipeline.file for name, pipeline in PIPELINES.items()}
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from entrypoints import changes
-from entrypoints.pipelines import PIPELINES
+from dp_lora.cli import changes
+from dp_lora.cli.pipelines import PIPELINES
 
 
 @pytest.fixture

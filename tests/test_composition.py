@@ -5,12 +5,12 @@ import math
 
 import pytest
 
+from dp_lora.cli.finetuning import resolve
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, write_json
 from dp_lora.privacy.composition import Part, compose, parent_parts, together
 from dp_lora.training.planned import finetuning_facts
 from dp_lora.training.run_folder import binding, of_other_data, other_ledgers
-from entrypoints.finetuning import resolve
 from tests.support.finetuning import Heard, house, run
 from tests.support.tiny import make_base, plan_of, tiny_config
 
@@ -124,7 +124,7 @@ def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, 
         tags = {"output": "runs/two/release", "run_id_of_adapter": made}
         monkeypatch.setattr("dp_lora.tracking.lookup.find_run", lambda *_, tags=tags: {"tags": tags})
         monkeypatch.setattr("dp_lora.tracking.find_run", lambda *_, tags=tags: {"tags": tags})
-        monkeypatch.setattr("entrypoints.adapters.ROOT", house)
+        monkeypatch.setattr("dp_lora.cli.adapters.ROOT", house)
         by_id = tiny_config(f"privacy.parent={'a' * 32} {base}")
         if taken:
             assert resolve(by_id).parent == parts
@@ -179,8 +179,8 @@ def test_a_parent_that_is_no_adapter_or_without_an_epsilon_is_refused(tmp_path):
 
 
 def test_a_run_on_the_adapter_shows_the_sum_and_keeps_the_adapter_s_own_targets():
+    from dp_lora.cli.common import Call
     from dp_lora.tracking.description import Description
-    from entrypoints.common import Call
 
     stated = statement_of(FIRST, SECOND, target_epsilon=3.0, target_delta=1e-6, statement="")
     text = Description("sample", "", "x", privacy=stated).markdown()

@@ -191,7 +191,7 @@ def test_a_hostile_config_file_ends_in_one_line_through_the_command_line(text, p
     """Check 15: nothing in a config file is executed or followed."""
     from click.testing import CliRunner
 
-    from entrypoints.finetune import main
+    from dp_lora.commands.finetune import main
 
     for name in ("base", "mnist5k"):
         (tmp_path / f"{name}.yaml").write_bytes((ROOT / "configs" / f"{name}.yaml").read_bytes())

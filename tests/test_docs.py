@@ -3,9 +3,11 @@
 import re
 import shlex
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from dp_lora.__main__ import OTHERS
 from dp_lora.config import ROOT, STAGES, config_names, filed
 
 README = ROOT / "README.md"
@@ -96,25 +98,28 @@ def faults_of_values(entry, values):
             yield from (f"{entry}: no key {key}" for key in sorted(keys - KEYS))
 
 
+MODULE = ["-m", "dp_lora"]
+
+
 def faults_of_command(words):
     """What a command names that is not there: entry points, modules, parameters, configs, keys."""
     if "run" in words and words[0].endswith("mlflow"):
         entry = words[words.index("-e") + 1]
         values = [words[i + 1].partition("=")[::2] for i, word in enumerate(words) if word == "-P"]
-    elif "-m" in words:
-        module = words[words.index("-m") + 1]
-        if (ROOT / module.split(".")[0]).exists() and not (ROOT / f"{module.replace('.', '/')}.py").exists():
-            return [f"no module {module}"]
-        entry = module.removeprefix("entrypoints.")
-        given = words[words.index("-m") + 2 :] if entry in STAGES else []
+    elif Path(words[0]).name == "dp-lora" or MODULE in [words[i : i + 2] for i in range(len(words))]:
+        entry, *given = words[1:] if MODULE[1] not in words else words[words.index(MODULE[1]) + 1 :]
         values = [
             (word[2:], given[i + 1]) for i, word in enumerate(given) if word.startswith("--") and word != "--dry-run"
         ]
+        if entry in OTHERS:
+            return []
+    elif "-m" in words:
+        module = words[words.index("-m") + 1]
+        ours = (ROOT / module.split(".")[0]).exists()
+        return [f"no module {module}"] if ours and not (ROOT / f"{module.replace('.', '/')}.py").exists() else []
     else:
         return []
-    if entry not in STAGES:
-        return [f"no entry point {entry}"] if "-m" not in words else []
-    return list(faults_of_values(entry, values))
+    return list(faults_of_values(entry, values)) if entry in STAGES else [f"no entry point {entry}"]
 
 
 def unknown_keys(text):
@@ -198,7 +203,7 @@ make nought
 .venv/bin/mlflow run . -b native -e finetun -P eps=5
 .venv/bin/mlflow run . -b native -e sample -P eps=5 -P config=mnist6k -P overrides='privacy.k=1 \\
   privacy.kk=1'
-.venv/bin/python -m entrypoints.finetune --config mnist5k --dry-run --epz 1
+.venv/bin/dp-lora finetune --config mnist5k --dry-run --epz 1
 .venv/bin/python -m benchmarks.nothing
 ```
 """

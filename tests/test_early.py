@@ -26,7 +26,7 @@ subprocess.Popen = started
 from click.testing import CliRunner
 for stage, *arguments in json.loads(sys.argv[1]):
     before = time.process_time()
-    result = CliRunner().invoke(importlib.import_module(f"entrypoints.{stage}").main, arguments)
+    result = CliRunner().invoke(importlib.import_module(f"dp_lora.commands.{stage}").main, arguments)
     error = None if isinstance(result.exception, SystemExit) else repr(result.exception)
     print(json.dumps([result.exit_code, result.stdout, result.stderr, error, time.process_time() - before]))
 """

@@ -13,14 +13,14 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
+from dp_lora.cli.common import Call
+from dp_lora.cli.pipeline import read_params, write_params
+from dp_lora.cli.pipelines import PIPELINES
 from dp_lora.config import ROOT, STAGES, load
 from dp_lora.data.layout import read_dataset
 from dp_lora.errors import InputError
 from dp_lora.tracking.metrics import number_text
 from dp_lora.tracking.provenance import run_name
-from entrypoints.common import Call
-from entrypoints.pipeline import read_params, write_params
-from entrypoints.pipelines import PIPELINES
 
 
 def call(entry_point: str, *arguments: str, store: Path) -> subprocess.CompletedProcess:
@@ -34,7 +34,7 @@ def invoke(entry_point: str, *arguments: str):
     import importlib
 
     return CliRunner().invoke(
-        importlib.import_module(f"entrypoints.{entry_point}").main, [str(word) for word in arguments]
+        importlib.import_module(f"dp_lora.commands.{entry_point}").main, [str(word) for word in arguments]
     )
 
 
@@ -93,7 +93,7 @@ import resource
 import torch
 from pathlib import Path
 from dp_lora.training.checkpoints import save_checkpoint
-from entrypoints.common import one_line_errors
+from dp_lora.cli.common import one_line_errors
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 with one_line_errors():
     save_checkpoint(Path({str(tmp_path)!r}), 1, 1, {{"a": torch.zeros(1000)}})
@@ -134,7 +134,7 @@ def test_help_names_every_parameter_and_dry_run_needs_no_upstream(entry_point):
 def test_a_dry_run_says_what_has_to_come_from_outside_first_and_writes_nothing_there():
     result = invoke("finetune", "--config", "celebahq-eps10", "--overrides", "compute.device=cpu", "--dry-run")
     facts = dict(line.split(": ", 1) for line in result.stdout.splitlines() if line.startswith(("first", "would")))
-    assert facts["first"].startswith("data/cin256 and data/celebahq: missing; type `mlflow run ")
+    assert facts["first"].startswith("data/cin256 and data/celebahq: missing; type `.venv/bin/mlflow run ")
     assert "outputs/cin256/base" in facts["would write"].split(", ")
     assert " data/" not in facts["would write"]
 
@@ -205,7 +205,7 @@ def test_what_prepare_has_to_bring_is_named_before_anything_starts(entry_point, 
     result = invoke(entry_point, "--config", "celebahq-eps10", "--overrides", "compute.device=cpu")
     assert result.exit_code == 1
     (line,) = result.stderr.strip().splitlines()
-    assert "data/celebahq: missing; type `mlflow run . -b native -e prepare -P config=celebahq-eps10`" in line
+    assert "data/celebahq: missing; type `.venv/bin/mlflow run . -b native -e prepare -P config=celebahq-eps10`" in line
     assert "dvc pull" in line
     assert PIPELINES["celebahq"].params.read_bytes() == before
     assert not list(tmp_path.iterdir())

@@ -93,7 +93,7 @@ def test_times_are_written_with_two_digits(seconds, text):
 
 
 def test_a_dry_run_of_sample_prints_the_estimate_of_the_resolved_config():
-    from entrypoints.sample import main
+    from dp_lora.commands.sample import main
 
     result = CliRunner().invoke(main, ["--dry-run", "--overrides", "sampling.n=77"])
     assert result.exit_code == 0, result.output

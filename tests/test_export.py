@@ -223,7 +223,7 @@ def test_the_entry_point_exports_into_its_run_s_folder_and_refuses_a_base_that_c
 ):
     from mlflow import MlflowClient
 
-    from entrypoints.export import main
+    from dp_lora.commands.export import main
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)

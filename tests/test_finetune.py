@@ -280,7 +280,7 @@ def test_a_changed_plan_is_refused_and_never_overwritten(house, monkeypatch, cha
 
 
 def test_guidance_on_a_base_without_a_null_row_is_refused_before_any_work(house):
-    from entrypoints.finetuning import resolve
+    from dp_lora.cli.finetuning import resolve
 
     path, base = house / "base" / "model.json", f"model.base={house / 'base'}"
     for null_row in (True, False):

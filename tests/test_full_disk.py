@@ -94,7 +94,7 @@ from tests.support.tiny import tiny_config, tiny_dataset, tiny_model
 import dp_lora.data.latents as latents
 from dp_lora.data.layout import read_dataset
 from dp_lora.events import Events
-from entrypoints.common import one_line_errors
+from dp_lora.cli.common import one_line_errors
 home, place = map(Path, sys.argv[1:])
 vae = tiny_model(home).vae
 tiny_dataset(home / "data", n=1000)

@@ -11,10 +11,10 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-import entrypoints.finetune
-import entrypoints.finetuning
-import entrypoints.import_base
-import entrypoints.pipelines
+import dp_lora.cli.finetuning
+import dp_lora.cli.pipelines
+import dp_lora.commands.finetune
+import dp_lora.commands.import_base
 from dp_lora.config import load
 from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
@@ -49,7 +49,7 @@ def project(tmp_path, monkeypatch):
     folder = tmp_path / "data" / "cin256"
     folder.mkdir(parents=True)
     put(tmp_path, checkpoint("cin256"))
-    for module in (entrypoints.import_base, entrypoints.pipelines):
+    for module in (dp_lora.commands.import_base, dp_lora.cli.pipelines):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     return tmp_path
 
@@ -64,7 +64,7 @@ def put(project: Path, file: Path, member: str = "model.ckpt") -> None:
 
 def import_base(project: Path, *arguments: str, overrides: str = TINY["cin256"]):
     command = ["--overrides", overrides, "--out", str(project / "base"), *arguments]
-    return CliRunner().invoke(entrypoints.import_base.main, command)
+    return CliRunner().invoke(dp_lora.commands.import_base.main, command)
 
 
 def refused(project: Path, *arguments: str, **options: str) -> str:
@@ -143,7 +143,7 @@ def test_a_fine_tuning_that_names_other_heads_or_another_schedule_than_its_base_
     use_store(tmp_path, monkeypatch)
     assert import_base(project).exit_code == 0
     private_pictures(project / "pictures")
-    for module in (entrypoints.finetune, entrypoints.finetuning):
+    for module in (dp_lora.commands.finetune, dp_lora.cli.finetuning):
         monkeypatch.setattr(module, "private_data", lambda _: project / "pictures")
         monkeypatch.setattr(module, "RUNS", project / "runs")
     for name in ("female", "male"):
@@ -152,7 +152,7 @@ def test_a_fine_tuning_that_names_other_heads_or_another_schedule_than_its_base_
     for wrong in ("ldm.attention_heads=4", "ldm.beta_schedule=cosine"):
         own = f"data.path={tmp_path / 'own'} model.base={project / 'base'}"
         overrides = f"{TINY['cin256']} {PRIVATE} {own} {wrong}"
-        result = CliRunner().invoke(entrypoints.finetune.main, ["--config", "cin256", "--overrides", overrides])
+        result = CliRunner().invoke(dp_lora.commands.finetune.main, ["--config", "cin256", "--overrides", overrides])
         assert result.exit_code == 1
         assert wrong in (line := result.stderr.strip().splitlines()[-1])
         assert f"{project / 'base'}'s" in line
@@ -171,7 +171,7 @@ def test_a_missing_or_changed_checkpoint_says_what_to_type(project, tmp_path, mo
     assert f"{folder / 'model.ckpt'}: missing; " in refused(project)
     (folder / "source.json").unlink()
     line = refused(project)
-    assert "cin256: missing; type `mlflow run . -b native -e prepare -P config=cin256`" in line
+    assert "cin256: missing; type `.venv/bin/mlflow run . -b native -e prepare -P config=cin256`" in line
     assert "`dvc pull " in line
 
 

@@ -135,7 +135,7 @@ def test_a_server_killed_in_the_midst_of_a_run_and_started_again_has_everything(
 
 
 def upload(project: Path, *run_ids: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "entrypoints.upload", *run_ids]
+    command = [sys.executable, "-m", "dp_lora", "upload", *run_ids]
     return subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -155,7 +155,7 @@ def test_a_run_whose_server_is_gone_for_good_completes_and_one_command_uploads_i
     server.kill()
     _, said = work.communicate("\n", timeout=120)
     assert work.returncode == 0, said
-    assert said.splitlines()[-1].endswith("when the server is back, type: .venv/bin/python -m entrypoints.upload")
+    assert said.splitlines()[-1].endswith("when the server is back, type: .venv/bin/dp-lora upload")
     folder = boxes / run_id
 
     early = upload(project)

@@ -7,11 +7,7 @@ import sys
 import pytest
 import yaml
 
-from dp_lora.config import ROOT, STAGES, flatten, load
-from dp_lora.errors import InputError
-from dp_lora.sources import PACKAGE, shown, sources
-from dp_lora.training.run_folder import PRIVATE_STEP
-from entrypoints.pipelines import (
+from dp_lora.cli.pipelines import (
     PIPELINES,
     autoencoder_folder,
     from_outside,
@@ -22,6 +18,10 @@ from entrypoints.pipelines import (
     require,
     require_distance,
 )
+from dp_lora.config import ROOT, STAGES, flatten, load
+from dp_lora.errors import InputError
+from dp_lora.sources import PACKAGE, shown, sources
+from dp_lora.training.run_folder import PRIVATE_STEP
 from tests.stage_code import code_of, is_code
 
 FILES = {
@@ -216,8 +216,8 @@ def test_a_config_without_public_letters_needs_inception_before_it_starts():
 
 
 def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_source_json(tmp_path, monkeypatch):
+    from dp_lora.cli import pipelines
     from dp_lora.config import paths
-    from entrypoints import pipelines
 
     for module in (paths, pipelines):
         monkeypatch.setattr(module, "ROOT", tmp_path)
@@ -225,8 +225,8 @@ def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_sour
     with pytest.raises(InputError) as error:
         require(config, from_outside(config))
     assert str(error.value) == (
-        "data/cin256 and data/celebahq: missing; type `mlflow run . -b native -e prepare -P config=celebahq-eps10` or, "
-        "where a DVC remote has it, `dvc pull data/cin256 data/celebahq`"
+        "data/cin256 and data/celebahq: missing; type `.venv/bin/mlflow run . -b native -e prepare "
+        "-P config=celebahq-eps10` or, where a DVC remote has it, `dvc pull data/cin256 data/celebahq`"
     )
     for folder in ("data/cin256", "data/celebahq"):
         (tmp_path / folder).mkdir(parents=True)
@@ -243,8 +243,8 @@ def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_sour
      ("emnist", "pipelines/emnist/dvc.yaml:pretrain_ldm")],
 )  # fmt: skip
 def test_a_missing_base_is_made_by_its_own_pipeline_whose_params_come_back(name, stage, tmp_path, monkeypatch):
+    from dp_lora.cli import pipeline, pipelines
     from dp_lora.config import paths
-    from entrypoints import pipeline, pipelines
 
     for module in (paths, pipeline, pipelines):
         monkeypatch.setattr(module, "ROOT", tmp_path)

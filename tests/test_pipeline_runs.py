@@ -13,11 +13,11 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from dp_lora.cli.pipelines import PIPELINES
 from dp_lora.config import ROOT
 from dp_lora.data.layout import read_dataset
 from dp_lora.data.png import encode_png
 from dp_lora.files import digest_file, read_json
-from entrypoints.pipelines import PIPELINES
 from tests.support.download_server import Server, serving
 from tests.support.emnist_project import LITTLE, emnist_and_mnist, project_with_a_tiny_experiment
 from tests.support.golden import TINY, checkpoint
@@ -117,7 +117,11 @@ def missing_data_are_named(project: Path, name: str) -> None:
     (project / private).rename(project / "away")
     stopped = run(project, "dvc", "repro", PIPELINES[name].file)
     assert stopped.returncode != 0
-    lines = [line for line in stopped.stderr.splitlines() if line.startswith(f"{private}: missing; type `mlflow run")]
+    lines = [
+        line
+        for line in stopped.stderr.splitlines()
+        if line.startswith(f"{private}: missing; type `.venv/bin/mlflow run")
+    ]
     assert len(lines) == 1
     assert f"`dvc pull {private}`" in lines[0]
     (project / "away").rename(project / private)
@@ -177,7 +181,9 @@ def test_emnist_goes_from_prepared_pictures_to_scores_by_main_and_by_dvc_repro(t
     project = project_with_a_tiny_experiment(tmp_path / "project")
     stopped = run(project, "entrypoints.main", "--config", "emnist-tiny")
     assert stopped.returncode == 1
-    assert stopped.stderr.startswith("error: data/emnist and data/mnist: missing; type `mlflow run . -b native")
+    assert stopped.stderr.startswith(
+        "error: data/emnist and data/mnist: missing; type `.venv/bin/mlflow run . -b native"
+    )
     assert status(project) == ""
 
     emnist_and_mnist(project)

@@ -165,7 +165,7 @@ def test_senseless_targets_are_refused_as_in_our_own_plan(change):
 
 
 def invoke(*arguments: str):
-    from entrypoints.finetune import main
+    from dp_lora.commands.finetune import main
 
     return CliRunner().invoke(main, list(arguments))
 
@@ -240,7 +240,7 @@ class FakeRun:
 
 
 def test_mlflow_is_told_the_clip_of_an_adapter_that_was_clipped_and_none_without_privacy():
-    from entrypoints.common import track_privacy
+    from dp_lora.cli.common import track_privacy
 
     for eps, told in (("10", {"max_grad_norm": 0.05}), ("inf", {})):
         config = tiny_config(f"privacy.eps={eps} privacy.max_grad_norm=0.05")
@@ -253,9 +253,9 @@ def test_mlflow_is_told_the_clip_of_an_adapter_that_was_clipped_and_none_without
 def test_mlflow_is_told_both_numbers_a_tag_of_its_own_and_never_an_epsilon(tmp_path, monkeypatch):
     from types import SimpleNamespace
 
+    from dp_lora.cli.common import track_privacy
+    from dp_lora.commands.finetune import _report
     from dp_lora.files import write_json
-    from entrypoints.common import track_privacy
-    from entrypoints.finetune import _report
 
     config = tiny_config("privacy.accounting=published privacy.k=2")
     plan = make_plan(config)

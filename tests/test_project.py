@@ -57,6 +57,31 @@ ARROWS = {
     "served_model": {"models", "sampling"},
     "native_backend": {"tracking"},
     "doctor": {"tracking"},
+    "cli": {
+        "data",
+        "models",
+        "operator_key",
+        "privacy",
+        "reproduction",
+        "statement",
+        "tracking",
+        "training",
+    },
+    "commands": {
+        "cli",
+        "data",
+        "evaluation",
+        "export",
+        "launch",
+        "models",
+        "operator_key",
+        "reproduction",
+        "sampling",
+        "statement",
+        "tracking",
+        "training",
+    },
+    "__main__": {"cli"},  # each command is imported by its name
 }
 
 
@@ -155,7 +180,7 @@ def test_a_registered_model_takes_every_room_along_that_its_code_imports():
 
 def test_the_numerical_core_knows_neither_mlflow_nor_click_nor_dvc():
     for path in sources():
-        if room_of(path) not in ("tracking", "native_backend", "served_model"):
+        if room_of(path) not in ("tracking", "native_backend", "served_model", "cli", "commands", "__main__"):
             roots = {module.split(".")[0] for module in imports_of(path)}
             assert not roots & {"mlflow", "click", "dvc", "entrypoints"}, path
 
@@ -259,7 +284,7 @@ def test_environment_variables_of_ours_have_one_prefix():
     command = ["git", "-C", str(ROOT), "grep", "--untracked", "-lE", "DP_LORA_[A-Z]", "--", ":!tests"]
     named = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     # the first refuses the old name, the second sets it for the code of an older commit
-    assert named == ["dp_lora/tracking/provenance.py", "entrypoints/reproduce.py"]
+    assert named == ["dp_lora/commands/reproduce.py", "dp_lora/tracking/provenance.py"]
 
 
 def test_each_cache_is_keyed_by_all_code_that_makes_what_it_keeps():
@@ -283,11 +308,11 @@ def test_a_fine_tuning_is_resolved_and_its_pictures_are_encoded_in_one_place():
         called = re.compile(rf"(?<!def )\b{function}\(")
         return {name for name, text in texts.items() if called.search(text)}
 
-    assert callers("parent_parts") == {"entrypoints/finetuning.py"}
+    assert callers("parent_parts") == {"dp_lora/cli/finetuning.py"}
     # a working folder compares what it holds with what its configuration gives now
-    assert callers("make_plan") == {"entrypoints/finetuning.py", "dp_lora/training/run_folder.py"}
+    assert callers("make_plan") == {"dp_lora/cli/finetuning.py", "dp_lora/training/run_folder.py"}
     assert callers("encode_dataset") == {"dp_lora/training/ldm.py", "dp_lora/training/private_run.py"}
-    assert len(texts["entrypoints/finetune.py"].splitlines()) <= 130
+    assert len(texts["dp_lora/commands/finetune.py"].splitlines()) <= 130
 
 
 def parsed():

@@ -39,7 +39,7 @@ def project(tmp_path: Path) -> Path:
     ],
 )
 def test_dvc_says_once_what_fails_and_never_to_push_private_data(project, stage, status, lines):
-    command = [sys.executable, "-m", "entrypoints.quiet_dvc", "repro", stage]
+    command = [sys.executable, "-m", "dp_lora.cli.quiet_dvc", "repro", stage]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.splitlines()) == (status, lines)

@@ -12,6 +12,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from dp_lora import tracking
+from dp_lora.cli.adapters import track_adapter
+from dp_lora.cli.common import one_line_errors
+from dp_lora.cli.house import close_house
+from dp_lora.cli.pipelines import PIPELINES
+from dp_lora.cli.record import is_public, operator_folder, public_lock, record, stage_folders
 from dp_lora.config import ROOT, load
 from dp_lora.data.layout import read_dataset
 from dp_lora.data.prepare import prepare_private
@@ -24,11 +29,6 @@ from dp_lora.files import digest_file, read_json, whole_file, whole_folder, writ
 from dp_lora.privacy.plan import PUBLISHED
 from dp_lora.tracking import tracked_run
 from dp_lora.tracking.provenance import dvc_hash
-from entrypoints.adapters import track_adapter
-from entrypoints.common import one_line_errors
-from entrypoints.house import close_house
-from entrypoints.pipelines import PIPELINES
-from entrypoints.record import is_public, operator_folder, public_lock, record, stage_folders
 from tests.support.kept import hashes, leaves, runs_of, told, unnamed
 from tests.support.tiny import no_privacy, plan_of
 from tests.support.tracking_store import artifacts, use_store
@@ -89,8 +89,8 @@ def recorded(root: Path, n: int, patch: pytest.MonkeyPatch, private: bool = True
     root.mkdir()
     use_store(root, patch)
     for module in ("common", "record", "pipelines"):
-        patch.setattr(f"entrypoints.{module}.ROOT", root)
-    patch.setattr("entrypoints.record.RUNS", root / "runs")
+        patch.setattr(f"dp_lora.cli.{module}.ROOT", root)
+    patch.setattr("dp_lora.cli.record.RUNS", root / "runs")
     config = made_by_all_stages(root, n, private)
     for stage in STAGES:
         with tracking.run(stage, config) as run:
@@ -136,8 +136,8 @@ def test_a_mutant_that_keeps_names_or_hashes_is_caught(neighbours, tmp_path, mon
     """The walk of the test above can fail: what earlier code kept is found by it."""
     from dp_lora.reproduction import manifest
 
-    monkeypatch.setattr("entrypoints.record._digests", lambda folder, config, sign: manifest(folder))
-    monkeypatch.setattr("entrypoints.record.public_lock", lambda lock: lock)
+    monkeypatch.setattr("dp_lora.cli.record._digests", lambda folder, config, sign: manifest(folder))
+    monkeypatch.setattr("dp_lora.cli.record.public_lock", lambda lock: lock)
     recorded(tmp_path / "two", 13, monkeypatch)
     found = told(tmp_path / "two", secrets_of(tmp_path / "two"))
     assert any("anna-larsson" in line for line in found)
@@ -170,7 +170,7 @@ def test_nothing_of_a_model_without_a_guarantee_is_kept_but_keyed(tmp_path, monk
 
 
 def test_data_dvc_stays_on_this_machine(neighbours, monkeypatch):
-    monkeypatch.setattr("entrypoints.record.RUNS", neighbours[0] / "runs")
+    monkeypatch.setattr("dp_lora.cli.record.RUNS", neighbours[0] / "runs")
     for run in runs_of(store(neighbours[0])).values():
         kept = operator_folder(run.info.run_id)
         assert (kept / "data.dvc").read_text() == (neighbours[0] / "data.dvc").read_text()
@@ -439,8 +439,8 @@ def test_what_is_meant_for_others_follows_the_umask_whoever_wrote_it(mask, then,
 def test_each_command_closes_the_folders_that_dvc_fills_with_files_for_all(open_to_all, tmp_path, monkeypatch):
     config = load("mnist5k")
     for module in ("house", "pipelines"):
-        monkeypatch.setattr(f"entrypoints.{module}.ROOT", tmp_path)
-    monkeypatch.setattr("entrypoints.house.RUNS", tmp_path / "runs")
+        monkeypatch.setattr(f"dp_lora.cli.{module}.ROOT", tmp_path)
+    monkeypatch.setattr("dp_lora.cli.house.RUNS", tmp_path / "runs")
     close_house(config)
     assert list(tmp_path.iterdir()) == []  # it makes none
     closed = [tmp_path / name for name in ("data", "runs", "outputs/mnist5k", ".dvc/cache")]

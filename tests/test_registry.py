@@ -61,12 +61,12 @@ def house(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         client = use_store(root, patch)
         for module in ("common", "finetuning", "pipeline", "pipelines", "record"):
-            patch.setattr(f"entrypoints.{module}.ROOT", root, raising=False)
+            patch.setattr(f"dp_lora.cli.{module}.ROOT", root, raising=False)
         patch.setattr("dp_lora.config.paths.ROOT", root)
-        for module in ("finetune", "finetuning"):
-            patch.setattr(f"entrypoints.{module}.RUNS", root / "runs")
-        patch.setattr("entrypoints.record.RUNS", root / "runs")
-        patch.setattr("entrypoints.prepared.WORKING", root / "runs/working")
+        for module in ("commands.finetune", "cli.finetuning"):
+            patch.setattr(f"dp_lora.{module}.RUNS", root / "runs")
+        patch.setattr("dp_lora.cli.record.RUNS", root / "runs")
+        patch.setattr("dp_lora.cli.prepared.WORKING", root / "runs/working")
         patch.setattr("dp_lora.tracking.tracked_run.ROOT", root)
         make_base(root / "base", tiny_config())
         # neither belongs to the model
@@ -85,7 +85,7 @@ def house(tmp_path_factory):
 
 def called(*arguments):
     """`finetune` with these arguments, which succeeds."""
-    main = importlib.import_module("entrypoints.finetune").main
+    main = importlib.import_module("dp_lora.commands.finetune").main
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     return result
@@ -321,7 +321,7 @@ def test_a_release_is_registered_and_loaded_through_a_server(released, tmp_path,
     import mlflow
     import pandas
 
-    from entrypoints import ui
+    from dp_lora.commands import ui
 
     use_store(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -330,6 +330,6 @@ def test_a_release_is_registered_and_loaded_through_a_server(released, tmp_path,
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         with tracking.run("finetune", tiny_config()) as run:
             run.register(tiny_config(), *released)
-        loaded = mlflow.pyfunc.load_model(f"models:/{NAME}@eps5")
+        loaded = mlflow.pyfunc.load_model(f"models:/{NAME}@eps8")
         assert loaded.predict(pandas.DataFrame({"class": ["x", "y"]})).shape == (2, 16, 16, 1)
         assert loaded.metadata.run_id == run.run_id

@@ -37,7 +37,7 @@ def make(project: Path, entry_point: str, overrides: str, *arguments: str) -> Ru
 
 
 def again(project: Path, made: Run) -> subprocess.CompletedProcess[str]:
-    return run(project, "entrypoints.reproduce", made.info.run_id)
+    return run(project, "dp_lora", "reproduce", made.info.run_id)
 
 
 def test_a_whole_main_in_the_reproducible_mode_comes_out_equal_file_by_file(project):

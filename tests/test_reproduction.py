@@ -115,7 +115,7 @@ def test_a_run_that_cannot_be_made_again_is_refused_with_the_reason(store, tags,
     run_id = client.create_run("0", tags=tags).info.run_id
     client.set_terminated(run_id, status)
     done = subprocess.run(
-        [sys.executable, "-m", "entrypoints.reproduce", run_id],
+        [sys.executable, "-m", "dp_lora", "reproduce", run_id],
         cwd=ROOT,
         env=os.environ | {"MLFLOW_TRACKING_URI": store},
         capture_output=True,

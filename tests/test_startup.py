@@ -5,8 +5,7 @@ import sys
 
 from dp_lora.config import ROOT, STAGES
 
-MODULES = sorted(path.stem for path in (ROOT / "entrypoints").glob("*.py") if "__main__" in path.read_text("utf-8"))
-COMMANDS = [name for name in MODULES if name != "quiet_dvc"]  # which is DVC itself
+COMMANDS = sorted(path.stem for path in (ROOT / "dp_lora/commands").glob("[a-z]*.py"))
 # packages that take from a tenth of a second to several
 HEAVY = {
     "torch", "diffusers", "peft", "transformers", "lightning", "torchvision", "opacus", "scipy", "mlflow", "pandas",
@@ -17,7 +16,7 @@ import contextlib, importlib, io, sys
 for word in sys.argv[1:]:
     name, *options = word.split()
     with contextlib.redirect_stdout(io.StringIO()):
-        importlib.import_module(f"entrypoints.{name}").main.main(options, standalone_mode=False)
+        importlib.import_module(f"dp_lora.commands.{name}").main.main(options, standalone_mode=False)
 print(*{module.split(".")[0] for module in sys.modules})
 """
 

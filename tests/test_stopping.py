@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from dp_lora.cli.common import Call, entry_point, one_line_errors
 from dp_lora.config import ROOT
 from dp_lora.tracking import Terminated
-from entrypoints.common import Call, entry_point, one_line_errors
 
 
 @pytest.mark.parametrize(("error", "word"), [(KeyboardInterrupt(), "Ctrl-C"), (Terminated("SIGTERM"), "SIGTERM")])
@@ -30,7 +30,7 @@ def test_a_fine_tuning_that_mlflow_run_started_names_the_command_that_goes_on_wi
 ):
     run_id = "a" * 32
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    monkeypatch.setattr("entrypoints.record.RUNS", tmp_path)
+    monkeypatch.setattr("dp_lora.cli.record.RUNS", tmp_path)
     monkeypatch.setattr("dp_lora.tracking.fail_joined_run", lambda message, child: None)
 
     @entry_point("finetune")
@@ -58,7 +58,7 @@ REPRODUCE = """
 import sys
 from pathlib import Path
 from dp_lora.config import load
-from entrypoints import reproduce
+from dp_lora.commands import reproduce
 place, fake = map(Path, sys.argv[1:])
 tree = place / "reproduce/RUN/tree"
 def git(*arguments, check=True):

@@ -298,7 +298,7 @@ def test_a_machine_without_a_gpu_stops_in_one_line_and_opens_no_run(entry_point,
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    command = importlib.import_module(f"entrypoints.{entry_point}").main
+    command = importlib.import_module(f"dp_lora.commands.{entry_point}").main
     before = (ROOT / "params.yaml").read_bytes()
     result = CliRunner().invoke(command, ["--config", "celebahq-eps1"])
     assert result.exit_code == 1
@@ -310,7 +310,7 @@ def test_a_machine_without_a_gpu_stops_in_one_line_and_opens_no_run(entry_point,
 
 
 def test_a_gpu_that_is_missing_is_no_error_where_the_cpu_is_named(tmp_path, monkeypatch):
-    from entrypoints.sample import main
+    from dp_lora.commands.sample import main
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

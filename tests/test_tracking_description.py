@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from dp_lora import tracking
+from dp_lora.cli.common import repeat_command
 from dp_lora.config import load
 from dp_lora.tracking.description import NOTE, Description, Upstream
-from entrypoints.common import repeat_command
 from tests.support.tracking_store import use_store
 
 PRIVATE = {

@@ -134,7 +134,7 @@ def test_a_store_that_takes_no_tag_of_an_experiment_tracks_runs_and_its_link_is_
 
 
 def ui(*arguments: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "entrypoints.ui", *arguments]
+    command = [sys.executable, "-m", "dp_lora", "ui", *arguments]
     given = {**os.environ, **environment}
     return subprocess.Popen(command, cwd=ROOT, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -185,7 +185,7 @@ def test_the_installed_mlflow_s_own_store_has_the_newest_revision(client, tmp_pa
 def test_a_server_that_is_not_there_is_one_line_and_nothing_is_trained(tmp_path):
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"http://me:secret@127.0.0.1:{free_port()}"}
     environment.pop("MLFLOW_RUN_ID", None)
-    command = [sys.executable, "-m", "entrypoints.count_params", "--overrides", "lora.rank=3"]
+    command = [sys.executable, "-m", "dp_lora", "count_params", "--overrides", "lora.rank=3"]
     with pytest.raises(InputError, match=r"no server is there; start it"):
         tracking_connect(environment["MLFLOW_TRACKING_URI"])
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from dp_lora import tracking
+from dp_lora.commands.ui import server
 from dp_lora.tracking.links import artifact_page
 from dp_lora.tracking.shared_view import TITLE
 from dp_lora.tracking.store import connect
-from entrypoints.ui import server
 from tests.support.browser import (
     browser_page,
     chart_lines,

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from dp_lora.cli import common, pipeline, pipelines, prepared
+from dp_lora.cli.common import Call
 from dp_lora.config import Config, load
 from dp_lora.data.fingerprint import fingerprint
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file
-from entrypoints import common, pipeline, pipelines, prepared
-from entrypoints.common import Call
 from tests.support.prepare_call import clone, commit_all
 from tests.support.tiny import TINY, tiny_config, tiny_dataset
 from tests.support.tiny_project import run

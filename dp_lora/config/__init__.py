@@ -9,11 +9,13 @@ from dp_lora.config.load import (
     resolved_yaml,
     write_resolved,
 )
-from dp_lora.config.paths import ROOT, relative
+from dp_lora.config.paths import DP_LORA, IN_CLONE, ROOT, relative, require_clone, typed_command
 from dp_lora.config.schema import Config
 from dp_lora.config.stages import PARAMETERS, STAGES
 
 __all__ = [
+    "DP_LORA",
+    "IN_CLONE",
     "PARAMETERS",
     "ROOT",
     "STAGES",
@@ -24,6 +26,8 @@ __all__ = [
     "load",
     "read_resolved",
     "relative",
+    "require_clone",
     "resolved_yaml",
+    "typed_command",
     "write_resolved",
 ]

@@ -18,16 +18,22 @@ from dp_lora.config.schema import Config
 from dp_lora.config.stages import PARAMETERS, STAGES
 from dp_lora.config.words import did_you_mean, split_overrides
 from dp_lora.errors import InputError
-from dp_lora.files import whole_file
+from dp_lora.files import PACKAGE, whole_file
 
 CONFIGS = ROOT / "configs"
+SHIPPED = PACKAGE / "configs"  # in a clone the same folder
 
 WHOLE_NUMBERS = ("rank", "k", "batch_size", "seed")
 
 
 def config_names() -> list[str]:
-    """Names of the experiments that can be run."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
+    """Names of the experiments that can be run: the shipped ones, and those in configs/ of the present project."""
+    return sorted({path.stem for folder in (SHIPPED, CONFIGS) for path in folder.glob("*.yaml")} - {"base"})
+
+
+def _file(name: str) -> Path:
+    own = CONFIGS / f"{name}.yaml"
+    return own if own.exists() else SHIPPED / own.name
 
 
 def _read(name: str) -> DictConfig:
@@ -37,7 +43,7 @@ def _read(name: str) -> DictConfig:
         there = f"; there are {', '.join(config_names())}"
         raise InputError(f"config={name}: no such experiment{did_you_mean(name, config_names()) or there}")
     try:
-        text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+        text = _file(name).read_text(encoding="utf-8")
         return copy.deepcopy(_parsed(text, f"configs/{name}.yaml"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"configs/{name}.yaml: cannot be read: {' '.join(str(error).split())}") from None

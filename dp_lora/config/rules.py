@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dp_lora.config.schema import Data
 from dp_lora.errors import InputError
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -265,3 +266,12 @@ def _check_sampling(config: DictConfig, fail: Callable[[str, str], None]) -> Non
         fail("privacy.batch_size", f"must be at most data.n_public ({n_public}): the sample rate is at most 1")
     if config.privacy.epochs * n_public > 1e6 * batch_size:
         fail("privacy.epochs", "must give at most 1,000,000 steps: steps = epochs * n_public / batch_size")
+
+
+def check_shape(data: Data, size: int, channels: int) -> None:
+    """InputError where a base for pictures of `size` pixels and `channels` channels meets data of another shape."""
+    if (size, channels) != (data.size, data.channels):
+        raise InputError(
+            f"data.size={data.size}, data.channels={data.channels}: the base is for pictures of {size} pixels and "
+            f"{channels} channels; set both so"
+        )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
 
+from dp_lora.config import DP_LORA
 from dp_lora.tracking import records
 from dp_lora.tracking.outbox import Outbox, open_outbox, waiting_runs
 from dp_lora.tracking.reachable import is_server, server_problem
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 PAUSE = 30.0  # seconds, at least, between two looks whether a server that was away is back
 ANSWER = 5.0  # seconds that a server has to say that it is there
-COMMAND = ".venv/bin/python -m entrypoints.upload"
+COMMAND = f"{DP_LORA} upload"
 Answer = TypeVar("Answer")
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dp_lora.config.rules import check_shape
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.models.adapters import start_positions
@@ -42,8 +43,4 @@ def check_base(start: Resolved) -> None:
         raise InputError(
             f"sampling.guidance_scale={config.sampling.guidance_scale:g}: the base has no null row; must be 1"
         )
-    if (info["size"], info["channels"]) != (config.data.size, config.data.channels):
-        raise InputError(
-            f"data.size={config.data.size}, data.channels={config.data.channels}: the base is for pictures of "
-            f"{info['size']} pixels and {info['channels']} channels; set both so"
-        )
+    check_shape(config.data, info["size"], info["channels"])

@@ -6,11 +6,11 @@ Base and datasets are made without tracking; what is asked of MLflow is the fine
 import json
 import sys
 
+from dp_lora.cli.pipelines import base_folder, private_data, public_data
+from dp_lora.commands import fid, finetune, sample
 from dp_lora.config import ROOT, load
 from dp_lora.data.prepare import prepare_private, prepare_public
 from dp_lora.events import Events
-from entrypoints import fid, finetune, sample
-from entrypoints.pipelines import base_folder, private_data, public_data
 from tests.support.tiny import make_base
 from tests.support.tiny_project import EPSILONS, EXPERIMENT
 
@@ -37,7 +37,7 @@ def main() -> None:
             given = ["--config", EXPERIMENT, "--overrides", f"privacy.eps={eps}"]
             given += [f"--{inputs}", runs[eps][before]] if inputs else []
             stage.main.main(given, standalone_mode=False)
-            name = stage.__name__.removeprefix("entrypoints.")
+            name = stage.__name__.removeprefix("dp_lora.commands.")
             runs[eps][name] = newest_run(name)
     (ROOT / "filled.json").write_text(json.dumps(runs), encoding="utf-8")
 

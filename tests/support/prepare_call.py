@@ -17,7 +17,7 @@ class Project:
         self.commits: list[tuple[str, ...]] = []
 
     def prepare(self, config: str, overrides: str = "") -> Result:
-        from entrypoints.prepare import main
+        from dp_lora.commands.prepare import main
 
         return CliRunner().invoke(main, ["--config", config, "--overrides", overrides])
 
@@ -50,10 +50,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> Proj
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     found = Project(tmp_path / "project")
     found.root.mkdir()
-    for module in ("prepare", "pipelines"):
-        monkeypatch.setattr(f"entrypoints.{module}.ROOT", found.root)
-    monkeypatch.setattr("entrypoints.record.RUNS", found.root / "runs")
-    monkeypatch.setattr("entrypoints.prepare.dvc", lambda *arguments: found.commits.append(arguments))
+    for module in ("commands.prepare", "cli.pipelines"):
+        monkeypatch.setattr(f"dp_lora.{module}.ROOT", found.root)
+    monkeypatch.setattr("dp_lora.cli.record.RUNS", found.root / "runs")
+    monkeypatch.setattr("dp_lora.commands.prepare.dvc", lambda *arguments: found.commits.append(arguments))
     return found
 
 

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dp_lora.cli.common import Call, relative
+from dp_lora.cli.pipelines import RUNS, WORKING, private_data
 from dp_lora.config import Config
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.events import Events
 from dp_lora.files import digest_file, private_folder, read_json, write_json
 from dp_lora.operator_key import keyed_digest
-from entrypoints.common import Call, relative
-from entrypoints.pipelines import RUNS, WORKING, private_data
 
 SEAL = "prepared_from.json"
 PRIVATE = "private"  # below runs/working

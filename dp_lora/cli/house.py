@@ -1,8 +1,8 @@
 """The folders that private things lie in, closed to everybody but their owner."""
 
+from dp_lora.cli.pipelines import RUNS, outputs
 from dp_lora.config import ROOT, Config
 from dp_lora.files import private_folder
-from entrypoints.pipelines import RUNS, outputs
 
 
 def close_house(config: Config) -> None:

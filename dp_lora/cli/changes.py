@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import click
 
+from dp_lora.cli.pipelines import PIPELINES
 from dp_lora.config import ROOT, relative
-from entrypoints.pipelines import PIPELINES
 
 
 @contextmanager

@@ -12,13 +12,12 @@ from pathlib import Path
 import click
 import yaml
 
-from dp_lora.config import ROOT, STAGES, Config
+from dp_lora.cli.pipelines import Pipeline, from_outside, outside_folders, pipeline_of, private_data, require
+from dp_lora.config import ROOT, STAGES, Config, relative
 from dp_lora.config.words import did_you_mean
 from dp_lora.errors import InputError, SaidError
 from dp_lora.files import whole_file
 from dp_lora.tracking.session import INNER_GRACE, run_in_session
-from entrypoints.common import relative
-from entrypoints.pipelines import Pipeline, from_outside, outside_folders, pipeline_of, private_data, require
 
 
 def write_params(pipeline: Pipeline, values: Mapping[str, str]) -> None:
@@ -58,7 +57,7 @@ def dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
 
     Raises SaidError where it fails: DVC or the stage has said why.
     """
-    command = [sys.executable, "-m", "entrypoints.quiet_dvc", *arguments]
+    command = [sys.executable, "-m", "dp_lora.cli.quiet_dvc", *arguments]
     environment = {**os.environ, **(environment or {}), "DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
     status = run_in_session(command, ROOT, environment, INNER_GRACE)
     if status < 0:
@@ -126,8 +125,6 @@ def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[
     stages = {ROOT / folder: stage for folder, stage in pipeline.made.items()}
     if config.data.folder is None:
         stages[private_data(config)] = "prepare"
-    if any(folder not in stages for folder in missing):
-        raise InputError(f"model.base={config.model.base}: no such folder; make it first, or name another")
     checkpoint, public, _ = outside_folders(config)
     require(config, [ROOT / folder for folder in (checkpoint, public) if folder is not None])
     targets = [pipeline.target(stages[folder]) for folder in missing]

@@ -5,13 +5,13 @@ import sys
 
 import click
 
-from dp_lora.config import ROOT, STAGES, load
+from dp_lora.cli.common import OneLineCommand, one_line_errors
+from dp_lora.cli.pipeline import write_params
+from dp_lora.cli.pipelines import PIPELINES
+from dp_lora.commands.main import summary
+from dp_lora.config import ROOT, STAGES, load, require_clone
 from dp_lora.tracking.process import stop_signals_raise
 from dp_lora.tracking.session import run_in_session
-from entrypoints.common import OneLineCommand, one_line_errors
-from entrypoints.main import summary
-from entrypoints.pipeline import write_params
-from entrypoints.pipelines import PIPELINES
 
 DEFAULT = STAGES["main"].default_config
 EPSILONS = ("1", "5", "inf", "")  # the config's own comes last, so that outputs/ ends as `dvc repro` leaves it
@@ -21,10 +21,11 @@ EPSILONS = ("1", "5", "inf", "")  # the config's own comes last, so that outputs
 def main() -> None:
     """Run main for eps 1, 5, inf and the config's own; what has been made before comes from DVC's run cache."""
     with one_line_errors(), stop_signals_raise():
+        require_clone("compare")
         rows = {}
         try:
             for eps in EPSILONS:
-                command = [sys.executable, "-m", "entrypoints.main", *(["--eps", eps] if eps else [])]
+                command = [sys.executable, "-m", "dp_lora", "main", *(["--eps", eps] if eps else [])]
                 status = run_in_session(command, ROOT, os.environ)
                 if status:
                     sys.exit(status)
@@ -39,7 +40,3 @@ def main() -> None:
             cells = [f"{eps_value:g}"]
             cells += [f"{value:.4g}" if isinstance(value, float) else str(value) for value in rows[eps_value].values()]
             click.echo("| " + " | ".join(cells) + " |")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,12 +5,13 @@ What a stage would refuse of it minutes later, the command that the user typed r
 
 from pathlib import Path
 
+from dp_lora.cli.adapters import adapter_folder, find_adapter
+from dp_lora.cli.common import Call, relative
+from dp_lora.cli.pipelines import base_folder, pipeline_of, require_base
 from dp_lora.config import Config
+from dp_lora.config.rules import check_shape
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.files import read_json
-from entrypoints.adapters import adapter_folder, find_adapter
-from entrypoints.common import Call, relative
-from entrypoints.pipelines import base_folder, pipeline_of
 
 
 def refuse(call: Call) -> None:
@@ -44,17 +45,12 @@ def _refuse_pictures(config: Config) -> None:
 
 def _refuse_base(config: Config, *, made_anew: bool) -> None:
     """InputError for a base of another size or other channels; `made_anew`: one of the pipeline's own is not read."""
+    require_base(config)
     base = base_folder(config)
     own = (made_anew or not base.exists()) and relative(base) in pipeline_of(config).made
-    if not own and not base.exists():
-        raise InputError(f"model.base={config.model.base}: no such folder; make it first, or name another")
     public, path = config.public, base / "model.json"
     try:
         stated = (public.size, public.channels) if own else tuple(read_json(path)[key] for key in ("size", "channels"))
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: cannot be read; {relative(base)} must be a model folder") from None
-    if stated != (config.data.size, config.data.channels):
-        raise InputError(
-            f"data.size={config.data.size}, data.channels={config.data.channels}: the base is for pictures of "
-            f"{stated[0]} pixels and {stated[1]} channels; set both so"
-        )
+    check_shape(config.data, *stated)

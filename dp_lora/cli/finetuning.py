@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dp_lora import tracking
+from dp_lora.cli.adapters import find_adapter
+from dp_lora.cli.common import Call, relative
+from dp_lora.cli.pipelines import RUNS, base_folder, private_data, require_base
+from dp_lora.cli.prepared import caches
+from dp_lora.cli.record import LEDGER, operator_folder
 from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from dp_lora.privacy.composition import Part, parent_parts
 from dp_lora.statement import read_privacy
-from entrypoints.adapters import find_adapter
-from entrypoints.common import Call, relative
-from entrypoints.pipelines import RUNS, base_folder, pipeline_of, private_data
-from entrypoints.prepared import caches
-from entrypoints.record import LEDGER, operator_folder
 
 if TYPE_CHECKING:
     from dp_lora.privacy.plan import PrivacyPlan
@@ -39,8 +39,7 @@ def resolve(config: Config) -> "Resolved":
             "finetune: DVC deletes this temporary copy, and the ledger in it; leave out --temp and --queue"
         )
     base = base_folder(config)
-    if not base.exists() and relative(base) not in pipeline_of(config).made:
-        raise InputError(f"model.base={config.model.base}: no such folder; make it first, or name another")
+    require_base(config)
     matched_modules(meta_unet(config, base), config.lora.targets)
     if config.privacy.seed_file:
         read_secret(Path(config.privacy.seed_file))

@@ -4,11 +4,11 @@ A config belongs to the pipeline whose folders of things from outside it names: 
 data.folder. These lie below data/, are made by `prepare`, tracked by data.dvc, and never written by a stage.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_lora.config import ROOT, Config, relative
+from dp_lora.config import IN_CLONE, ROOT, Config, relative, require_clone, typed_command
 from dp_lora.data.versioned import SOURCE
 from dp_lora.errors import InputError
 
@@ -129,18 +129,35 @@ def from_outside(config: Config) -> list[Path]:
     return [ROOT / folder for folder in outside_folders(config) if folder is not None]
 
 
+def require_base(config: Config) -> None:
+    """InputError for a model.base that is not there and that no stage makes."""
+    base = base_folder(config)
+    if not base.exists() and not (IN_CLONE and relative(base) in pipeline_of(config).made):
+        raise InputError(f"model.base={config.model.base}: no such folder; make it first, or name another")
+
+
+def _made_by_prepare(config: Config) -> list[Path]:
+    """What nothing but `prepare` makes: what is from outside and, without DVC, each dataset."""
+    made = from_outside(config)
+    if not IN_CLONE:
+        made += [private_data(config), *([public_data(config)] if config.checkpoint.folder is None else [])]
+    return made
+
+
 def what_to_type(config: Config, folders: Iterable[Path]) -> str | None:
-    """One line that says how to get those of `folders` that are from outside and not there; None: all are there."""
+    """One line that says how to get those of `folders` that `prepare` alone makes and that are not there, or None."""
+    outside = from_outside(config)
     missing = [
         relative(folder)
         for folder in folders
-        if folder in from_outside(config) and not (folder / SOURCE).exists()  # `prepare` writes it last
+        if folder in _made_by_prepare(config)
+        and not (folder / SOURCE if folder in outside else folder).exists()  # `prepare` writes source.json last
     ]
     if not missing:
         return None
     return (
-        f"{' and '.join(missing)}: missing; type `mlflow run . -b native -e prepare -P config={config.experiment.name}`"
-        f" or, where a DVC remote has it, `dvc pull {' '.join(missing)}`"
+        f"{' and '.join(missing)}: missing; type `{typed_command('prepare', {'config': config.experiment.name})}`"
+        + (f" or, where a DVC remote has it, `dvc pull {' '.join(missing)}`" if IN_CLONE else "")
     )
 
 
@@ -159,8 +176,10 @@ def require_distance(config: Config) -> None:
         )
 
 
-def require(config: Config, folders: Iterable[Path]) -> None:
-    """InputError that says what to type where one of `folders` has to come from outside and is not there."""
+def require(config: Config, folders: Collection[Path]) -> None:
+    """InputError that says what to type where one of `folders` is not there and no stage will make it."""
     line = what_to_type(config, folders)
     if line is not None:
         raise InputError(line)
+    if absent := [relative(folder) for folder in folders if not folder.exists()]:
+        require_clone(f"{' and '.join(absent)}: missing; to make it")

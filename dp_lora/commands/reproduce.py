@@ -14,16 +14,16 @@ import click
 import yaml
 
 from dp_lora import tracking
-from dp_lora.config import ROOT, STAGES, Config, flatten, read_resolved
+from dp_lora.cli.common import OneLineCommand, one_line_errors, relative
+from dp_lora.cli.pipelines import RUNS, outputs, pipeline_of
+from dp_lora.cli.record import DATA_DVC, FILES, operator_folder, signature, stage_folders, upstream
+from dp_lora.config import ROOT, STAGES, Config, flatten, read_resolved, require_clone
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, read_json
 from dp_lora.operator_key import KEY
 from dp_lora.reproduction import Comparison, compare
 from dp_lora.tracking.process import stop_signals_raise
 from dp_lora.tracking.session import INNER_GRACE, run_in_session
-from entrypoints.common import OneLineCommand, one_line_errors, relative
-from entrypoints.pipelines import RUNS, outputs, pipeline_of
-from entrypoints.record import DATA_DVC, FILES, operator_folder, signature, stage_folders, upstream
 
 
 class Recorded(NamedTuple):
@@ -52,6 +52,7 @@ def main(run_id: str) -> None:
     itself is not: it would spend privacy once more.
     """
     with one_line_errors(), stop_signals_raise():
+        require_clone("reproduce")
         place = RUNS / "reproduce" / run_id
         tree = place / "tree"
         recorded = read_recorded(run_id, place)
@@ -248,7 +249,3 @@ def _show(stage: str, found: list[Comparison]) -> bool:
     for comparison in found:
         click.echo(f"{stage}: {comparison.file}: {comparison.words}")
     return all(comparison.equal for comparison in found)
-
-
-if __name__ == "__main__":
-    main()

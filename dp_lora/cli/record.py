@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from dp_lora.cli.pipelines import PIPELINES, RUNS, base_folder, outputs, pipeline_of, private_data
 from dp_lora.config import ROOT, STAGES, Config, relative
 from dp_lora.errors import InputError
 from dp_lora.files import private_folder, read_json, whole_file
 from dp_lora.operator_key import keyed_digest
 from dp_lora.reproduction import digests, manifest
-from entrypoints.pipelines import PIPELINES, RUNS, base_folder, outputs, pipeline_of, private_data
 
 if TYPE_CHECKING:
     from dp_lora.tracking import TrackedRun

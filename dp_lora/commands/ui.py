@@ -13,13 +13,13 @@ from pathlib import Path
 import click
 
 from dp_lora import tracking
+from dp_lora.cli.common import OneLineCommand, one_line_errors, relative
+from dp_lora.cli.pipelines import WORKING
 from dp_lora.config import ROOT
 from dp_lora.errors import InputError
 from dp_lora.tracking.process import stop_signals_raise
 from dp_lora.tracking.reachable import is_server, server_problem
 from dp_lora.tracking.store import connect, shown_uri, sqlite_path
-from entrypoints.common import OneLineCommand, one_line_errors, relative
-from entrypoints.pipelines import WORKING
 
 HOST = "127.0.0.1"
 LOG = WORKING / "ui.log"
@@ -117,7 +117,3 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,8 +6,8 @@ import sys
 import click
 
 from dp_lora import tracking
+from dp_lora.cli.common import OneLineCommand, one_line_errors
 from dp_lora.errors import InputError
-from entrypoints.common import OneLineCommand, one_line_errors
 
 
 @click.command(cls=OneLineCommand)
@@ -27,7 +27,3 @@ def main(run_ids: tuple[str, ...]) -> None:
     for problem in problems:
         click.echo(f"error: {problem}", err=True)
     sys.exit(1 if problems else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from dp_lora import tracking
+from dp_lora.cli.common import Call, relative, track_privacy
+from dp_lora.cli.pipelines import base_folder, outputs
 from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
 from dp_lora.statement import read_privacy
-from entrypoints.common import Call, relative, track_privacy
-from entrypoints.pipelines import base_folder, outputs
 
 
 def adapter_folder(call: Call) -> Path:

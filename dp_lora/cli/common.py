@@ -2,7 +2,6 @@
 
 import math
 import resource
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -14,25 +13,27 @@ import click
 from safetensors import SafetensorError
 
 from dp_lora import tracking
+from dp_lora.cli.changes import telling_changes
+from dp_lora.cli.house import close_house
+from dp_lora.cli.record import LEDGER, operator_folder, record
 from dp_lora.config import (
     ROOT,
     STAGES,
     Config,
+    config_names,
     filed,
     flatten,
     load,
     read_resolved,
     relative,
     resolved_yaml,
+    typed_command,
 )
 from dp_lora.config.words import did_you_mean
 from dp_lora.errors import InputError, SaidError
 from dp_lora.files import full_disk
 from dp_lora.statement import EPSILONS, privacy_tag
 from dp_lora.tracking.provenance import override_text
-from entrypoints.changes import telling_changes
-from entrypoints.house import close_house
-from entrypoints.record import LEDGER, operator_folder, record
 
 HELP = {
     "config": "experiment: the name of a file in configs/",
@@ -158,10 +159,7 @@ def repeat_command(stage: str, config: Config, inputs: Mapping[str, str]) -> str
             given[name] = changed.pop(key)
     if changed:
         given["overrides"] = " ".join(f"{key}={text}" for key, text in changed.items())
-    return shlex.join(
-        [".venv/bin/mlflow", "run", ".", "-b", "native", "-e", stage]
-        + [word for name, value in given.items() for word in ("-P", f"{name}={value}")]
-    )
+    return typed_command(stage, given)
 
 
 def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[Call], None]], click.Command]:
@@ -209,17 +207,38 @@ class OneLineCommand(click.Command):
     """A command whose usage errors are one line too."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
+        with _one_line_usage(self, ctx):
             return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            # the bare message of an unknown option: what click guesses beside it may be hidden
-            unknown = isinstance(error, click.NoSuchOption)
-            line = " ".join((error.message if unknown else error.format_message()).split()).rstrip(".")
-            if isinstance(error, click.NoSuchOption):
-                shown = [name for option in self.params if not getattr(option, "hidden", False) for name in option.opts]
-                line += did_you_mean(error.option_name, shown)
-            click.echo(f"error: {line}; --help lists the options", err=True)
-            ctx.exit(2)
+
+
+class OneLineGroup(OneLineCommand, click.Group):
+    """A group of commands whose usage errors are one line too."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        with _one_line_usage(self, ctx):
+            if self.get_command(ctx, args[0]) is None:
+                ctx.fail(f"no such command {args[0]!r}{did_you_mean(args[0], self.list_commands(ctx))}")
+            return super().resolve_command(ctx, args)
+
+
+@contextmanager
+def _one_line_usage(command: click.Command, ctx: click.Context) -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        # the bare message of an unknown option: what click guesses beside it may be hidden
+        unknown = isinstance(error, click.NoSuchOption)
+        line = " ".join((error.message if unknown else error.format_message()).split()).rstrip(".")
+        if isinstance(error, click.NoSuchOption):
+            shown = [name for option in command.params if not getattr(option, "hidden", False) for name in option.opts]
+            line += did_you_mean(error.option_name, shown)
+        listed = "commands" if isinstance(command, click.Group) else "options"
+        click.echo(f"error: {line}; --help lists the {listed}", err=True)
+        ctx.exit(2)
 
 
 def _require_device(config: Config) -> None:
@@ -230,10 +249,20 @@ def _require_device(config: Config) -> None:
         pick_device(config.compute.device)
 
 
+def _begun_configs(_ctx: click.Context, _option: click.Parameter, begun: str) -> list[str]:
+    return [name for name in config_names() if name.startswith(begun)]
+
+
 def _options(stage: str, parts: tuple[str, ...]) -> list[Callable]:
     row = STAGES[stage]
     options = [
-        click.option(f"--{name}", name, default=row.default_config if name == "config" else "", help=HELP[name])
+        click.option(
+            f"--{name}",
+            name,
+            default=row.default_config if name == "config" else "",
+            help=HELP[name],
+            shell_complete=_begun_configs if name == "config" else None,
+        )
         for name in row.parameters
     ]
     options.append(click.option("--dry-run", is_flag=True, help="print what would be done, touch nothing"))

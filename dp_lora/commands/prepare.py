@@ -1,0 +1,91 @@
+"""Make the datasets of an experiment in the project's one layout; bring what comes from outside to data/."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+from dp_lora.cli.common import Call, entry_point, relative
+from dp_lora.cli.early import refuse
+from dp_lora.cli.pipeline import dvc, write_params
+from dp_lora.cli.pipelines import from_outside, pipeline_of, private_data, public_data
+from dp_lora.cli.prepared import sealing
+from dp_lora.config import IN_CLONE, ROOT, Config
+from dp_lora.errors import PRIVATE_PICTURE, private_names
+from dp_lora.tracking import TrackedRun
+
+PARTS = ("public", "private")
+
+
+@entry_point("prepare", parts=PARTS)
+def main(call: Call) -> None:
+    """Prepare what the experiment needs: its public and private pictures, and the checkpoint that it starts from.
+
+    What comes from outside goes to data/NAME and is recorded in data.dvc; else outputs/letters/data and
+    outputs/EXPERIMENT/data are made.
+    """
+    refuse(call)
+    downloads = from_outside(call.config)
+    if call.dry_run:
+        call.print_dry_run({}, _writes(call.config))
+        return
+    with call.tracked() as (run, folder):
+        if call.out is None and downloads:
+            _bring(call.config, run)
+            if IN_CLONE:
+                dvc("commit", "--force", "data.dvc")
+        elif call.out is None and IN_CLONE:
+            write_params(pipeline_of(call.config), {"config": call.config.experiment.name, **call.typed})
+            dvc("repro", "prepare_public", "prepare", environment=run.environment())
+        else:
+            for part in PARTS if call.out is None else (call.part,):
+                _prepare(part, call, run, folder)
+
+
+def _prepare(part: str | None, call: Call, run: TrackedRun, folder: Path) -> None:
+    """Make one dataset: in `folder`, or, where no DVC is there to name one, in its usual place."""
+    from dp_lora.data.prepare import prepare_private, prepare_public
+
+    config = call.config
+    if part == "public":
+        place = folder if call.child else public_data(config)
+        prepare_public(config, place, run)
+        _track(run, place, "letters", list(config.public.classes), private=False)
+    else:
+        place = folder if call.child else private_data(config)
+        with sealing(config, place):
+            prepare_private(config, place, run)
+        _track(run, place, config.experiment.name, list(config.data.classes), private=True)
+
+
+def _writes(config: Config) -> list[str]:
+    if downloads := from_outside(config):
+        return [*map(relative, downloads), *(["data.dvc"] if IN_CLONE else [])]
+    pipeline = pipeline_of(config)
+    by_dvc = (pipeline.params, pipeline.lock, ROOT / pipeline.resolved) if IN_CLONE else ()
+    return [relative(path) for path in (*by_dvc, public_data(config), private_data(config))]
+
+
+def _bring(config: Config, run: TrackedRun) -> None:
+    from dp_lora.data.checkpoint import prepare_checkpoint
+    from dp_lora.data.prepare import prepare_private, prepare_public
+    from dp_lora.data.versioned import read_source
+
+    checkpoint, public, data = config.checkpoint, config.public, config.data
+    if data.folder is not None:
+        prepare_private(config, ROOT / data.folder, run)
+        _track(run, ROOT / data.folder, Path(data.folder).name, list(data.classes), private=True)
+    if public.folder is not None:
+        prepare_public(config, ROOT / public.folder, run)
+        _track(run, ROOT / public.folder, Path(public.folder).name, list(public.classes), private=False)
+    if checkpoint.folder is not None:
+        folder = ROOT / checkpoint.folder
+        prepare_checkpoint(checkpoint, folder, run)
+        source = read_source(folder) or {}
+        run.dataset(folder.name, folder, source.get("sha256"), context="prepared")
+
+
+def _track(run: TrackedRun, folder: Path, name: str, classes: list[str], *, private: bool) -> None:
+    from dp_lora.data.layout import read_dataset
+
+    with private_names(PRIVATE_PICTURE) if private else nullcontext():
+        digest = None if private else read_dataset(folder, classes, "train").digest()
+    run.dataset(name, folder, digest, context="prepared", private=private)
