@@ -42,7 +42,7 @@ def export(base: Model, adapter: Path, sampling: Sampling, out_folder: Path) -> 
     model = replace(model, info={**model.info, **_privacy_facts(statement), "merged_from": info["base"]})
     stock = is_stock(model.unet)
     with whole_folder(out_folder, private=not statement["private"]) as temporary:
-        save_model(temporary, model.unet, model.vae, model.scheduler, model.class_embedding, model.info)
+        save_model(temporary, model.unet, model.vae, model.scheduler, model.embedded(), model.info)
         write_json(temporary / "privacy.json", statement)
         (temporary / "README.md").write_text(_card(model, statement, sampling, stock), encoding="utf-8")
         shutil.copytree(adapter, temporary / ADAPTER)

@@ -65,7 +65,7 @@ class ReleasedModel(PythonModel):
         for name in names:
             wanted += [(self._model.classes.index(name), seen[name] + i) for i in range(n)]
             seen[name] += n
-        device = self._model.class_embedding.device
+        device = self._model.device
         images = []
         try:
             for start in range(0, len(wanted), settings.batch_size):

@@ -78,7 +78,7 @@ def test_opacus_finds_the_same_per_sample_gradients_for_a_linear_layer():
 
     layer = UnitLinear(7, 4, bias=False)
     copies = weight.detach()[None].repeat(5, 1, 1).requires_grad_()
-    layer.unit_weight = copies
+    layer.unit_weight = (copies, len(x))
     (layer(x) - y).square().mean((1, 2)).sum().backward()
     torch.testing.assert_close(copies.grad, weight.grad_sample, rtol=1e-5, atol=1e-7)
 

@@ -31,8 +31,8 @@ def main(call: Call) -> None:
         out = folder if call.child else folder / "base"
         run.output(out)
         model = import_model(path, call.config, digest)
-        save_model(out, model.unet, model.vae, model.scheduler, model.class_embedding, model.info)
+        save_model(out, model.unet, model.vae, model.scheduler, model.embedded(), model.info)
         for name, network in (("unet", model.unet), ("vae", model.vae)):
             run.metric(f"{name}_parameters", sum(parameter.numel() for parameter in network.parameters()))
-        run.metric("class_embedding_parameters", model.class_embedding.numel())
+        run.metric("class_embedding_parameters", model.embedded().numel())
         click.echo(f"{relative(out)}: {len(model.classes)} classes, from {relative(path)}")

@@ -51,7 +51,7 @@ def evaluate(
     require_same_shape(samples, real)
     cache, private_cache = Cache(cache_folder), Cache(private_cache_folder)
     training = Training(config.evaluation.classifier_steps, CLASSIFIER_SEED)
-    device = base.class_embedding.device
+    device = base.device
 
     comparison = Comparison(samples, real, base, config.evaluation.min_images, private_cache)
     comparison.require_enough()

@@ -22,36 +22,65 @@ from torch import Tensor
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, digest_folder, digest_value, read_json, whole_folder, write_json
 from dp_lora.models.attention import use_one_token_attention
-from dp_lora.models.autoencoder import VAE_CLASSES, Vae
+from dp_lora.models.autoencoder import VAE_CLASSES, Vae, shrinks
+from dp_lora.models.families import CLASSES, Family
+from dp_lora.models.pipelines import (
+    family_of,
+    is_pipeline,
+    load_pipeline,
+    part_config,
+    pipeline_digest,
+    pipeline_info,
+)
 from dp_lora.models.unet import UNET_CLASSES
 
 FORMAT = 1
 PRIVACY_STATUSES = ("public", "private-dp", "non-private", "unknown")
 Part = TypeVar("Part", bound=ConfigMixin)
+# a UNet of diffusers, or a pipeline's transformer: diffusers' classes have no common type that states what they share
+Denoiser = Any
 
 
 @dataclass(frozen=True)
 class Model:
     """A latent diffusion model, in evaluation mode and without gradients.
 
-    `class_embedding` (classes [+ 1], cross_attention_dim): one row per entry of info["classes"], then the null row when
-    info["null_row"]. `info` is model.json.
+    `unet` is the denoiser; of some pipelines it is a transformer. `class_embedding` (classes [+ 1],
+    cross_attention_dim): one row per entry of info["classes"], then the null row when info["null_row"]; None for a
+    pipeline, whose rows are conditioned on captions. `info` is model.json, or what stands for it.
     """
 
-    unet: UNet2DConditionModel
-    vae: Vae
-    scheduler: DDIMScheduler
-    class_embedding: Tensor
+    unet: Denoiser
+    vae: Any
+    scheduler: Any
+    class_embedding: Tensor | None
     info: dict[str, Any]
+    family: Family = CLASSES
+    pipeline: Any = None  # the pipeline of diffusers that the parts are of; None for a model folder of ours
 
     @property
     def classes(self) -> list[str]:
+        """What a picture is drawn of: class names, or of a pipeline public prompts."""
         return self.info["classes"]
 
     @property
     def null_row(self) -> Tensor | None:
         """Embedding of 'no class' (cross_attention_dim,), or None for a model trained without class dropout."""
-        return self.class_embedding[-1] if self.info["null_row"] else None
+        return self.embedded()[-1] if self.info["null_row"] else None
+
+    def embedded(self) -> Tensor:
+        """The class embedding of a class-conditional model."""
+        assert self.class_embedding is not None, "a pipeline has no class embedding"
+        return self.class_embedding
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """(c, h, w) of the latent of a picture of `size` pixels."""
+        side = size // shrinks(self.vae)
+        return self.vae.config["latent_channels"], side, side
 
 
 def model_info(
@@ -124,9 +153,15 @@ def _save_part(part: Vae | UNet2DConditionModel | DDIMScheduler, folder: Path) -
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
-    """Read a model folder. Raises InputError, one line, where it is missing, damaged or does not fit together."""
+    """Read a model folder, or a pipeline's.
+
+    Raises InputError, one line, where it is missing, damaged or does not fit together.
+    """
     folder = Path(folder)
     info = load_info(folder)
+    if is_pipeline(folder):
+        family, pipe = load_pipeline(folder, device)
+        return Model(getattr(pipe, family.part), pipe.vae, pipe.scheduler, None, info, family, pipe)
     embedding_file = folder / "class_embedding.safetensors"
     try:
         # what is trained starts from it: in half precision a step's sum and noise would be rounded to 8 bits
@@ -145,8 +180,10 @@ def load_vae(folder: Path, device: torch.device | str = "cpu") -> Vae:
 
 
 def load_info(folder: Path) -> dict[str, Any]:
-    """model.json of a model or autoencoder folder."""
+    """model.json of a model or autoencoder folder, or what stands for it in a pipeline's."""
     path = Path(folder) / "model.json"
+    if not path.exists() and is_pipeline(Path(folder)):
+        return pipeline_info(Path(folder))
     try:
         info = read_json(path)
     except (OSError, ValueError) as error:
@@ -162,14 +199,27 @@ def _check_embedding(embedding: Tensor, unet: UNet2DConditionModel, info: dict[s
         raise InputError(f"{where}: has shape {tuple(embedding.shape)}, but ({rows}, {dim}) belongs to this model")
 
 
-def unweighted_unet(folder: Path) -> UNet2DConditionModel:
-    """The UNet of a model folder with random weights, or with none inside `torch.device("meta")`."""
+def unweighted_unet(folder: Path) -> Denoiser:
+    """The denoiser of a model folder with random weights, or with none inside `torch.device("meta")`."""
+    if is_pipeline(folder):
+        return _of_diffusers(part_config(folder, family_of(folder).part))
     return _unweighted(UNET_CLASSES, Path(folder) / "unet")
 
 
-def unweighted_vae(folder: Path) -> Vae:
+def unweighted_vae(folder: Path) -> Any:
     """The autoencoder of a model folder, as `unweighted_unet`."""
+    if is_pipeline(folder):
+        return _of_diffusers(part_config(folder, "vae"))
     return _unweighted(VAE_CLASSES, Path(folder) / "vae")
+
+
+def _of_diffusers(config: dict[str, Any]) -> Any:
+    import diffusers
+
+    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    if kind is None:
+        raise InputError(f"{config.get('_class_name')}: diffusers has no such class; the base needs another version")
+    return kind.from_config(config)
 
 
 def _unweighted(kinds: Sequence[type[Part]], folder: Path) -> Part:
@@ -208,12 +258,14 @@ def _line(error: Exception) -> str:
 
 def model_digest(folder: Path) -> str:
     """SHA-256 over the files that make a model folder what it is; pictures beside them do not count."""
+    if is_pipeline(Path(folder)):
+        return pipeline_digest(Path(folder))
     parts = ["unet", "vae", "scheduler", "class_embedding.safetensors", "model.json"]
     found = [Path(folder) / name for name in parts if (Path(folder) / name).exists()]
     return digest_value([(path.name, digest_folder(path) if path.is_dir() else digest_file(path)) for path in found])
 
 
-def module_digest(module: Vae | UNet2DConditionModel) -> str:
+def module_digest(module: Any) -> str:
     """SHA-256 over a network's weights and config, wherever it lies and whichever library version wrote it."""
     total = hashlib.sha256()
     config = {key: value for key, value in dict(module.config).items() if not key.startswith("_")}

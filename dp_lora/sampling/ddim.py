@@ -41,7 +41,7 @@ def timesteps(scheduler: DDIMScheduler, steps: int) -> list[int]:
 
 def _context(model: Model, labels: Tensor, guidance_scale: float) -> Tensor:
     """Class embeddings (rows, 1, D); with guidance (2 rows, 1, D), the null rows first."""
-    conditional = model.class_embedding[labels].unsqueeze(1)
+    conditional = model.embedded()[labels].unsqueeze(1)
     if guidance_scale == 1:
         return conditional
     if model.null_row is None:

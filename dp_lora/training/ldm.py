@@ -153,7 +153,7 @@ def train_ldm(
     average = module.average.to(device).eval()
     model = Model(average.unet, vae, module.scheduler, average.embedding.weight, info)
     _sample_grid(model, config, folder / GRID, device)
-    save_model(out_folder, model.unet, vae, model.scheduler, model.class_embedding, info, extra=[folder / GRID])
+    save_model(out_folder, model.unet, vae, model.scheduler, model.embedded(), info, extra=[folder / GRID])
     shutil.rmtree(folder)
     events.image("samples", Path(out_folder) / GRID)
 
