@@ -54,7 +54,8 @@ def _distinct(value: list[str]) -> bool:
     return len(value) >= 1 and len(set(value)) == len(value) and all(value)
 
 
-CLASSES: Rule = (_distinct, "must list at least one class, and each once")
+CLASSES: Rule = (_distinct, "must list at least one class, and each once (none only with data.captions)")
+WITH_CAPTIONS: Rule = (lambda v: not v or _distinct(v), "must list each class once, or none")
 
 RULES: dict[str, Rule] = {
     "experiment.seed": (lambda v: 0 <= v < 2**63, "must be a whole number in [0, 2^63)"),
@@ -192,7 +193,8 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
         raise InputError(f"{shown}: {rule}")
 
     private = config.data.source != "none"
-    for key, (holds, rule) in RULES.items():
+    with_captions = {"data.classes": WITH_CAPTIONS} if config.data.captions else {}
+    for key, (holds, rule) in (RULES | with_captions).items():
         value = OmegaConf.select(config, key)
         if (private or key not in PRIVATE_RULES) and not holds(value):
             fail(key, rule)
@@ -214,8 +216,17 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
         fail("autoencoder.num_vq_embeddings", "must be at least 1 with autoencoder.kind=vq, and null with kl")
     if config.data.source == "folder" and not config.data.path:
         fail("data.path", "must name the folder of pictures; set overrides='data.path=DIR ...'")
+    _check_captions(config, fail)
     _check_downloads(config, fail)
     _check_reproducible(config, fail)
+
+
+def _check_captions(config: DictConfig, fail: Callable[[str, str], None]) -> None:
+    data = config.data
+    if data.captions and data.source not in ("folder", "huggingface"):
+        fail("data.captions", f"must be false: data.source={data.source} has no captions")
+    if data.caption_column is not None and not (data.captions and data.caption_column):
+        fail("data.caption_column", "must be null, or name a column, with data.captions=true")
 
 
 def _check_reproducible(config: DictConfig, fail: Callable[[str, str], None]) -> None:

@@ -37,6 +37,8 @@ class Data:
     size: int = MISSING
     channels: int = MISSING
     duplicates: str = MISSING
+    captions: bool = MISSING
+    caption_column: str | None = None
 
 
 @dataclass
