@@ -9,9 +9,11 @@ from dp_lora.cli.adapters import adapter_folder, find_adapter
 from dp_lora.cli.common import Call, relative
 from dp_lora.cli.pipelines import base_folder, pipeline_of, require_base
 from dp_lora.config import Config
-from dp_lora.config.rules import check_shape
+from dp_lora.config.prompts import drawn_prompts
+from dp_lora.config.rules import check_shape, check_text
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.files import read_json
+from dp_lora.models.pipeline_index import is_pipeline
 
 
 def refuse(call: Call) -> None:
@@ -47,6 +49,10 @@ def _refuse_base(config: Config, *, made_anew: bool) -> None:
     """InputError for a base of another size or other channels; `made_anew`: one of the pipeline's own is not read."""
     require_base(config)
     base = base_folder(config)
+    if is_pipeline(base) and not (base / "model.json").exists():
+        check_text(config)
+        drawn_prompts(config)
+        return
     own = (made_anew or not base.exists()) and relative(base) in pipeline_of(config).made
     public, path = config.public, base / "model.json"
     try:

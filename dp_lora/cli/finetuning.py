@@ -29,7 +29,7 @@ def resolve(config: Config) -> "Resolved":
     """
     # torch and diffusers: whoever asks for a dry run needs them for the count alone, for help not at all
     from dp_lora.models.adapters import matched_modules
-    from dp_lora.models.counting import meta_unet
+    from dp_lora.models.counting import base_family, meta_unet
     from dp_lora.privacy.randomness import read_secret
     from dp_lora.training.resolved import Resolved, check_base
     from dp_lora.training.run_folder import make_plan
@@ -40,7 +40,7 @@ def resolve(config: Config) -> "Resolved":
         )
     base = base_folder(config)
     require_base(config)
-    matched_modules(meta_unet(config, base), config.lora.targets)
+    matched_modules(meta_unet(config, base), config.lora.targets, base_family(base))
     if config.privacy.seed_file:
         read_secret(Path(config.privacy.seed_file))
     resumed, plan = _named_by_resume(config), make_plan(config)

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dp_lora.config.schema import Data
+from dp_lora.config.schema import Config, Data
 from dp_lora.errors import InputError
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -126,6 +126,7 @@ RULES: dict[str, Rule] = {
     "lora.alpha": NULL_OR_AT_LEAST_1,
     "lora.targets": (bool, "must be default, study, or module names with commas between"),
     "lora.train": _one_of("AB", "B"),
+    "model.privacy_status": (lambda v: v in (None, "public"), "must be null or public"),
     "privacy.eps": (lambda v: 0 < v <= 100 or v == math.inf, "must be in (0, 100], or inf for no privacy"),
     "privacy.k": (lambda v: 1 <= v <= 1000, "must be a whole number in [1, 1000]"),
     # float32 holds sums and noise within these bounds
@@ -167,6 +168,7 @@ RULES: dict[str, Rule] = {
     "compute.devices": AT_LEAST_1,
     "compute.num_nodes": AT_LEAST_1,
     "compute.physical_batch_size": NULL_OR_AT_LEAST_1,
+    "compute.checkpointing": _one_of("auto", "always", "never"),
     "compute.precision": _one_of("auto", "float32", "bfloat16"),
 }
 
@@ -225,6 +227,10 @@ def _check_captions(config: DictConfig, fail: Callable[[str, str], None]) -> Non
     data = config.data
     if data.captions and data.source not in ("folder", "huggingface"):
         fail("data.captions", f"must be false: data.source={data.source} has no captions")
+    if (data.captions, data.prompt is not None, data.prompts is not None).count(True) > 1:
+        fail("data.captions", "must stand alone: give captions, one data.prompt, or data.prompts, one per class")
+    if data.prompts is not None and (len(data.prompts) != len(data.classes) or not all(map(str.strip, data.prompts))):
+        fail("data.prompts", "must have one prompt for each of data.classes")
     if data.caption_column is not None and not (data.captions and data.caption_column):
         fail("data.caption_column", "must be null, or name a column, with data.captions=true")
 
@@ -285,4 +291,16 @@ def check_shape(data: Data, size: int, channels: int) -> None:
         raise InputError(
             f"data.size={data.size}, data.channels={data.channels}: the base is for pictures of {size} pixels and "
             f"{channels} channels; set both so"
+        )
+
+
+def check_text(config: Config) -> None:
+    """InputError where the pictures do not suit a text-to-image base: three channels, and a text for each."""
+    data = config.data
+    if data.channels != 3:
+        raise InputError(f"data.channels={data.channels}: must be 3: a text-to-image base draws in colour")
+    if not (data.captions or data.prompt or data.prompts):
+        raise InputError(
+            f"model.base={config.model.base}: is conditioned on text: set data.captions=true (private captions), "
+            "data.prompts (one public prompt per class) or data.prompt (one for all)"
         )

@@ -39,6 +39,8 @@ class Data:
     duplicates: str = MISSING
     captions: bool = MISSING
     caption_column: str | None = None
+    prompt: str | None = None
+    prompts: list[str] | None = None
 
 
 @dataclass
@@ -58,6 +60,7 @@ class Huggingface:
 @dataclass
 class Model:
     base: str = MISSING
+    privacy_status: str | None = None
 
 
 @dataclass
@@ -172,6 +175,8 @@ class Sampling:
     steps: int = MISSING
     eta: float = MISSING
     guidance_scale: float = MISSING
+    prompts: str | None = None
+    negative_prompt: str | None = None
     batch_size: int = MISSING
     precision: str = MISSING
 
@@ -191,6 +196,7 @@ class Compute:
     devices: int = MISSING
     num_nodes: int = MISSING
     physical_batch_size: int | None = None
+    checkpointing: str = MISSING
     precision: str = MISSING
 
 

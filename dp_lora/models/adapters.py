@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dp_lora.config.schema import Lora
+from dp_lora.config.prompts import drawn_prompts
+from dp_lora.config.schema import Config, Lora
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, write_json
 from dp_lora.models.families import CLASSES, Family
@@ -231,6 +232,18 @@ def with_embedding(model: Model, embedding: Tensor | None, classes: Sequence[str
     if model.null_row is not None:
         rows = torch.cat([rows, model.null_row[None]])
     return replace(model, class_embedding=rows, info={**model.info, "classes": list(classes)})
+
+
+def drawn_of(config: Config, model: Model) -> list[str]:
+    """What pictures are drawn of: the classes, or of a pipeline the public prompts."""
+    return list(config.data.classes) if model.pipeline is None else drawn_prompts(config)
+
+
+def ready_to_draw(model: Model, config: Config) -> Model:
+    """The model as it draws pictures of `config`: a pipeline in the pictures' size, of the public prompts."""
+    if model.pipeline is None:
+        return model
+    return replace(model, info={**model.info, "size": config.data.size, "classes": drawn_prompts(config)})
 
 
 @dataclass(frozen=True)

@@ -5,26 +5,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from dp_lora.config.classes import class_names
 from dp_lora.config.schema import Config
 from dp_lora.models.adapters import add_lora, lora_parameters, matched_modules
-from dp_lora.models.autoencoder import Vae, build_autoencoder, latent_size
-from dp_lora.models.folder import load_info, unweighted_unet, unweighted_vae
+from dp_lora.models.autoencoder import build_autoencoder, latent_size
+from dp_lora.models.families import CLASSES, Family
+from dp_lora.models.folder import Denoiser, load_info, unweighted_unet, unweighted_vae
+from dp_lora.models.pipeline_index import is_pipeline
+from dp_lora.models.pipelines import family_of
 from dp_lora.models.unet import build_unet
 
 
-def meta_unet(config: Config, base: Path) -> UNet2DConditionModel:
-    """The base's UNet without weights: of its folder where it is there, else as `config` would build it."""
+def base_family(base: Path) -> Family:
+    """The family of a base; of one that is not there yet that of our own model folders."""
+    return family_of(base) if is_pipeline(base) else CLASSES
+
+
+def meta_unet(config: Config, base: Path) -> Denoiser:
+    """The base's denoiser without weights: of its folder where it is there, else as `config` would build it."""
     with torch.device("meta"):
-        if (base / "unet" / "config.json").exists():
+        if is_pipeline(base) or (base / "unet" / "config.json").exists():
             return unweighted_unet(base)
         vae = build_autoencoder(config.autoencoder, config.public.channels, config.public.size)
         return build_unet(config.ldm, config.autoencoder.latent_channels, latent_size(vae))
 
 
-def meta_vae(config: Config, base: Path) -> Vae:
+def meta_vae(config: Config, base: Path) -> Any:
     """The base's autoencoder without weights: of its folder where it is there, else as `config` would build it."""
     with torch.device("meta"):
         if (base / "vae" / "config.json").exists():
@@ -33,6 +40,8 @@ def meta_vae(config: Config, base: Path) -> Vae:
 
 
 def _base_classes(config: Config, base: Path) -> int:
+    if is_pipeline(base):
+        return 0
     if (base / "model.json").exists():
         return len(load_info(base)["classes"])
     return len(class_names(config.public.classes))
@@ -53,16 +62,17 @@ def count_parameters(config: Config, base: Path) -> dict[str, Any]:
     unet = meta_unet(config, base)
     vae = meta_vae(config, base)
     frozen = _size(unet)
-    modules = matched_modules(unet, config.lora.targets)
-    made = add_lora(unet, config.lora, torch.Generator())
+    family = base_family(base)
+    modules = matched_modules(unet, config.lora.targets, family)
+    made = add_lora(unet, config.lora, torch.Generator(), family)
     per_kind: Counter[str] = Counter()
     lora = lora_parameters(unet, "AB")
     for name, parameter in lora.items():
-        attention, _, kind = name.rpartition(".lora_")[0].rpartition("attn")[2].partition(".")
-        per_kind[f"attn{attention}.{kind}"] += parameter.numel()
+        block, _, kind = name.rpartition(".lora_")[0].rpartition("attn")
+        per_kind[f"attn{kind}" if block else name.rpartition(".lora_")[0]] += parameter.numel()
     trained_lora = sum(parameter.numel() for parameter in lora_parameters(unet, config.lora.train).values())
-    embedding = len(config.data.classes) * unet.config["cross_attention_dim"]
-    base_embedding = _base_classes(config, base) * unet.config["cross_attention_dim"]
+    width = unet.config["cross_attention_dim"] if family is CLASSES else 0
+    embedding, base_embedding = len(config.data.classes) * width, _base_classes(config, base) * width
     trainable = trained_lora + embedding
     first_stage = _size(vae)
     return {

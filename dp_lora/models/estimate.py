@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dp_lora.config.schema import Config
 from dp_lora.models.adapters import add_lora, lora_parameters
-from dp_lora.models.autoencoder import decode, encode
-from dp_lora.models.counting import meta_unet, meta_vae
+from dp_lora.models.autoencoder import decode, encode, shrinks
+from dp_lora.models.counting import base_family, meta_unet, meta_vae
+from dp_lora.models.families import CLASSES
 
 GPU = "one NVIDIA H100 SXM"
 PEAK = {"float32": 66.9e12, "bfloat16": 989.4e12}  # FLOP/s by its data sheet, dense, TF32 off
@@ -70,19 +71,24 @@ def count_flops(config: Config, base: Path) -> RowFlops:
     Raises InputError as `add_lora`.
     """
     unet, vae = meta_unet(config, base), meta_vae(config, base)
-    add_lora(unet, config.lora, torch.Generator())
+    family = base_family(base)
+    add_lora(unet, config.lora, torch.Generator(), family)
     unet.requires_grad_(False)
     for parameter in lora_parameters(unet, config.lora.train).values():
         parameter.requires_grad_()
-    side, size = unet.config["sample_size"], vae.config["sample_size"]
+    # a model folder has one size; a pipeline takes that of the pictures
+    size = vae.config["sample_size"] if family is CLASSES else config.data.size
+    side = size // shrinks(vae)
     with torch.device("meta"):
-        latents = torch.empty(1, unet.config["in_channels"], side, side)
+        latents = torch.empty(1, vae.config["latent_channels"], side, side)
         pixels = torch.empty(1, vae.config["in_channels"], size, size)
-        timestep = torch.empty(1, dtype=torch.int64)
-        context = torch.empty(1, 1, unet.config["cross_attention_dim"], requires_grad=True)
+        timestep = torch.empty(1) if family.flow else torch.empty(1, dtype=torch.int64)
+    conditions = {name: tensor.to("meta") for name, tensor in family.blank(unet.config, size).items()}
+    if family is CLASSES:
+        conditions["context"].requires_grad_()
 
     def predict() -> Tensor:
-        return unet(latents, timestep, context).sample
+        return family.predict(unet, latents, timestep, conditions)
 
     return RowFlops(
         train=_flops(lambda: predict().square().mean().backward()),

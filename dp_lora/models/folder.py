@@ -24,9 +24,9 @@ from dp_lora.files import digest_file, digest_folder, digest_value, read_json, w
 from dp_lora.models.attention import use_one_token_attention
 from dp_lora.models.autoencoder import VAE_CLASSES, Vae, shrinks
 from dp_lora.models.families import CLASSES, Family
+from dp_lora.models.pipeline_index import is_pipeline
 from dp_lora.models.pipelines import (
     family_of,
-    is_pipeline,
     load_pipeline,
     part_config,
     pipeline_digest,
@@ -268,7 +268,9 @@ def model_digest(folder: Path) -> str:
 def module_digest(module: Any) -> str:
     """SHA-256 over a network's weights and config, wherever it lies and whichever library version wrote it."""
     total = hashlib.sha256()
-    config = {key: value for key, value in dict(module.config).items() if not key.startswith("_")}
+    # a network of transformers, a caption's encoder, has a config of another kind
+    found = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
+    config = {key: value for key, value in found.items() if not key.startswith("_")}
     total.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
         array = tensor.detach().cpu().contiguous()

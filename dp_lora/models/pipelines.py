@@ -8,19 +8,14 @@ import torch
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, digest_folder, digest_value, read_json
 from dp_lora.models.families import FAMILIES, Family
+from dp_lora.models.pipeline_index import INDEX, read_index
 
-INDEX = "model_index.json"
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # what neither trains nor draws a picture
-
-
-def is_pipeline(folder: Path) -> bool:
-    """Whether a folder holds a pipeline of diffusers."""
-    return (folder / INDEX).is_file()
 
 
 def family_of(folder: Path) -> Family:
     """The family of a pipeline folder. InputError for a class that has none, or that brings code of its own."""
-    named = _index(folder).get("_class_name")
+    named = read_index(folder).get("_class_name")
     if not isinstance(named, str) or named not in FAMILIES:
         raise InputError(f"{folder / INDEX}: pipeline class {named}: must be one of {', '.join(sorted(FAMILIES))}")
     return FAMILIES[named]
@@ -47,7 +42,7 @@ def load_pipeline(folder: Path, device: torch.device | str) -> tuple[Family, Any
 
     family = family_of(folder)
     part_config(folder, family.part)
-    index = _index(folder)
+    index = read_index(folder)
     foreign = sorted(
         name
         for name, where in index.items()
@@ -97,25 +92,14 @@ def pipeline_info(folder: Path) -> dict[str, Any]:
 
 def pipeline_digest(folder: Path) -> str:
     """SHA-256 over the index and every component that is used; other files of the folder do not count."""
-    names = sorted(name for name, where in _index(folder).items() if isinstance(where, list) and name not in LEFT_OUT)
-    parts = [(name, digest_folder(folder / name)) for name in names if (folder / name).is_dir()]
+    used = (name for name, where in read_index(folder).items() if isinstance(where, list) and name not in LEFT_OUT)
+    parts = [(name, digest_folder(folder / name)) for name in sorted(used) if (folder / name).is_dir()]
     return digest_value([(INDEX, digest_file(folder / INDEX)), *parts])
 
 
 def _shrinks(folder: Path) -> int:
     config = part_config(folder, "vae")
     return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)
-
-
-def _index(folder: Path) -> dict[str, Any]:
-    path = folder / INDEX
-    try:
-        index = read_json(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({_line(error)})") from None
-    if not isinstance(index, dict):
-        raise InputError(f"{path}: must be an object")
-    return index
 
 
 def _line(error: Exception) -> str:

@@ -51,7 +51,10 @@ def binding(
     sections: dict[str, Any] = {name: asdict(getattr(config, name)) for name in ("lora", "privacy", "train")}
     del sections["train"]["resume"]  # says how to begin, not what is made
     del sections["privacy"]["parent"]
-    sections["data"] = {"classes": list(config.data.classes), "n_public": config.data.n_public}
+    data = config.data
+    sections["data"] = {"classes": list(data.classes), "n_public": data.n_public}
+    if data.prompt is not None or data.prompts is not None:
+        sections["data"] |= {"prompt": data.prompt, "prompts": list(data.prompts or [])}
     sections["seed"] = config.experiment.seed
     if config.privacy.reproducible:
         # an exact replay needs the same rounding: two sums under one noise would reveal their difference

@@ -17,6 +17,7 @@ class Family:
     pipeline: str  # name of the class
     part: str = "unet"  # the component that is adapted, and the prefix of its keys in the released file
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # of lora.targets=default
+    flow: bool = False  # trained by flow matching: its times are in (0, 1]
     by_pipeline: bool = True  # whether pipe.load_lora_weights reads the release; else PEFT alone
     tokens: int = 77  # longest caption, in tokens of the denoiser's context
     call: Mapping[str, Any] = field(default_factory=dict)  # arguments of the pipeline when it draws

@@ -13,6 +13,7 @@ from dp_lora.models.families.family import Conditions, Family
 @dataclass(frozen=True)
 class Sana(Family):
     part: str = "transformer"
+    flow: bool = True
     tokens: int = 300
 
     def encode(self, pipe: Any, caption: str, size: int) -> Conditions:

@@ -18,6 +18,7 @@ JOINT = (
 @dataclass(frozen=True)
 class StableDiffusion3(Family):
     part: str = "transformer"
+    flow: bool = True
     targets: tuple[str, ...] = JOINT
     tokens: int = 77 + 256  # CLIP's, then T5's
 
