@@ -11,11 +11,14 @@ import pytest
 from PIL import Image
 
 from dp_lora.data import folder as own_folder
-from dp_lora.data.folder import folder_pictures, list_entries, read_picture
+from dp_lora.data.folder import folder_pictures, list_pictures
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
+from dp_lora.data.metadata_table import Stated
+from dp_lora.data.open_picture import read_picture
 from dp_lora.data.png import decode_png
 from dp_lora.data.split import split_of, unit_hash
 from dp_lora.errors import PRIVATE_PICTURE, InputError
+from dp_lora.events import Events
 
 CLASSES = ["cat", "dog"]
 
@@ -27,7 +30,7 @@ def _save(path: Path, size: tuple[int, int] = (12, 9), mode: str = "RGB", **opti
 
 
 def _pictures(folder: Path, person_required: bool = False, channels: int = 1) -> list[Picture]:
-    return list(folder_pictures(folder, CLASSES, 8, channels, person_required))
+    return list(folder_pictures(folder, Stated(tuple(CLASSES), person_required), 8, channels, Events()))
 
 
 def _refused(folder: Path, *words: str, person_required: bool = False) -> str:
@@ -179,6 +182,10 @@ def _animation(path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
+def _heic(path: Path) -> None:
+    path.write_bytes(struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(64))
+
+
 def _postscript(path: Path) -> None:
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
 
@@ -188,13 +195,19 @@ def _postscript(path: Path) -> None:
     [
         ("zero.png", lambda p: p.write_bytes(b""), "the file is empty"),
         ("text.png", lambda p: p.write_text("hello"), "not a picture of a known format"),
-        ("notes.txt", lambda p: p.write_text("hello"), "not a picture of a known format"),
+        ("notes.txt", lambda p: p.write_text("hello"), "a caption without its picture"),
+        ("1.caption", lambda p: p.write_text("hello"), "captions are read from NAME.txt"),
         ("code.eps", _postscript, "not a picture of a known format"),
         ("cut.png", _cut, "not a readable picture"),
-        ("cut.jpg", _cut, "truncated"),
+        ("cut.jpg", _cut, "the file is cut off"),
+        ("cut.webp", _cut, "not a readable picture"),
         ("bomb.png", _bomb, "not a readable picture"),
         ("large.png", _smaller_bomb, "more than 67108864 pixels"),
         ("film.gif", _animation, "an animation"),
+        ("pages.tif", _animation, "several pages"),
+        ("phone.heic", _heic, "HEIC is read where the package pillow-heif is installed"),
+        ("scan.dcm", lambda p: p.write_bytes(bytes(128) + b"DICM"), "DICOM is not read"),
+        ("tiny.png", lambda p: _save(p, (1, 5)), "its shorter side is below a quarter of data.size=8"),
         ("film.png", _animation, "an animation"),
         ("float.tif", lambda p: Image.new("F", (4, 4)).save(p), "more than 16 bits"),
         ("pipe.png", os.mkfifo, "not a file"),
@@ -226,7 +239,7 @@ def test_links_out_of_the_folder_are_refused(folder: Path, tmp_path: Path) -> No
 
 
 def test_other_classes_are_refused_by_name_and_missing_ones_are_not(folder: Path) -> None:
-    assert {e.label for e in list_entries(folder, [*CLASSES, "emu"], False)} == set(CLASSES)
+    assert {e.label for e in list_pictures(folder, Stated((*CLASSES, "emu"))).entries} == set(CLASSES)
     _save(folder / "horse/1.png")
     _refused(folder, "horse", "'horse' is not in data.classes")
     _table(folder, "file_name,label", "cat/1.png,cat", "horse/1.png,horse")
@@ -322,7 +335,8 @@ def test_nothing_that_is_printed_counts_the_pictures(folder: Path, capfd: pytest
 
 
 def test_labels_and_names_are_checked_before_any_picture_is_opened(folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(own_folder, "read_picture", lambda *_: pytest.fail("opened"))
+    for name in ("look_at", "read_picture"):
+        monkeypatch.setattr(own_folder, name, lambda *_: pytest.fail("opened"))
     _save(folder / "horse/1.png")
     _refused(folder, "horse")
     _table(folder, "file_name,label,person", "cat/1.png,cat,Ann", "dog/5.gif,dog,ANN")
