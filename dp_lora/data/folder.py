@@ -93,7 +93,7 @@ def _tell(listing: Listing, stated: Stated, events: Events) -> None:
     pictures, captioned = len(listing.entries), listing.captioned
     if stated.captions:
         several = sum(len(entry.captions or ()) for entry in listing.entries)
-        events.terminal(f"captions: {several} of {pictures} pictures")
+        events.terminal(f"captions: {several}, of {pictures} pictures")
     elif captioned == pictures:
         events.terminal(f"captions: {pictures} pictures have them; kept, but this base takes classes and no captions")
     elif captioned:

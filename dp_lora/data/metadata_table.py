@@ -64,7 +64,8 @@ def read_table(table: Path, stated: Stated) -> tuple[list[Entry], bool]:
     except (OSError, csv.Error, pa.ArrowException) as error:
         raise refused(f"{shown(table)}: cannot be read: {' '.join(str(error).split())}") from None
     caption = _check_columns(table, columns, stated)
-    present: list[str] = [name for name in ("label", "person") if name in columns and (name != "label" or stated.classes)]
+    words = ["label", "person"] if stated.classes else ["person"]
+    present = [name for name in words if name in columns]
     entries = [(where, _entry(table, where, row, present, caption)) for where, row in rows]
     check_persons(((where, entry.person) for where, entry in entries if entry.person is not None), shown(table))
     return [entry for _, entry in entries], caption is not None
