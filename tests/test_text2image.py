@@ -7,15 +7,13 @@ import pytest
 import torch
 
 from dp_lora.config import load
-from dp_lora.data.captions import encode_captions
-from dp_lora.events import Events
+from dp_lora.data.conditions import encode_captions
 from dp_lora.models.adapters import lora_parameters
-from dp_lora.models.folder import load_model, model_digest
+from dp_lora.models.folder import load_model
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
-from dp_lora.training.finetune import PrivateData, finetune, make_adapter
+from dp_lora.training.finetune import make_adapter
 from dp_lora.training.private_loss import diffusion_loss
-from dp_lora.training.run_folder import binding, open_run_folder
 from tests.support.tiny import difference, total_norm
 from tests.support.tiny_pipelines import BUILD, SIZE, make_pipeline
 

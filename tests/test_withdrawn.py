@@ -15,6 +15,7 @@ from dp_lora.cli import common, pipeline, pipelines, prepared
 from dp_lora.cli.common import Call
 from dp_lora.config import Config, load
 from dp_lora.data.fingerprint import fingerprint
+from dp_lora.data.metadata_table import Stated
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file
 from tests.support.prepare_call import clone, commit_all
@@ -157,7 +158,7 @@ def test_the_seal_tells_nothing_to_whoever_has_the_pictures_and_not_the_key(plac
     config = own_config(place / "pictures")
     seal = prepared.caches(config) / prepared.SEAL
     before = seal.read_text()
-    assert fingerprint(place / "pictures", ["x", "y"], False) not in before
+    assert fingerprint(place / "pictures", Stated(("x", "y"))) not in before
     (place / "runs/.key").unlink()
     with prepared.sealing(config, pipelines.private_data(config)):
         pass

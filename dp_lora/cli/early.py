@@ -36,13 +36,14 @@ def refuse(call: Call) -> None:
 
 def _refuse_pictures(config: Config) -> None:
     """InputError for a listing of the operator's folder that `prepare` would refuse; no picture is opened."""
-    data, by_person = config.data, config.privacy.unit == "person"
+    data = config.data
     if data.source != "folder" or data.path is None:
         return
-    from dp_lora.data.folder import list_entries
+    from dp_lora.data.folder import list_pictures
+    from dp_lora.data.metadata_table import Stated
 
     with private_names(PRIVATE_PICTURE):
-        list_entries(Path(data.path), list(data.classes), by_person)
+        list_pictures(Path(data.path), Stated.of(config))
 
 
 def _refuse_base(config: Config, *, made_anew: bool) -> None:

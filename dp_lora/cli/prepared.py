@@ -8,8 +8,9 @@ test by it whether a picture is in the folder.
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,9 @@ def require_prepared(call: Call) -> None:
 
 def _origin(config: Config) -> dict[str, Any]:
     """Which folder is read, and how: what `_fingerprint` takes."""
-    path = str(Path(config.data.path or "").absolute())
-    return {"path": path, "classes": list(config.data.classes), "by_person": config.privacy.unit == "person"}
+    from dp_lora.data.metadata_table import Stated
+
+    return {"path": str(Path(config.data.path or "").absolute()), **asdict(Stated.of(config))}
 
 
 def _pictures(config: Config) -> str | None:
@@ -127,11 +129,12 @@ def _pictures(config: Config) -> str | None:
     return _fingerprint(**_origin(config))
 
 
-def _fingerprint(path: str, classes: list[str], by_person: bool) -> str:
+def _fingerprint(path: str, classes: Sequence[str], **stated: Any) -> str:
     from dp_lora.data.fingerprint import fingerprint
+    from dp_lora.data.metadata_table import Stated
 
     with private_names(PRIVATE_PICTURE):
-        return fingerprint(Path(path), classes, by_person)
+        return fingerprint(Path(path), Stated(tuple(classes), **stated))
 
 
 def _seal(runs: Path, dataset: Path, pictures: str) -> str:

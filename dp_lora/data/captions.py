@@ -1,98 +1,73 @@
-"""Captions as the denoiser takes them: each distinct one is encoded once, alone, and kept as memory-mapped files.
+"""Captions of the user's own pictures: `picture.txt` beside `picture.png`, or a column of the table.
 
-Captions are private. They and their number are in no message but the terminal's, and the libraries' own warnings, one
-of which prints the end of a caption that is too long, are silent here.
+A caption is as private as its picture: no message has its text.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import diffusers
-import numpy as np
-import torch
-import transformers
+from dp_lora.data.refused import refused, shown
 
-from dp_lora.errors import InputError
-from dp_lora.files import digest_value, exclusive, private_folder, whole_folder
-from dp_lora.models.device import full_precision
-from dp_lora.models.folder import Model, module_digest
-from dp_lora.models.pipelines import text_encoders
-from dp_lora.progress import PERCENT, progress
-from dp_lora.sources import digest_code
-from dp_lora.team import Team
-
-CODE = "data/captions.py"
-LIBRARIES = ("torch", "diffusers", "transformers")
+LONGEST = 2**16  # bytes of a text beside a picture
+COLUMN = "text"  # where data.caption_column is null, as diffusers and datasets have it
+SHOWN = 5  # of many pictures without a caption: so many are named
 
 
 @dataclass(frozen=True)
-class Captions:
-    """What pictures are conditioned on: `tensors` (distinct captions, ...), and where in them each picture's are."""
+class Entry:
+    """One picture of the folder, not yet opened; `file_name` is relative to the folder, with slashes."""
 
-    tensors: Mapping[str, np.ndarray]
-    of: Sequence[Sequence[int]]  # per picture; of several one is drawn anew for each row
-
-
-def encode_captions(
-    texts: Sequence[Sequence[str]],
-    model: Model,
-    size: int,
-    cache_folder: Path,
-    team: Team = Team(),  # noqa: B008 (frozen)
-) -> Captions:
-    """The captions of each picture, encoded by the pipeline's own text encoders, float32.
-
-    Each caption is encoded alone: its embedding depends on no other caption, so that a unit's caption enters that
-    unit's gradient alone. Kept in `cache_folder` (0700, files 0600) under a digest of captions, encoders, size, code.
-    The first rank of `team` encodes, the others wait. Raises InputError for embeddings that are not finite.
-    """
-    distinct = list(dict.fromkeys(text for several in texts for text in several))
-    encoders = [module_digest(encoder) for encoder in text_encoders(model.pipeline)]
-    made_by = [model.device.type, digest_code(CODE), *map(version, LIBRARIES)]
-    key = digest_value([distinct, encoders, model.family.pipeline, size, made_by])
-    folder = private_folder(Path(cache_folder)) / f"{key[:32]}.captions"
-    with exclusive(folder.with_suffix(".lock"), wait=True) if team.first else nullcontext():
-        if not team.once(folder.exists()) and team.first:
-            with full_precision(), _silent():
-                _encode_to(folder, distinct, model, size)
-        team.once()  # the others go on when the folder is there
-    tensors = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
-    position = {text: number for number, text in enumerate(distinct)}
-    return Captions(tensors, [[position[text] for text in several] for several in texts])
+    file_name: str
+    label: str | None
+    person: str | None
+    captions: tuple[str, ...] | None = None
 
 
-@torch.inference_mode()
-def _encode_to(folder: Path, texts: Sequence[str], model: Model, size: int) -> None:
-    with whole_folder(folder, private=True) as temporary:
-        arrays: dict[str, np.memmap] = {}
-        for number, text in enumerate(progress(texts, desc="captions", bar_format=PERCENT)):
-            for name, tensor in model.family.encode(model.pipeline, text, size).items():
-                row = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()[0]
-                if not np.isfinite(row).all():
-                    raise InputError(
-                        "captions: the base's text encoder gives NaN or infinite values; its weights are broken"
-                    )
-                if name not in arrays:
-                    shape = (len(texts), *row.shape)
-                    path = temporary / f"{name}.npy"
-                    arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=row.dtype, shape=shape)
-                arrays[name][number] = row
-        for array in arrays.values():
-            array.flush()
+def text_name(picture: str) -> str:
+    """The name of the text that belongs to a picture: its last ending is another one."""
+    folder, slash, name = picture.rpartition("/")
+    stem, dot, _ = name.rpartition(".")
+    return f"{folder}{slash}{stem if stem and dot else name}.txt"
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """No line of the libraries below an error: `encode_prompt` warns with the cut-off end of a caption in full."""
-    logs = (transformers.utils.logging, diffusers.utils.logging)
-    before = [log.get_verbosity() for log in logs]
+def read_text(path: Path, root: Path) -> tuple[str, ...]:
+    """The captions in a file, one a line; () where it is empty. Raises InputError that names the file."""
     try:
-        for log in logs:
-            log.set_verbosity_error()
-        yield
-    finally:
-        for log, verbosity in zip(logs, before, strict=True):
-            log.set_verbosity(verbosity)
+        if not path.resolve(strict=True).is_relative_to(root):
+            raise refused(f"{shown(path)}: leads out of the folder; put the file itself there")
+        if path.stat().st_size > LONGEST:
+            raise refused(f"{shown(path)}: longer than a caption is ({LONGEST} bytes); shorten it, or move it away")
+        text = path.read_text(encoding="utf-8-sig")  # editors write a byte order mark
+    except UnicodeDecodeError:
+        raise refused(f"{shown(path)}: not UTF-8; save it as UTF-8") from None
+    except (OSError, RuntimeError) as error:
+        raise refused(f"{shown(path)}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return stripped(text.split("\n"))
+
+
+def stripped(texts: Sequence[str]) -> tuple[str, ...]:
+    """The texts without blanks around, empty ones left out."""
+    return tuple(text.strip() for text in texts if text.strip())
+
+
+def of_a_table(value: Any) -> tuple[str, ...] | None:
+    """What a table's field says, a text or a list of texts; None where it is something else."""
+    if value is None:
+        return ()
+    texts = [value] if isinstance(value, str) else value
+    whole = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+    return stripped(texts) if whole else None
+
+
+def all_or_none(entries: list[Entry], where: str, *, wanted: bool) -> list[Entry]:
+    """The entries, each with captions or none with any.
+
+    With `wanted` (data.captions) InputError that names pictures without one; `where` says what to add them to.
+    """
+    without = [repr(entry.file_name) for entry in entries if not entry.captions]
+    if wanted and without:
+        more = f" and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
+        raise refused(f"data.captions=true: no caption: {', '.join(without[:SHOWN])}{more}; {where}")
+    return [replace(entry, captions=None) for entry in entries] if without else entries

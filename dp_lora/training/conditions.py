@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dp_lora.data.captions import Captions
+from dp_lora.data.conditions import Captions
 from dp_lora.models.adapters import EMBEDDING
 from dp_lora.models.families import Conditions
 from dp_lora.models.folder import Model

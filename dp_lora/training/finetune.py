@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Config
-from dp_lora.data.captions import Captions
+from dp_lora.data.conditions import Captions
 from dp_lora.data.persons import check_persons
 from dp_lora.errors import InputError
 from dp_lora.events import Events
@@ -88,7 +88,9 @@ def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
         with full_precision():
             require_rows_apart(config, model, device)
             dead = dead_weights(config, model, device)
-        if config.compute.checkpointing == "always" or (config.compute.checkpointing == "auto" and device.type == "cuda"):
+        if config.compute.checkpointing == "always" or (
+            config.compute.checkpointing == "auto" and device.type == "cuda"
+        ):
             use_checkpointing(model.unet)
         return Adapter(model.unet, lora, None, model.family, dead)
     train = config.train

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Config
-from dp_lora.data.captions import Captions
+from dp_lora.data.conditions import Captions
 from dp_lora.diffusion import loss_per_row, process_of
 from dp_lora.models.adapters import unit_copies
 from dp_lora.models.device import pick_precision

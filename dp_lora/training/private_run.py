@@ -11,7 +11,7 @@ import torch
 
 from dp_lora.config import relative
 from dp_lora.config.schema import Config
-from dp_lora.data.captions import encode_captions
+from dp_lora.data.conditions import encode_captions
 from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import Dataset, read_dataset
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names

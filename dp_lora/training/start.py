@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Config
-from dp_lora.data.captions import Captions
+from dp_lora.data.conditions import Captions
 from dp_lora.diffusion import process_of
 from dp_lora.errors import InputError
 from dp_lora.models.adapters import lora_parameters
