@@ -50,7 +50,7 @@ def _refuse_base(config: Config, *, made_anew: bool) -> None:
     """InputError for a base of another size or other channels; `made_anew`: one of the pipeline's own is not read."""
     require_base(config)
     base = base_folder(config)
-    if is_pipeline(base) and not (base / "model.json").exists():
+    if is_pipeline(base):
         check_text(config)
         drawn_prompts(config)
         return

@@ -64,7 +64,8 @@ def summary(config: Config) -> dict[str, object]:
     figures["trainable parameters"] = counts["trainable"]
     figures[distance] = scores[distance]
     figures[f"reconstruction_{distance}"] = scores[f"reconstruction_{distance}"]
-    figures["accuracy"] = scores["accuracy"]
+    if "accuracy" in scores:
+        figures["accuracy"] = scores["accuracy"]
     return figures
 
 

@@ -336,6 +336,19 @@ def _put_on(unet: Denoiser, folder: Path) -> None:
     unet.to(next(unet.parameters()).device).eval().requires_grad_(False)
 
 
+def merge_lora(unet: Denoiser) -> None:
+    """Add LoRA's products into the layers that they stand on (in place), and take PEFT's layers off.
+
+    Raises ValueError for weights that are not finite.
+    """
+    for name, layer in _lora_layers(unet).items():
+        layer.merge(safe_merge=True)
+        above, _, own = name.rpartition(".")
+        setattr(unet.get_submodule(above), own, layer.get_base_layer())
+    unet._hf_peft_config_loaded = False
+    del unet.peft_config
+
+
 def adapter_info(folder: Path) -> dict[str, Any]:
     """model.json of an adapter folder: classes, base (path and digest), rank."""
     info = load_info(folder)

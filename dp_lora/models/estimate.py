@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from dp_lora.config.prompts import drawn_prompts
 from dp_lora.config.schema import Config
 from dp_lora.models.adapters import add_lora, lora_parameters
 from dp_lora.models.autoencoder import decode, encode, shrinks
@@ -115,7 +116,8 @@ def finetuning_work(
     each = " of one picture a person" if config.privacy.unit == "person" else ""
     every = config.train.grid_every
     grids = -(-steps // every) if every else 0
-    drawn = grids * GRID_IMAGES * len(config.data.classes)
+    # of a text-to-image base prompts, of which there are some where there are no classes
+    drawn = grids * GRID_IMAGES * (len(config.data.classes) or len(drawn_prompts(config)))
     pictures = config.data.n_public
     encoding, dp_sgd = pictures * float(row.encode), steps * rows * float(row.train)
     drawing = drawn * (_flops_of_latent(config, row) + row.decode)

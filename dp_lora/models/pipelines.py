@@ -94,7 +94,8 @@ def pipeline_digest(folder: Path) -> str:
     """SHA-256 over the index and every component that is used; other files of the folder do not count."""
     used = (name for name, where in read_index(folder).items() if isinstance(where, list) and name not in LEFT_OUT)
     parts = [(name, digest_folder(folder / name)) for name in sorted(used) if (folder / name).is_dir()]
-    return digest_value([(INDEX, digest_file(folder / INDEX)), *parts])
+    files = [name for name in (INDEX, "model.json") if (folder / name).exists()]
+    return digest_value([*((name, digest_file(folder / name)) for name in files), *parts])
 
 
 def _shrinks(folder: Path) -> int:

@@ -88,9 +88,7 @@ def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
         with full_precision():
             require_rows_apart(config, model, device)
             dead = dead_weights(config, model, device)
-        if config.compute.checkpointing == "always" or (
-            config.compute.checkpointing == "auto" and device.type == "cuda"
-        ):
+        if config.compute.checkpointing in ({"always"} if device.type == "cpu" else {"always", "auto"}):
             use_checkpointing(model.unet)
         return Adapter(model.unet, lora, None, model.family, dead)
     train = config.train

@@ -42,12 +42,12 @@ def stated_info(config: Config, base: Path) -> dict[str, Any]:
     Raises InputError for model.privacy_status where the base states its own.
     """
     info = load_info(base)
-    if "pipeline" not in info or (base / "model.json").exists():
-        if config.model.privacy_status is not None:
-            raise InputError(
-                f"model.privacy_status={config.model.privacy_status}: must be null: model.json of the base says "
-                f"{info['privacy_status']}"
-            )
+    if config.model.privacy_status is not None and (base / "model.json").exists():
+        raise InputError(
+            f"model.privacy_status={config.model.privacy_status}: must be null: model.json of the base says "
+            f"{info['privacy_status']}"
+        )
+    if "pipeline" not in info:
         return info
     status = config.model.privacy_status or info["privacy_status"]
     return info | {"privacy_status": status, "size": config.data.size, "classes": drawn_prompts(config)}
