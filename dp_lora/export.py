@@ -30,8 +30,8 @@ NOT_STOCK = (
 def export(base: Model, adapter: Path, sampling: Sampling, out_folder: Path) -> bool:
     """Write the diffusers folder of `base` (changed in place) with an adapter, whole or not at all.
 
-    Of a pipeline: its whole folder, the adapter merged into its denoiser, beside privacy.json, README.md and the rest of
-    what follows. Of a model folder of ours:
+    Of a pipeline: its whole folder, the adapter merged into its denoiser, with the files of privacy and the adapter's
+    that follow. Of a model folder of ours:
 
     `unet/` (merged, no PEFT layer left), `vae/`, `scheduler/`; `class_embedding.safetensors` ("weight": one row per
     class in model.json's order, then the null row where the base has one); model.json, privacy.json and README.md with
