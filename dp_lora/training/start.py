@@ -1,4 +1,4 @@
-"""What a text-to-image base has to pass on dummies before anything private is read, and what is left untrained."""
+"""What a text-to-image base has to pass on dummies before the first step, and what of it is left untrained."""
 
 import numpy as np
 import torch
