@@ -24,41 +24,15 @@ from torch import Tensor, nn
 from dp_lora.config.schema import Lora
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, write_json
-from dp_lora.models.folder import FORMAT, Model, load_info
-from dp_lora.models.ranks import in_order_of_depth, layer_ranks
+from dp_lora.models.embedding_start import start_positions
+from dp_lora.models.folder import Model
+from dp_lora.models.info import FORMAT, load_info
+from dp_lora.models.meta import tensor_shapes
+from dp_lora.models.targets import adapted_ranks
 
 ADAPTER = "default"
-EMBEDDING_STARTS = ("mean", "zero")
 WEIGHTS = "pytorch_lora_weights.safetensors"
 EMBEDDING = "class_embedding.weight"
-TARGETS = {
-    # attn2's to_q and to_k get no gradient from a single context token: their adapters would be noise alone
-    "default": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_v", "attn2.to_out.0"),
-    "study": ("to_q", "to_k", "to_v", "to_out.0"),
-}
-
-
-def lora_targets(targets: str) -> tuple[str, ...]:
-    """Module names of `lora.targets`: a preset's, or names with commas between."""
-    return TARGETS.get(targets) or tuple(name.strip() for name in targets.split(",") if name.strip())
-
-
-def matched_modules(unet: UNet2DConditionModel, targets: str) -> list[str]:
-    """Full names of the linear layers that `targets` adapt, in order of depth (down, middle, up).
-
-    InputError names a target that matches nothing.
-    """
-    linear = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear)]
-    matched: set[str] = set()
-    for target in lora_targets(targets):
-        hits = [name for name in linear if name == target or name.endswith(f".{target}")]
-        if not hits:
-            raise InputError(
-                f"lora.targets={targets}: {target!r} matches no linear layer of the UNet; "
-                f"use default, study, or names such as attn1.to_q,attn2.to_out.0"
-            )
-        matched.update(hits)
-    return in_order_of_depth([name for name in linear if name in matched])
 
 
 class UnitLinear(nn.Linear):
@@ -90,9 +64,7 @@ def add_lora(unet: UNet2DConditionModel, settings: Lora, generator: torch.Genera
     without a match.
     """
     rank = settings.rank
-    names = matched_modules(unet, settings.targets)
-    in_depth = layer_ranks(len(names), settings.rank_schedule, rank, settings.rank_last)
-    ranks = dict(zip(names, in_depth, strict=True))
+    ranks = adapted_ranks(tensor_shapes(unet), settings)
     unet.requires_grad_(False)
     others = {name: layer_rank for name, layer_rank in ranks.items() if layer_rank != rank}
     config = LoraConfig(
@@ -100,7 +72,7 @@ def add_lora(unet: UNet2DConditionModel, settings: Lora, generator: torch.Genera
         lora_alpha=settings.alpha or rank,
         rank_pattern=others,
         alpha_pattern=dict(others),
-        target_modules=names,
+        target_modules=list(ranks),
         bias="none",  # PEFT's lora_only would train the base's own biases
         lora_dropout=0.0,
     )
@@ -153,24 +125,6 @@ def unit_copies(unet: UNet2DConditionModel, copies: Mapping[str, Tensor]) -> Ite
     finally:
         for linear, _ in changed:
             linear.unit_weight = None
-
-
-def start_positions(start: str, base_classes: Sequence[str], n_classes: int) -> list[int] | None:
-    """Positions in `base_classes` of the classes that `start` (train.embedding_start) names; None for mean and zero.
-
-    Raises InputError where these are not n_classes classes of the base.
-    """
-    if start in EMBEDDING_STARTS:
-        return None
-    names = [name.strip() for name in start.split(",")]
-    unknown = [name for name in names if name not in base_classes]
-    if unknown or len(names) != n_classes:
-        wrong = f"{unknown[0]!r} is no class of the base" if unknown else f"{len(names)} names, {n_classes} classes"
-        raise InputError(
-            f"train.embedding_start={start}: {wrong}; must be {', '.join(EMBEDDING_STARTS)}, or a class of the "
-            "base for each of data.classes, commas between"
-        )
-    return [list(base_classes).index(name) for name in names]
 
 
 def untrained_class_embedding(model: Model, start: str, n_classes: int, noise: float, seed: int) -> Tensor:

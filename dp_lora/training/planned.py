@@ -28,7 +28,7 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
     elif plan.private:
         facts["epsilon claimed by the released code"] = claimed_epsilon(plan, plan.steps)
         facts["epsilon bounded by the noise"] = spent(plan, plan.steps).epsilon
-    facts["trainable parameters"] = count_parameters(config, base)["trainable"]
-    row, rates = count_flops(config, base), rates_at_hand(config, base)
+    facts["trainable parameters"] = count_parameters(config, start.shapes)["trainable"]
+    row, rates = count_flops(config, base, start.shapes), rates_at_hand(config, base)
     parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates)
     return facts | estimate_lines([*parts, *(sampling_work(config, row, rates) if samples else [])], rates)
