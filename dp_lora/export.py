@@ -17,7 +17,8 @@ from dp_lora.config.schema import Sampling
 from dp_lora.errors import InputError
 from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import adapter_info, apply_adapter, merge_lora
-from dp_lora.models.folder import FORMAT, Model, save_model
+from dp_lora.models.folder import Model, save_model
+from dp_lora.models.info import FORMAT
 from dp_lora.release import loading_lines
 from dp_lora.statement import read_privacy
 

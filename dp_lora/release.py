@@ -3,7 +3,7 @@
 Nothing in it depends on private data but through the mechanism: no true count, no digest, no hash of private data.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import WEIGHTS, Adapter, save_adapter
 from dp_lora.models.families import CLASSES, Family
 from dp_lora.privacy.accounting import cross_checked, spent
-from dp_lora.privacy.composition import Part, compose, spent_by
+from dp_lora.privacy.composition import Part, compose
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_epsilon
 
@@ -30,35 +30,6 @@ RANDOMNESS_REPLAY = (
     "replayed from a seed file of the operator's: epsilon holds only while that file is secret; "
     "statistical generator (SFC64), not cryptographic"
 )
-
-
-def base_privacy(info: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, float]:
-    """Epsilon and delta that the base model has spent before, by its model.json; (0, 0) for a public one.
-
-    Raises InputError, where the result is to be released, for a base that is non-private or of unknown status, or whose
-    unit of privacy or neighbouring relation is another.
-    """
-    status = info.get("privacy_status", "unknown")
-    if status == "public" or not plan.guaranteed:
-        return 0.0, 0.0
-    before = info.get("privacy")
-    if status == "private-dp" and isinstance(before, dict):
-        if (found := spent_by(before, plan)) is not None:
-            return found
-        raise InputError(
-            f"model.base: its model.json states privacy {before}: needs epsilon, delta, unit={plan.unit} and "
-            f"relation={plan.relation} to be added to this run's"
-        )
-    raise InputError(
-        f"model.base: its model.json says privacy_status {status}: what it leaked of its own training pictures has no "
-        "bound, so no release can be made from it; use a public base, or eps=inf"
-    )
-
-
-def base_parts(info: Mapping[str, Any], digest: Callable[[], str], plan: PrivacyPlan) -> tuple[Part, ...]:
-    """What `base_privacy` says of the base; none for a public one. `digest` gives its folder's, where it is needed."""
-    epsilon, delta = base_privacy(info, plan)
-    return (Part(epsilon, delta, base=digest()),) if epsilon or delta else ()
 
 
 def require_target(plan: PrivacyPlan, steps: int, shown: str) -> None:

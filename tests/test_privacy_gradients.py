@@ -7,7 +7,8 @@ import torch
 from benchmarks.setups import stock_copy
 from benchmarks.steps import StockModel
 from dp_lora.diffusion import add_noise, loss_per_row, target
-from dp_lora.models.adapters import EMBEDDING, lora_targets
+from dp_lora.models.adapters import EMBEDDING
+from dp_lora.models.targets import lora_targets
 from dp_lora.privacy.clipping import clip_factors, clipped_sum
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams

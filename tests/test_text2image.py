@@ -23,7 +23,8 @@ from dp_lora.export import export
 from dp_lora.models.adapters import WEIGHTS, apply_adapter, lora_parameters, ready_to_draw
 from dp_lora.models.families import Family
 from dp_lora.models.families.flux import pack
-from dp_lora.models.folder import load_model, model_digest
+from dp_lora.models.folder import load_model
+from dp_lora.models.info import model_digest
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.sampling.text import draw_prompts

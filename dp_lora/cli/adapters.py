@@ -58,7 +58,7 @@ def track_adapter(
 
 def find_base(named: Mapping[str, str], config: Config, whose: str) -> Path:
     """The base model with this path and digest: where the path says, or at model.base; InputError for another."""
-    from dp_lora.models.folder import model_digest
+    from dp_lora.models.info import model_digest
 
     for folder in (ROOT / named["path"], base_folder(config)):
         if folder.exists() and model_digest(folder) == named["digest"]:

@@ -25,39 +25,16 @@ from dp_lora.config.prompts import drawn_prompts
 from dp_lora.config.schema import Config, Lora
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, write_json
+from dp_lora.models.embedding_start import start_positions
 from dp_lora.models.families import CLASSES, Family
-from dp_lora.models.folder import FORMAT, Denoiser, Model, load_info
-from dp_lora.models.ranks import in_order_of_depth, layer_ranks
+from dp_lora.models.folder import Denoiser, Model
+from dp_lora.models.info import FORMAT, load_info
+from dp_lora.models.meta import tensor_shapes
+from dp_lora.models.targets import adapted_ranks
 
 ADAPTER = "default"
-EMBEDDING_STARTS = ("mean", "zero")
 WEIGHTS = "pytorch_lora_weights.safetensors"
 EMBEDDING = "class_embedding.weight"
-STUDY = ("to_q", "to_k", "to_v", "to_out.0")
-
-
-def lora_targets(targets: str, family: Family = CLASSES) -> tuple[str, ...]:
-    """Module names of `lora.targets`: the family's own (default), the study's, or names with commas between."""
-    presets = {"default": family.targets, "study": STUDY}
-    return presets.get(targets) or tuple(name.strip() for name in targets.split(",") if name.strip())
-
-
-def matched_modules(unet: Denoiser, targets: str, family: Family = CLASSES) -> list[str]:
-    """Full names of the linear layers that `targets` adapt, in order of depth (down, middle, up; block by block).
-
-    InputError names a target that matches nothing.
-    """
-    linear = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear)]
-    matched: set[str] = set()
-    for target in lora_targets(targets, family):
-        hits = [name for name in linear if name == target or name.endswith(f".{target}")]
-        if not hits:
-            raise InputError(
-                f"lora.targets={targets}: {target!r} matches no linear layer of the UNet; "
-                f"use default, study, or names such as attn1.to_q,attn2.to_out.0"
-            )
-        matched.update(hits)
-    return in_order_of_depth([name for name in linear if name in matched])
 
 
 class UnitLinear(nn.Linear):
@@ -97,9 +74,7 @@ def add_lora(unet: Denoiser, settings: Lora, generator: torch.Generator, family:
     without a match.
     """
     rank = settings.rank
-    names = matched_modules(unet, settings.targets, family)
-    in_depth = layer_ranks(len(names), settings.rank_schedule, rank, settings.rank_last)
-    ranks = dict(zip(names, in_depth, strict=True))
+    ranks = adapted_ranks(tensor_shapes(unet), settings, family)
     unet.requires_grad_(False)
     others = {name: layer_rank for name, layer_rank in ranks.items() if layer_rank != rank}
     config = LoraConfig(
@@ -107,7 +82,7 @@ def add_lora(unet: Denoiser, settings: Lora, generator: torch.Generator, family:
         lora_alpha=settings.alpha or rank,
         rank_pattern=others,
         alpha_pattern=dict(others),
-        target_modules=names,
+        target_modules=list(ranks),
         bias="none",  # PEFT's lora_only would train the base's own biases
         lora_dropout=0.0,
     )
@@ -183,24 +158,6 @@ def use_checkpointing(unet: Denoiser) -> None:
         return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), _placed(now)))
 
     unet.enable_gradient_checkpointing(checkpointed)
-
-
-def start_positions(start: str, base_classes: Sequence[str], n_classes: int) -> list[int] | None:
-    """Positions in `base_classes` of the classes that `start` (train.embedding_start) names; None for mean and zero.
-
-    Raises InputError where these are not n_classes classes of the base.
-    """
-    if start in EMBEDDING_STARTS:
-        return None
-    names = [name.strip() for name in start.split(",")]
-    unknown = [name for name in names if name not in base_classes]
-    if unknown or len(names) != n_classes:
-        wrong = f"{unknown[0]!r} is no class of the base" if unknown else f"{len(names)} names, {n_classes} classes"
-        raise InputError(
-            f"train.embedding_start={start}: {wrong}; must be {', '.join(EMBEDDING_STARTS)}, or a class of the "
-            "base for each of data.classes, commas between"
-        )
-    return [list(base_classes).index(name) for name in names]
 
 
 def untrained_class_embedding(model: Model, start: str, n_classes: int, noise: float, seed: int) -> Tensor:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -19,23 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dp_lora.errors import InputError
-from dp_lora.files import digest_file, digest_folder, digest_value, read_json, whole_folder, write_json
+from dp_lora.errors import InputError, line
+from dp_lora.files import whole_folder, write_json
 from dp_lora.models.attention import use_one_token_attention
 from dp_lora.models.autoencoder import VAE_CLASSES, Vae, shrinks
 from dp_lora.models.families import CLASSES, Family
+from dp_lora.models.info import load_info, part_kind
+from dp_lora.models.operations import FILE, Operations
 from dp_lora.models.pipeline_index import is_pipeline
-from dp_lora.models.pipelines import (
-    family_of,
-    load_pipeline,
-    part_config,
-    pipeline_digest,
-    pipeline_info,
-)
+from dp_lora.models.pipelines import load_pipeline
 from dp_lora.models.unet import UNET_CLASSES
 
-FORMAT = 1
-PRIVACY_STATUSES = ("public", "private-dp", "non-private", "unknown")
 Part = TypeVar("Part", bound=ConfigMixin)
 # a UNet of diffusers, or a pipeline's transformer: diffusers' classes have no common type that states what they share
 Denoiser = Any
@@ -83,38 +77,6 @@ class Model:
         return self.vae.config["latent_channels"], side, side
 
 
-def model_info(
-    *,
-    classes: list[str],
-    null_row: bool,
-    size: int,
-    channels: int,
-    prediction_type: str | None,
-    trained_on: dict[str, Any],
-    privacy_status: str,
-    seed: int,
-    sections: dict[str, Any],
-) -> dict[str, Any]:
-    """The content of model.json. `trained_on` names the source; `sections` are the config sections it was made with.
-
-    `prediction_type` is None for an autoencoder. Raises InputError for an unknown privacy status.
-    """
-    if privacy_status not in PRIVACY_STATUSES:
-        raise InputError(f"privacy_status={privacy_status}: must be one of {', '.join(PRIVACY_STATUSES)}")
-    return {
-        "format": FORMAT,
-        "classes": list(classes),
-        "null_row": null_row,
-        "size": size,
-        "channels": channels,
-        "prediction_type": prediction_type,
-        "trained_on": trained_on,
-        "privacy_status": privacy_status,
-        "seed": seed,
-        "config": sections,
-    }
-
-
 def save_model(
     folder: Path,
     unet: UNet2DConditionModel,
@@ -123,8 +85,12 @@ def save_model(
     class_embedding: Tensor,
     info: dict[str, Any],
     extra: Sequence[Path] = (),
+    operations: Operations | None = None,
 ) -> None:
-    """Write a model folder, whole or not at all; a folder that stands there is replaced; `extra` files go in."""
+    """Write a model folder, whole or not at all; a folder that stands there is replaced; `extra` files go in.
+
+    `operations` of a base are what a dry run estimates by; without them it has to build the networks.
+    """
     _check_embedding(class_embedding, unet, info, "class embedding")
     with whole_folder(Path(folder)) as temporary:
         _save_part(unet, temporary / "unet")
@@ -133,6 +99,8 @@ def save_model(
         weight = class_embedding.detach().to("cpu", torch.float32).contiguous()
         save_file({"weight": weight}, temporary / "class_embedding.safetensors")
         write_json(temporary / "model.json", info)
+        if operations is not None:
+            write_json(temporary / FILE, asdict(operations))
         for path in extra:
             shutil.copyfile(path, temporary / path.name)
 
@@ -167,7 +135,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
         # what is trained starts from it: in half precision a step's sum and noise would be rounded to 8 bits
         embedding = load_file(embedding_file)["weight"].to(device, torch.float32)
     except (OSError, KeyError, SafetensorError) as error:
-        raise InputError(f"{embedding_file}: cannot be read ({_line(error)}); make the model folder again") from None
+        raise InputError(f"{embedding_file}: cannot be read ({line(error)}); make the model folder again") from None
     unet = _load_part(UNET_CLASSES, folder / "unet").to(device).eval().requires_grad_(False)
     use_one_token_attention(unet)
     _check_embedding(embedding, unet, info, str(embedding_file))
@@ -179,61 +147,10 @@ def load_vae(folder: Path, device: torch.device | str = "cpu") -> Vae:
     return _load_part(VAE_CLASSES, Path(folder) / "vae").to(device).eval().requires_grad_(False)
 
 
-def load_info(folder: Path) -> dict[str, Any]:
-    """model.json of a model or autoencoder folder, or what stands for it in a pipeline's."""
-    path = Path(folder) / "model.json"
-    if not path.exists() and is_pipeline(Path(folder)):
-        return pipeline_info(Path(folder))
-    try:
-        info = read_json(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({_line(error)}); {folder} must be a model folder") from None
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise InputError(f"{path}: must be an object with format {FORMAT}")
-    return info
-
-
 def _check_embedding(embedding: Tensor, unet: UNet2DConditionModel, info: dict[str, Any], where: str) -> None:
     rows, dim = len(info["classes"]) + bool(info["null_row"]), unet.config["cross_attention_dim"]
     if embedding.shape != (rows, dim):
         raise InputError(f"{where}: has shape {tuple(embedding.shape)}, but ({rows}, {dim}) belongs to this model")
-
-
-def unweighted_unet(folder: Path) -> Denoiser:
-    """The denoiser of a model folder with random weights, or with none inside `torch.device("meta")`."""
-    if is_pipeline(folder):
-        return _of_diffusers(part_config(folder, family_of(folder).part))
-    return _unweighted(UNET_CLASSES, Path(folder) / "unet")
-
-
-def unweighted_vae(folder: Path) -> Any:
-    """The autoencoder of a model folder, as `unweighted_unet`."""
-    if is_pipeline(folder):
-        return _of_diffusers(part_config(folder, "vae"))
-    return _unweighted(VAE_CLASSES, Path(folder) / "vae")
-
-
-def _of_diffusers(config: dict[str, Any]) -> Any:
-    import diffusers
-
-    kind = getattr(diffusers, str(config.get("_class_name")), None)
-    if kind is None:
-        raise InputError(f"{config.get('_class_name')}: diffusers has no such class; the base needs another version")
-    return kind.from_config(config)
-
-
-def _unweighted(kinds: Sequence[type[Part]], folder: Path) -> Part:
-    return cast(Part, _part_class(kinds, folder).from_config(read_json(folder / "config.json")))
-
-
-def _part_class(kinds: Sequence[type[Part]], folder: Path) -> type[Part]:
-    name = "scheduler_config.json" if DDIMScheduler in kinds else "config.json"
-    config = read_json(folder / name)
-    found = config.get("_class_name") if isinstance(config, dict) else None
-    for kind in kinds:
-        if found == kind.__name__:
-            return kind
-    raise InputError(f"{folder}: holds a {found}; must be a {' or '.join(kind.__name__ for kind in kinds)}")
 
 
 def _load_part(kinds: Sequence[type[Part]], folder: Path) -> Part:
@@ -243,26 +160,16 @@ def _load_part(kinds: Sequence[type[Part]], folder: Path) -> Part:
     scheduler = DDIMScheduler in kinds
     options: dict[str, Any] = {} if scheduler else {"use_safetensors": True, "low_cpu_mem_usage": False}
     try:
-        kind: Any = _part_class(kinds, folder)
+        name, _ = part_kind(
+            folder, [kind.__name__ for kind in kinds], "scheduler_config.json" if scheduler else "config.json"
+        )
+        kind: Any = {kind.__name__: kind for kind in kinds}[name]
         part = kind.from_pretrained(str(folder), local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder}: cannot be read ({_line(error)})") from None
+        raise InputError(f"{folder}: cannot be read ({line(error)})") from None
     return cast(Part, part)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def model_digest(folder: Path) -> str:
-    """SHA-256 over the files that make a model folder what it is; pictures beside them do not count."""
-    if is_pipeline(Path(folder)):
-        return pipeline_digest(Path(folder))
-    parts = ["unet", "vae", "scheduler", "class_embedding.safetensors", "model.json"]
-    found = [Path(folder) / name for name in parts if (Path(folder) / name).exists()]
-    return digest_value([(path.name, digest_folder(path) if path.is_dir() else digest_file(path)) for path in found])
 
 
 def module_digest(module: Any) -> str:

@@ -30,14 +30,14 @@ from dp_lora.models.adapters import (
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import Model
 from dp_lora.privacy.accounting import spent
-from dp_lora.privacy.composition import Part, compose, together
+from dp_lora.privacy.composition import Part, base_parts, compose, together
 from dp_lora.privacy.plan import PrivacyPlan, require_stated_number
 from dp_lora.privacy.randomness import Randomness, read_secret
 from dp_lora.privacy.rounding import dummies, require_small_rounding
 from dp_lora.privacy.step import PrivateFacts, noisy_sum
 from dp_lora.privacy.sums import assist as assist_steps
 from dp_lora.progress import progress
-from dp_lora.release import base_parts, write_result
+from dp_lora.release import write_result
 from dp_lora.team import Team
 from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
 from dp_lora.training.physical_batch import dummy_loss, physical_batch_size

@@ -41,11 +41,11 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
     elif plan.private:
         facts["epsilon claimed by the released code"] = claimed_epsilon(plan, plan.steps)
         facts["epsilon bounded by the noise"] = spent(plan, plan.steps).epsilon
-    counts = count_parameters(config, base)
+    counts = count_parameters(config, start.shapes)
     facts["trainable parameters"] = counts["trainable"]
     if plan.private:
         norm = plan.noise_multiplier * math.sqrt(counts["trainable"])
         facts["noise ratio"] = _shown_ratio(norm / plan.expected_batch)
-    row, rates = count_flops(config, base), rates_at_hand(config, base)
+    row, rates = count_flops(config, base, start.shapes), rates_at_hand(config, base)
     parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates)
     return facts | estimate_lines([*parts, *(sampling_work(config, row, rates) if samples else [])], rates)

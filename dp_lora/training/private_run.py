@@ -21,7 +21,8 @@ from dp_lora.models.adapters import drawn_of
 from dp_lora.models.agreement import check_agreement
 from dp_lora.models.device import pick_precision
 from dp_lora.models.estimate import GRID_IMAGES
-from dp_lora.models.folder import Model, load_model, model_digest
+from dp_lora.models.folder import Model, load_model
+from dp_lora.models.info import model_digest
 from dp_lora.sampling import draw
 from dp_lora.team import Team
 from dp_lora.training import finetune as training

@@ -8,11 +8,11 @@ from dp_lora.config.prompts import drawn_prompts
 from dp_lora.config.rules import check_shape, check_text
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
-from dp_lora.models.adapters import start_positions
-from dp_lora.models.folder import load_info, model_digest
-from dp_lora.privacy.composition import Part
+from dp_lora.models.embedding_start import start_positions
+from dp_lora.models.info import load_info, model_digest
+from dp_lora.models.shapes import BaseShapes
+from dp_lora.privacy.composition import Part, base_parts
 from dp_lora.privacy.plan import PrivacyPlan
-from dp_lora.release import base_parts
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Resolved:
 
     config: Config
     base: Path  # folder of the base model; before a dry run it may not be there
+    shapes: BaseShapes  # of its tensors
     base_name: str  # as the release names it: no folder of this machine
     data: Path  # folder of the prepared private pictures
     latents: Path  # folder that these are kept in, encoded

@@ -1,11 +1,14 @@
 """Class-conditional latent diffusion, as `pretrain_ldm` and `import_base` make it: the class embedding is one token."""
 
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from dp_lora.models.families.family import Conditions, Family
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """What differs between pipelines of diffusers, and nothing else: captions, one forward pass, targets, how it loads."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Conditions = dict[str, Tensor]  # what a row is conditioned on, one entry per row in each tensor
+
+Conditions = dict[str, "Tensor"]  # what a row is conditioned on, one entry per row in each tensor
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,6 @@ class Family:
     tokens: int = 77  # longest caption, in tokens of the denoiser's context
     call: Mapping[str, Any] = field(default_factory=dict)  # arguments of the pipeline when it draws
 
-    CAPTION: ClassVar[str] = ""  # the caption of dummies
-
     def encode(self, pipe: Any, caption: str, size: int) -> Conditions:
         """One caption as the denoiser takes it, (1, ...) each; `size`: side of the pictures in pixels."""
         embeds, _ = pipe.encode_prompt(caption, pipe.device, 1, False)
@@ -34,6 +35,8 @@ class Family:
 
         They say nothing of any caption, so that dummies and padded rows read none.
         """
+        import torch
+
         return {"context": torch.zeros(1, self.tokens, self.width(config))}
 
     def width(self, config: Mapping[str, Any]) -> int:

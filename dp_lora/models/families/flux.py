@@ -1,13 +1,15 @@
 """FLUX.1: flow matching on latents that are packed two by two into tokens."""
 
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from dp_lora.models.families.family import Conditions
 from dp_lora.models.families.sd3 import StableDiffusion3
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GUIDANCE = 1.0  # of the guidance-distilled [dev] while it is trained; [schnell] takes none
 
@@ -21,6 +23,8 @@ class Flux(StableDiffusion3):
         return {"context": embeds, "pooled": pooled}
 
     def predict(self, denoiser: Any, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        import torch
+
         rows, channels, height, width = x_t.shape
         ids = torch.zeros(height // 2, width // 2, 3, device=x_t.device)
         ids[..., 1] += torch.arange(height // 2, device=x_t.device)[:, None]

@@ -1,13 +1,16 @@
 """PixArt-alpha and -Sigma: a transformer with a masked T5 caption; half of its output is a learned variance."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dp_lora.models.families.family import Conditions, Family
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class PixArt(Family):
         return config["caption_channels"]
 
     def blank(self, config: Mapping[str, Any], size: int) -> Conditions:
+        import torch
+
         mask = torch.ones(1, self.tokens, dtype=torch.int64)
         return super().blank(config, size) | {"mask": mask, **_size(config, size, torch.device("cpu"))}
 
@@ -41,6 +46,8 @@ class PixArt(Family):
 
 
 def _size(config: Mapping[str, Any], size: int, device: torch.device) -> Conditions:
+    import torch
+
     if not config["use_additional_conditions"]:
         return {}
     resolution = torch.tensor([[size, size]], dtype=torch.float32, device=device)

@@ -1,13 +1,15 @@
 """Sana: linear attention on the latents of a deep-compression autoencoder, trained by flow matching."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dp_lora.models.families.family import Conditions, Family
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Sana(Family):
         return config["caption_channels"]
 
     def blank(self, config: Mapping[str, Any], size: int) -> Conditions:
+        import torch
+
         return super().blank(config, size) | {"mask": torch.ones(1, self.tokens, dtype=torch.int64)}
 
     def predict(self, denoiser: Any, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:

@@ -1,13 +1,15 @@
 """Stable Diffusion 3: a transformer over picture and caption tokens, trained by flow matching."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dp_lora.models.families.family import Conditions, Family
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 JOINT = (
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
@@ -32,6 +34,8 @@ class StableDiffusion3(Family):
         return config["joint_attention_dim"]
 
     def blank(self, config: Mapping[str, Any], size: int) -> Conditions:
+        import torch
+
         return super().blank(config, size) | {"pooled": torch.zeros(1, config["pooled_projection_dim"])}
 
     def predict(self, denoiser: Any, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
