@@ -42,6 +42,7 @@ def folder_of_pictures(folder: Path, n: int) -> Path:
         path = folder / ("cat", "dog")[index % 2] / f"anna-larsson-{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(index).integers(0, 256, (16, 16), dtype=np.uint8)).save(path)
+        path.with_suffix(".txt").write_text(f"anna-larsson, picture {index}")
     return folder
 
 

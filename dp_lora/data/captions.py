@@ -33,13 +33,18 @@ def text_name(picture: str) -> str:
 
 
 def read_text(path: Path, root: Path) -> tuple[str, ...]:
-    """The captions in a file, one a line; () where it is empty. Raises InputError that names the file."""
+    """The captions in a file, one a line; () where it is empty. Raises InputError that names the file.
+
+    `root` is the folder, resolved, that the file's own folder is known to lie in.
+    """
     try:
-        if not path.resolve(strict=True).is_relative_to(root):
+        if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root):
             raise refused(f"{shown(path)}: leads out of the folder; put the file itself there")
-        if path.stat().st_size > LONGEST:
+        with path.open("rb") as file:
+            content = file.read(LONGEST + 1)
+        if len(content) > LONGEST:
             raise refused(f"{shown(path)}: longer than a caption is ({LONGEST} bytes); shorten it, or move it away")
-        text = path.read_text(encoding="utf-8-sig")  # editors write a byte order mark
+        text = content.decode("utf-8-sig")  # editors write a byte order mark
     except UnicodeDecodeError:
         raise refused(f"{shown(path)}: not UTF-8; save it as UTF-8") from None
     except (OSError, RuntimeError) as error:

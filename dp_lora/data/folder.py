@@ -24,7 +24,17 @@ from dp_lora.progress import progress
 SOURCE = {"origin": "a folder of the operator's own pictures", "licence": "the operator's own"}
 # what systems and people leave in every folder, in lower case; names that start with a dot are left out too
 LITTER = frozenset(
-    ["thumbs.db", "ehthumbs.db", "desktop.ini", "readme", "readme.txt", "readme.md", "license", "license.txt"]
+    [
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "readme",
+        "readme.txt",
+        "readme.md",
+        "license",
+        "license.txt",
+        "license.md",
+    ]
 )
 LITTER_FOLDERS = frozenset(["__macosx", "@eadir"])
 REPEATS = re.compile(r"\d{1,3}_.+")  # kohya's folder names: 10_cat trains each picture in it ten times
