@@ -120,8 +120,11 @@ def autoencoder_folder(config: Config) -> Path:
 
 
 def base_folder(config: Config) -> Path:
-    """The base model's folder; model.base counts from the project's root."""
-    return ROOT / config.model.base
+    """The base model's folder; model.base counts from the project's root. One of the Hub lies below data/."""
+    model = config.model
+    if model.revision is not None:
+        return ROOT / "data" / f"{model.base.replace('/', '--')}-{model.revision[:12]}"
+    return ROOT / model.base
 
 
 def from_outside(config: Config) -> list[Path]:
@@ -132,6 +135,11 @@ def from_outside(config: Config) -> list[Path]:
 def require_base(config: Config) -> None:
     """InputError for a model.base that is not there and that no stage makes."""
     base = base_folder(config)
+    if config.model.revision is not None and not base.exists():
+        raise InputError(
+            f"{relative(base)}: missing; type the same overrides with `import_base`, which downloads "
+            f"{config.model.base} at {config.model.revision}"
+        )
     if not base.exists() and not (IN_CLONE and relative(base) in pipeline_of(config).made):
         raise InputError(f"model.base={config.model.base}: no such folder; make it first, or name another")
 

@@ -3,14 +3,21 @@
 import click
 
 from dp_lora.cli.common import Call, entry_point, relative
-from dp_lora.cli.pipelines import require
-from dp_lora.config import ROOT
+from dp_lora.cli.pipeline import dvc
+from dp_lora.cli.pipelines import base_folder, require
+from dp_lora.config import IN_CLONE, ROOT
 from dp_lora.errors import InputError
 
 
 @entry_point("import_base")
 def main(call: Call) -> None:
-    """Convert the checkpoint of `checkpoint.folder` to a model folder, once; the file is read as data, never run."""
+    """Bring a pipeline of the Hub (model.revision) to data/, or convert the checkpoint of checkpoint.folder, once.
+
+    Files are read as data, never run.
+    """
+    if call.config.model.revision is not None:
+        _fetch(call)
+        return
     checkpoint = call.config.checkpoint
     if checkpoint.folder is None:
         raise InputError(
@@ -39,3 +46,21 @@ def main(call: Call) -> None:
             run.metric(f"{name}_parameters", sum(parameter.numel() for parameter in network.parameters()))
         run.metric("class_embedding_parameters", model.embedded().numel())
         click.echo(f"{relative(out)}: {len(model.classes)} classes, from {relative(path)}")
+
+
+def _fetch(call: Call) -> None:
+    model, folder = call.config.model, base_folder(call.config)
+    if call.dry_run:
+        call.print_dry_run({}, [relative(folder), *(["data.dvc"] if IN_CLONE else [])])
+        return
+    assert model.revision is not None
+    from dp_lora.data.hub_base import fetch_base
+    from dp_lora.models.info import model_digest
+
+    with call.tracked() as (run, _):
+        fetch_base(model.base, model.revision, folder, run)
+        run.output(folder)
+        run.dataset(folder.name, folder, model_digest(folder), context="base model")
+        if IN_CLONE:
+            dvc("commit", "--force", "data.dvc")
+        click.echo(f"{relative(folder)}: {model.base} at {model.revision}")

@@ -126,6 +126,7 @@ RULES: dict[str, Rule] = {
     "lora.alpha": NULL_OR_AT_LEAST_1,
     "lora.targets": (bool, "must be default, study, or module names with commas between"),
     "lora.train": _one_of("AB", "B"),
+    "model.revision": (lambda v: v is None or _hex(40)(v), "must be null, or a commit of 40 hex digits"),
     "model.privacy_status": (lambda v: v in (None, "public"), "must be null or public"),
     "privacy.eps": (lambda v: 0 < v <= 100 or v == math.inf, "must be in (0, 100], or inf for no privacy"),
     "privacy.k": (lambda v: 1 <= v <= 1000, "must be a whole number in [1, 1000]"),
@@ -218,6 +219,8 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
         fail("autoencoder.num_vq_embeddings", "must be at least 1 with autoencoder.kind=vq, and null with kl")
     if config.data.source == "folder" and not config.data.path:
         fail("data.path", "must name the folder of pictures; set overrides='data.path=DIR ...'")
+    if config.model.revision is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", config.model.base):
+        fail("model.base", "must be the id of a model on the Hub, OWNER/NAME, where model.revision is set")
     _check_captions(config, fail)
     _check_downloads(config, fail)
     _check_reproducible(config, fail)

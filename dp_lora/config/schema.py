@@ -60,6 +60,7 @@ class Huggingface:
 @dataclass
 class Model:
     base: str = MISSING
+    revision: str | None = None
     privacy_status: str | None = None
 
 

@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +119,28 @@ def _downloaded(settings: Huggingface, folder: Path, events: Events) -> list[tup
 
 
 def _downloaded_file(repo: str, revision: str, name: str) -> Path:
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
-    where = f"{repo} at {revision}, {name}"
+    with hub_errors(f"{repo} at {revision}, {name}", "dataset"):
+        return Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision, endpoint=endpoint()))
+
+
+def endpoint() -> str | None:
+    """The mirror that HF_ENDPOINT names, as it is now: the client reads it once, when it is imported."""
+    return os.environ.get("HF_ENDPOINT")
+
+
+@contextmanager
+def hub_errors(where: str, kind: str) -> Iterator[None]:
+    """Turn what the Hub's client raises inside into an InputError, one line; `kind`: dataset or model."""
+    from huggingface_hub import errors
+
     try:
-        endpoint = os.environ.get("HF_ENDPOINT")
-        return Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision, endpoint=endpoint))
+        yield
     except errors.GatedRepoError:
-        raise InputError(f"{where}: ask for access on the dataset's page, and set HF_TOKEN") from None
+        raise InputError(f"{where}: ask for access on the {kind}'s page, and set HF_TOKEN") from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError):
-        raise InputError(f"{where}: no such file there; a private dataset needs HF_TOKEN") from None
+        raise InputError(f"{where}: no such file there; a private {kind} needs HF_TOKEN") from None
     except errors.LocalEntryNotFoundError:
         raise InputError(
             f"{where}: neither in the cache nor to be reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE, "
