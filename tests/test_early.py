@@ -54,6 +54,11 @@ def test_what_cannot_be_done_is_refused_in_one_line_before_anything_heavy_is_imp
     def base(name: str) -> list[str]:
         return ["--overrides", f"compute.device=cpu model.base={tmp_path}/{name}"]
 
+    picture(tmp_path / "bare/cat/a.png")
+    picture(tmp_path / "texts/a.png")
+    (tmp_path / "texts/a.txt").write_text("a caption")
+    path = f"data.path={tmp_path}/texts data.captions=true data.classes=[]"
+    texts = ["--config", "folder", "--overrides", f"{path} {OWN}"]
     parent = ["--overrides", f"compute.device=cpu privacy.parent={tmp_path}"]
     another_size = ["--overrides", "compute.device=cpu data.size=64"]
     cases = [
@@ -61,6 +66,12 @@ def test_what_cannot_be_done_is_refused_in_one_line_before_anything_heavy_is_imp
         ("main", own("table"), "no column 'label'"),
         ("prepare", own("persons", "privacy.unit=person"), "no column 'person'"),
         ("fid", own("nowhere"), "no such folder"),
+        ("finetune", texts, "this base learns classes, not captions"),
+        (
+            "main",
+            own("bare", "data.captions=true"),
+            "no caption: 'cat/a.png'; write each into NAME.txt beside NAME.png",
+        ),
         *((stage, base("base"), "pictures of 64 pixels and 3 channels") for stage in ("main", "finetune")),
         *((stage, base("none"), "no such folder") for stage in ("main", "finetune")),
         *((stage, base("pictures"), "model.json: cannot be read") for stage in ("main", "finetune")),

@@ -41,6 +41,7 @@ def fill(folder: Path, each: int = 20) -> Path:
     for place, name in enumerate("xy"):
         for number in range(each):
             draw(folder / name / f"{number}.png", 100 * place + number)
+            (folder / name / f"{number}.txt").write_text(f"picture {number}")
     return folder
 
 
@@ -52,12 +53,20 @@ def change_in_place(path: Path) -> None:
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
+def move(path: Path, target: Path | None) -> None:
+    """Give a picture and its caption another place, or none."""
+    for ending in (".png", ".txt"):
+        file = path.with_suffix(ending)
+        file.unlink() if target is None else file.rename(target.with_suffix(ending))
+
+
 CHANGES = {
-    "removed": lambda folder: (folder / "x/3.png").unlink(),
+    "removed": lambda folder: move(folder / "x/3.png", None),
     "added": lambda folder: draw(folder / "x/new.png", 999),
     "changed in place": lambda folder: change_in_place(folder / "x/3.png"),
-    "renamed": lambda folder: (folder / "x/3.png").rename(folder / "x/other.png"),
-    "another class": lambda folder: (folder / "x/3.png").rename(folder / "y/3-of-x.png"),
+    "renamed": lambda folder: move(folder / "x/3.png", folder / "x/other.png"),
+    "a caption": lambda folder: (folder / "x/3.txt").write_text("another one"),
+    "another class": lambda folder: move(folder / "x/3.png", folder / "y/3-of-x.png"),
     "broken": lambda folder: (folder / "x/new.png").write_bytes(b"no picture"),
 }
 
@@ -231,7 +240,7 @@ def test_prepare_typed_again_sees_every_change_and_nothing_brings_a_withdrawn_pi
 
     CHANGES["removed"](pictures)
     change_in_place(pictures / "x/4.png")
-    (pictures / "x/5.png").rename(pictures / "x/renamed.png")
+    move(pictures / "x/5.png", pictures / "x/renamed.png")
     typed.ok(*again)
     now = typed.prepared()
     assert set(first) - set(now) == {"x/3.png", "x/5.png"}
@@ -262,7 +271,7 @@ def test_finetune_main_and_dvc_repro_look_before_anything_is_spent(tmp_path):
     first, spent, kept = typed.prepared(), typed.ledgers(), typed.latents()
     assert len(spent) == len(kept) == 1
 
-    (pictures / "x/0.png").unlink()
+    move(pictures / "x/0.png", None)
     said = typed.ok(*finetune)
     assert f"outputs/{EXPERIMENT}/data, runs/working/private/{EXPERIMENT}: removed" in said
     assert set(first) - set(typed.prepared()) == {"x/0.png"}
@@ -276,7 +285,7 @@ def test_finetune_main_and_dvc_repro_look_before_anything_is_spent(tmp_path):
     scored = list((typed.root / "runs/working/private").rglob("evaluation/*"))
     assert scored
     begun = typed.ledgers()
-    (pictures / "y/0.png").unlink()
+    move(pictures / "y/0.png", None)
     # DVC is told to leave out the first stage, which looks: the stage itself refuses
     said = typed.refused("dvc", "repro", "--single-item", "--force", "finetune")
     assert "data.path has changed since it was prepared; type the same command again" in said
@@ -288,7 +297,7 @@ def test_finetune_main_and_dvc_repro_look_before_anything_is_spent(tmp_path):
     assert set(first) - set(typed.prepared()) == {"x/0.png", "y/0.png"}
     assert not [path for path in scored if path.name.startswith("real-") and path.exists()]
     assert len(typed.ledgers()) == len(begun) + 1
-    (pictures / "y/1.png").unlink()
+    move(pictures / "y/1.png", None)
     typed.ok("entrypoints.main", "--config", EXPERIMENT)
     assert set(first) - set(typed.prepared()) == {"x/0.png", "y/0.png", "y/1.png"}
     for name in ("x/0.png", "y/0.png", "y/1.png"):

@@ -27,6 +27,7 @@ def refuse(call: Call) -> None:
     if call.stage in ("main", "prepare", "finetune", "fid"):
         _refuse_pictures(config)
     if call.stage in ("main", "finetune"):
+        _refuse_no_classes(config)
         _refuse_base(config, made_anew=call.stage == "main")
         if config.privacy.parent is not None:
             find_adapter(config.privacy.parent, "privacy.parent")
@@ -44,6 +45,12 @@ def _refuse_pictures(config: Config) -> None:
 
     with private_names(PRIVATE_PICTURE):
         list_pictures(Path(data.path), Stated.of(config))
+
+
+def _refuse_no_classes(config: Config) -> None:
+    """InputError for pictures without classes, of which a base of classes could learn none."""
+    if not config.data.classes:
+        raise InputError("data.classes=[]: this base learns classes, not captions; list at least one in data.classes")
 
 
 def _refuse_base(config: Config, *, made_anew: bool) -> None:
