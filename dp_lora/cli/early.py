@@ -27,7 +27,8 @@ def refuse(call: Call) -> None:
     if call.stage in ("main", "prepare", "finetune", "fid"):
         _refuse_pictures(config)
     if call.stage in ("main", "finetune"):
-        _refuse_no_classes(config)
+        if not is_pipeline(base_folder(config)):  # which is conditioned on text
+            _refuse_no_classes(config)
         _refuse_base(config, made_anew=call.stage == "main")
         if config.privacy.parent is not None:
             find_adapter(config.privacy.parent, "privacy.parent")
