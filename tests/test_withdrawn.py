@@ -123,6 +123,28 @@ def test_what_other_experiments_and_kept_trees_made_of_the_folder_goes_too(place
     assert all(path.exists() for path in spared)
 
 
+@pytest.mark.parametrize("content", ["", "{", '"an earlier form"', "[]", '{"seal": "0"}', '{"origin": "x"}'])
+def test_a_broken_seal_of_another_experiment_stops_nobody_and_of_this_one_counts_as_none(place, content):
+    mine = own_config(place / "pictures")
+    other = load("standin", {}, f"{TINY} data.source=folder data.path={place / 'pictures'}")
+    for config in (other, mine):
+        prepared.private_folder(prepared.caches(config))
+        (prepared.caches(config) / prepared.SEAL).write_text(content)
+        assert not prepared._is_sealed(config, prepared._pictures(config))
+    prepared.look(mine)
+    assert not pipelines.private_data(mine).exists()
+    assert not prepared.caches(mine).exists()
+    assert prepared.caches(other).exists()
+
+
+def test_a_class_that_another_experiment_lacks_removes_its_dataset_and_refuses_nothing_here(place):
+    """Else the folder's new class would stop this experiment, with an error about another one's classes."""
+    one_more = load("standin", {}, f"{TINY} data.source=folder data.path={place / 'pictures'} data.classes=[x,y,z]")
+    draw(place / "pictures/z/0.png", 7)
+    prepared.look(one_more)
+    assert not pipelines.private_data(own_config(place / "pictures")).exists()
+
+
 def test_a_dataset_that_is_put_back_is_not_taken_for_the_prepared_one(place):
     config = own_config(place / "pictures")
     data = pipelines.private_data(config)

@@ -23,6 +23,7 @@ from dp_lora.operator_key import keyed_digest
 
 SEAL = "prepared_from.json"
 PRIVATE = "private"  # below runs/working
+ORIGIN = {"path", "classes", "by_person"}  # what a seal says of the folder that was read
 
 
 def caches(config: Config) -> Path:
@@ -77,26 +78,31 @@ def _seals_of_others(config: Config) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for root in (RUNS.parent, *sorted(RUNS.glob("reproduce/*/tree"))):
         for file in sorted((root / RUNS.name / WORKING.name / PRIVATE).rglob(SEAL)):
-            seal = read_json(file)
-            # a seal of an earlier form is a text, and names no folder: its own command removes it
-            if (
-                file.parent != caches(config)
-                and isinstance(seal, dict)
-                and seal["origin"]["path"] == _origin(config)["path"]
-            ):
+            seal = _read_seal(file)
+            # a seal that cannot be read names no folder: the command of its own experiment removes its dataset
+            if seal is not None and file.parent != caches(config) and seal["origin"]["path"] == _origin(config)["path"]:
                 found.append((root, {**seal, "caches": file.parent}))
     return found
 
 
 def _outdated(seals: list[tuple[Path, dict[str, Any]]], config: Config, pictures: str) -> Iterator[Path]:
     """Datasets, and what is kept of each, of pictures that data.path does not hold now, which reads as `pictures`."""
-    known = {json.dumps(_origin(config)): pictures}  # each fingerprint reads the whole folder
+    known: dict[str, str | None] = {json.dumps(_origin(config)): pictures}  # each fingerprint reads the whole folder
     for root, seal in seals:
         key = json.dumps(seal["origin"])
-        known[key] = known.get(key) or _fingerprint(**seal["origin"])
-        dataset = root / seal["dataset"]
-        if not _holds(root / RUNS.name, dataset, seal, known[key]):
+        if key not in known:
+            known[key] = _fingerprint_if_taken(seal["origin"])
+        dataset, now = root / seal["dataset"], known[key]
+        if now is None or not _holds(root / RUNS.name, dataset, seal, now):
             yield from (dataset, seal["caches"], *_unfinished(dataset))
+
+
+def _fingerprint_if_taken(origin: dict[str, Any]) -> str | None:
+    """None where `prepare` would refuse the folder as it is now: a class may be new that this experiment lacks."""
+    try:
+        return _fingerprint(**origin)
+    except InputError:
+        return None
 
 
 def require_prepared(call: Call) -> None:
@@ -148,11 +154,18 @@ def _holds(runs: Path, dataset: Path, seal: dict[str, Any], pictures: str) -> bo
 
 def _is_sealed(config: Config, pictures: str) -> bool:
     """Whether the dataset is known to be of the pictures that lie in data.path now."""
+    seal = _read_seal(caches(config) / SEAL)
+    return seal is not None and _holds(RUNS, private_data(config), seal, pictures)
+
+
+def _read_seal(file: Path) -> dict[str, Any] | None:
+    """A seal as `sealing` writes it; None for a missing or broken file, and for one of an earlier form."""
     try:
-        seal = read_json(caches(config) / SEAL)
+        seal = read_json(file)
     except (OSError, ValueError):
-        return False
-    return isinstance(seal, dict) and _holds(RUNS, private_data(config), seal, pictures)
+        return None
+    whole = isinstance(seal, dict) and seal.keys() >= {"origin", "dataset", "seal"}
+    return seal if whole and isinstance(seal["origin"], dict) and seal["origin"].keys() == ORIGIN else None
 
 
 def _unfinished(folder: Path) -> list[Path]:

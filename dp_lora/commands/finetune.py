@@ -71,7 +71,7 @@ def _fine_tune(call: Call, run: TrackedRun, folder: Path, inputs: "Inputs", team
     """Train in the working folder, and leave the adapter where it is asked for: in `folder`."""
     from dp_lora.models.device import pick_precision, precision_name
     from dp_lora.training.private_run import fine_tune
-    from dp_lora.training.result import copy_result, write_curves
+    from dp_lora.training.result import leave_result
     from dp_lora.training.run_folder import open_run_folder
 
     config, start = call.config, inputs.start
@@ -82,10 +82,7 @@ def _fine_tune(call: Call, run: TrackedRun, folder: Path, inputs: "Inputs", team
         plan = {name: getattr(opened.plan, name) for name in ("noise_multiplier", "sample_rate", "steps")}
         run.params({**plan, "precision": precision, "tf32": "off"})
         result = fine_tune(inputs, opened, run, team)
-    if working != folder:
-        return copy_result(result, folder)
-    write_curves(result, folder)
-    return result
+    return leave_result(result, folder)
 
 
 def _track_inputs(run: TrackedRun, inputs: "Inputs", working: Path) -> None:

@@ -13,18 +13,23 @@ EPSILON_OF_DELTA = "epsilon_of_delta.csv"
 FIGURES = ("epsilon", *EPSILONS, "delta", "noise_multiplier", "sample_rate", "steps", "max_grad_norm", "k")
 
 
-def copy_result(result: Path, out: Path) -> Path:
-    """Copy an adapter's folder into `out`, whole or not at all, with curves and metrics.json; gives the copy."""
+def leave_result(result: Path, out: Path) -> Path:
+    """Leave an adapter's folder in `out`, with its curves beside it; gives the adapter's folder there.
+
+    Where it was trained elsewhere, `out` is made of a copy and metrics.json, whole or not at all.
+    """
+    if result.parent == out:
+        _write_curves(result, out)
+        return result
     statement = read_json(result / "privacy.json")
     with whole_folder(out, private=not statement["private"]) as temporary:
         shutil.copytree(result, temporary / result.name)
         write_json(temporary / "metrics.json", {name: statement[name] for name in FIGURES if name in statement})
-        write_curves(result, temporary)
+        _write_curves(result, temporary)
     return out / result.name
 
 
-def write_curves(result: Path, folder: Path) -> None:
-    """Write the curves of an adapter's folder into `folder`."""
+def _write_curves(result: Path, folder: Path) -> None:
     for name, curve in curves(result).items():
         with whole_file(folder / name) as temporary:
             temporary.write_text(curve, encoding="utf-8")
