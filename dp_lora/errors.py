@@ -36,7 +36,8 @@ class SaidError(InputError):
 def private_names(public: str) -> Iterator[None]:
     """Inside, private things are read: an InputError that states no text for the record is recorded as `public`.
 
-    So that no message that is written later can carry a private name into a record by being forgotten.
+    A function that reads private things has it as its decorator, so that no message which is added to it later can
+    carry a private name into a record.
     """
     try:
         yield

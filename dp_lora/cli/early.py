@@ -10,7 +10,7 @@ from dp_lora.cli.common import Call, relative
 from dp_lora.cli.pipelines import base_folder, pipeline_of, require_base
 from dp_lora.config import Config
 from dp_lora.config.rules import check_shape
-from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
+from dp_lora.errors import InputError
 from dp_lora.files import read_json
 
 
@@ -39,8 +39,7 @@ def _refuse_pictures(config: Config) -> None:
         return
     from dp_lora.data.folder import list_entries
 
-    with private_names(PRIVATE_PICTURE):
-        list_entries(Path(data.path), list(data.classes), by_person)
+    list_entries(Path(data.path), list(data.classes), by_person)
 
 
 def _refuse_base(config: Config, *, made_anew: bool) -> None:

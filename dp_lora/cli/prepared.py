@@ -16,7 +16,7 @@ from typing import Any
 from dp_lora.cli.common import Call, relative
 from dp_lora.cli.pipelines import RUNS, WORKING, private_data
 from dp_lora.config import Config
-from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
+from dp_lora.errors import PRIVATE_PICTURE, InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_file, private_folder, read_json, write_json
 from dp_lora.operator_key import keyed_digest
@@ -136,8 +136,7 @@ def _pictures(config: Config) -> str | None:
 def _fingerprint(path: str, classes: list[str], by_person: bool) -> str:
     from dp_lora.data.fingerprint import fingerprint
 
-    with private_names(PRIVATE_PICTURE):
-        return fingerprint(Path(path), classes, by_person)
+    return fingerprint(Path(path), classes, by_person)
 
 
 def _seal(runs: Path, dataset: Path, pictures: str) -> str:

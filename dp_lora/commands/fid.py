@@ -107,7 +107,8 @@ def _datasets(
     from dp_lora.sampling import SPLIT
 
     classes = list(config.data.classes)
-    digest = read_dataset(samples, classes, SPLIT).digest()
+    with private_names(PRIVATE_PICTURES):
+        digest = read_dataset(samples, classes, SPLIT).digest()
     run.dataset("samples", samples, digest, context="evaluation", private=not covered)
     if public is not None:
         digest = read_dataset(public, list(config.public.classes), "train").digest()

@@ -1,6 +1,5 @@
 """Make the datasets of an experiment in the project's one layout; bring what comes from outside to data/."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 from dp_lora.cli.common import Call, entry_point, relative
@@ -9,7 +8,6 @@ from dp_lora.cli.pipeline import dvc, write_params
 from dp_lora.cli.pipelines import from_outside, pipeline_of, private_data, public_data
 from dp_lora.cli.prepared import sealing
 from dp_lora.config import IN_CLONE, ROOT, Config
-from dp_lora.errors import PRIVATE_PICTURE, private_names
 from dp_lora.tracking import TrackedRun
 
 PARTS = ("public", "private")
@@ -86,6 +84,5 @@ def _bring(config: Config, run: TrackedRun) -> None:
 def _track(run: TrackedRun, folder: Path, name: str, classes: list[str], *, private: bool) -> None:
     from dp_lora.data.layout import read_dataset
 
-    with private_names(PRIVATE_PICTURE) if private else nullcontext():
-        digest = None if private else read_dataset(folder, classes, "train").digest()
+    digest = None if private else read_dataset(folder, classes, "train").digest()
     run.dataset(name, folder, digest, context="prepared", private=private)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dp_lora.data.refused import refused
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.events import Events
 
 GROUPS, MEMBERS = 5, 4  # named at a time, of many
@@ -34,6 +34,7 @@ def identical_pictures(folder: Path) -> list[list[dict[str, Any]]]:
     return list(groups.values())
 
 
+@private_names(PRIVATE_PICTURE)
 def check_copies(folder: Path, duplicates: str, events: Events) -> None:
     """Tell the operator of identical pictures in a prepared dataset, by name; `duplicates` is data.duplicates.
 
@@ -45,7 +46,7 @@ def check_copies(folder: Path, duplicates: str, events: Events) -> None:
         return
     lines = [*map(_group, groups[:GROUPS]), *([f"and {len(groups) - GROUPS} more"] if len(groups) > GROUPS else [])]
     if duplicates == "refuse":
-        raise refused(
+        raise InputError(
             f"data.duplicates=refuse: {_counted(groups)}: {'; '.join(lines)}: leave one of each in the source, and "
             "prepare it again"
         )

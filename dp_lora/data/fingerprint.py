@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dp_lora.data.folder import Entry, list_entries, shown
-from dp_lora.data.refused import refused
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.files import digest_file, digest_value
 
 
+@private_names(PRIVATE_PICTURE)
 def fingerprint(folder: Path, classes: Sequence[str], person_required: bool) -> str:
     """SHA-256 over all that `prepare` would read: each picture's name, class, person and bytes; 64 hex digits.
 
@@ -23,7 +24,7 @@ def fingerprint(folder: Path, classes: Sequence[str], person_required: bool) -> 
         try:
             return [entry.file_name, entry.label, entry.person, digest_file(path)]
         except OSError as error:
-            raise refused(f"{shown(path)}: cannot be read: {error.strerror}") from None
+            raise InputError(f"{shown(path)}: cannot be read: {error.strerror}") from None
 
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
         return digest_value(list(pool.map(row, entries)))

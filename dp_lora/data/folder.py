@@ -18,9 +18,8 @@ from PIL import Image, ImageOps
 from dp_lora.data.layout import Picture, safe_name
 from dp_lora.data.persons import check_persons
 from dp_lora.data.png import FORMATS, converted, encode_png
-from dp_lora.data.refused import refused
 from dp_lora.data.split import split_of
-from dp_lora.errors import InputError
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.progress import progress
 
 MAX_PIXELS = 2**26  # of a picture before it is cropped; more is taken for a decompression bomb
@@ -63,6 +62,7 @@ def shown(path: object) -> str:
     return text if text.isprintable() else repr(text)
 
 
+@private_names(PRIVATE_PICTURE)
 def list_entries(folder: Path, classes: Sequence[str], person_required: bool) -> list[Entry]:
     """The folder's pictures, unopened, in an order that depends on their names only."""
     if not folder.is_dir():
@@ -71,7 +71,7 @@ def list_entries(folder: Path, classes: Sequence[str], person_required: bool) ->
     if table.exists():
         entries = _read_table(table, person_required)
     elif person_required:
-        raise refused(f"{shown(table)}: missing; privacy.unit=person needs its column person")
+        raise InputError(f"{shown(table)}: missing; privacy.unit=person needs its column person")
     else:
         entries = _walk(folder, classes)
     if not entries:
@@ -87,22 +87,22 @@ def _check(path: Path, root: Path, entry: Entry, classes: Sequence[str], files: 
     try:
         entry.file_name.encode()
     except UnicodeEncodeError:
-        raise refused(f"{shown(path)}: its name is not UTF-8; rename it") from None
+        raise InputError(f"{shown(path)}: its name is not UTF-8; rename it") from None
     if entry.label not in classes:
-        raise refused(f"{shown(path)}: class {entry.label!r} is not in data.classes; move it away, or state it")
+        raise InputError(f"{shown(path)}: class {entry.label!r} is not in data.classes; move it away, or state it")
     try:
         place = path.resolve(strict=True)
     except (OSError, RuntimeError):
-        raise refused(f"{shown(path)}: no such file") from None
+        raise InputError(f"{shown(path)}: no such file") from None
     if not place.is_relative_to(root):
-        raise refused(f"{shown(path)}: leads out of the folder; put the file itself there")
+        raise InputError(f"{shown(path)}: leads out of the folder; put the file itself there")
     if not place.is_file():
-        raise refused(f"{shown(path)}: not a file")
+        raise InputError(f"{shown(path)}: not a file")
     # the file itself, not its path: a hard link has another path, and a second listing the same
     stat = place.stat()
     file = (stat.st_dev, stat.st_ino)
     if file in files:
-        raise refused(
+        raise InputError(
             f"{shown(path)}: the same file as {files[file]!r}, linked or listed twice; a picture belongs to one unit, "
             "remove one"
         )
@@ -113,7 +113,7 @@ def _walk(folder: Path, classes: Sequence[str]) -> list[Entry]:
     """Pictures of class subfolders, and of folders within these; names that start with a dot are left out."""
 
     def unreadable(error: OSError) -> None:
-        raise refused(f"{shown(error.filename)}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{shown(error.filename)}: cannot be read: {error.strerror}") from None
 
     entries = []
     for top, folders, files in os.walk(folder, onerror=unreadable):
@@ -122,15 +122,15 @@ def _walk(folder: Path, classes: Sequence[str]) -> list[Entry]:
         for name in folders:
             path = Path(top, name)
             if path.is_symlink():
-                raise refused(f"{shown(path)}: a link to a folder; put the folder itself there")
+                raise InputError(f"{shown(path)}: a link to a folder; put the folder itself there")
             if not within.parts and name not in classes:
-                raise refused(f"{shown(path)}: class {name!r} is not in data.classes; move it away, or state it")
+                raise InputError(f"{shown(path)}: class {name!r} is not in data.classes; move it away, or state it")
         for name in sorted(files):
             if name.startswith("."):
                 continue
             if not within.parts:
                 path = Path(top, name)
-                raise refused(f"{shown(path)}: lies in no class subfolder; move it, or write a metadata.csv")
+                raise InputError(f"{shown(path)}: lies in no class subfolder; move it, or write a metadata.csv")
             entries.append(Entry((within / name).as_posix(), within.parts[0], None))
     return entries
 
@@ -144,12 +144,12 @@ def _read_table(table: Path, person_required: bool) -> list[Entry]:
             for column in ("file_name", "label", *(["person"] if person_required else [])):
                 if column not in columns:
                     unit = " (privacy.unit=person)" if column == "person" else ""
-                    raise refused(f"{shown(table)}: no column {column!r}{unit}; its first line must name it")
+                    raise InputError(f"{shown(table)}: no column {column!r}{unit}; its first line must name it")
             rows = [(reader.line_num, _entry(table, reader.line_num, row)) for row in reader]
     except UnicodeDecodeError:
-        raise refused(f"{shown(table)}: not UTF-8; save it as UTF-8") from None
+        raise InputError(f"{shown(table)}: not UTF-8; save it as UTF-8") from None
     except (OSError, csv.Error) as error:
-        raise refused(f"{shown(table)}: cannot be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"{shown(table)}: cannot be read: {' '.join(str(error).split())}") from None
     named = ((f"line {line}", entry.person) for line, entry in rows if entry.person is not None)
     check_persons(named, shown(table))
     return [entry for _, entry in rows]
@@ -159,16 +159,17 @@ def _entry(table: Path, line: int, row: dict[str | None, str | None]) -> Entry:
     where = f"{shown(table)}, line {line}"
     name, label, person = row["file_name"], row["label"], row.get("person", "")
     if name is None or label is None or person is None or None in row:
-        raise refused(f"{where}: not as many fields as the first line has columns")
+        raise InputError(f"{where}: not as many fields as the first line has columns")
     if "person" in row and not person.strip():
-        raise refused(f"{where}: {name!r}: its person is missing; name one for every picture")
+        raise InputError(f"{where}: {name!r}: its person is missing; name one for every picture")
     name = PurePosixPath(name).as_posix()
     if not safe_name(name):
-        raise refused(f"{where}: file_name {name!r} leads out of the folder; it must be a path below it")
+        raise InputError(f"{where}: file_name {name!r} leads out of the folder; it must be a path below it")
     # the same text in two encodings; what else spells one person in two ways is refused
     return Entry(name, label, unicodedata.normalize("NFC", person.strip()) if "person" in row else None)
 
 
+@private_names(PRIVATE_PICTURE)
 def read_picture(path: Path, size: int, channels: int) -> np.ndarray:
     """Decode one file, crop its centre square, resize; uint8 (size, size, channels).
 
@@ -189,11 +190,11 @@ def read_picture(path: Path, size: int, channels: int) -> np.ndarray:
                     raise ValueError("an animation; save one frame of it")
                 return _square(ImageOps.exif_transpose(image), size, channels)
     except Image.UnidentifiedImageError:
-        raise refused(f"{shown(path)}: not a picture of a known format ({', '.join(FORMATS)})") from None
+        raise InputError(f"{shown(path)}: not a picture of a known format ({', '.join(FORMATS)})") from None
     # decoders meet broken files with almost any exception
     except Exception as error:
         cause = " ".join(str(error).split()) or type(error).__name__
-        raise refused(f"{shown(path)}: not a readable picture: {cause}") from None
+        raise InputError(f"{shown(path)}: not a readable picture: {cause}") from None
 
 
 def _square(image: Image.Image, size: int, channels: int) -> np.ndarray:

@@ -36,11 +36,11 @@ def prepare_huggingface(config: Config, folder: Path, events: Events) -> None:
             events.message(f"{folder}: there, {settings.repo} at {settings.revision}")
             return
         paths = _downloaded(settings, folder, events)
-        with private_names(PRIVATE_PICTURE):
-            _extract(config, part, folder, paths, wanted, key, events)
+        _extract(config, part, folder, paths, wanted, key, events)
     events.message(f"{folder}: {settings.train_rows} pictures for training, {settings.test_rows} for testing")
 
 
+@private_names(PRIVATE_PICTURE)
 def _extract(
     config: Config,
     part: Path,

@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 
 from dp_lora.data.persons import check_persons
 from dp_lora.data.png import MODES, decode_png
-from dp_lora.data.refused import refused
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, whole_folder, write_json
 
@@ -159,14 +158,14 @@ class _Table:
 def _check(picture: Picture, with_person: bool, seen: dict[str, str | None]) -> None:
     name = picture.file_name
     if not safe_name(name) or not name.endswith(".png"):
-        raise refused(f"{name!r}: not a relative file name that ends in .png; rename the picture")
+        raise InputError(f"{name!r}: not a relative file name that ends in .png; rename the picture")
     if name in seen:
-        raise refused(f"{name!r}: two pictures of this name; rename one")
+        raise InputError(f"{name!r}: two pictures of this name; rename one")
     seen[name] = picture.person
     if picture.split not in SPLITS:
-        raise refused(f"{name!r}: split {picture.split!r} must be one of {', '.join(SPLITS)}")
+        raise InputError(f"{name!r}: split {picture.split!r} must be one of {', '.join(SPLITS)}")
     if (picture.person is not None) != with_person:
-        raise refused(f"{name!r}: give every picture a person, or none")
+        raise InputError(f"{name!r}: give every picture a person, or none")
 
 
 def _write_file(folder: Path, picture: Picture) -> None:
@@ -233,7 +232,7 @@ class Dataset:
         position = {name: place for place, name in enumerate(self.classes)}
         for label, file_name in zip(labels, self.file_names, strict=True):
             if label not in position:
-                raise refused(f"{self.folder}: {file_name!r} is of class {label!r}, which is not in the class list")
+                raise InputError(f"{self.folder}: {file_name!r} is of class {label!r}, which is not in the class list")
         return np.array([position[label] for label in labels], np.int64)
 
     def _image(self, row: int) -> np.ndarray:
@@ -245,7 +244,7 @@ class Dataset:
             return decode_png(png, self.size, self.channels)
         except (OSError, ValueError, IndexError) as error:
             where = self.folder / ("images" if self._packed is None else "images.parquet")
-            raise refused(f"{where}: {name!r} cannot be read: {error}; prepare the dataset again") from None
+            raise InputError(f"{where}: {name!r} cannot be read: {error}; prepare the dataset again") from None
 
     def _png(self, row: int, name: str) -> bytes:
         if self._packed is not None:

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
-from dp_lora.data.refused import refused
 from dp_lora.errors import InputError
 
 BATCH_BYTES, BATCH_ROWS = 1 << 22, 256  # of one record batch, about; at most
@@ -83,7 +82,7 @@ def read_batches(
                         wanted = batch.slice(max(0, len(batch) - (row - skip)))
                         yield _batch(file, row - len(wanted), wanted, image_column, label_column, classes)
     except (OSError, pa.ArrowException) as error:
-        raise refused(_unreadable(file.name, file.path, row, error)) from None
+        raise InputError(_unreadable(file.name, file.path, row, error)) from None
 
 
 def _parquet(path: Path) -> pq.ParquetFile:
@@ -140,9 +139,9 @@ def _batch(
     pictures, labels = images.to_pylist(), batch.column(label_column).to_pylist()
     for row, (picture, label) in enumerate(zip(pictures, labels, strict=True), start=first):
         if picture is None:
-            raise refused(f"{file.name}, row {row}: no picture")
+            raise InputError(f"{file.name}, row {row}: no picture")
         known = label in classes if isinstance(label, str) else label is not None and 0 <= label < len(classes)
         if not known:
-            raise refused(f"{file.name}, row {row}: label {label!r} is none of the classes {', '.join(classes)}")
+            raise InputError(f"{file.name}, row {row}: label {label!r} is none of the classes {', '.join(classes)}")
     names = [label if isinstance(label, str) else classes[label] for label in labels]
     return PictureBatch(file, first, pictures, names)

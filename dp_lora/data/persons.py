@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable
 from decimal import Decimal
 
-from dp_lora.data.refused import refused
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 
 SHOWN = 5  # of many faults: so many are named at a time
 # what tables write where a value is missing (pandas' list, databases, spreadsheets), in the form of `comparable`
@@ -69,6 +69,7 @@ def _number(text: str) -> str:
     return f"{'-' if sign else ''}{significant} * 10^{int(exponent) + len(written) - len(significant)}"
 
 
+@private_names(PRIVATE_PICTURE)
 def check_persons(named: Iterable[tuple[str, str]], table: str) -> None:
     """Raise InputError, one line, where a person has no name, or is spelled in more than one way.
 
@@ -86,13 +87,13 @@ def check_persons(named: Iterable[tuple[str, str]], table: str) -> None:
         spellings.setdefault(comparable(person), []).append(person)
     nameless = [_at(first, person) for key, found in spellings.items() if key in MISSING for person in found]
     if nameless:
-        raise refused(
+        raise InputError(
             f"{table}: {_listed(nameless, ', ')}: tables write this where a name is missing; name the person, or leave "
             "the picture out (whoever has such a name needs another one here, such as 'Na 1')"
         )
     double = [", ".join(_at(first, person) for person in found) for found in spellings.values() if len(found) > 1]
     if double:
-        raise refused(
+        raise InputError(
             f"{table}: one person in several spellings would be several units of privacy: {_listed(double, '; ')}; "
             "spell each in one way (two persons need names that differ in more than case, blanks or zeros)"
         )

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_lora.data.png import as_png
-from dp_lora.data.refused import refused
 from dp_lora.errors import InputError
 
 
@@ -39,7 +38,7 @@ def store(
         try:
             png = as_png(picture, size, channels)
         except ValueError as error:
-            raise refused(f"{file}, row {row}: {error}") from None
+            raise InputError(f"{file}, row {row}: {error}") from None
         path = f"{folder}/{name}"
         try:
             _write(path, png)
