@@ -28,8 +28,8 @@ def shown_url(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def download(url: str, path: Path, events: Events) -> None:
-    """Bring what `url` names to `path`.
+def download(url: str, path: Path, events: Events, max_bytes: int | None = None) -> None:
+    """Bring what `url` names to `path`; InputError for more than `max_bytes`.
 
     An interrupted download is kept in PATH.part and goes on by an HTTP range where the server still has the same file
     (ETag, else date, and size); else it begins anew. Honours the proxies of the environment. Raises InputError, one
@@ -40,7 +40,7 @@ def download(url: str, path: Path, events: Events) -> None:
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _transfer(url, part, events)
+            _transfer(url, part, events, max_bytes)
             break
         except HTTPError as error:
             cause, again = f"HTTP {error.code} {error.reason}", error.code in (408, 429, 500, 502, 503, 504)
@@ -62,7 +62,7 @@ def _record(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _transfer(url: str, part: Path, events: Events) -> None:
+def _transfer(url: str, part: Path, events: Events, max_bytes: int | None) -> None:
     """One request; appends to `part` what the server sends. Returns when the file is complete."""
     known = _read_record(part)
     have = part.stat().st_size if part.exists() and known.get("url") == shown_url(url) else 0
@@ -95,7 +95,7 @@ def _transfer(url: str, part: Path, events: Events) -> None:
                 f"{shown_url(url)}: {gigabytes(size - start)} to download, {gigabytes(free)} free on this disk"
             )
         write_json(_record(part), {"url": shown_url(url), "validator": validator, "size": size})
-        _receive(response, part, start, size)
+        _receive(response, part, start, size, max_bytes)
 
 
 def _read_record(part: Path) -> dict[str, Any]:
@@ -116,13 +116,16 @@ def _range(response: HTTPResponse) -> tuple[int, int | None]:
     return 0, int(length) if length else None
 
 
-def _receive(response: HTTPResponse, part: Path, start: int, size: int | None) -> None:
+def _receive(response: HTTPResponse, part: Path, start: int, size: int | None, max_bytes: int | None) -> None:
     name = part.name.removesuffix(".part")
     bar = progress(total=size, initial=start, unit="B", unit_scale=True, desc=name)
     with naming_full_disk(part), part.open("ab" if start else "wb") as file, bar as shown:
         while chunk := response.read(CHUNK):
             file.write(chunk)
             shown.update(len(chunk))
+            if max_bytes is not None and file.tell() > max_bytes:
+                part.unlink()
+                raise InputError(f"{shown_url(response.url)}: more than {max_bytes:,} bytes")
         received = file.tell()
     if size is not None and received != size:
         raise URLError(f"the connection ended after {received:,} of {size:,} bytes")

@@ -58,7 +58,7 @@ def evaluate(
     entries = [Entry("samples", len(samples), "number of samples evaluated", private=False)]
     if config.evaluation.inception_weights is not None:
         weights_sha256 = config.evaluation.inception_sha256 or SHA256
-        folder = fetch_weights(config.evaluation.inception_weights, cache.folder, weights_sha256)
+        folder = fetch_weights(config.evaluation.inception_weights, cache.folder, events, weights_sha256)
         entries += fid_and_kid(comparison, Inception(folder, device), weights_sha256)
     elif public_folder is None:
         raise InputError(f"evaluation.inception_weights=null: without public letters a distance needs a copy of {NAME}")

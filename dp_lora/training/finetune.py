@@ -40,9 +40,7 @@ from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
 from dp_lora.training.physical_batch import dummy_loss, physical_batch_size
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder, binding_digest
-from dp_lora.training.steps import lr_factor, noise_scale
-
-EPSILON_POINTS = 10  # the curve of epsilon over steps has about this many
+from dp_lora.training.steps import curve_steps, lr_factor, noise_scale
 
 
 @dataclass(frozen=True)
@@ -294,7 +292,7 @@ def _report(
     events.metric("private/physical_batch_size", facts.physical_batch_size, step)
     events.metric("private/units_per_second", facts.units / seconds, step)
     plan = run.plan
-    if plan.guaranteed and (step % max(1, plan.steps // EPSILON_POINTS) == 0 or step == plan.steps):
+    if plan.guaranteed and step in curve_steps(plan.steps):
         events.metric("epsilon", epsilon_before + spent(plan, counted).epsilon, step)
 
 

@@ -19,11 +19,10 @@ from dp_lora.diffusion import add_noise, loss_per_row, make_scheduler, target
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_value
-from dp_lora.grids import write_grid
 from dp_lora.models.device import pick_device
 from dp_lora.models.folder import Model, load_info, load_vae, model_info, module_digest, save_model
 from dp_lora.models.unet import build_unet
-from dp_lora.sampling import draw
+from dp_lora.sampling import write_class_grid
 from dp_lora.training.fit import CHECKPOINT_SECONDS, Training, fit
 from dp_lora.training.seeds import seeded
 from dp_lora.training.steps import EpochOrder, lr_factor, step_generator, total_steps
@@ -163,7 +162,4 @@ def _sample_grid(model: Model, config: Config, path: Path, device: torch.device)
         config.sampling, steps=GRID_STEPS, eta=0.0, guidance_scale=GRID_GUIDANCE if model.info["null_row"] else 1.0
     )
     names = model.classes[:GRID_CLASSES]
-    labels = np.repeat(np.arange(len(names)), GRID_COLUMNS).tolist()
-    indices = list(range(GRID_COLUMNS)) * len(names)
-    images = draw(model, labels, indices, sampling, config.experiment.seed, device)
-    write_grid(path, np.split(images, len(names)), names)
+    write_class_grid(path, model, names, GRID_COLUMNS, sampling, config.experiment.seed, device)

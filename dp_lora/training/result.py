@@ -8,6 +8,7 @@ from dp_lora.privacy.accounting import epsilon_of_delta, spent
 from dp_lora.privacy.composition import Part, compose
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.statement import EPSILONS
+from dp_lora.training.steps import curve_steps
 
 EPSILON_OF_DELTA = "epsilon_of_delta.csv"
 FIGURES = ("epsilon", *EPSILONS, "delta", "noise_multiplier", "sample_rate", "steps", "max_grad_norm", "k")
@@ -45,10 +46,9 @@ def curves(result: Path) -> dict[str, str]:
     plan = PrivacyPlan.from_json(read_json(result.parent / "plan.json")["plan"])
     over_steps, over_delta = ["step,epsilon"], ["delta,epsilon"]
     if plan.guaranteed:
-        points = sorted({max(1, round(plan.steps * part / 10)) for part in range(1, 11)})
         statement = read_json(result / "privacy.json")
         epsilon_before, delta_before = compose(Part(**part) for part in statement["parts"][:-1])
-        over_steps += [f"{step},{epsilon_before + spent(plan, step).epsilon:.6g}" for step in points]
+        over_steps += [f"{step},{epsilon_before + spent(plan, step).epsilon:.6g}" for step in curve_steps(plan.steps)]
         own = epsilon_of_delta(plan, statement["steps"])
         over_delta += [f"{delta_before + delta!r},{epsilon_before + epsilon!r}" for delta, epsilon in own]
     return {"epsilon.csv": "\n".join(over_steps) + "\n", EPSILON_OF_DELTA: "\n".join(over_delta) + "\n"}
