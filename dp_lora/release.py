@@ -14,7 +14,7 @@ from dp_lora.errors import InputError
 from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import WEIGHTS, Adapter, save_adapter
 from dp_lora.privacy.accounting import cross_checked, spent
-from dp_lora.privacy.composition import Part, compose, spent_by
+from dp_lora.privacy.composition import ReleaseCost, compose, spent_by
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_epsilon
 
@@ -50,10 +50,10 @@ def base_privacy(info: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, flo
     )
 
 
-def base_parts(info: Mapping[str, Any], digest: Callable[[], str], plan: PrivacyPlan) -> tuple[Part, ...]:
+def base_parts(info: Mapping[str, Any], digest: Callable[[], str], plan: PrivacyPlan) -> tuple[ReleaseCost, ...]:
     """What `base_privacy` says of the base; none for a public one. `digest` gives its folder's, where it is needed."""
     epsilon, delta = base_privacy(info, plan)
-    return (Part(epsilon, delta, base=digest()),) if epsilon or delta else ()
+    return (ReleaseCost(epsilon, delta, base=digest()),) if epsilon or delta else ()
 
 
 def require_target(plan: PrivacyPlan, steps: int, shown: str) -> None:
@@ -73,7 +73,7 @@ def privacy_statement(
     run_id: str,
     ledger_head: str,
     config: Config,
-    before: Sequence[Part] = (),
+    before: Sequence[ReleaseCost] = (),
 ) -> dict[str, Any]:
     """The content of privacy.json, from public values and the ledger's count alone; `before` is what is added to it.
 
@@ -99,7 +99,7 @@ def privacy_statement(
         return _published_statement(plan, counted_steps, accountants.epsilon, run_id)
     for steps in (plan.steps, counted_steps):
         require_target(plan, steps, "the plan")
-    parts = (*before, Part(accountants.epsilon, plan.delta, run_id=run_id))
+    parts = (*before, ReleaseCost(accountants.epsilon, plan.delta, run_id=run_id))
     epsilon, delta = compose(parts)
     return {
         "private": True,
@@ -166,7 +166,7 @@ def write_result(
     ledger_head: str,
     config: Config,
     adapter: Adapter,
-    before: Sequence[Part],
+    before: Sequence[ReleaseCost],
     base: Mapping[str, str],
 ) -> None:
     """Write the adapter's folder, whole or not at all; `base` names the base model, the rest is `privacy_statement`'s.
@@ -223,7 +223,7 @@ def _scope_lines(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"- Holds for publishing these {len(parts)} together: the sum of their epsilons and of their deltas. Whatever "
         "else is made from the same data adds up.",
-        *(f"  - {Part(**part)}" for part in parts[:-1]),
+        *(f"  - {ReleaseCost(**part)}" for part in parts[:-1]),
         f"  - this run: epsilon {parts[-1]['epsilon']:.6g}, delta {parts[-1]['delta']:.6g}",
     ]
 

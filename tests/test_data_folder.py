@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dp_lora.data import folder as own_folder
-from dp_lora.data.folder import folder_pictures, list_entries, read_picture
+from dp_lora.data.folder import folder_pictures, list_pictures, read_picture
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
 from dp_lora.data.png import decode_png
 from dp_lora.data.split import split_of, unit_hash
@@ -226,7 +226,7 @@ def test_links_out_of_the_folder_are_refused(folder: Path, tmp_path: Path) -> No
 
 
 def test_other_classes_are_refused_by_name_and_missing_ones_are_not(folder: Path) -> None:
-    assert {e.label for e in list_entries(folder, [*CLASSES, "emu"], False)} == set(CLASSES)
+    assert {e.label for e in list_pictures(folder, [*CLASSES, "emu"], False)} == set(CLASSES)
     _save(folder / "horse/1.png")
     _refused(folder, "horse", "'horse' is not in data.classes")
     _table(folder, "file_name,label", "cat/1.png,cat", "horse/1.png,horse")

@@ -37,9 +37,9 @@ def _refuse_pictures(config: Config) -> None:
     data, by_person = config.data, config.privacy.unit == "person"
     if data.source != "folder" or data.path is None:
         return
-    from dp_lora.data.folder import list_entries
+    from dp_lora.data.folder import list_pictures
 
-    list_entries(Path(data.path), list(data.classes), by_person)
+    list_pictures(Path(data.path), list(data.classes), by_person)
 
 
 def _refuse_base(config: Config, *, made_anew: bool) -> None:

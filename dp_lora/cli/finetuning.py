@@ -12,7 +12,7 @@ from dp_lora.cli.record import LEDGER, operator_folder
 from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
-from dp_lora.privacy.composition import Part, parent_parts
+from dp_lora.privacy.composition import ReleaseCost, parent_parts
 from dp_lora.statement import read_privacy
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _named_by_resume(config: Config) -> Path | None:
     return working
 
 
-def _parent(config: Config, plan: "PrivacyPlan") -> tuple[Part, ...]:
+def _parent(config: Config, plan: "PrivacyPlan") -> tuple[ReleaseCost, ...]:
     """What the fine-tuning that privacy.parent names has spent, its own parents included; none where it is null."""
     if config.privacy.parent is None:
         return ()

@@ -95,9 +95,9 @@ def _evaluate(
         run.metric(name, value, private=name in result.private)
     run.table(result.table, "evaluation", private=True)
     run.table(result.per_class, "per_class", private=True)
-    for entry in result.entries:
-        interval = f"  ({entry.low:.4g} to {entry.high:.4g})" if entry.low is not None else ""
-        click.echo(f"{entry.metric:<40} {entry.value:>10.4g}{interval}")
+    for measurement in result.measurements:
+        interval = f"  ({measurement.low:.4g} to {measurement.high:.4g})" if measurement.low is not None else ""
+        click.echo(f"{measurement.metric:<40} {measurement.value:>10.4g}{interval}")
 
 
 def _datasets(

@@ -21,7 +21,7 @@ from dp_lora.config import ROOT, STAGES, Config, flatten, read_resolved, require
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, read_json
 from dp_lora.operator_key import KEY
-from dp_lora.reproduction import Comparison, compare
+from dp_lora.reproduction import ComparedFile, compare
 from dp_lora.tracking.process import stop_signals_raise
 from dp_lora.tracking.session import INNER_GRACE, run_in_session
 
@@ -245,7 +245,7 @@ def _result_folder(recorded: Recorded) -> Path:
     return folder / recorded.output.name if recorded.stage == "finetune" else folder
 
 
-def _show(stage: str, found: list[Comparison]) -> bool:
+def _show(stage: str, found: list[ComparedFile]) -> bool:
     for comparison in found:
         click.echo(f"{stage}: {comparison.file}: {comparison.words}")
     return all(comparison.equal for comparison in found)

@@ -27,7 +27,7 @@ SOURCE = {"origin": "a folder of the operator's own pictures", "licence": "the o
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedPicture:
     """One picture of the folder, not yet opened; `file_name` is relative to the folder, with slashes."""
 
     file_name: str
@@ -43,13 +43,15 @@ def folder_pictures(
     The person, or the file name where there is none, decides the split. Raises InputError, one line, for the first bad
     label, name, link or file; labels and names are checked before any picture is opened.
     """
-    entries = list_entries(folder, classes, person_required)
+    pictures = list_pictures(folder, classes, person_required)
     # no numbers on the bar: how many there are is private
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
-    for entry in progress(entries, desc="prepare", bar_format=form):
-        image = read_picture(folder / entry.file_name, size, channels)
-        identifier = entry.person if entry.person is not None else entry.file_name
-        yield Picture(_png_name(entry.file_name), entry.label, split_of(identifier), encode_png(image), entry.person)
+    for picture in progress(pictures, desc="prepare", bar_format=form):
+        image = read_picture(folder / picture.file_name, size, channels)
+        identifier = picture.person if picture.person is not None else picture.file_name
+        yield Picture(
+            _png_name(picture.file_name), picture.label, split_of(identifier), encode_png(image), picture.person
+        )
 
 
 def _png_name(name: str) -> str:
@@ -63,33 +65,35 @@ def shown(path: object) -> str:
 
 
 @private_names(PRIVATE_PICTURE)
-def list_entries(folder: Path, classes: Sequence[str], person_required: bool) -> list[Entry]:
+def list_pictures(folder: Path, classes: Sequence[str], person_required: bool) -> list[ListedPicture]:
     """The folder's pictures, unopened, in an order that depends on their names only."""
     if not folder.is_dir():
         raise InputError(f"data.path={shown(folder)}: no such folder")
     table = folder / "metadata.csv"
     if table.exists():
-        entries = _read_table(table, person_required)
+        pictures = _read_table(table, person_required)
     elif person_required:
         raise InputError(f"{shown(table)}: missing; privacy.unit=person needs its column person")
     else:
-        entries = _walk(folder, classes)
-    if not entries:
+        pictures = _walk(folder, classes)
+    if not pictures:
         raise InputError(f"data.path={shown(folder)}: no pictures in it; it needs class subfolders or a metadata.csv")
-    entries.sort(key=lambda entry: entry.file_name)
+    pictures.sort(key=lambda picture: picture.file_name)
     root, files = folder.resolve(), dict[tuple[int, int], str]()
-    for entry in entries:
-        _check(folder / entry.file_name, root, entry, classes, files)
-    return entries
+    for picture in pictures:
+        _check(folder / picture.file_name, root, picture, classes, files)
+    return pictures
 
 
-def _check(path: Path, root: Path, entry: Entry, classes: Sequence[str], files: dict[tuple[int, int], str]) -> None:
+def _check(
+    path: Path, root: Path, picture: ListedPicture, classes: Sequence[str], files: dict[tuple[int, int], str]
+) -> None:
     try:
-        entry.file_name.encode()
+        picture.file_name.encode()
     except UnicodeEncodeError:
         raise InputError(f"{shown(path)}: its name is not UTF-8; rename it") from None
-    if entry.label not in classes:
-        raise InputError(f"{shown(path)}: class {entry.label!r} is not in data.classes; move it away, or state it")
+    if picture.label not in classes:
+        raise InputError(f"{shown(path)}: class {picture.label!r} is not in data.classes; move it away, or state it")
     try:
         place = path.resolve(strict=True)
     except (OSError, RuntimeError):
@@ -106,16 +110,16 @@ def _check(path: Path, root: Path, entry: Entry, classes: Sequence[str], files: 
             f"{shown(path)}: the same file as {files[file]!r}, linked or listed twice; a picture belongs to one unit, "
             "remove one"
         )
-    files[file] = entry.file_name
+    files[file] = picture.file_name
 
 
-def _walk(folder: Path, classes: Sequence[str]) -> list[Entry]:
+def _walk(folder: Path, classes: Sequence[str]) -> list[ListedPicture]:
     """Pictures of class subfolders, and of folders within these; names that start with a dot are left out."""
 
     def unreadable(error: OSError) -> None:
         raise InputError(f"{shown(error.filename)}: cannot be read: {error.strerror}") from None
 
-    entries = []
+    pictures = []
     for top, folders, files in os.walk(folder, onerror=unreadable):
         within = Path(top).relative_to(folder)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -131,11 +135,11 @@ def _walk(folder: Path, classes: Sequence[str]) -> list[Entry]:
             if not within.parts:
                 path = Path(top, name)
                 raise InputError(f"{shown(path)}: lies in no class subfolder; move it, or write a metadata.csv")
-            entries.append(Entry((within / name).as_posix(), within.parts[0], None))
-    return entries
+            pictures.append(ListedPicture((within / name).as_posix(), within.parts[0], None))
+    return pictures
 
 
-def _read_table(table: Path, person_required: bool) -> list[Entry]:
+def _read_table(table: Path, person_required: bool) -> list[ListedPicture]:
     try:
         # utf-8-sig: spreadsheets write a byte order mark
         with table.open(encoding="utf-8-sig", newline="") as file:
@@ -150,12 +154,12 @@ def _read_table(table: Path, person_required: bool) -> list[Entry]:
         raise InputError(f"{shown(table)}: not UTF-8; save it as UTF-8") from None
     except (OSError, csv.Error) as error:
         raise InputError(f"{shown(table)}: cannot be read: {' '.join(str(error).split())}") from None
-    named = ((f"line {line}", entry.person) for line, entry in rows if entry.person is not None)
+    named = ((f"line {line}", picture.person) for line, picture in rows if picture.person is not None)
     check_persons(named, shown(table))
-    return [entry for _, entry in rows]
+    return [picture for _, picture in rows]
 
 
-def _entry(table: Path, line: int, row: dict[str | None, str | None]) -> Entry:
+def _entry(table: Path, line: int, row: dict[str | None, str | None]) -> ListedPicture:
     where = f"{shown(table)}, line {line}"
     name, label, person = row["file_name"], row["label"], row.get("person", "")
     if name is None or label is None or person is None or None in row:
@@ -166,7 +170,7 @@ def _entry(table: Path, line: int, row: dict[str | None, str | None]) -> Entry:
     if not safe_name(name):
         raise InputError(f"{where}: file_name {name!r} leads out of the folder; it must be a path below it")
     # the same text in two encodings; what else spells one person in two ways is refused
-    return Entry(name, label, unicodedata.normalize("NFC", person.strip()) if "person" in row else None)
+    return ListedPicture(name, label, unicodedata.normalize("NFC", person.strip()) if "person" in row else None)
 
 
 @private_names(PRIVATE_PICTURE)

@@ -6,13 +6,13 @@ from dp_lora.config.schema import Config
 from dp_lora.data.layout import read_dataset
 from dp_lora.errors import InputError
 from dp_lora.evaluation.cache import Cache
-from dp_lora.evaluation.classifier import Training, predict
-from dp_lora.evaluation.distances import Comparison, fid_and_kid, letter_distances
+from dp_lora.evaluation.classifier import ClassifierTraining, predict
+from dp_lora.evaluation.distances import DistanceInputs, fid_and_kid, letter_distances
 from dp_lora.evaluation.inception import NAME, SHA256, Inception, fetch_weights
 from dp_lora.evaluation.letter_features import letter_features
 from dp_lora.evaluation.pictures import require_same_shape, utility_pictures
 from dp_lora.evaluation.references import public_only, require_public_reference, train_on_real, untrained_embedding
-from dp_lora.evaluation.report import Entry, EvaluationResult, write_result
+from dp_lora.evaluation.report import EvaluationResult, Measurement, write_result
 from dp_lora.evaluation.utility import Task
 from dp_lora.events import Events
 from dp_lora.models.folder import Model
@@ -50,42 +50,46 @@ def evaluate(
     test = read_dataset(private_folder, classes, "test")
     require_same_shape(samples, real)
     cache, private_cache = Cache(cache_folder), Cache(private_cache_folder)
-    training = Training(config.evaluation.classifier_steps, CLASSIFIER_SEED)
+    training = ClassifierTraining(config.evaluation.classifier_steps, CLASSIFIER_SEED)
     device = base.class_embedding.device
 
-    comparison = Comparison(samples, real, base, config.evaluation.min_images, private_cache)
+    comparison = DistanceInputs(samples, real, base, config.evaluation.min_images, private_cache)
     comparison.require_enough()
-    entries = [Entry("samples", len(samples), "number of samples evaluated", private=False)]
+    measurements = [Measurement("samples", len(samples), "number of samples evaluated", private=False)]
     if config.evaluation.inception_weights is not None:
         weights_sha256 = config.evaluation.inception_sha256 or SHA256
         folder = fetch_weights(config.evaluation.inception_weights, cache.folder, events, weights_sha256)
-        entries += fid_and_kid(comparison, Inception(folder, device), weights_sha256)
+        measurements += fid_and_kid(comparison, Inception(folder, device), weights_sha256)
     elif public_folder is None:
         raise InputError(f"evaluation.inception_weights=null: without public letters a distance needs a copy of {NAME}")
     if public_folder is not None:
         letters = letter_features(public_folder, list(config.public.classes), training, cache, device)
-        entries += letter_distances(comparison, letters)
+        measurements += letter_distances(comparison, letters)
 
     task = Task(utility_pictures(test), test.labels, test.digest(), classes, training, device)
     images = utility_pictures(samples)
     synthetic = task.score(task.train(images, samples.labels, "classifier of samples"))
-    entries.append(Entry.accuracy("accuracy", synthetic, "real test pictures right, classifier of samples alone"))
+    measurements.append(
+        Measurement.accuracy("accuracy", synthetic, "real test pictures right, classifier of samples alone")
+    )
     network, ceiling = train_on_real(task, real, private_cache)
-    entries.append(Entry.accuracy("accuracy_train_on_real", ceiling, "the same, classifier of real pictures"))
+    measurements.append(
+        Measurement.accuracy("accuracy_train_on_real", ceiling, "the same, classifier of real pictures")
+    )
     start = untrained_embedding(task, untrained, len(samples), config, private_cache)
     meaning = "the same, classifier of samples from the base with its untrained class embedding"
-    entries.append(Entry.accuracy("accuracy_untrained_embedding", start, meaning))
+    measurements.append(Measurement.accuracy("accuracy_untrained_embedding", start, meaning))
     public = public_only(task, config, private_cache)
     if public is not None:
         meaning = "the same, classifier of public pictures of these classes, no private picture seen"
-        entries.append(Entry.accuracy("accuracy_public_only", public, meaning))
+        measurements.append(Measurement.accuracy("accuracy_public_only", public, meaning))
 
     agrees = predict(network, images, device)[0].argmax(axis=1) == samples.labels
     meaning = "samples that the classifier of real pictures puts in the class they were drawn for"
-    entries.append(Entry("class_agreement", float(agrees.mean()), meaning, private=True))
+    measurements.append(Measurement("class_agreement", float(agrees.mean()), meaning, private=True))
     per_class = [float(agrees[samples.labels == c].mean()) for c in range(len(classes))]
 
-    result = EvaluationResult(entries, classes, synthetic, per_class, Path(out_folder))
+    result = EvaluationResult(measurements, classes, synthetic, per_class, Path(out_folder))
     write_result(result)
     events.image(f"{result.folder.name}/confusion", result.folder / "confusion.png", private=True)
     return result

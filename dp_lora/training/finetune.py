@@ -27,7 +27,7 @@ from dp_lora.models.adapters import (
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import Model
 from dp_lora.privacy.accounting import spent
-from dp_lora.privacy.composition import Part, compose, together
+from dp_lora.privacy.composition import ReleaseCost, compose, together
 from dp_lora.privacy.plan import PrivacyPlan, require_stated_number
 from dp_lora.privacy.randomness import Randomness, read_secret
 from dp_lora.privacy.rounding import dummies, require_small_rounding
@@ -162,11 +162,11 @@ def finetune(
     Guarantee: the returned folder, and the grids, are (plan.target_epsilon, plan.delta)-DP under add-or-remove-one unit
     where plan.guaranteed, composed with what the base and privacy.parent had spent before.
     """
-    parent = [Part(**part) for part in run.bound["parent"]]
+    parent = [ReleaseCost(**part) for part in run.bound["parent"]]
     # these refuse before any budget is spent
     require_stated_number(run.plan, len(data.units))
     before = together(base_parts(model.info, lambda: base["digest"], run.plan), parent)
-    epsilon_before, _ = compose([*before, Part(0.0, run.plan.delta)])
+    epsilon_before, _ = compose([*before, ReleaseCost(0.0, run.plan.delta)])
     if run.result.exists():
         events.terminal(f"{run.folder.name}: this fine-tuning is finished; nothing is trained, nothing is spent")
         team.once(None)

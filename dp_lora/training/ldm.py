@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dp_lora.config.schema import Config
 from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import read_dataset
-from dp_lora.diffusion import add_noise, loss_per_row, make_scheduler, target
+from dp_lora.diffusion import diffuse, loss_per_row, make_scheduler, target
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_value
@@ -23,7 +23,7 @@ from dp_lora.models.device import pick_device
 from dp_lora.models.folder import Model, load_info, load_vae, model_info, module_digest, save_model
 from dp_lora.models.unet import build_unet
 from dp_lora.sampling import write_class_grid
-from dp_lora.training.fit import CHECKPOINT_SECONDS, Training, fit
+from dp_lora.training.fit import CHECKPOINT_SECONDS, PublicTraining, fit
 from dp_lora.training.seeds import seeded
 from dp_lora.training.steps import EpochOrder, lr_factor, step_generator, total_steps
 
@@ -50,7 +50,7 @@ class Conditioned(nn.Module):
         return self.unet(latents, t, encoder_hidden_states=context, return_dict=False)[0]
 
 
-class LdmTraining(Training):
+class LdmTraining(PublicTraining):
     """One step: noise the latents of a batch at random timesteps, predict, and let the average follow."""
 
     def __init__(self, config: Config, latents: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
@@ -84,7 +84,7 @@ class LdmTraining(Training):
         labels = labels.masked_fill(dropped, self.null)
 
         wanted = target(x0, noise, alphas_cumprod, t, self.settings.prediction_type)
-        noisy = add_noise(x0, noise, alphas_cumprod, t)
+        noisy = diffuse(x0, noise, alphas_cumprod, t)
         noisy, wanted, t, labels = (tensor.to(self.device) for tensor in (noisy, wanted, t, labels))
         return {"loss": loss_per_row(self.model(noisy, t, labels), wanted).mean()}
 

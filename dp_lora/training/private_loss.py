@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Config
-from dp_lora.diffusion import add_noise, loss_per_row, target
+from dp_lora.diffusion import diffuse, loss_per_row, target
 from dp_lora.models.adapters import EMBEDDING, unit_copies
 from dp_lora.models.device import pick_precision
 from dp_lora.models.folder import Model
@@ -46,7 +46,7 @@ def diffusion_loss(
                 torch.from_numpy(array).to(device) for array in (pictures, noises, timesteps, classes)
             )
             context = copies[EMBEDDING][rows.slot, label].unsqueeze(1)
-            x_t = add_noise(x0, noise, alphas_cumprod, t)
+            x_t = diffuse(x0, noise, alphas_cumprod, t)
             # the UNet alone: its autocast must not reach losses, and what is clipped comes out of float32 copies
             autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
             with unit_copies(model.unet, copies), autocast:

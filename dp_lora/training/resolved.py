@@ -8,7 +8,7 @@ from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.models.adapters import start_positions
 from dp_lora.models.folder import load_info, model_digest
-from dp_lora.privacy.composition import Part
+from dp_lora.privacy.composition import ReleaseCost
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.release import base_parts
 
@@ -23,10 +23,10 @@ class Resolved:
     data: Path  # folder of the prepared private pictures
     latents: Path  # folder that these are kept in, encoded
     plan: PrivacyPlan
-    parent: tuple[Part, ...]  # what privacy.parent has spent, its own parents included
+    parent: tuple[ReleaseCost, ...]  # what privacy.parent has spent, its own parents included
     resumed: Path | None  # the working folder that train.resume names; None: auto and never
 
-    def spent_by_base(self) -> tuple[Part, ...]:
+    def spent_by_base(self) -> tuple[ReleaseCost, ...]:
         """What the base has spent of the privacy of its own private pictures; none where it is public or not there."""
         if not self.base.exists():
             return ()

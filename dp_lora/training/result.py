@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dp_lora.files import read_json, whole_file, whole_folder, write_json
 from dp_lora.privacy.accounting import epsilon_of_delta, spent
-from dp_lora.privacy.composition import Part, compose
+from dp_lora.privacy.composition import ReleaseCost, compose
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.statement import EPSILONS
 from dp_lora.training.steps import curve_steps
@@ -47,7 +47,7 @@ def curves(result: Path) -> dict[str, str]:
     over_steps, over_delta = ["step,epsilon"], ["delta,epsilon"]
     if plan.guaranteed:
         statement = read_json(result / "privacy.json")
-        epsilon_before, delta_before = compose(Part(**part) for part in statement["parts"][:-1])
+        epsilon_before, delta_before = compose(ReleaseCost(**part) for part in statement["parts"][:-1])
         over_steps += [f"{step},{epsilon_before + spent(plan, step).epsilon:.6g}" for step in curve_steps(plan.steps)]
         own = epsilon_of_delta(plan, statement["steps"])
         over_delta += [f"{delta_before + delta!r},{epsilon_before + epsilon!r}" for delta, epsilon in own]
