@@ -1,8 +1,8 @@
-"""Prepared private pictures against the operator's folder (data.path) as it is now: who was taken out must be gone.
+"""Compare prepared private pictures with the operator's folder (data.path): a withdrawn picture must be gone.
 
-A seal says from which folder a dataset was prepared, and which pictures lay there. The pictures are an HMAC under the
-secret of this place (runs/.key), and the seal lies in runs/working, in no file that DVC or a run keeps: nobody else can
-test by it whether a picture is in the folder.
+A seal says from which folder a dataset was prepared, and which pictures lay there, as an HMAC under the secret of this
+place (runs/.key). It lies in runs/working, which neither DVC nor a run keeps: nobody else can test by it whether a
+picture is in the folder.
 """
 
 import json
@@ -27,13 +27,13 @@ ORIGIN = {"path", "classes", "by_person"}  # what a seal says of the folder that
 
 
 def caches(config: Config) -> Path:
-    """Folder of what is computed from one private dataset and kept: it goes when the dataset goes."""
+    """Folder of the caches that are computed from one private dataset; they are removed together with the dataset."""
     return WORKING / PRIVATE / (config.data.folder or config.experiment.name)
 
 
 @contextmanager
 def sealing(config: Config, folder: Path) -> Iterator[None]:
-    """Around the preparing of private pictures to `folder`: afterwards the dataset is sealed.
+    """Seal the private dataset that the block prepares in `folder`.
 
     Raises InputError where data.path changed meanwhile: nobody could say then which pictures were read.
     """
@@ -53,12 +53,12 @@ def sealing(config: Config, folder: Path) -> Iterator[None]:
 
 
 def look(config: Config) -> None:
-    """Remove private datasets, and all that is kept of them, that are not known to hold what data.path holds now.
+    """Remove private datasets, and their caches, unless a seal shows that they hold what data.path holds now.
 
-    This experiment's; others that were prepared from the same data.path; and both in the trees that `make reproduce`
-    keeps. So nothing is trained on or scored by a picture that was taken out, no copy of it stays in another place, and
-    DVC has to prepare the dataset anew. Says in a line what it removed. Raises InputError for a folder that cannot be
-    read as `prepare` reads it. Sources other than `folder` are not looked at: nobody withdraws from these.
+    Looks at this experiment's dataset, at others that were prepared from the same data.path, and at both in the trees
+    that `make reproduce` keeps. So no command trains or scores on a withdrawn picture, no copy of it stays elsewhere,
+    and DVC prepares the dataset anew. One line says what was removed. Raises InputError for a folder that `prepare`
+    would refuse. Looks at the source `folder` alone: nobody withdraws a picture from the others.
     """
     data = private_data(config)
     own = [path for path in (data, caches(config), *_unfinished(data)) if path.exists()]
@@ -70,7 +70,7 @@ def look(config: Config) -> None:
     if held:
         _remove(held)
         shown = ", ".join(map(relative, held))
-        Events().terminal(f"{shown}: removed: not known to be of what data.path holds now; made anew")
+        Events().terminal(f"{shown}: removed: data.path may hold other pictures by now; prepared anew")
 
 
 def _seals_of_others(config: Config) -> list[tuple[Path, dict[str, Any]]]:
@@ -86,7 +86,7 @@ def _seals_of_others(config: Config) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _outdated(seals: list[tuple[Path, dict[str, Any]]], config: Config, pictures: str) -> Iterator[Path]:
-    """Datasets, and what is kept of each, of pictures that data.path does not hold now, which reads as `pictures`."""
+    """Datasets, and their caches, of other pictures than data.path holds now; `pictures` is its fingerprint."""
     known: dict[str, str | None] = {json.dumps(_origin(config)): pictures}  # each fingerprint reads the whole folder
     for root, seal in seals:
         key = json.dumps(seal["origin"])
@@ -106,9 +106,9 @@ def _fingerprint_if_taken(origin: dict[str, Any]) -> str | None:
 
 
 def require_prepared(call: Call) -> None:
-    """`look`, for what reads a private dataset that another command prepared; InputError for one of other settings.
+    """Call `look` before the private dataset is read; InputError for a dataset that was prepared with other settings.
 
-    A stage that DVC started cannot have it prepared anew: it raises InputError where `look` would remove something.
+    A stage that DVC started cannot prepare it anew, so that it raises InputError where `look` would remove something.
     """
     from dp_lora.data.prepare import check_prepared
 
@@ -168,7 +168,7 @@ def _read_seal(file: Path) -> dict[str, Any] | None:
 
 
 def _unfinished(folder: Path) -> list[Path]:
-    """What a `prepare` that was killed has left beside `folder` (`files.whole_folder`): private pictures too."""
+    """Temporary folders, with private pictures, that a killed `prepare` left beside `folder` (`files.whole_folder`)."""
     return sorted(folder.parent.glob(f".{folder.name}.*.tmp"))
 
 

@@ -1,4 +1,4 @@
-"""Make the datasets of an experiment in the project's one layout; bring what comes from outside to data/."""
+"""Make the datasets of an experiment in the project's one layout; downloads go to data/."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ PARTS = ("public", "private")
 
 @entry_point("prepare", parts=PARTS)
 def main(call: Call) -> None:
-    """Prepare what the experiment needs: its public and private pictures, and the checkpoint that it starts from.
+    """Prepare the experiment's public and private pictures, and the checkpoint that it starts from.
 
-    What comes from outside goes to data/NAME and is recorded in data.dvc; else outputs/letters/data and
-    outputs/EXPERIMENT/data are made.
+    Downloads go to data/NAME and are recorded in data.dvc. Experiments without downloads get outputs/letters/data and
+    outputs/EXPERIMENT/data.
     """
     refuse(call)
     downloads = from_outside(call.config)
@@ -39,7 +39,7 @@ def main(call: Call) -> None:
 
 
 def _prepare(part: str | None, call: Call, run: TrackedRun, folder: Path) -> None:
-    """Make one dataset: in `folder`, or, where no DVC is there to name one, in its usual place."""
+    """Make one dataset: in `folder` for a stage that DVC started, else in its usual place."""
     from dp_lora.data.prepare import prepare_private, prepare_public
 
     config = call.config

@@ -1,4 +1,4 @@
-"""One file from an http(s) address: resumed by ranges, whole or not there."""
+"""One file from an http(s) address: resumed by ranges, whole or absent."""
 
 import re
 import time
@@ -29,11 +29,11 @@ def shown_url(url: str) -> str:
 
 
 def download(url: str, path: Path, events: Events, max_bytes: int | None = None) -> None:
-    """Bring what `url` names to `path`; InputError for more than `max_bytes`.
+    """Download `url` to `path`; InputError for more than `max_bytes`.
 
     An interrupted download is kept in PATH.part and goes on by an HTTP range where the server still has the same file
     (ETag, else date, and size); else it begins anew. Honours the proxies of the environment. Raises InputError, one
-    line that names the address, and keeps what has come.
+    line that names the address, and keeps the bytes that arrived.
     """
     part = path.with_name(path.name + ".part")
     attempt = 0
@@ -63,7 +63,7 @@ def _record(part: Path) -> Path:
 
 
 def _transfer(url: str, part: Path, events: Events, max_bytes: int | None) -> None:
-    """One request; appends to `part` what the server sends. Returns when the file is complete."""
+    """One request; appends the server's bytes to `part`. Returns when the file is complete."""
     known = _read_record(part)
     have = part.stat().st_size if part.exists() and known.get("url") == shown_url(url) else 0
     headers = dict(AGENT)

@@ -1,4 +1,4 @@
-"""What lies in the operator's folder of pictures now, as one digest: it differs when one was taken out or changed."""
+"""One digest of the operator's folder of pictures: it changes when a picture is added, removed or changed."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from dp_lora.files import digest_file, digest_value
 
 @private_names(PRIVATE_PICTURE)
 def fingerprint(folder: Path, classes: Sequence[str], person_required: bool) -> str:
-    """SHA-256 over all that `prepare` would read: each picture's name, class, person and bytes; 64 hex digits.
+    """SHA-256 over everything that `prepare` would read: each picture's name, class, person and bytes; 64 hex digits.
 
     Bytes are read, since a picture that was changed in place may have its old size and time. The digest depends on
     private pictures and is not keyed: it must go into no file. Raises InputError as `list_pictures` does, and for a
@@ -26,5 +26,5 @@ def fingerprint(folder: Path, classes: Sequence[str], person_required: bool) -> 
         except OSError as error:
             raise InputError(f"{shown(path)}: cannot be read: {error.strerror}") from None
 
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
         return digest_value(list(pool.map(row, pictures)))

@@ -44,7 +44,7 @@ def folder_pictures(
     label, name, link or file; labels and names are checked before any picture is opened.
     """
     pictures = list_pictures(folder, classes, person_required)
-    # no numbers on the bar: how many there are is private
+    # no numbers on the bar: the number of pictures is private
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
     for picture in progress(pictures, desc="prepare", bar_format=form):
         image = read_picture(folder / picture.file_name, size, channels)
@@ -59,14 +59,14 @@ def _png_name(name: str) -> str:
 
 
 def shown(path: object) -> str:
-    """A path as it can stand in a one-line message."""
+    """A path in the form of a one-line message."""
     text = str(path)
     return text if text.isprintable() else repr(text)
 
 
 @private_names(PRIVATE_PICTURE)
 def list_pictures(folder: Path, classes: Sequence[str], person_required: bool) -> list[ListedPicture]:
-    """The folder's pictures, unopened, in an order that depends on their names only."""
+    """The folder's pictures, unopened, in an order that depends on their names alone."""
     if not folder.is_dir():
         raise InputError(f"data.path={shown(folder)}: no such folder")
     table = folder / "metadata.csv"
@@ -169,7 +169,7 @@ def _entry(table: Path, line: int, row: dict[str | None, str | None]) -> ListedP
     name = PurePosixPath(name).as_posix()
     if not safe_name(name):
         raise InputError(f"{where}: file_name {name!r} leads out of the folder; it must be a path below it")
-    # the same text in two encodings; what else spells one person in two ways is refused
+    # one name in two encodings is one person; every other second spelling is refused
     return ListedPicture(name, label, unicodedata.normalize("NFC", person.strip()) if "person" in row else None)
 
 
@@ -195,7 +195,7 @@ def read_picture(path: Path, size: int, channels: int) -> np.ndarray:
                 return _square(ImageOps.exif_transpose(image), size, channels)
     except Image.UnidentifiedImageError:
         raise InputError(f"{shown(path)}: not a picture of a known format ({', '.join(FORMATS)})") from None
-    # decoders meet broken files with almost any exception
+    # decoders raise almost any exception for broken files
     except Exception as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{shown(path)}: not a readable picture: {cause}") from None

@@ -33,7 +33,7 @@ IMAGES_SCHEMA = pa.schema([("index", pa.int64()), ("image", pa.binary())])
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture on its way into the layout; `png` holds the very bytes that will be stored."""
+    """One picture on its way into the layout; `png` holds the bytes that will be stored."""
 
     file_name: str  # relative, with slashes, ends in .png
     label: str
@@ -74,7 +74,7 @@ def fill_dataset(
 ) -> None:
     """Make a dataset of an empty folder, which the caller makes whole or removes.
 
-    `pictures` is read once; all of them have a person, or none. `source` is what dataset.json says of the origin: it
+    `pictures` is read once; all of them have a person, or none. `source` describes the origin in dataset.json: it
     must not depend on private pictures. Equal pictures in equal order give equal bytes. In memory at a time: one
     picture (ROW_GROUP pictures if `packed`), and every file name and person. Raises InputError for an unsafe or
     repeated file name, an unknown split, a person missing beside others or spelled in two ways, and where there is no

@@ -64,7 +64,7 @@ def open_file(
 def read_batches(
     file: PictureFile, image_column: str, label_column: str, classes: Sequence[str], skip: int
 ) -> Iterator[PictureBatch]:
-    """The file's rows from row `skip` on. Raises InputError that names file and row for what cannot be read."""
+    """The file's rows from row `skip` on. Raises InputError that names file and row for a row that cannot be read."""
     average = max(1, file.picture_bytes // max(1, file.rows))
     size = max(1, min(BATCH_ROWS, BATCH_BYTES // average))
     row = 0
