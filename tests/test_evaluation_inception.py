@@ -139,7 +139,16 @@ def test_more_bytes_than_the_weights_may_have_are_not_kept_and_no_password_is_sh
     assert "word" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["nowhere/inception.pt", "http://127.0.0.1:9/inception.pt", "file:///etc/hostname"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "nowhere/inception.pt",
+        "http://127.0.0.1:9/inception.pt",
+        "file:///etc/hostname",
+        "http://[x/i.pt",
+        "http://127.0.0.1:x/i.pt",
+    ],
+)
 def test_weights_that_cannot_be_had_are_one_line(source, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0.01)
     monkeypatch.setenv("no_proxy", "127.0.0.1")

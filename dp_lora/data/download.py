@@ -24,7 +24,10 @@ AGENT = {"User-Agent": "dp-lora", "Accept-Encoding": "identity"}
 
 def shown_url(url: str) -> str:
     """The address without user and password."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address: brackets without an IPv6 address in them
+        return url.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
@@ -44,6 +47,10 @@ def download(url: str, path: Path, events: Events, max_bytes: int | None = None)
             break
         except HTTPError as error:
             cause, again = f"HTTP {error.code} {error.reason}", error.code in (408, 429, 500, 502, 503, 504)
+        except InputError:
+            raise
+        except ValueError as error:  # no address: such a host or port cannot be
+            cause, again = " ".join(str(error).split()), False
         except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
             cause, again = " ".join(str(reason).split()), True
