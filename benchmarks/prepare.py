@@ -53,12 +53,12 @@ def plain(path: Path, folder: Path) -> None:
 
 def ours(path: Path, folder: Path, size: int) -> None:
     """The extraction as `prepare` calls it, all cores, to the finished dataset."""
-    from dp_lora.data.extraction import Wanted, extract, read_record
+    from dp_lora.data.extraction import extract, read_record
     from dp_lora.data.layout import write_index
-    from dp_lora.data.parquet import open_file
+    from dp_lora.data.parquet import Wanted, open_file
 
-    wanted = Wanted("image", "label", CLASSES, size, 3)
-    file = open_file(path.name, path, "train", wanted.image_column, wanted.label_column, CLASSES)
+    wanted = Wanted("image", "label", tuple(CLASSES), size, 3)
+    file = open_file(path.name, path, "train", wanted)
     record = folder.parent / "rows.jsonl"
     extract([file], wanted, folder, record, 0, "ours")
     rows = ([row.file_name, row.label, row.split, row.sha256] for row in read_record(record))

@@ -11,7 +11,8 @@ from dp_lora.config import Config, load
 from dp_lora.diffusion import make_scheduler
 from dp_lora.models.adapters import EMBEDDING, Adapter, add_lora
 from dp_lora.models.autoencoder import Vae, build_autoencoder, latent_size
-from dp_lora.models.folder import Model, model_info
+from dp_lora.models.folder import Model
+from dp_lora.models.info import model_info
 from dp_lora.models.unet import build_unet
 
 # S: EMNIST's LDM, with the stock resamplers that the stock step needs; M: cin256's structure at a quarter of its width;

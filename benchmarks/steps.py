@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from benchmarks.setups import Setup
 from dp_lora.diffusion import diffuse, loss_per_row, target
-from dp_lora.models.adapters import lora_targets
 from dp_lora.models.autoencoder import encode
 from dp_lora.models.device import full_precision, pick_precision
+from dp_lora.models.targets import lora_targets
 from dp_lora.privacy.heads import Heads
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PrivacyPlan

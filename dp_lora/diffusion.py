@@ -4,7 +4,13 @@ Latent diffusion (Rombach et al. 2022) builds on DDPM (Ho et al. 2020, section 2
 sqrt(1 - a_t) e with a_t = alphas_cumprod[t], t in [0, steps), e ~ N(0, 1).
 """
 
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from dp_lora.errors import InputError
@@ -79,3 +85,71 @@ def target(x0: Tensor, noise: Tensor, alphas_cumprod: Tensor, t: Tensor, predict
 def loss_per_row(prediction: Tensor, target: Tensor) -> Tensor:
     """Squared error of rows (..., C, H, W), averaged over C, H and W and reduced over nothing else; returns (...)."""
     return (prediction - target).square().mean(dim=(-3, -2, -1))
+
+
+@dataclass(frozen=True)
+class Ddpm:
+    """Noise by a schedule of discrete timesteps; `alphas_cumprod` (steps,) float32."""
+
+    alphas_cumprod: Tensor
+    prediction_type: str
+    times = np.int64
+
+    def time(self, stream: np.random.Generator, low: int, high: int) -> int:
+        """A timestep, uniform in [low, high)."""
+        return int(stream.integers(low, high))
+
+    def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t and what the network is to predict at it, rows (R, C, H, W); t (R,) int64."""
+        x_t = diffuse(x0, noise, self.alphas_cumprod, t)
+        return x_t, target(x0, noise, self.alphas_cumprod, t, self.prediction_type)
+
+    def to(self, device: torch.device) -> "Ddpm":
+        return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Flow matching (Lipman et al. 2023) as rectified flow: x_s = (1 - s) x_0 + s e, the target e - x_0.
+
+    s = shift u / (1 + (shift - 1) u) with u = 1 / (1 + exp(-N(0, 1))) (Esser et al. 2024, sections 3.1 and 5.3.2).
+    """
+
+    shift: float
+    times = np.float32
+
+    def time(self, stream: np.random.Generator, low: int, high: int) -> float:
+        """A time s in (low / 1000, high / 1000): drawn anew until it lies there."""
+        while True:
+            u = 1 / (1 + np.exp(-stream.standard_normal()))
+            s = float(self.shift * u / (1 + (self.shift - 1) * u))
+            if low / 1000 < s < high / 1000:
+                return s
+
+    def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Ddpm.noised`; t (R,) float32, times s."""
+        s = t.view(-1, *(1,) * (x0.ndim - 1)).to(x0.dtype)
+        return (1 - s) * x0 + s * noise, noise - x0
+
+    def to(self, device: torch.device) -> "Flow":
+        return self
+
+
+Process = Ddpm | Flow
+
+
+def process_of(scheduler: Any, where: str) -> Process:
+    """How a base with this scheduler of diffusers was trained. InputError, which begins with `where`, for another."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name.startswith("FlowMatch"):
+        # a shift that follows the picture's size is the pipeline's when it draws; in training it is none
+        return Flow(1.0 if config.get("use_dynamic_shifting") else float(config.get("shift") or 1.0))
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in PREDICTION_TYPES or name.startswith("EDM"):
+        raise InputError(
+            f"{where}: its {name} predicts {prediction_type}; bases that predict {' or '.join(PREDICTION_TYPES)}, or "
+            "flow matching, can be fine-tuned"
+        )
+    if isinstance(scheduler, DDIMScheduler):
+        return Ddpm(scheduler.alphas_cumprod, prediction_type)
+    return Ddpm(DDPMScheduler.from_config(config).alphas_cumprod, prediction_type)

@@ -16,8 +16,9 @@ from torch import nn
 from dp_lora.config.schema import Sampling
 from dp_lora.errors import InputError
 from dp_lora.files import whole_folder, write_json
-from dp_lora.models.adapters import adapter_info, apply_adapter
+from dp_lora.models.adapters import adapter_info, apply_adapter, merge_lora
 from dp_lora.models.folder import Model, save_model
+from dp_lora.models.info import FORMAT
 from dp_lora.release import loading_lines
 from dp_lora.statement import read_privacy
 
@@ -30,6 +31,9 @@ NOT_STOCK = (
 def export(base: Model, adapter: Path, sampling: Sampling, out_folder: Path) -> bool:
     """Write the diffusers folder of `base` (changed in place) with an adapter, whole or not at all.
 
+    Of a pipeline: its whole folder, the adapter merged into its denoiser, with the files of privacy and the adapter's
+    that follow. Of a model folder of ours:
+
     `unet/` (merged, no PEFT layer left), `vae/`, `scheduler/`; `class_embedding.safetensors` ("weight": one row per
     class in model.json's order, then the null row where the base has one); model.json, privacy.json and README.md with
     an example that draws one image as `sampling` says; `adapter/`, a copy of the adapter. The folder is also a model
@@ -40,9 +44,13 @@ def export(base: Model, adapter: Path, sampling: Sampling, out_folder: Path) -> 
     statement, info = read_privacy(adapter), adapter_info(adapter)
     model = merged(apply_adapter(base, adapter))
     model = replace(model, info={**model.info, **_privacy_facts(statement), "merged_from": info["base"]})
-    stock = is_stock(model.unet)
+    stock = model.pipeline is not None or is_stock(model.unet)
     with whole_folder(out_folder, private=not statement["private"]) as temporary:
-        save_model(temporary, model.unet, model.vae, model.scheduler, model.class_embedding, model.info)
+        if model.pipeline is not None:
+            model.pipeline.save_pretrained(temporary)
+            write_json(temporary / "model.json", {"format": FORMAT, **model.info})
+        else:
+            save_model(temporary, model.unet, model.vae, model.scheduler, model.embedded(), model.info)
         write_json(temporary / "privacy.json", statement)
         (temporary / "README.md").write_text(_card(model, statement, sampling, stock), encoding="utf-8")
         shutil.copytree(adapter, temporary / ADAPTER)
@@ -58,15 +66,14 @@ def _privacy_facts(statement: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(model: Model) -> Model:
-    """The model with LoRA's products added into the UNet's weights (in place): its stock layers, no PEFT layer left.
+    """The model with LoRA's products added into the denoiser's weights (in place): stock layers, no PEFT layer left.
 
     The same function up to rounding. Raises InputError for weights that are not finite.
     """
     try:
-        model.unet.fuse_lora(safe_fusing=True)
+        merge_lora(model.unet)
     except ValueError as error:
         raise InputError(f"the adapter cannot be merged: {' '.join(str(error).split())}") from None
-    model.unet.unload_lora()
     return model
 
 
@@ -133,16 +140,24 @@ def _card(model: Model, statement: Mapping[str, Any], sampling: Sampling, stock:
         lines.append(
             "Merging is post-processing: the statement holds for these weights and for what is drawn from them."
         )
-    null = ", then a last row for 'no class'" if model.null_row is not None else ""
-    lines += [
-        "",
-        f"**Base model:** `{base['path']}` (SHA-256 of the folder {base['digest']}).",
-        f"**Rows of class_embedding.safetensors:** {', '.join(model.classes)}{null}.",
-        "",
-    ]
-    if stock:
+    lines += ["", f"**Base model:** `{base['path']}` (SHA-256 of the folder {base['digest']})."]
+    if model.pipeline is None:
+        null = ", then a last row for 'no class'" if model.null_row is not None else ""
+        lines.append(f"**Rows of class_embedding.safetensors:** {', '.join(model.classes)}{null}.")
+    lines.append("")
+    if model.pipeline is not None:
+        lines += [
+            "Load it:",
+            "",
+            "```python",
+            "pipe = DiffusionPipeline.from_pretrained(folder)  # diffusers",
+            "```",
+            "",
+        ]
+    elif stock:
         lines += ["Draw an image, in this folder:", "", "```python", example(model, sampling) + "```", ""]
     else:
         lines += [f"{NOT_STOCK} `dp_lora.models.folder.load_model` reads the folder.", ""]
-    lines += [f"The folder `{ADAPTER}` holds the adapter alone, for the base model's UNet:", "", *loading_lines(), ""]
+    loading = loading_lines(model.family)
+    lines += [f"The folder `{ADAPTER}` holds the adapter alone, for the base model:", "", *loading, ""]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 Nothing in it depends on private data but through the mechanism: no true count, no digest, no hash of private data.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,16 @@ from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import WEIGHTS, Adapter, save_adapter
+from dp_lora.models.families import CLASSES, Family
 from dp_lora.privacy.accounting import cross_checked, spent
-from dp_lora.privacy.composition import ReleaseCost, compose, spent_by
+from dp_lora.privacy.composition import ReleaseCost, compose
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_epsilon
 
+WEB_SCRAPED = (
+    "**What the statement covers:** the private fine-tuning. The base was called public by the one who trained this; a "
+    "base of pictures from the web may have seen the private pictures there."
+)
 RANDOMNESS_FRESH = (
     "fresh entropy of the operating system for sampling and noise; statistical generator (SFC64), not cryptographic"
 )
@@ -25,35 +30,6 @@ RANDOMNESS_REPLAY = (
     "replayed from a seed file of the operator's: epsilon holds only while that file is secret; "
     "statistical generator (SFC64), not cryptographic"
 )
-
-
-def base_privacy(info: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, float]:
-    """Epsilon and delta that the base model has spent before, by its model.json; (0, 0) for a public one.
-
-    Raises InputError, where the result is to be released, for a base that is non-private or of unknown status, or whose
-    unit of privacy or neighbouring relation is another.
-    """
-    status = info.get("privacy_status", "unknown")
-    if status == "public" or not plan.guaranteed:
-        return 0.0, 0.0
-    before = info.get("privacy")
-    if status == "private-dp" and isinstance(before, dict):
-        if (found := spent_by(before, plan)) is not None:
-            return found
-        raise InputError(
-            f"model.base: its model.json states privacy {before}: needs epsilon, delta, unit={plan.unit} and "
-            f"relation={plan.relation} to be added to this run's"
-        )
-    raise InputError(
-        f"model.base: its model.json says privacy_status {status}: what it leaked of its own training pictures has no "
-        "bound, so no release can be made from it; use a public base, or eps=inf"
-    )
-
-
-def base_parts(info: Mapping[str, Any], digest: Callable[[], str], plan: PrivacyPlan) -> tuple[ReleaseCost, ...]:
-    """What `base_privacy` says of the base; none for a public one. `digest` gives its folder's, where it is needed."""
-    epsilon, delta = base_privacy(info, plan)
-    return (ReleaseCost(epsilon, delta, base=digest()),) if epsilon or delta else ()
 
 
 def require_target(plan: PrivacyPlan, steps: int, shown: str) -> None:
@@ -180,10 +156,10 @@ def write_result(
         status = "private-dp" if statement["private"] else "non-private"
         save_adapter(temporary, adapter, config.data.classes, base, trained_on, status)
         write_json(temporary / "privacy.json", statement)
-        (temporary / "README.md").write_text(_card(config, statement, base), encoding="utf-8")
+        (temporary / "README.md").write_text(_card(config, statement, base, adapter), encoding="utf-8")
 
 
-def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str]) -> str:
+def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str], adapter: Adapter) -> str:
     title = f"DP-LoRA adapter: {config.experiment.name}"
     lines = ["---", "library_name: peft", "tags: [lora, diffusers, differential-privacy]", "---", f"# {title}", ""]
     lines += [config.experiment.description, "", f"**Privacy:** {statement['statement']}.", ""]
@@ -201,13 +177,18 @@ def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str])
         rank += f" to {config.lora.rank_last} ({config.lora.rank_schedule} in depth)"
     lines += [
         f"**Base model:** `{base['path']}` (SHA-256 of the folder {base['digest']}).",
-        f"**Classes, in the order of class_embedding.safetensors:** {', '.join(config.data.classes)}.",
+        *([] if adapter.embedding is None else [_classes_line(config)]),
         f"**LoRA:** rank {rank}, targets {config.lora.targets}, trained factors {config.lora.train}.",
+        *([] if adapter.embedding is not None else [WEB_SCRAPED]),
         "",
-        *loading_lines(),
+        *loading_lines(adapter.family),
         "",
     ]
     return "\n".join(lines)
+
+
+def _classes_line(config: Config) -> str:
+    return f"**Classes, in the order of class_embedding.safetensors:** {', '.join(config.data.classes)}."
 
 
 def _accountants_line(found: Mapping[str, float | None]) -> str:
@@ -228,11 +209,14 @@ def _scope_lines(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def loading_lines() -> list[str]:
-    """Lines of a model card: how `folder`, an adapter's, is put on the base model's UNet."""
-    return [
-        "```python",
-        f'unet.load_lora_adapter(folder, weight_name="{WEIGHTS}", prefix=None)  # diffusers',
-        'PeftModel.from_pretrained(unet, folder + "/peft")  # PEFT',
-        "```",
-    ]
+def loading_lines(family: Family = CLASSES) -> list[str]:
+    """Lines of a model card: how `folder`, an adapter's, is put on the base model."""
+    if family.pipeline:
+        part = f"pipe.{family.part}"
+        lines = [f'{part} = PeftModel.from_pretrained({part}, folder + "/peft")  # PEFT']
+        if family.by_pipeline:
+            lines.insert(0, "pipe.load_lora_weights(folder)  # diffusers; or")
+    else:
+        lines = [f'unet.load_lora_adapter(folder, weight_name="{WEIGHTS}", prefix=None)  # diffusers']
+        lines.append('PeftModel.from_pretrained(unet, folder + "/peft")  # PEFT')
+    return ["```python", *lines, "```"]

@@ -26,7 +26,8 @@ class ReleasedModel(PythonModel):
         """Put the adapter on its base. Raises InputError for a base that is missing, or not the release's own."""
         from dp_lora.models.adapters import adapter_info, apply_adapter
         from dp_lora.models.device import pick_device
-        from dp_lora.models.folder import load_model, model_digest
+        from dp_lora.models.folder import load_model
+        from dp_lora.models.info import model_digest
 
         release = Path(context.artifacts["release"])
         base = Path(context.artifacts.get("base") or context.model_config["base"])
@@ -65,7 +66,7 @@ class ReleasedModel(PythonModel):
         for name in names:
             wanted += [(self._model.classes.index(name), seen[name] + i) for i in range(n)]
             seen[name] += n
-        device = self._model.class_embedding.device
+        device = self._model.device
         images = []
         try:
             for start in range(0, len(wanted), settings.batch_size):

@@ -17,6 +17,8 @@ LEFT_OUT = {
     "dp_lora/operator_key.py": "names of folders",
     "dp_lora/tracking": "keeps what a run made",
     "dp_lora/models/estimate.py": "what a dry run says of time and memory",
+    "dp_lora/models/flops.py": "what a dry run says of time and memory",
+    "dp_lora/models/operations.py": "what a dry run says of time and memory",
     "dp_lora/training/planned.py": "what a dry run says",
     "dp_lora/training/costs.py": "what a dry run says of time and memory",
     "dp_lora/training/measure.py": "what a dry run says of time and memory",

@@ -1,12 +1,15 @@
 """LoRA on the right modules, adapters that load in diffusers and PEFT, only the named parameters trained."""
 
 import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from dp_lora.config import load
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from dp_lora.models.adapters import (
@@ -15,13 +18,16 @@ from dp_lora.models.adapters import (
     add_lora,
     apply_adapter,
     lora_parameters,
-    matched_modules,
-    start_positions,
     untrained_class_embedding,
     with_embedding,
 )
 from dp_lora.models.counting import count_parameters
+from dp_lora.models.embedding_start import start_positions
 from dp_lora.models.folder import load_model
+from dp_lora.models.info import UNETS, VAES
+from dp_lora.models.meta import meta_networks, tensor_shapes
+from dp_lora.models.shapes import base_shapes
+from dp_lora.models.targets import is_linear, matched_modules
 from tests.support.tiny import (
     differences_in_a_fresh_process,
     lora_settings,
@@ -36,8 +42,8 @@ from tests.support.tiny import (
 
 def test_the_default_targets_leave_out_what_gets_no_gradient_from_one_token(tmp_path):
     model = tiny_model(tmp_path)
-    default = matched_modules(model.unet, "default")
-    study = matched_modules(model.unet, "study")
+    default = matched_modules(tensor_shapes(model.unet), "default")
+    study = matched_modules(tensor_shapes(model.unet), "study")
     assert default
     assert all(not name.endswith(("attn2.to_q", "attn2.to_k")) for name in default)
     assert {name.rsplit("attn", 1)[1] for name in set(study) - set(default)} == {"2.to_q", "2.to_k"}
@@ -47,10 +53,10 @@ def test_the_default_targets_leave_out_what_gets_no_gradient_from_one_token(tmp_
 def test_a_target_that_matches_nothing_is_an_error(tmp_path, targets):
     model = tiny_model(tmp_path)
     if targets == "to_q,":
-        assert matched_modules(model.unet, targets)
+        assert matched_modules(tensor_shapes(model.unet), targets)
         return
     with pytest.raises(InputError, match="matches no linear layer"):
-        matched_modules(model.unet, targets)
+        matched_modules(tensor_shapes(model.unet), targets)
 
 
 def test_the_start_changes_nothing_and_depends_on_the_seed(tmp_path):
@@ -127,7 +133,7 @@ def test_counted_parameters_are_those_that_are_trained(tmp_path, train):
     make_base(tmp_path / "base", config)
     model = load_model(tmp_path / "base")
     total = sum(p.numel() for p in model.unet.parameters())
-    counts = count_parameters(config, tmp_path / "base")
+    counts = count_parameters(config, base_shapes(config, tmp_path / "base"))
     assert counts["unet"] == total
     parameters = tiny_adapter(model).parameters(train)
     assert counts["trainable"] == sum(p.numel() for p in parameters.values())
@@ -141,7 +147,61 @@ def test_counted_parameters_are_those_that_are_trained(tmp_path, train):
 def test_counting_needs_no_weights_and_no_base(tmp_path):
     config = tiny_config()
     make_base(tmp_path / "base", config)
-    assert count_parameters(config, tmp_path / "nothing") == count_parameters(config, tmp_path / "base")
+    there, nowhere = (count_parameters(config, base_shapes(config, tmp_path / name)) for name in ("base", "nothing"))
+    assert there == nowhere
+    assert list(map(str, there.items())) == list(map(str, nowhere.items()))  # written in one order too
+
+
+@pytest.mark.parametrize(
+    "others", ["", "ldm.residual_resampling=true autoencoder.kind=vq autoencoder.num_vq_embeddings=16"]
+)
+def test_the_files_of_a_base_have_the_names_and_shapes_of_its_networks(tmp_path, others):
+    config = tiny_config(others)
+    make_base(tmp_path / "base", config)
+    model = load_model(tmp_path / "base")
+    found = base_shapes(config, tmp_path / "base")
+    assert (found.unet, found.vae) == (tensor_shapes(model.unet), tensor_shapes(model.vae))
+    for network, shapes in ((model.unet, found.unet), (model.vae, found.vae)):
+        assert type(network).__name__ in (*UNETS, *VAES)
+        assert sum(map(math.prod, shapes.values())) == sum(p.numel() for p in network.parameters())
+    linear = {name for name, module in model.unet.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert {name.removesuffix(".weight") for name, shape in found.unet.items() if is_linear(name, shape)} == linear
+    assert (found.context, found.classes) == (model.class_embedding.shape[1], len(model.classes))
+
+
+def test_layers_are_matched_in_the_order_of_a_network_s_modules_whatever_the_order_of_names():
+    config = load("celebahq-eps10")
+    unet, _ = meta_networks(config, Path("no such base"))
+    shapes = tensor_shapes(unet)
+    for targets, ends in (
+        ("study", (".to_q", ".to_k", ".to_v", ".to_out.0")),
+        ("ff.net.0.proj,ff.net.2", (".proj", ".2")),
+    ):
+        modules = [name for name, m in unet.named_modules() if isinstance(m, torch.nn.Linear) and name.endswith(ends)]
+        middle = [name for name in modules if name.startswith("mid_block")]
+        before_up = len([name for name in modules if name.startswith("down_blocks")])
+        others = [name for name in modules if name not in middle]
+        expected = [*others[:before_up], *middle, *others[before_up:]]
+        assert matched_modules(shapes, targets) == matched_modules(dict(sorted(shapes.items())), targets) == expected
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_base_without_weights_or_of_another_kind_is_one_line_in_a_dry_run_too(tmp_path, part):
+    config = tiny_config()
+    make_base(tmp_path / "base", config)
+    (weights,) = (tmp_path / "base" / part).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:50])
+    with pytest.raises(InputError, match=f"base/{part}: cannot be read"):
+        base_shapes(config, tmp_path / "base")
+    weights.unlink()
+    with pytest.raises(InputError, match=rf"base/{part}: holds no \*.safetensors"):
+        base_shapes(config, tmp_path / "base")
+    (tmp_path / "base" / part / "config.json").write_text('{"_class_name": "Other"}')
+    with pytest.raises(InputError, match=f"base/{part}: holds a Other; must be a "):
+        base_shapes(config, tmp_path / "base")
+    (tmp_path / "base" / part / "config.json").write_text("{")
+    with pytest.raises(InputError, match=f"base/{part}/config.json: cannot be read"):
+        base_shapes(config, tmp_path / "base")
 
 
 def test_equal_adapters_are_equal_files_whatever_the_order_of_a_set(tmp_path):

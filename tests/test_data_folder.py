@@ -3,7 +3,10 @@
 import os
 import re
 import struct
+import subprocess
+import sys
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,14 @@ import pytest
 from PIL import Image
 
 from dp_lora.data import folder as own_folder
-from dp_lora.data.folder import folder_pictures, list_pictures, read_picture
+from dp_lora.data.folder import folder_pictures, list_pictures
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
+from dp_lora.data.metadata_table import Stated
+from dp_lora.data.open_picture import look_at, read_picture
 from dp_lora.data.png import decode_png
 from dp_lora.data.split import split_of, unit_hash
 from dp_lora.errors import PRIVATE_PICTURE, InputError
+from dp_lora.events import Events
 
 CLASSES = ["cat", "dog"]
 
@@ -27,7 +33,7 @@ def _save(path: Path, size: tuple[int, int] = (12, 9), mode: str = "RGB", **opti
 
 
 def _pictures(folder: Path, person_required: bool = False, channels: int = 1) -> list[Picture]:
-    return list(folder_pictures(folder, CLASSES, 8, channels, person_required))
+    return list(folder_pictures(folder, Stated(tuple(CLASSES), person_required), 8, channels, Events()))
 
 
 def _refused(folder: Path, *words: str, person_required: bool = False) -> str:
@@ -179,6 +185,10 @@ def _animation(path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
+def _heic(path: Path) -> None:
+    path.write_bytes(struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(64))
+
+
 def _postscript(path: Path) -> None:
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
 
@@ -188,13 +198,19 @@ def _postscript(path: Path) -> None:
     [
         ("zero.png", lambda p: p.write_bytes(b""), "the file is empty"),
         ("text.png", lambda p: p.write_text("hello"), "not a picture of a known format"),
-        ("notes.txt", lambda p: p.write_text("hello"), "not a picture of a known format"),
+        ("notes.txt", lambda p: p.write_text("hello"), "a caption without its picture"),
+        ("1.caption", lambda p: p.write_text("hello"), "captions are read from NAME.txt"),
         ("code.eps", _postscript, "not a picture of a known format"),
         ("cut.png", _cut, "not a readable picture"),
-        ("cut.jpg", _cut, "truncated"),
+        ("cut.jpg", _cut, "the file is cut off"),
+        ("cut.webp", _cut, "not a readable picture"),
         ("bomb.png", _bomb, "not a readable picture"),
         ("large.png", _smaller_bomb, "more than 67108864 pixels"),
         ("film.gif", _animation, "an animation"),
+        ("pages.tif", _animation, "several pages"),
+        ("phone.heic", _heic, "not a readable picture" if find_spec("pillow_heif") else "package pillow-heif"),
+        ("scan.dcm", lambda p: p.write_bytes(bytes(128) + b"DICM"), "DICOM is not read"),
+        ("tiny.png", lambda p: _save(p, (1, 5)), "its shorter side is below a quarter of data.size=8"),
         ("film.png", _animation, "an animation"),
         ("float.tif", lambda p: Image.new("F", (4, 4)).save(p), "more than 16 bits"),
         ("pipe.png", os.mkfifo, "not a file"),
@@ -226,7 +242,7 @@ def test_links_out_of_the_folder_are_refused(folder: Path, tmp_path: Path) -> No
 
 
 def test_other_classes_are_refused_by_name_and_missing_ones_are_not(folder: Path) -> None:
-    assert {e.label for e in list_pictures(folder, [*CLASSES, "emu"], False)} == set(CLASSES)
+    assert {p.label for p in list_pictures(folder, Stated((*CLASSES, "emu"))).pictures} == set(CLASSES)
     _save(folder / "horse/1.png")
     _refused(folder, "horse", "'horse' is not in data.classes")
     _table(folder, "file_name,label", "cat/1.png,cat", "horse/1.png,horse")
@@ -236,6 +252,94 @@ def test_other_classes_are_refused_by_name_and_missing_ones_are_not(folder: Path
 def test_a_picture_outside_all_classes_is_refused(folder: Path) -> None:
     _save(folder / "stray.png")
     _refused(folder, "stray.png", "lies in no class subfolder")
+
+
+def test_known_litter_is_left_out_and_named_once(folder: Path, capfd: pytest.CaptureFixture) -> None:
+    for name in (".DS_Store", "cat/.DS_Store", "cat/Thumbs.db", "dog/desktop.ini", "README.txt", "dog/.gitkeep"):
+        (folder / name).write_text("no picture")
+    _save(folder / "__MACOSX/cat/._1.png")
+    assert len(_pictures(folder)) == 7
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "left out" in line]
+    assert line == "left out, not pictures: .DS_Store, .gitkeep, README.txt, Thumbs.db, __MACOSX, ..."
+
+
+@pytest.mark.parametrize("classes", [tuple(CLASSES), ()])
+def test_repeats_are_refused_with_the_reason(folder: Path, classes: tuple[str, ...]) -> None:
+    (folder / "cat").rename(folder / "10_cat")
+    for text in folder.rglob("*.*"):
+        text.with_suffix(".txt").write_text("a caption")
+    with pytest.raises(InputError, match=r"10_cat: named as kohya names repeats.*weight.*rename it to 'cat'"):
+        list_pictures(folder, Stated(classes, captions=True))
+    assert {p.label for p in list_pictures(folder, Stated(("10_cat", "dog"))).pictures} == {"10_cat", "dog"}
+
+
+def test_all_bad_pictures_are_named_in_one_run_before_one_is_converted(
+    folder: Path, monkeypatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(own_folder, "read_picture", lambda *_: pytest.fail("converted"))
+    spoilt = {"cat/2.jpg": "the file is cut off", "dog/4.webp": "the file is empty", "dog/7.ppm": "known format"}
+    _cut(folder / "cat/2.jpg")
+    (folder / "dog/4.webp").write_bytes(b"")
+    (folder / "dog/7.ppm").write_text("hello")
+    message = _refused(folder, "data.path=", "the lines above name 3 files", "type the same command again")
+    lines = capfd.readouterr().err.splitlines()
+    for name, reason in spoilt.items():
+        assert [line for line in lines if name in line and reason in line]
+        assert name not in message
+
+
+def test_what_only_decoding_tells_is_named_for_all_pictures_too(folder: Path, capfd: pytest.CaptureFixture) -> None:
+    for name in ("cat/8.png", "dog/9.png"):
+        _save(folder / name, (64, 64))
+        content = bytearray((folder / name).read_bytes())
+        content[content.index(b"IDAT") + 6] ^= 255
+        (folder / name).write_bytes(content)
+    _refused(folder, "the lines above name 2 files")
+    shown = capfd.readouterr().err
+    assert "cat/8.png: not a readable picture" in shown
+    assert "dog/9.png: not a readable picture" in shown
+
+
+def test_films_behind_a_phone_s_picture_do_not_cut_it_off(folder: Path) -> None:
+    with (folder / "cat/2.jpg").open("ab") as file:
+        file.write(bytes(10000))
+    assert len(_pictures(folder)) == 7
+
+
+def test_avif_is_read(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40), (250, 250, 250)).save(tmp_path / "a.avif")
+    assert read_picture(tmp_path / "a.avif", 8, 1).min() > 240
+
+
+def test_a_page_of_tiff_with_8_or_16_bit_is_read(tmp_path: Path) -> None:
+    for kind, value in ((np.uint8, 200), (np.uint16, 200 * 257)):
+        Image.fromarray(np.full((8, 8), value, kind)).save(tmp_path / "a.tif")
+        assert read_picture(tmp_path / "a.tif", 8, 1).ravel().tolist() == [200] * 64
+
+
+LARGE = """
+import resource, sys
+from pathlib import Path
+from dp_lora.data.open_picture import look_at, read_picture
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+look_at(Path(sys.argv[1]), 32)
+picture = read_picture(Path(sys.argv[1]), 32, 1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, picture[:, 0].mean(), picture[:, -1].mean())
+"""
+
+
+def test_the_largest_photograph_is_read_in_little_memory(tmp_path: Path) -> None:
+    ramp = np.broadcast_to(np.linspace(0, 255, 14000).astype(np.uint8), (14000, 14000))  # 196 million pixels
+    Image.fromarray(ramp).save(tmp_path / "a.jpg", quality=50)
+    done = subprocess.run([sys.executable, "-c", LARGE, tmp_path / "a.jpg"], capture_output=True, text=True, check=True)
+    grown, left, right = map(float, done.stdout.split())
+    assert grown < 60_000  # kB; its pixels take 196,000
+    assert left < 10
+    assert right > 245
+    with (tmp_path / "b.jpg").open("wb") as file:
+        Image.fromarray(ramp[:9000, :9000]).save(file, "JPEG", progressive=True, quality=10)
+    with pytest.raises(InputError, match="more than 67108864 pixels; make it smaller, or save it as a baseline JPEG"):
+        look_at(tmp_path / "b.jpg", 32)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +426,8 @@ def test_nothing_that_is_printed_counts_the_pictures(folder: Path, capfd: pytest
 
 
 def test_labels_and_names_are_checked_before_any_picture_is_opened(folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(own_folder, "read_picture", lambda *_: pytest.fail("opened"))
+    for name in ("look_at", "read_picture"):
+        monkeypatch.setattr(own_folder, name, lambda *_: pytest.fail("opened"))
     _save(folder / "horse/1.png")
     _refused(folder, "horse")
     _table(folder, "file_name,label,person", "cat/1.png,cat,Ann", "dog/5.gif,dog,ANN")

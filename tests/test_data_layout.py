@@ -1,5 +1,6 @@
 """The one dataset layout: what goes in comes out, together, and anything else is refused by name."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from dp_lora.data.layout import Picture, read_dataset, safe_name, write_dataset
 from dp_lora.data.png import encode_png
-from dp_lora.errors import InputError
+from dp_lora.errors import PRIVATE_PICTURE, InputError
 from dp_lora.files import digest_folder
 
 CLASSES = ["a", "b", "c"]
@@ -113,6 +114,79 @@ def test_persons_come_back_with_their_pictures(tmp_path: Path) -> None:
     dataset = read_dataset(_write(tmp_path / "set", True, person=True), CLASSES, "test")
     assert dataset.persons == [f"p{n % 5}" for n in dataset.index]
     assert read_dataset(_write(tmp_path / "bare", True), CLASSES, "test").persons is None
+
+
+def _captioned(number: int, *captions: str, label: str | None = "a") -> Picture:
+    return Picture(**{**vars(_picture(number)), "label": label, "captions": captions or None})
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_one_caption_or_several_come_back_with_their_pictures(tmp_path: Path, packed: bool) -> None:
+    pictures = [
+        _captioned(0, "a cat"),
+        _captioned(1, "a dog, \u732b", "a\ndog"),
+        _captioned(2, "x"),
+        _captioned(3, "y"),
+    ]
+    write_dataset(tmp_path / "set", pictures, {}, SIZE, CHANNELS, packed)
+    assert read_dataset(tmp_path / "set", ["a"], "train").captions == (("a cat",), ("a dog, \u732b", "a\ndog"), ("x",))
+    assert read_dataset(tmp_path / "set", ["a"], "test").captions == (("y",),)
+    assert read_dataset(_write(tmp_path / "bare", packed), CLASSES, "train").captions is None
+
+
+def test_pictures_with_captions_need_no_classes(tmp_path: Path) -> None:
+    pictures = [_captioned(n, f"caption {n}", label=None) for n in range(4)]
+    write_dataset(tmp_path / "set", pictures, {}, SIZE, CHANNELS, packed=True)
+    dataset = read_dataset(tmp_path / "set", [], "train")
+    assert (dataset.classes, dataset.labels.tolist(), dataset.labels.dtype) == ([], [0, 0, 0], np.int64)
+    assert dataset.captions == (("caption 0",), ("caption 1",), ("caption 2",))
+    with pytest.raises(InputError, match="no column 'label'"):
+        read_dataset(tmp_path / "set", CLASSES, "train")
+    with pytest.raises(InputError, match="has classes, and the config lists none"):
+        read_dataset(_write(tmp_path / "classes", True), [], "train")
+
+
+def test_a_changed_caption_changes_the_digest_of_its_split_alone(tmp_path: Path) -> None:
+    digests = []
+    for number, caption in enumerate(["one", "two"]):
+        pictures = [_captioned(0, caption), _captioned(3, "the same")]
+        write_dataset(tmp_path / str(number), pictures, {}, SIZE, CHANNELS, packed=True)
+        digests.append([read_dataset(tmp_path / str(number), ["a"], split).digest() for split in ("train", "test")])
+    assert digests[0][0] != digests[1][0]
+    assert digests[0][1] == digests[1][1]
+
+
+def test_datasets_without_captions_are_the_bytes_that_they_were(tmp_path: Path) -> None:
+    folder = _write(tmp_path / "set", packed=True)
+    table = pq.read_table(folder / "metadata.parquet")
+    columns = table.column_names
+    assert columns == ["index", "file_name", "label", "split", "sha256"]
+    # ledgers and caches of latents keep this digest
+    lines = [[1, SIZE, CHANNELS]]
+    for row in table.to_pylist():
+        if row["split"] == "train":
+            lines.append([row["index"], row["file_name"], row["label"], row["sha256"], None])
+    text = json.dumps(lines[0]) + "".join(json.dumps(line) + "\n" for line in lines[1:])
+    assert read_dataset(folder, CLASSES, "train").digest() == hashlib.sha256(text.encode()).hexdigest()
+    with_persons = pq.read_table(_write(tmp_path / "persons", True, person=True) / "metadata.parquet")
+    assert with_persons.column_names == [*columns, "person"]
+
+
+@pytest.mark.parametrize("captions", [None, (), ("",), ("fine", " ")])
+def test_a_caption_missing_beside_others_is_refused_by_name(tmp_path: Path, captions: tuple[str, ...] | None) -> None:
+    bad = Picture(**{**vars(_captioned(1)), "captions": captions})
+    with pytest.raises(InputError, match=r"'001.png': .*caption") as caught:
+        write_dataset(tmp_path / "set", [_captioned(0, "a cat"), bad], {}, SIZE, CHANNELS, False)
+    assert caught.value.public == PRIVATE_PICTURE
+
+
+@pytest.mark.parametrize("captions", [["a"] * 3, [["a"], [], ["b"]], [["a"], None, ["b"]], [["a"], [None], ["b"]]])
+def test_a_column_that_is_no_lists_of_captions_is_refused(tmp_path: Path, captions: list) -> None:
+    write_dataset(tmp_path / "set", [_picture(n) for n in range(3)], {}, SIZE, CHANNELS, True)
+    path = tmp_path / "set/metadata.parquet"
+    pq.write_table(pq.read_table(path).append_column("caption", pa.array(captions)), path)
+    with pytest.raises(InputError, match="column 'caption' is no lists of texts without gaps"):
+        read_dataset(tmp_path / "set", CLASSES, "train")
 
 
 def test_a_failed_write_leaves_the_older_dataset_whole(tmp_path: Path) -> None:

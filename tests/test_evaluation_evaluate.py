@@ -65,6 +65,7 @@ class World:
         arguments = {"config": self.config, "public_folder": self.public} | changes
         return evaluate(
             samples_folder=samples,
+            drawn=self.config.data.classes,
             private_folder=self.private,
             base=self.base,
             untrained=self.untrained,

@@ -22,8 +22,9 @@ from dp_lora.errors import InputError
 from dp_lora.export import example, export, is_stock
 from dp_lora.files import read_json
 from dp_lora.models.adapters import WEIGHTS, apply_adapter
-from dp_lora.models.folder import Model, load_info, load_model
-from dp_lora.release import base_privacy
+from dp_lora.models.folder import Model, load_model
+from dp_lora.models.info import load_info
+from dp_lora.privacy.composition import base_privacy
 from dp_lora.sampling import ddim, draw_pixels
 from tests.support.tiny import make_base, make_release, plan_of, tiny_config
 

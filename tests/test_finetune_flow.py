@@ -11,7 +11,8 @@ import torch
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from dp_lora.models.adapters import EMBEDDING
-from dp_lora.models.folder import load_model, model_digest
+from dp_lora.models.folder import load_model
+from dp_lora.models.info import model_digest
 from dp_lora.privacy import step as step_module
 from dp_lora.training import finetune as module
 from dp_lora.training.finetune import PrivateData, finetune

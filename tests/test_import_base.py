@@ -24,8 +24,10 @@ from dp_lora.events import Events
 from dp_lora.files import digest_file
 from dp_lora.models.adapters import apply_adapter
 from dp_lora.models.counting import count_parameters
-from dp_lora.models.folder import load_model, model_digest
+from dp_lora.models.folder import load_model
 from dp_lora.models.importing import import_model
+from dp_lora.models.info import model_digest
+from dp_lora.models.shapes import base_shapes
 from dp_lora.sampling import sample
 from dp_lora.training.autoencoder import train_autoencoder
 from dp_lora.training.finetune import PrivateData, finetune, units_of
@@ -133,7 +135,7 @@ def test_from_checkpoint_to_base_to_a_private_step_to_four_pictures(project, tmp
         assert archive["arr_1"].tolist() == [0, 0, 1, 1]
     drawn = read_dataset(project / "samples", config.data.classes, "synthetic")
     assert drawn.images(slice(None)).shape == (4, 64, 64, 3)
-    counts = count_parameters(config, project / "base")
+    counts = count_parameters(config, base_shapes(config, project / "base"))
     assert counts["unet"] == sum(tensor.numel() for tensor in before.values())
 
 

@@ -8,17 +8,13 @@ from safetensors.torch import load_file
 
 from dp_lora.config import load
 from dp_lora.errors import InputError
-from dp_lora.models.adapters import (
-    WEIGHTS,
-    Adapter,
-    add_lora,
-    apply_adapter,
-    lora_parameters,
-    matched_modules,
-)
+from dp_lora.models.adapters import WEIGHTS, Adapter, add_lora, apply_adapter, lora_parameters
 from dp_lora.models.counting import count_parameters
 from dp_lora.models.folder import load_model
+from dp_lora.models.meta import tensor_shapes
 from dp_lora.models.ranks import in_order_of_depth, layer_ranks
+from dp_lora.models.shapes import base_shapes
+from dp_lora.models.targets import matched_modules
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.training.private_loss import diffusion_loss
@@ -58,7 +54,7 @@ def test_a_constant_rank_and_a_single_layer_need_no_last_rank():
 
 
 def test_depth_runs_down_then_the_middle_then_up(tmp_path):
-    names = matched_modules(tiny_model(tmp_path).unet, "study")
+    names = matched_modules(tensor_shapes(tiny_model(tmp_path).unet), "study")
     blocks = [name.split(".")[0] for name in names]
     assert blocks == sorted(blocks, key=["down_blocks", "mid_block", "up_blocks"].index)
     assert set(blocks) == {"down_blocks", "mid_block", "up_blocks"}
@@ -80,7 +76,7 @@ def adapter_of(model, schedule: str = "linear") -> Adapter:
 def test_every_layer_has_its_rank_in_both_factors_and_scaling_1(tmp_path):
     model = tiny_model(tmp_path)
     adapter_of(model)
-    names = matched_modules(load_model(tmp_path / "base").unet, "study")
+    names = matched_modules(tensor_shapes(load_model(tmp_path / "base").unet), "study")
     ranks = dict(zip(names, layer_ranks(len(names), "linear", 6, 2), strict=True))
     assert len(set(ranks.values())) == 5
     parameters = lora_parameters(model.unet, "AB")
@@ -143,7 +139,7 @@ def test_falling_ranks_are_counted_as_they_are_made(tmp_path):
     make_base(tmp_path / "base", config)
     model = load_model(tmp_path / "base")
     adapter_of(model)
-    counts = count_parameters(config, tmp_path / "base")
+    counts = count_parameters(config, base_shapes(config, tmp_path / "base"))
     assert counts["lora"] == sum(parameter.numel() for parameter in lora_parameters(model.unet, "AB").values())
     assert counts["lora_ranks"][0] == 6
     assert counts["lora_ranks"][-1] == 2

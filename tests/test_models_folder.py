@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from dp_lora.errors import InputError
 from dp_lora.models.attention import OneTokenAttnProcessor
-from dp_lora.models.folder import load_info, load_model, load_vae, model_digest, module_digest, save_model
+from dp_lora.models.folder import load_model, load_vae, module_digest, save_model
+from dp_lora.models.info import load_info, model_digest
 from tests.support.tiny import make_base, tiny_config
 
 

@@ -35,6 +35,7 @@ NOT_RESULTS = (
     *DOWNLOAD,
     "compute.device",
     "compute.num_nodes",
+    "compute.checkpointing",
     "compute.physical_batch_size",
 )
 # one experiment of each pipeline

@@ -19,8 +19,9 @@ from dp_lora.privacy.rounding import require_small_rounding
 from dp_lora.privacy.step import noisy_sum
 from dp_lora.privacy.sums import sum_over_units
 from dp_lora.training.finetune import PrivateData, finetune, make_adapter, units_of
+from dp_lora.training.plan import make_plan
 from dp_lora.training.private_loss import diffusion_loss
-from dp_lora.training.run_folder import binding, make_plan, open_run_folder
+from dp_lora.training.run_folder import binding, open_run_folder
 from tests.support.rounding_cases import ROUNDING_CASES, measured_rest
 from tests.support.tiny import (
     difference,

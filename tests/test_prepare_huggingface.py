@@ -19,6 +19,7 @@ from PIL import Image
 from dp_lora.config import load
 from dp_lora.data import extraction
 from dp_lora.data.layout import read_dataset
+from dp_lora.data.parquet import Wanted, open_file, read_batches
 from dp_lora.data.png import SIGNATURE, as_png, decode_png, encode_png, is_whole_png
 from dp_lora.errors import PRIVATE_PICTURE
 from dp_lora.files import digest_file, read_json
@@ -333,27 +334,79 @@ def test_an_interrupted_extraction_goes_on_and_mends_what_is_not_whole(
 
 
 def test_row_groups_of_any_size_and_a_start_within_one_give_the_same_rows(tmp_path: Path):
-    from dp_lora.data.parquet import open_file, read_batches
-
+    wanted = Wanted("image", "label", tuple(CLASSES), 16, 3)
     for group in (1, 7, 1000):
         (tmp_path / "a").write_bytes(parquet(*rows_of(FILES[0]), row_group_size=group))
-        file = open_file("a", tmp_path / "a", "train", "image", "label", CLASSES)
+        file = open_file("a", tmp_path / "a", "train", wanted)
         for skip in (0, 1, 7, 8, 29, 30):
-            batches = list(read_batches(file, "image", "label", CLASSES, skip))
+            batches = list(read_batches(file, wanted, skip))
             assert [p for b in batches for p in b.pictures] == rows_of(FILES[0])[0][skip:]
             assert [CLASSES.index(label) for b in batches for label in b.labels] == rows_of(FILES[0])[1][skip:]
             assert not batches or batches[0].first == skip
 
 
 def test_labels_may_be_names_and_pictures_a_plain_column(tmp_path: Path):
-    from dp_lora.data.parquet import open_file, read_batches
-
     names = ["male", "female", "male"]
     table = pa.table({"jpg": pa.array([b"a", b"b", b"c"], pa.large_binary()), "sex": names})
     pq.write_table(table, tmp_path / "a")
-    file = open_file("a", tmp_path / "a", "train", "jpg", "sex", CLASSES)
-    (batch,) = read_batches(file, "jpg", "sex", CLASSES, 0)
+    wanted = Wanted("jpg", "sex", tuple(CLASSES), 8, 3)
+    file = open_file("a", tmp_path / "a", "train", wanted)
+    (batch,) = read_batches(file, wanted, 0)
     assert (batch.pictures, batch.labels) == ([b"a", b"b", b"c"], names)
+
+
+def _captioned(file: str, captions: list | None, column: str = "text") -> bytes:
+    """The file's pictures with captions, and no labels."""
+    table = pq.read_table(io.BytesIO(parquet(*rows_of(file)))).select(["image"])
+    buffer = io.BytesIO()
+    pq.write_table(table if captions is None else table.append_column(column, [captions]), buffer, row_group_size=8)
+    return buffer.getvalue()
+
+
+TEXTS = f"{SETTINGS} data.captions=true data.classes=[]"
+
+
+@pytest.mark.parametrize("column", ["text", "prompt"])
+def test_a_column_of_captions_is_taken_and_then_no_classes_are_needed(
+    project: Project, hub: Server, one_process: None, column: str
+):
+    for file, rows in ROWS.items():
+        several = [[f"{file} {row}", "a face"] if file == FILES[0] else f"{file} {row}" for row in range(rows)]
+        hub.files[path_of(file)] = _captioned(file, several, column)
+    result = project.prepare("celebahq", TEXTS + ("" if column == "text" else f" data.caption_column={column}"))
+    assert result.exit_code == 0, result.output
+    folder = project.root / "data/celebahq"
+    train, test = (read_dataset(folder, [], split) for split in ("train", "test"))
+    assert train.captions == (
+        *((f"{FILES[0]} {row}", "a face") for row in range(30)),
+        *((f"{FILES[1]} {row}",) for row in range(20)),
+    )
+    assert test.captions == tuple((f"{TEST_FILE} {row}",) for row in range(10))
+    assert not train.labels.any()
+    assert train.images([35])[0, 0, 0].tolist() == image_of(FILES[1], 5)[0, 0].tolist()
+    asked = len(hub.requests)
+    assert (
+        project.prepare("celebahq", TEXTS + ("" if column == "text" else f" data.caption_column={column}")).exit_code
+        == 0
+    )
+    assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("captions", "words"),
+    [
+        (None, f"{FILES[0]}: no column 'text'; it has image"),
+        (list(range(30)), "column 'text' is of type int64; texts, or lists of texts, are expected"),
+        (["a"] * 11 + [None] + ["a"] * 18, f"{FILES[0]}, row 11: no caption in column 'text'"),
+        ([["a"]] * 29 + [[" "]], f"{FILES[0]}, row 29: no caption in column 'text'"),
+    ],
+)
+def test_a_caption_that_is_missing_is_named_by_file_and_row(
+    project: Project, hub: Server, one_process: None, captions: list | None, words: str
+):
+    for file in (*FILES, TEST_FILE):
+        hub.files[path_of(file)] = _captioned(file, captions if file == FILES[0] else ["a"] * ROWS[file])
+    project.refused("celebahq", TEXTS, words)
 
 
 @pytest.mark.slow

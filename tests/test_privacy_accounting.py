@@ -218,6 +218,25 @@ def test_the_predicted_grid_is_the_one_that_opacus_makes():
     assert prv_grid_points(0.1, 1.0, 100, 1e-5) == pytest.approx(len(dprv.pmf), rel=0.05)
 
 
+def test_the_accountants_without_the_rest_of_opacus_compute_the_same_bits_and_leave_opacus_whole():
+    script = """
+import sys
+from dp_lora.privacy.accounting import prv_bounds, rdp_epsilon
+from dp_lora.privacy.opacus_accountants import accountants
+public = (0.1, 1.1, 150, 1e-5)
+alone = [rdp_epsilon(*public), prv_bounds(*public)]
+assert not {"torch", "opacus"} & set(sys.modules)
+import opacus
+import opacus.accountants.utils
+accountants.cache_clear()
+assert accountants() == (opacus.accountants, opacus.accountants.utils)
+assert hasattr(opacus, "PrivacyEngine") and "torch" in sys.modules
+assert alone == [rdp_epsilon.__wrapped__(*public), prv_bounds.__wrapped__(*public)] and None not in alone
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "rule"),
     [

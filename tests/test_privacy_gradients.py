@@ -7,7 +7,8 @@ import torch
 from benchmarks.setups import stock_copy
 from benchmarks.steps import StockModel
 from dp_lora.diffusion import diffuse, loss_per_row, target
-from dp_lora.models.adapters import EMBEDDING, lora_targets
+from dp_lora.models.adapters import EMBEDDING
+from dp_lora.models.targets import lora_targets
 from dp_lora.privacy.clipping import clip_factors, clipped_sum
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
@@ -78,7 +79,7 @@ def test_opacus_finds_the_same_per_sample_gradients_for_a_linear_layer():
 
     layer = UnitLinear(7, 4, bias=False)
     copies = weight.detach()[None].repeat(5, 1, 1).requires_grad_()
-    layer.unit_weight = copies
+    layer.unit_weight = (copies, len(x))
     (layer(x) - y).square().mean((1, 2)).sum().backward()
     torch.testing.assert_close(copies.grad, weight.grad_sample, rtol=1e-5, atol=1e-7)
 

@@ -19,8 +19,8 @@ from dp_lora.privacy.step import noisy_sum
 from dp_lora.privacy.sums import sum_over_units
 from dp_lora.release import privacy_statement
 from dp_lora.statement import privacy_tag
+from dp_lora.training.plan import make_plan
 from dp_lora.training.private_loss import diffusion_loss
-from dp_lora.training.run_folder import make_plan
 from tests.support.tiny import difference, plan_of, tiny_adapter, tiny_config, tiny_latents, tiny_model, total_norm
 
 CPU = torch.device("cpu")

@@ -17,6 +17,7 @@ from dp_lora.data.png import encode_png
 from dp_lora.models.adapters import apply_adapter
 from dp_lora.models.counting import count_parameters
 from dp_lora.models.folder import load_model
+from dp_lora.models.shapes import base_shapes
 from dp_lora.training.finetune import PrivateData, finetune
 from dp_lora.training.run_folder import binding, open_run_folder
 from tests.support.golden import golden_json
@@ -188,7 +189,7 @@ COUNTED = {
 @pytest.mark.parametrize("name", COUNTED.values())
 def test_count_params_gives_the_study_s_lora_parameters_at_real_width(name):
     model = COUNTS["cin256" if name.startswith("celebahq") else "emnist32-conditional"]
-    counts = count_parameters(resolved(name), NOWHERE)
+    counts = count_parameters(resolved(name), base_shapes(resolved(name), NOWHERE))
     setting = model["lora"][PRIVATE[name][2] or ALL_RANK_8]
     left_out = 0 if PRIVATE[name][2] else setting["of_which_attn2_to_q_to_k"]
     assert counts["lora"] == counts["lora_trained"] == setting["lora_parameters"] - left_out
@@ -206,7 +207,7 @@ def test_count_params_gives_the_study_s_lora_parameters_at_real_width(name):
 @pytest.mark.parametrize("name", ["celebahq", *PRETRAINING])
 def test_the_parts_of_the_base_have_the_original_s_numbers_of_parameters(name):
     model = COUNTS["cin256" if name == "celebahq" else "emnist32-conditional"]
-    counts = count_parameters(resolved(name), NOWHERE)
+    counts = count_parameters(resolved(name), base_shapes(resolved(name), NOWHERE))
     assert counts["first_stage"] == model["first_stage"]
     assert counts["first_stage_parts"] == model["first_stage_parts"]
     if name != "autoencoder_kl_emnist32_4x4x3":

@@ -14,7 +14,8 @@ from dp_lora.data.layout import read_dataset
 from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.models.autoencoder import encode
-from dp_lora.models.folder import load_info, load_vae, model_digest
+from dp_lora.models.folder import load_vae
+from dp_lora.models.info import load_info, model_digest
 from dp_lora.training import pictures as pictures_module
 from dp_lora.training.autoencoder import AutoencoderTraining, train_autoencoder
 from tests.support.public_stage import OVERRIDES, Heard, stage_config, write_pictures

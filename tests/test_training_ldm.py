@@ -7,7 +7,8 @@ from PIL import Image
 
 from dp_lora.diffusion import diffuse, target
 from dp_lora.errors import InputError
-from dp_lora.models.folder import load_info, load_model, load_vae, model_digest, module_digest
+from dp_lora.models.folder import load_model, load_vae, module_digest
+from dp_lora.models.info import load_info, model_digest
 from dp_lora.training.autoencoder import train_autoencoder
 from dp_lora.training.ldm import LdmTraining, train_ldm, update_average
 from tests.support.public_stage import Heard, stage_config, write_pictures

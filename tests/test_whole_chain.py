@@ -93,12 +93,14 @@ def test_finetune_under_mlflow_run_writes_to_its_own_run_and_mlflow_alone(projec
     result = run(project, "mlflow", *command)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     new = written(before, files(project))
-    folders = {"/".join(name.split("/")[:2]) for name in new if name.startswith("runs/")} - {"runs/working"}
+    shared = {"runs/working", "runs/.heads", "runs/operator"}
+    folders = {"/".join(name.split("/")[:2]) for name in new if name.startswith("runs/")} - shared
     assert len(folders) == 1, folders
     (own,) = folders
     assert (project / own / "release/privacy.json").exists()
-    # encoded latents are kept for the next run, in the one place that may be deleted at any time
-    places = (f"{own}/", f"runs/working/private/{EXPERIMENT}/latents/")
+    # encoded latents are kept for the next run, in the one place that may be deleted at any time; what this place has
+    # seen of the ledger, and where that lies, for the operator
+    places = (f"{own}/", f"runs/working/private/{EXPERIMENT}/latents/", "runs/.heads/", own.replace("/", "/operator/"))
     assert [name for name in sorted(new) if not name.startswith(places) and not of_the_store(name)] == []
 
 

@@ -15,8 +15,9 @@ from dp_lora.cli import common, pipeline, pipelines, prepared
 from dp_lora.cli.common import Call
 from dp_lora.config import Config, load
 from dp_lora.data.fingerprint import fingerprint
+from dp_lora.data.metadata_table import Stated
 from dp_lora.errors import InputError
-from dp_lora.files import digest_file
+from dp_lora.files import digest_file, read_json, write_json
 from tests.support.prepare_call import clone, commit_all
 from tests.support.tiny import TINY, tiny_config, tiny_dataset
 from tests.support.tiny_project import run
@@ -137,6 +138,22 @@ def test_a_broken_seal_of_another_experiment_stops_nobody_and_of_this_one_counts
     assert prepared.caches(other).exists()
 
 
+def test_a_seal_from_before_there_were_captions_still_holds_and_still_names_its_folder(place):
+    """Else an update would forget which other datasets a withdrawn picture has to leave."""
+    mine = own_config(place / "pictures")
+    file = prepared.caches(mine) / prepared.SEAL
+    seal = read_json(file)
+    for name in prepared.CAPTIONS:
+        del seal["origin"][name]
+    write_json(file, seal)
+    prepared.look(mine)
+    assert pipelines.private_data(mine).exists()
+    other = load("standin", {}, f"{TINY} data.source=folder data.path={place / 'pictures'}")
+    (place / "pictures/x/3.png").unlink()
+    prepared.look(other)
+    assert not pipelines.private_data(mine).exists()
+
+
 def test_a_class_that_another_experiment_lacks_removes_its_dataset_and_refuses_nothing_here(place):
     """Else the folder's new class would stop this experiment, with an error about another one's classes."""
     one_more = load("standin", {}, f"{TINY} data.source=folder data.path={place / 'pictures'} data.classes=[x,y,z]")
@@ -179,7 +196,7 @@ def test_the_seal_tells_nothing_to_whoever_has_the_pictures_and_not_the_key(plac
     config = own_config(place / "pictures")
     seal = prepared.caches(config) / prepared.SEAL
     before = seal.read_text()
-    assert fingerprint(place / "pictures", ["x", "y"], False) not in before
+    assert fingerprint(place / "pictures", Stated(("x", "y"))) not in before
     (place / "runs/.key").unlink()
     with prepared.sealing(config, pipelines.private_data(config)):
         pass

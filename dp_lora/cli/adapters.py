@@ -59,7 +59,7 @@ def track_adapter(
 
 def find_base(named: Mapping[str, str], config: Config, whose: str) -> Path:
     """The folder with the base model of this digest: at this path, else at model.base; else InputError."""
-    from dp_lora.models.folder import model_digest
+    from dp_lora.models.info import model_digest
 
     for folder in (ROOT / named["path"], base_folder(config)):
         if folder.exists() and model_digest(folder) == named["digest"]:

@@ -9,9 +9,11 @@ from dp_lora.cli.adapters import adapter_folder, find_adapter
 from dp_lora.cli.common import Call, relative
 from dp_lora.cli.pipelines import base_folder, pipeline_of, require_base
 from dp_lora.config import Config
-from dp_lora.config.rules import check_shape
+from dp_lora.config.prompts import drawn_prompts
+from dp_lora.config.rules import check_shape, check_text
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
+from dp_lora.models.pipeline_index import is_pipeline
 
 
 def refuse(call: Call) -> None:
@@ -34,18 +36,23 @@ def refuse(call: Call) -> None:
 
 def _refuse_pictures(config: Config) -> None:
     """InputError for a listing of the operator's folder that `prepare` would refuse; no picture is opened."""
-    data, by_person = config.data, config.privacy.unit == "person"
+    data = config.data
     if data.source != "folder" or data.path is None:
         return
     from dp_lora.data.folder import list_pictures
+    from dp_lora.data.metadata_table import Stated
 
-    list_pictures(Path(data.path), list(data.classes), by_person)
+    list_pictures(Path(data.path), Stated.of(config))
 
 
 def _refuse_base(config: Config, *, made_anew: bool) -> None:
     """InputError for a base of another size or other channels; `made_anew`: one that the pipeline makes is not read."""
     require_base(config)
     base = base_folder(config)
+    if is_pipeline(base):
+        check_text(config)
+        drawn_prompts(config)
+        return
     own = (made_anew or not base.exists()) and relative(base) in pipeline_of(config).made
     public, path = config.public, base / "model.json"
     try:

@@ -27,12 +27,11 @@ def resolve(config: Config) -> "Resolved":
 
     Raises InputError for bad LoRA targets, a bad seed file and all else that would be refused after the work upstream.
     """
-    # imported late: --help needs neither torch nor diffusers
-    from dp_lora.models.adapters import matched_modules
-    from dp_lora.models.counting import meta_unet
-    from dp_lora.privacy.randomness import read_secret
+    # imported late: scipy, and torch and diffusers where the base does not exist yet
+    from dp_lora.models.shapes import base_shapes
+    from dp_lora.models.targets import matched_modules
+    from dp_lora.training.plan import make_plan
     from dp_lora.training.resolved import Resolved, check_base
-    from dp_lora.training.run_folder import make_plan
 
     if ".dvc/tmp" in RUNS.as_posix():
         raise InputError(
@@ -40,14 +39,18 @@ def resolve(config: Config) -> "Resolved":
         )
     base = base_folder(config)
     require_base(config)
-    matched_modules(meta_unet(config, base), config.lora.targets)
+    shapes = base_shapes(config, base)
+    matched_modules(shapes.unet, config.lora.targets, shapes.family)
     if config.privacy.seed_file:
+        from dp_lora.privacy.randomness import read_secret  # torch
+
         read_secret(Path(config.privacy.seed_file))
     resumed, plan = _named_by_resume(config), make_plan(config)
     # a release must not name a folder of this machine
     shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
     latents = caches(config) / "latents"
-    start = Resolved(config, base, shown, private_data(config), latents, plan, _parent(config, plan), resumed)
+    parent = _parent(config, plan)
+    start = Resolved(config, base, shapes, shown, private_data(config), latents, plan, parent, resumed)
     if base.exists():
         check_base(start)
     return start

@@ -8,8 +8,9 @@ picture is in the folder.
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from dp_lora.operator_key import keyed_digest
 
 SEAL = "prepared_from.json"
 PRIVATE = "private"  # below runs/working
-ORIGIN = {"path", "classes", "by_person"}  # what a seal says of the folder that was read
+ORIGIN = {"path", "classes", "by_person"}  # what every seal says of the folder that was read
+CAPTIONS = {"captions", "caption_column"}  # a seal of an earlier version lacks these, and still holds
 
 
 def caches(config: Config) -> Path:
@@ -122,8 +124,9 @@ def require_prepared(call: Call) -> None:
 
 def _origin(config: Config) -> dict[str, Any]:
     """Which folder is read, and how: what `_fingerprint` takes."""
-    path = str(Path(config.data.path or "").absolute())
-    return {"path": path, "classes": list(config.data.classes), "by_person": config.privacy.unit == "person"}
+    from dp_lora.data.metadata_table import Stated
+
+    return {"path": str(Path(config.data.path or "").absolute()), **asdict(Stated.of(config))}
 
 
 def _pictures(config: Config) -> str | None:
@@ -133,10 +136,11 @@ def _pictures(config: Config) -> str | None:
     return _fingerprint(**_origin(config))
 
 
-def _fingerprint(path: str, classes: list[str], by_person: bool) -> str:
+def _fingerprint(path: str, classes: Sequence[str], **stated: Any) -> str:
     from dp_lora.data.fingerprint import fingerprint
+    from dp_lora.data.metadata_table import Stated
 
-    return fingerprint(Path(path), classes, by_person)
+    return fingerprint(Path(path), Stated(tuple(classes), **stated))
 
 
 def _seal(runs: Path, dataset: Path, pictures: str) -> str:
@@ -164,7 +168,9 @@ def _read_seal(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     whole = isinstance(seal, dict) and seal.keys() >= {"origin", "dataset", "seal"}
-    return seal if whole and isinstance(seal["origin"], dict) and seal["origin"].keys() == ORIGIN else None
+    if not whole or not isinstance(seal["origin"], dict):
+        return None
+    return seal if seal["origin"].keys() in (ORIGIN, ORIGIN | CAPTIONS) else None
 
 
 def _unfinished(folder: Path) -> list[Path]:

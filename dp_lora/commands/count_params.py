@@ -11,8 +11,9 @@ from dp_lora.files import write_json
 def main(call: Call) -> None:
     """Count total, trainable, LoRA (per module kind) and embedding parameters, without making them."""
     from dp_lora.models.counting import count_parameters
+    from dp_lora.models.shapes import base_shapes
 
-    counts = count_parameters(call.config, base_folder(call.config))
+    counts = count_parameters(call.config, base_shapes(call.config, base_folder(call.config)))
     if call.dry_run:
         facts = {name: f"{counts[name]:,}" for name in ("total", "trainable", "lora", "class_embedding")}
         call.print_dry_run(facts, [f"{call.shown_out()}/count_params.json"])

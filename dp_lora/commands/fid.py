@@ -1,6 +1,6 @@
 """Score samples: distance to the private pictures, and what a classifier learns from the samples alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def _evaluate(
 
     config = call.config
     track_privacy(run, facts["privacy"], config)
-    _datasets(run, config, samples, data, public, covered=facts["privacy"]["private"])
+    _datasets(run, config, samples, facts["classes"], data, public, covered=facts["privacy"]["private"])
     found = find_base(facts["base"], config, relative(samples))
     track_base(run, found, facts["base"]["digest"])
     run.tags({"samples": relative(samples), "adapter": facts["adapter"], "base": facts["base"]["path"]})
@@ -84,31 +84,40 @@ def _evaluate(
     base = load_model(found, pick_device(config.compute.device))
     classes = list(config.data.classes)
     train = config.train
-    start = untrained_class_embedding(
-        base, train.embedding_start, len(classes), train.embedding_noise, config.experiment.seed
-    )
-    untrained = with_embedding(base, start, classes)
+    untrained = None
+    if base.pipeline is None:
+        start = untrained_class_embedding(
+            base, train.embedding_start, len(classes), train.embedding_noise, config.experiment.seed
+        )
+        untrained = with_embedding(base, start, classes)
     kept = (WORKING / "evaluation", caches(config) / "evaluation")
     with private_names(PRIVATE_PICTURES):
-        result = evaluate(config, samples, data, public, base, untrained, *kept, out, run)
+        result = evaluate(config, samples, facts["classes"], data, public, base, untrained, *kept, out, run)
     for name, value in result.metrics.items():
         run.metric(name, value, private=name in result.private)
     run.table(result.table, "evaluation", private=True)
-    run.table(result.per_class, "per_class", private=True)
+    if result.per_class:
+        run.table(result.per_class, "per_class", private=True)
     for measurement in result.measurements:
         interval = f"  ({measurement.low:.4g} to {measurement.high:.4g})" if measurement.low is not None else ""
         click.echo(f"{measurement.metric:<40} {measurement.value:>10.4g}{interval}")
 
 
 def _datasets(
-    run: tracking.TrackedRun, config: Config, samples: Path, data: Path, public: Path | None, *, covered: bool
+    run: tracking.TrackedRun,
+    config: Config,
+    samples: Path,
+    drawn: Sequence[str],
+    data: Path,
+    public: Path | None,
+    *,
+    covered: bool,
 ) -> None:
     from dp_lora.data.layout import read_dataset
     from dp_lora.sampling import SPLIT
 
-    classes = list(config.data.classes)
     with private_names(PRIVATE_PICTURES):
-        digest = read_dataset(samples, classes, SPLIT).digest()
+        digest = read_dataset(samples, list(drawn), SPLIT).digest()
     run.dataset("samples", samples, digest, context="evaluation", private=not covered)
     if public is not None:
         digest = read_dataset(public, list(config.public.classes), "train").digest()

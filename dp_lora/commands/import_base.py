@@ -22,8 +22,10 @@ def main(call: Call) -> None:
     source = ROOT / checkpoint.folder
     require(call.config, [source])
     from dp_lora.data.checkpoint import checked_checkpoint
+    from dp_lora.models.flops import count_operations
     from dp_lora.models.folder import save_model
     from dp_lora.models.importing import import_model
+    from dp_lora.models.meta import meta_copies
 
     with call.tracked() as (run, folder):
         path, digest = checked_checkpoint(source, checkpoint)
@@ -31,8 +33,9 @@ def main(call: Call) -> None:
         out = folder if call.child else folder / "base"
         run.output(out)
         model = import_model(path, call.config, digest)
-        save_model(out, model.unet, model.vae, model.scheduler, model.class_embedding, model.info)
+        counted = count_operations(*meta_copies(model.unet, model.vae))
+        save_model(out, model.unet, model.vae, model.scheduler, model.embedded(), model.info, operations=counted)
         for name, network in (("unet", model.unet), ("vae", model.vae)):
             run.metric(f"{name}_parameters", sum(parameter.numel() for parameter in network.parameters()))
-        run.metric("class_embedding_parameters", model.class_embedding.numel())
+        run.metric("class_embedding_parameters", model.embedded().numel())
         click.echo(f"{relative(out)}: {len(model.classes)} classes, from {relative(path)}")

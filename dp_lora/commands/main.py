@@ -7,10 +7,21 @@ from dp_lora.cli.common import Call, entry_point, relative, track_privacy
 from dp_lora.cli.early import refuse
 from dp_lora.cli.finetuning import KEPT, resolve
 from dp_lora.cli.pipeline import is_up_to_date, repro, write_params
-from dp_lora.cli.pipelines import WORKING, from_outside, outputs, pipeline_of, require, require_distance, to_bring
+from dp_lora.cli.pipelines import (
+    WORKING,
+    base_folder,
+    from_outside,
+    outputs,
+    pipeline_of,
+    require,
+    require_distance,
+    to_bring,
+)
 from dp_lora.cli.prepared import look
 from dp_lora.config import Config, require_clone
+from dp_lora.errors import InputError
 from dp_lora.files import read_json
+from dp_lora.models.pipeline_index import is_pipeline
 from dp_lora.statement import EPSILONS, read_privacy
 
 PUBLIC_FIGURES = {"epsilon", *EPSILONS, "delta", "rank", "trainable parameters"}  # the others read private pictures
@@ -20,6 +31,11 @@ PUBLIC_FIGURES = {"epsilon", *EPSILONS, "delta", "rank", "trainable parameters"}
 def main(call: Call) -> None:
     """Make everything that is out of date, from pictures to scores; `dvc repro` of the config's pipeline."""
     require_clone("main")
+    if is_pipeline(base_folder(call.config)):
+        raise InputError(
+            f"model.base={call.config.model.base}: main and DVC's stages make bases of their own, and start from no "
+            "pipeline; call prepare, finetune, sample, fid and export one after the other"
+        )
     refuse(call)
     pipeline = pipeline_of(call.config)
     if call.dry_run:
@@ -64,7 +80,8 @@ def summary(config: Config) -> dict[str, object]:
     figures["trainable parameters"] = counts["trainable"]
     figures[distance] = scores[distance]
     figures[f"reconstruction_{distance}"] = scores[f"reconstruction_{distance}"]
-    figures["accuracy"] = scores["accuracy"]
+    if "accuracy" in scores:
+        figures["accuracy"] = scores["accuracy"]
     return figures
 
 

@@ -6,10 +6,12 @@ from dp_lora.cli.common import Call, entry_point, relative
 from dp_lora.cli.early import refuse
 from dp_lora.cli.pipeline import dvc, write_params
 from dp_lora.cli.pipelines import from_outside, pipeline_of, private_data, public_data
-from dp_lora.cli.prepared import sealing
+from dp_lora.cli.prepared import caches, sealing
 from dp_lora.config import IN_CLONE, ROOT, Config
+from dp_lora.files import private_folder
 from dp_lora.tracking import TrackedRun
 
+SHEET = "contact_sheet.png"
 PARTS = ("public", "private")
 
 
@@ -51,6 +53,7 @@ def _prepare(part: str | None, call: Call, run: TrackedRun, folder: Path) -> Non
         place = folder if call.child else private_data(config)
         with sealing(config, place):
             prepare_private(config, place, run)
+        _draw_sheet(config, place, run)
         _track(run, place, config.experiment.name, list(config.data.classes), private=True)
 
 
@@ -70,6 +73,7 @@ def _bring(config: Config, run: TrackedRun) -> None:
     checkpoint, public, data = config.checkpoint, config.public, config.data
     if data.folder is not None:
         prepare_private(config, ROOT / data.folder, run)
+        _draw_sheet(config, ROOT / data.folder, run)
         _track(run, ROOT / data.folder, Path(data.folder).name, list(data.classes), private=True)
     if public.folder is not None:
         prepare_public(config, ROOT / public.folder, run)
@@ -79,6 +83,17 @@ def _bring(config: Config, run: TrackedRun) -> None:
         prepare_checkpoint(checkpoint, folder, run)
         source = read_source(folder) or {}
         run.dataset(folder.name, folder, source.get("sha256"), context="prepared")
+
+
+def _draw_sheet(config: Config, dataset: Path, run: TrackedRun) -> None:
+    """A contact sheet of the operator's own pictures, beside their caches: `prepared.look` removes both."""
+    if config.data.source not in ("folder", "huggingface"):
+        return
+    from dp_lora.data.contact_sheet import write_contact_sheet
+
+    sheet = private_folder(caches(config)) / SHEET
+    write_contact_sheet(dataset, list(config.data.classes), sheet)
+    run.terminal(f"{relative(sheet)}: pictures as they are trained; for your eyes alone")
 
 
 def _track(run: TrackedRun, folder: Path, name: str, classes: list[str], *, private: bool) -> None:

@@ -11,6 +11,7 @@ from dp_lora.cli.adapters import adapter_folder, find_base, track_adapter, track
 from dp_lora.cli.common import Call, entry_point, relative
 from dp_lora.cli.early import refuse
 from dp_lora.cli.pipelines import WORKING, base_folder
+from dp_lora.config import Config
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @entry_point("sample")
 def main(call: Call) -> None:
-    """Draw sampling.n images, balanced over the adapter's classes, with a grid and an archive for other tools."""
+    """Draw sampling.n images, balanced over classes or prompts, with a grid and an archive for other tools."""
     refuse(call)
     if call.dry_run:
         from dp_lora.training.costs import sampling_facts
@@ -45,7 +46,7 @@ def main(call: Call) -> None:
     fabric = make_fabric(compute, device)
     if not is_first(fabric):
         with joined(fabric, compute, device) as (team, device):
-            model = _model(find_base(info["base"], call.config, relative(adapter)), adapter, device)
+            model = _model(find_base(info["base"], call.config, relative(adapter)), adapter, device, call.config)
             assist(model, call.config, model.info["classes"], call.config.sampling.n, team)
         return
     with call.tracked() as (run, folder):
@@ -57,11 +58,11 @@ def main(call: Call) -> None:
         click.echo(f"{relative(out / 'grid.png')}: {call.config.sampling.n} images")
 
 
-def _model(base: Path, adapter: Path, device: "torch.device") -> "Model":
-    from dp_lora.models.adapters import apply_adapter
+def _model(base: Path, adapter: Path, device: "torch.device", config: Config) -> "Model":
+    from dp_lora.models.adapters import apply_adapter, ready_to_draw
     from dp_lora.models.folder import load_model
 
-    return apply_adapter(load_model(base, device), adapter)
+    return ready_to_draw(apply_adapter(load_model(base, device), adapter), config)
 
 
 def _sample(
@@ -78,7 +79,7 @@ def _sample(
 
     config = call.config
     base = find_base(info["base"], config, relative(adapter))
-    model = _model(base, adapter, device)
+    model = _model(base, adapter, device, config)
     track_adapter(run, adapter, info, statement, config)
     track_base(run, base, info["base"]["digest"])
     facts = {"adapter": relative(adapter), "base": info["base"], "rank": info["rank"], "privacy": statement}

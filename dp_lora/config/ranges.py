@@ -57,4 +57,5 @@ def _distinct(value: list[str]) -> bool:
     return len(value) >= 1 and len(set(value)) == len(value) and all(value)
 
 
-CLASSES: Rule = (_distinct, "must list at least one class, and each once")
+CLASSES: Rule = (_distinct, "must list at least one class, and each once (none only with data.captions)")
+WITH_CAPTIONS: Rule = (lambda v: not v or _distinct(v), "must list each class once, or none")

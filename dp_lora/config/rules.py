@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from omegaconf import DictConfig, OmegaConf
 
-from dp_lora.config.ranges import Rule
+from dp_lora.config.ranges import WITH_CAPTIONS, Rule
 from dp_lora.config.schema import Config, Data
 from dp_lora.errors import InputError
 
@@ -42,7 +42,8 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
         raise InputError(f"{shown}: {rule}")
 
     private = config.data.source != "none"
-    for key, (holds, rule) in RULES.items():
+    with_captions = {"data.classes": WITH_CAPTIONS} if config.data.captions else {}
+    for key, (holds, rule) in (RULES | with_captions).items():
         value = OmegaConf.select(config, key)
         if (private or key not in PRIVATE_RULES) and not holds(value):
             fail(key, rule)
@@ -64,8 +65,21 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
         fail("autoencoder.num_vq_embeddings", "must be at least 1 with autoencoder.kind=vq, and null with kl")
     if config.data.source == "folder" and not config.data.path:
         fail("data.path", "must name the folder of pictures; set overrides='data.path=DIR ...'")
+    _check_captions(config, fail)
     _check_downloads(config, fail)
     _check_reproducible(config, fail)
+
+
+def _check_captions(config: DictConfig, fail: Callable[[str, str], None]) -> None:
+    data = config.data
+    if data.captions and data.source not in ("folder", "huggingface"):
+        fail("data.captions", f"must be false: data.source={data.source} has no captions")
+    if (data.captions, data.prompt is not None, data.prompts is not None).count(True) > 1:
+        fail("data.captions", "must stand alone: give captions, one data.prompt, or data.prompts, one per class")
+    if data.prompts is not None and (len(data.prompts) != len(data.classes) or not all(map(str.strip, data.prompts))):
+        fail("data.prompts", "must have one prompt for each of data.classes")
+    if data.caption_column is not None and not (data.captions and data.caption_column):
+        fail("data.caption_column", "must be null, or name a column, with data.captions=true")
 
 
 def _check_reproducible(config: DictConfig, fail: Callable[[str, str], None]) -> None:
@@ -124,4 +138,16 @@ def check_shape(data: Data, size: int, channels: int) -> None:
         raise InputError(
             f"data.size={data.size}, data.channels={data.channels}: the base is for pictures of {size} pixels and "
             f"{channels} channels; set both so"
+        )
+
+
+def check_text(config: Config) -> None:
+    """InputError where the pictures do not suit a text-to-image base: three channels, and a text for each."""
+    data = config.data
+    if data.channels != 3:
+        raise InputError(f"data.channels={data.channels}: must be 3: a text-to-image base draws in colour")
+    if not (data.captions or data.prompt or data.prompts):
+        raise InputError(
+            f"model.base={config.model.base}: is conditioned on text: set data.captions=true (private captions), "
+            "data.prompts (one public prompt per class) or data.prompt (one for all)"
         )

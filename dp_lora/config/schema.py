@@ -59,6 +59,10 @@ class Data:
     size: int = key(SIDE)
     channels: int = key(CHANNELS)
     duplicates: str = key(one_of("warn", "refuse"))
+    captions: bool = MISSING
+    caption_column: str | None = None
+    prompt: str | None = None
+    prompts: list[str] | None = None
 
 
 @dataclass
@@ -80,6 +84,7 @@ class Huggingface:
 @dataclass
 class Model:
     base: str = MISSING
+    privacy_status: str | None = key((lambda v: v in (None, "public"), "must be null or public"), None)
 
 
 @dataclass
@@ -202,6 +207,8 @@ class Sampling:
     steps: int = key((lambda v: 1 <= v <= 1000, "must be in [1, 1000]"))
     eta: float = key((lambda v: 0 <= v <= 1, "must be in [0, 1]"))
     guidance_scale: float = key(NOT_NEGATIVE)
+    prompts: str | None = None
+    negative_prompt: str | None = None
     batch_size: int = key(AT_LEAST_1)
     precision: str = key(one_of("auto", "float32", "bfloat16"))
 
@@ -221,6 +228,7 @@ class Compute:
     devices: int = key(AT_LEAST_1)
     num_nodes: int = key(AT_LEAST_1)
     physical_batch_size: int | None = key(NULL_OR_AT_LEAST_1, None)
+    checkpointing: str = key(one_of("auto", "always", "never"))
     precision: str = key(one_of("auto", "float32", "bfloat16"))
 
 

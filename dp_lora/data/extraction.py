@@ -1,7 +1,8 @@
 """Parquet files of pictures -> PNG files, on all cores; a killed extraction goes on.
 
-A record holds one line of JSON per finished picture (file name, label, split, sha256, bytes), in the order of the rows.
-A line is written after its picture, and trusted only where the picture's bytes have that hash.
+A record holds one line of JSON per finished picture (file name, label, split, sha256, bytes, and captions where these
+are wanted), in the order of the rows. A line is written after its picture, and trusted only where the picture's bytes
+have that hash.
 """
 
 import json
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from dp_lora.data.parquet import PictureBatch, PictureFile, read_batches
+from dp_lora.data.parquet import PictureBatch, PictureFile, Wanted, read_batches
 from dp_lora.data.picture_worker import begin, store, verified_rows
 from dp_lora.errors import InputError
 from dp_lora.files import naming_full_disk
@@ -27,25 +28,21 @@ LINES = 512  # finished rows that are checked at a time
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """How to read the files, and what their pictures must be."""
-
-    image_column: str
-    label_column: str
-    classes: tuple[str, ...]
-    size: int
-    channels: int
-
-
-@dataclass(frozen=True)
 class Row:
     """A finished picture."""
 
     file_name: str
-    label: str
+    label: str | None
     split: str
     sha256: str
     size: int
+    captions: Sequence[str] | None = None
+
+    def line(self) -> bytes:
+        """This row as a line of the record."""
+        fields = [self.file_name, self.label, self.split, self.sha256, self.size]
+        captions = [] if self.captions is None else [self.captions]
+        return json.dumps([*fields, *captions]).encode() + b"\n"
 
 
 def extract(files: Sequence[PictureFile], wanted: Wanted, images: Path, record: Path, keep: int, name: str) -> None:
@@ -63,7 +60,7 @@ def extract(files: Sequence[PictureFile], wanted: Wanted, images: Path, record: 
         shown = progress(total=total, initial=done, desc=name, unit=" images")
         with naming_full_disk(record), record.open("ab") as lines, shown as bar:
             for rows in _stored(pool, workers, batches, wanted, images):
-                lines.write(b"".join(json.dumps(list(vars(row).values())).encode() + b"\n" for row in rows))
+                lines.write(b"".join(row.line() for row in rows))
                 lines.flush()
                 bar.update(len(rows))
 
@@ -128,7 +125,7 @@ def _batches(files: Sequence[PictureFile], wanted: Wanted, done: int) -> Iterato
         skip = min(done, file.rows)
         done -= skip
         if skip < file.rows:
-            for batch in read_batches(file, wanted.image_column, wanted.label_column, wanted.classes, skip):
+            for batch in read_batches(file, wanted, skip):
                 yield start + batch.first, batch
 
 
@@ -140,17 +137,17 @@ def _stored(
     images: Path,
 ) -> Iterator[list[Row]]:
     """Finished rows, batch by batch in order, while the workers are kept busy."""
-    waiting: deque[tuple[list[str], list[str], str, int, Future]] = deque()
+    waiting: deque[tuple[list[str], PictureBatch, int, Future]] = deque()
     in_flight = 0
 
     def first() -> list[Row]:
         nonlocal in_flight
-        names, labels, split, size, future = waiting.popleft()
+        names, batch, size, future = waiting.popleft()
         in_flight -= size
-        stored = future.result()
+        rows = zip(names, batch.labels, batch.captions, future.result(), strict=True)
         return [
-            Row(name, label, split, digest, length)
-            for name, label, (digest, length) in zip(names, labels, stored, strict=True)
+            Row(name, label, batch.file.split, digest, length, captions)
+            for name, label, captions, (digest, length) in rows
         ]
 
     unread: InputError | None = None
@@ -167,12 +164,11 @@ def _stored(
         size = sum(map(len, batch.pictures))
         while waiting and (in_flight + size > IN_FLIGHT or len(waiting) > 2 * workers):
             yield first()
-        split = batch.file.split
-        names = [f"{split}-{row:06d}.png" for row in range(start, start + len(batch.pictures))]
+        names = [f"{batch.file.split}-{row:06d}.png" for row in range(start, start + len(batch.pictures))]
         future = pool.submit(
             store, images, names, batch.pictures, wanted.size, wanted.channels, batch.file.name, batch.first
         )
-        waiting.append((names, batch.labels, split, size, future))
+        waiting.append((names, batch, size, future))
         in_flight += size
     while waiting:
         yield first()

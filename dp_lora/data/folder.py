@@ -1,56 +1,114 @@
-"""A folder of the user's own pictures: class subfolders, or a metadata.csv (file_name, label, optional person).
+"""A folder of the user's own pictures: class subfolders, or a table (metadata_table); captions as captions.py says.
 
 Errors name the file at fault and never a number that depends on the pictures: the class list and the nominal size are
 public statements of the config, and a message must not tempt anybody to read them off the data.
 """
 
-import csv
 import os
-import unicodedata
-import warnings
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
-
-from dp_lora.data.layout import Picture, safe_name
-from dp_lora.data.persons import check_persons
-from dp_lora.data.png import FORMATS, converted, encode_png
+from dp_lora.data.captions import ListedPicture, all_or_none, read_text, text_name
+from dp_lora.data.layout import Picture
+from dp_lora.data.metadata_table import NAMES, Stated, find_table, read_table
+from dp_lora.data.open_picture import look_at, read_picture
+from dp_lora.data.png import encode_png
 from dp_lora.data.split import split_of
-from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names, shown
+from dp_lora.events import Events
 from dp_lora.progress import progress
 
-MAX_PIXELS = 2**26  # of a picture before it is cropped; more is taken for a decompression bomb
 SOURCE = {"origin": "a folder of the operator's own pictures", "licence": "the operator's own"}
+# what systems and people leave in every folder, in lower case; names that start with a dot are left out too
+LITTER = frozenset(
+    [
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "readme",
+        "readme.txt",
+        "readme.md",
+        "license",
+        "license.txt",
+        "license.md",
+    ]
+)
+LITTER_FOLDERS = frozenset(["__macosx", "@eadir"])
+REPEATS = re.compile(r"\d{1,3}_.+")  # kohya's folder names: 10_cat trains each picture in it ten times
+# no numbers on the bar: the number of pictures is private
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
+MANY = 5  # kinds of litter that are named
 
 
 @dataclass(frozen=True)
-class ListedPicture:
-    """One picture of the folder, not yet opened; `file_name` is relative to the folder, with slashes."""
+class Listing:
+    """The pictures of a folder, unopened, in an order that depends on their names alone."""
 
-    file_name: str
-    label: str
-    person: str | None
+    pictures: list[ListedPicture]
+    left_out: list[str]  # names of litter, each once
+    captioned: int  # pictures that have captions, whether `pictures` keeps them or not
 
 
-def folder_pictures(
-    folder: Path, classes: Sequence[str], size: int, channels: int, person_required: bool
-) -> Iterator[Picture]:
+def folder_pictures(folder: Path, stated: Stated, size: int, channels: int, events: Events) -> Iterator[Picture]:
     """Every picture of the folder: centre-cropped, resized to `size`, with `channels`.
 
-    The person, or the file name where there is none, decides the split. Raises InputError, one line, for the first bad
-    label, name, link or file; labels and names are checked before any picture is opened.
+    The person, or the file name where there is none, decides the split. The terminal says what was left out, whether
+    pictures are cropped, and how many captions there are. Raises InputError, one line, for the first bad label, name,
+    link or caption; these are checked before any picture is opened. Every picture is looked at before one is converted;
+    where several cannot be taken, the terminal names each.
     """
-    pictures = list_pictures(folder, classes, person_required)
-    # no numbers on the bar: the number of pictures is private
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
-    for picture in progress(pictures, desc="prepare", bar_format=form):
-        image = read_picture(folder / picture.file_name, size, channels)
-        identifier = picture.person if picture.person is not None else picture.file_name
-        yield Picture(
-            _png_name(picture.file_name), picture.label, split_of(identifier), encode_png(image), picture.person
+    listing = list_pictures(folder, stated)
+    _tell(listing, stated, events)
+    faults, cropped = [], False
+    for picture in progress(listing.pictures, desc="look", bar_format=BAR):
+        try:
+            cropped |= look_at(folder / picture.file_name, size)
+        except InputError as error:
+            faults.append(str(error))
+    _refuse(folder, faults, events)
+    if cropped:
+        events.terminal("pictures that are not square: the centre square is kept, and the rest is cut off")
+    for picture in progress(listing.pictures, desc="prepare", bar_format=BAR):
+        try:
+            image = read_picture(folder / picture.file_name, size, channels)
+        except InputError as error:  # the others are read all the same: all that are broken are named at once
+            faults.append(str(error))
+            continue
+        split = split_of(picture.person if picture.person is not None else picture.file_name)
+        png = encode_png(image)
+        yield Picture(_png_name(picture.file_name), picture.label, split, png, picture.person, picture.captions)
+    _refuse(folder, faults, events)
+
+
+@private_names(PRIVATE_PICTURE)
+def _refuse(folder: Path, faults: list[str], events: Events) -> None:
+    if len(faults) == 1:
+        raise InputError(faults[0])
+    if faults:
+        for fault in faults:
+            events.terminal(fault)
+        raise InputError(
+            f"data.path={shown(folder)}: the lines above name {len(faults)} files that cannot be taken; mend them or "
+            "move them away, and type the same command again"
+        )
+
+
+def _tell(listing: Listing, stated: Stated, events: Events) -> None:
+    """What the operator may want to know of the listing, on the terminal alone: it depends on private files."""
+    if listing.left_out:
+        more = ", ..." if len(listing.left_out) > MANY else ""
+        events.terminal(f"left out, not pictures: {', '.join(map(shown, listing.left_out[:MANY]))}{more}")
+    pictures, captioned = len(listing.pictures), listing.captioned
+    if stated.captions:
+        several = sum(len(picture.captions or ()) for picture in listing.pictures)
+        events.terminal(f"captions: {several}, of {pictures} pictures")
+    elif captioned == pictures:
+        events.terminal(f"captions: {pictures} pictures have them; kept, but this base takes classes and no captions")
+    elif captioned:
+        events.terminal(
+            f"captions: only {captioned} of {pictures} pictures have them; not kept, and this base takes no captions"
         )
 
 
@@ -58,41 +116,47 @@ def _png_name(name: str) -> str:
     return name if name.endswith(".png") else f"{name}.png"
 
 
-def shown(path: object) -> str:
-    """A path in the form of a one-line message."""
-    text = str(path)
-    return text if text.isprintable() else repr(text)
-
-
 @private_names(PRIVATE_PICTURE)
-def list_pictures(folder: Path, classes: Sequence[str], person_required: bool) -> list[ListedPicture]:
-    """The folder's pictures, unopened, in an order that depends on their names alone."""
+def list_pictures(folder: Path, stated: Stated) -> Listing:
+    """The folder's pictures, unopened; captions are read."""
     if not folder.is_dir():
         raise InputError(f"data.path={shown(folder)}: no such folder")
-    table = folder / "metadata.csv"
-    if table.exists():
-        pictures = _read_table(table, person_required)
-    elif person_required:
-        raise InputError(f"{shown(table)}: missing; privacy.unit=person needs its column person")
+    table = find_table(folder)
+    root, left_out, in_column = folder.resolve(), set[str](), False
+    if table is not None:
+        pictures, in_column = read_table(table, stated)
+        where = f"add it to {shown(table)}, or as NAME.txt beside NAME.png"
+    elif stated.by_person:
+        missing = folder / NAMES[0]
+        raise InputError(f"{shown(missing)}: missing; privacy.unit=person needs its column person")
     else:
-        pictures = _walk(folder, classes)
+        pictures, where = _walk(folder, stated, left_out), "write each into NAME.txt beside NAME.png"
     if not pictures:
-        raise InputError(f"data.path={shown(folder)}: no pictures in it; it needs class subfolders or a metadata.csv")
+        needs = "class subfolders or a metadata.csv" if stated.classes else "pictures with captions"
+        raise InputError(f"data.path={shown(folder)}: no pictures in it; it needs {needs}")
     pictures.sort(key=lambda picture: picture.file_name)
-    root, files = folder.resolve(), dict[tuple[int, int], str]()
+    files = dict[tuple[int, int], str]()
     for picture in pictures:
-        _check(folder / picture.file_name, root, picture, classes, files)
-    return pictures
+        _check(folder / picture.file_name, root, picture, stated, files)
+    if not in_column:
+        pictures = [_with_text(folder, root, picture) for picture in pictures]
+    captioned = sum(bool(picture.captions) for picture in pictures)
+    return Listing(all_or_none(pictures, where, wanted=stated.captions), sorted(left_out), captioned)
 
 
-def _check(
-    path: Path, root: Path, picture: ListedPicture, classes: Sequence[str], files: dict[tuple[int, int], str]
-) -> None:
+def _with_text(folder: Path, root: Path, picture: ListedPicture) -> ListedPicture:
+    text = folder / text_name(picture.file_name)
+    if text_name(picture.file_name) == picture.file_name or not os.path.lexists(text):
+        return picture
+    return ListedPicture(picture.file_name, picture.label, picture.person, read_text(text, root))
+
+
+def _check(path: Path, root: Path, picture: ListedPicture, stated: Stated, files: dict[tuple[int, int], str]) -> None:
     try:
         picture.file_name.encode()
     except UnicodeEncodeError:
         raise InputError(f"{shown(path)}: its name is not UTF-8; rename it") from None
-    if picture.label not in classes:
+    if stated.classes and picture.label not in stated.classes:
         raise InputError(f"{shown(path)}: class {picture.label!r} is not in data.classes; move it away, or state it")
     try:
         place = path.resolve(strict=True)
@@ -113,97 +177,51 @@ def _check(
     files[file] = picture.file_name
 
 
-def _walk(folder: Path, classes: Sequence[str]) -> list[ListedPicture]:
-    """Pictures of class subfolders, and of folders within these; names that start with a dot are left out."""
+def _walk(folder: Path, stated: Stated, left_out: set[str]) -> list[ListedPicture]:
+    """Pictures of class subfolders, and of folders within these; where there are no classes, of all folders.
+
+    Adds to `left_out` the names that are no pictures in any folder.
+    """
 
     def unreadable(error: OSError) -> None:
         raise InputError(f"{shown(error.filename)}: cannot be read: {error.strerror}") from None
 
-    pictures = []
+    listed = []
     for top, folders, files in os.walk(folder, onerror=unreadable):
         within = Path(top).relative_to(folder)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        litter = {name for name in folders if name.startswith(".") or name.lower() in LITTER_FOLDERS}
+        folders[:] = sorted(set(folders) - litter)
         for name in folders:
+            _check_folder(Path(top, name), stated, outermost=not within.parts)
+        litter |= {name for name in files if name.startswith(".") or name.lower() in LITTER}
+        pictures = {name for name in files if not name.endswith(".txt")} - litter
+        texts = set(map(text_name, pictures))
+        litter -= texts
+        for name in sorted(set(files) - litter - texts):
             path = Path(top, name)
-            if path.is_symlink():
-                raise InputError(f"{shown(path)}: a link to a folder; put the folder itself there")
-            if not within.parts and name not in classes:
-                raise InputError(f"{shown(path)}: class {name!r} is not in data.classes; move it away, or state it")
-        for name in sorted(files):
-            if name.startswith("."):
-                continue
-            if not within.parts:
-                path = Path(top, name)
+            if name.lower().endswith(".txt"):
+                raise InputError(
+                    f"{shown(path)}: a caption without its picture: NAME.txt belongs to NAME.png; rename it, or move "
+                    "it away"
+                )
+            if name.lower().endswith(".caption"):
+                raise InputError(f"{shown(path)}: captions are read from NAME.txt beside NAME.png; rename it")
+            if stated.classes and not within.parts:
                 raise InputError(f"{shown(path)}: lies in no class subfolder; move it, or write a metadata.csv")
-            pictures.append(ListedPicture((within / name).as_posix(), within.parts[0], None))
-    return pictures
+            listed.append(ListedPicture((within / name).as_posix(), within.parts[0] if stated.classes else None, None))
+        left_out |= litter
+    return listed
 
 
-def _read_table(table: Path, person_required: bool) -> list[ListedPicture]:
-    try:
-        # utf-8-sig: spreadsheets write a byte order mark
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = reader.fieldnames or []
-            for column in ("file_name", "label", *(["person"] if person_required else [])):
-                if column not in columns:
-                    unit = " (privacy.unit=person)" if column == "person" else ""
-                    raise InputError(f"{shown(table)}: no column {column!r}{unit}; its first line must name it")
-            rows = [(reader.line_num, _entry(table, reader.line_num, row)) for row in reader]
-    except UnicodeDecodeError:
-        raise InputError(f"{shown(table)}: not UTF-8; save it as UTF-8") from None
-    except (OSError, csv.Error) as error:
-        raise InputError(f"{shown(table)}: cannot be read: {' '.join(str(error).split())}") from None
-    named = ((f"line {line}", picture.person) for line, picture in rows if picture.person is not None)
-    check_persons(named, shown(table))
-    return [picture for _, picture in rows]
-
-
-def _entry(table: Path, line: int, row: dict[str | None, str | None]) -> ListedPicture:
-    where = f"{shown(table)}, line {line}"
-    name, label, person = row["file_name"], row["label"], row.get("person", "")
-    if name is None or label is None or person is None or None in row:
-        raise InputError(f"{where}: not as many fields as the first line has columns")
-    if "person" in row and not person.strip():
-        raise InputError(f"{where}: {name!r}: its person is missing; name one for every picture")
-    name = PurePosixPath(name).as_posix()
-    if not safe_name(name):
-        raise InputError(f"{where}: file_name {name!r} leads out of the folder; it must be a path below it")
-    # one name in two encodings is one person; every other second spelling is refused
-    return ListedPicture(name, label, unicodedata.normalize("NFC", person.strip()) if "person" in row else None)
-
-
-@private_names(PRIVATE_PICTURE)
-def read_picture(path: Path, size: int, channels: int) -> np.ndarray:
-    """Decode one file, crop its centre square, resize; uint8 (size, size, channels).
-
-    Turned upright by its EXIF orientation; transparency becomes white; 16-bit greys are scaled to 8 bits. Raises
-    InputError that names the file.
-    """
-    try:
-        if path.stat().st_size == 0:
-            raise ValueError("the file is empty")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata: one line says what is wrong, or none
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"more than {MAX_PIXELS} pixels; make it smaller")
-                # a camera's MPO holds a preview beside the one picture that it shows
-                if getattr(image, "is_animated", False) and image.format != "MPO":
-                    raise ValueError("an animation; save one frame of it")
-                return _square(ImageOps.exif_transpose(image), size, channels)
-    except Image.UnidentifiedImageError:
-        raise InputError(f"{shown(path)}: not a picture of a known format ({', '.join(FORMATS)})") from None
-    # decoders raise almost any exception for broken files
-    except Exception as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{shown(path)}: not a readable picture: {cause}") from None
-
-
-def _square(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    image = converted(image, channels).resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image, np.uint8).reshape(size, size, channels)
+def _check_folder(path: Path, stated: Stated, *, outermost: bool) -> None:
+    if path.is_symlink():
+        raise InputError(f"{shown(path)}: a link to a folder; put the folder itself there")
+    if not outermost or path.name in stated.classes:
+        return
+    if REPEATS.fullmatch(path.name):
+        raise InputError(
+            f"{shown(path)}: named as kohya names repeats, which train a picture several times and so change the "
+            f"weight of its unit of privacy; rename it to {path.name.partition('_')[2]!r}"
+        )
+    if stated.classes:
+        raise InputError(f"{shown(path)}: class {path.name!r} is not in data.classes; move it away, or state it")

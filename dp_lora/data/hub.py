@@ -8,10 +8,11 @@ from typing import Any
 
 from dp_lora.config import Config
 from dp_lora.config.schema import Huggingface
+from dp_lora.data.captions import COLUMN
 from dp_lora.data.copies import check_copies
-from dp_lora.data.extraction import Wanted, extract, read_record
+from dp_lora.data.extraction import extract, read_record
 from dp_lora.data.layout import write_index
-from dp_lora.data.parquet import PictureFile, open_file
+from dp_lora.data.parquet import PictureFile, Wanted, open_file
 from dp_lora.data.versioned import check_space, gigabytes, read_source, unfinished, write_source
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.events import Events
@@ -28,8 +29,11 @@ def prepare_huggingface(config: Config, folder: Path, events: Events) -> None:
     on. Raises InputError, one line that names file and row.
     """
     settings, data = config.huggingface, config.data
-    wanted = Wanted(settings.image_column, settings.label_column, tuple(data.classes), data.size, data.channels)
-    key = digest_value([_request(settings), vars(wanted)])
+    captions = (data.caption_column or COLUMN) if data.captions else None
+    columns = (settings.image_column, settings.label_column)
+    wanted = Wanted(*columns, tuple(data.classes), data.size, data.channels, captions)
+    # what is not asked for is left out: sets without captions keep their key
+    key = digest_value([_request(settings), {name: v for name, v in vars(wanted).items() if v is not None}])
     with unfinished(folder) as part:
         if _is_there(folder, settings, key):
             check_copies(folder, data.duplicates, events)
@@ -138,10 +142,7 @@ def _downloaded_file(repo: str, revision: str, name: str) -> Path:
 
 def _opened(settings: Huggingface, paths: list[tuple[str, str, Path]], wanted: Wanted) -> list[PictureFile]:
     """The files with their footers read, the numbers of rows checked."""
-    files = [
-        open_file(name, path, split, wanted.image_column, wanted.label_column, wanted.classes)
-        for name, split, path in paths
-    ]
+    files = [open_file(name, path, split, wanted) for name, split, path in paths]
     for split, expected in (("train", settings.train_rows), ("test", settings.test_rows)):
         ours = [file for file in files if file.split == split]
         found = sum(file.rows for file in ours)
@@ -189,8 +190,18 @@ def _finish(
     settings, dataset = config.huggingface, part / "dataset"
     origin = f"Hugging Face dataset {settings.repo} at {settings.revision}"
     source = {"name": config.data.source, "origin": origin, "licence": settings.licence}
-    rows = ([row.file_name, row.label, row.split, row.sha256] for row in read_record(part / "rows.jsonl"))
-    write_index(dataset, rows, source, config.data.size, config.data.channels)
+    has = {"label": bool(config.data.classes), "caption": config.data.captions}
+    rows = (
+        [
+            row.file_name,
+            *([row.label] if has["label"] else []),
+            row.split,
+            row.sha256,
+            *([row.captions] if has["caption"] else []),
+        ]
+        for row in read_record(part / "rows.jsonl")
+    )
+    write_index(dataset, rows, source, config.data.size, config.data.channels, **has)
     check_copies(dataset, config.data.duplicates, events)
     facts = {
         "origin": origin,

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from dp_lora.files import (
     reserve,
     write_json,
 )
-from dp_lora.models.autoencoder import Vae, encode, latent_size
+from dp_lora.models.autoencoder import encode, shrinks
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import module_digest
 from dp_lora.progress import PERCENT, progress
@@ -37,7 +37,7 @@ ENCODE_VALUES = 2**22  # pixel values encoded at once, whatever the batch size: 
 
 def encode_dataset(
     dataset: Dataset,
-    vae: Vae,
+    vae: Any,
     cache_folder: Path,
     device: torch.device | str,
     batch_size: int,
@@ -52,7 +52,7 @@ def encode_dataset(
     ENCODE_VALUES pixel values. The ranks of `team` take a batch each, the first one writes. Raises InputError for
     latents that are not finite.
     """
-    side = latent_size(vae)
+    side = dataset.size // shrinks(vae)
     shape = (len(dataset), vae.config["latent_channels"], side, side)
     device = torch.device(device)
     made_by = [device.type, digest_code(CODE), *map(version, LIBRARIES)]
@@ -71,7 +71,7 @@ def encode_dataset(
 def _encode_to(
     path: Path,
     dataset: Dataset,
-    vae: Vae,
+    vae: Any,
     shape: tuple[int, int, int, int],
     device: torch.device,
     batch_size: int,

@@ -1,7 +1,8 @@
 """The one layout of every dataset, and its one reader.
 
     dataset.json        format, size, channels, packed, source (name, origin, licence)
-    metadata.parquet    index, file_name, label, split, sha256 of the PNG bytes, person (only where pictures have one)
+    metadata.parquet    index, file_name, label, split, sha256 of the PNG bytes, person, caption (a list of one or more
+                        texts); label, person and caption only where pictures have them
     images/FILE_NAME    one PNG per row; or, for small sets, images.parquet (index, image) with the PNG bytes
 
 Rows stand in the order of their index, 0, 1, 2, ...; the index joins metadata and packed images.
@@ -11,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from dp_lora.files import read_json, whole_folder, write_json
 FORMAT = 1
 ROW_GROUP = 4096  # rows in memory at a time while writing
 SPLITS = ("train", "test", "synthetic")
+CAPTIONS = pa.list_(pa.string())
 IMAGES_SCHEMA = pa.schema([("index", pa.int64()), ("image", pa.binary())])
 
 
@@ -36,10 +39,11 @@ class Picture:
     """One picture on its way into the layout; `png` holds the bytes that will be stored."""
 
     file_name: str  # relative, with slashes, ends in .png
-    label: str
+    label: str | None  # None where there are no classes
     split: str
     png: bytes
     person: str | None = None
+    captions: tuple[str, ...] | None = None  # one or more
 
 
 def safe_name(name: str) -> bool:
@@ -74,26 +78,27 @@ def fill_dataset(
 ) -> None:
     """Make a dataset of an empty folder, which the caller makes whole or removes.
 
-    `pictures` is read once; all of them have a person, or none. `source` describes the origin in dataset.json: it
-    must not depend on private pictures. Equal pictures in equal order give equal bytes. In memory at a time: one
-    picture (ROW_GROUP pictures if `packed`), and every file name and person. Raises InputError for an unsafe or
-    repeated file name, an unknown split, a person missing beside others or spelled in two ways, and where there is no
-    picture at all.
+    `pictures` is read once; all of them have a label, or none; so too a person, and captions. `source` describes the
+    origin in dataset.json: it must not depend on private pictures. Equal pictures in equal order give equal bytes. In
+    memory at a time: one picture (ROW_GROUP pictures if `packed`), and every file name and person. Raises InputError
+    for an unsafe or repeated file name, an unknown split, a label, person or caption missing beside others, a person
+    spelled in two ways, and where there is no picture at all.
     """
     rows = iter(pictures)
     first = next(rows, None)
     if first is None:
         raise InputError("dataset: no pictures to write")
-    with_person = first.person is not None
-    metadata = _Table(folder / "metadata.parquet", _metadata_schema(with_person))
+    has = _optional(first)
+    schema = _metadata_schema(**has)
+    metadata = _Table(folder / "metadata.parquet", schema)
     images = _Table(folder / "images.parquet", IMAGES_SCHEMA) if packed else None
     seen: dict[str, str | None] = {}  # the person of each file name
     try:
         for index, picture in enumerate(chain([first], rows)):
-            _check(picture, with_person, seen)
+            _check(picture, has, seen)
             digest = hashlib.sha256(picture.png).hexdigest()
-            person = [picture.person] if with_person else []
-            metadata.append([index, picture.file_name, picture.label, picture.split, digest, *person])
+            row = {**vars(picture), "index": index, "sha256": digest, "caption": picture.captions}
+            metadata.append([row[name] for name in schema.names])
             if images is not None:
                 images.append([index, picture.png])
             else:
@@ -106,13 +111,22 @@ def fill_dataset(
     _write_facts(folder, source, size, channels, packed)
 
 
-def write_index(folder: Path, rows: Iterable[Sequence[str]], source: dict[str, Any], size: int, channels: int) -> None:
+def write_index(
+    folder: Path,
+    rows: Iterable[Sequence[Any]],
+    source: dict[str, Any],
+    size: int,
+    channels: int,
+    *,
+    label: bool = True,
+    caption: bool = False,
+) -> None:
     """Make a dataset of a folder whose images/ is filled already.
 
-    `rows` are file_name, label, split and sha256 of each picture, in the order of their index; read once, ROW_GROUP of
-    them in memory.
+    `rows` are file_name, label (with `label`), split, sha256, and with `caption` the list of captions, of each picture,
+    in the order of their index; read once, ROW_GROUP of them in memory.
     """
-    metadata = _Table(folder / "metadata.parquet", _metadata_schema(False))
+    metadata = _Table(folder / "metadata.parquet", _metadata_schema(label=label, person=False, caption=caption))
     try:
         for index, row in enumerate(rows):
             metadata.append([index, *row])
@@ -126,9 +140,19 @@ def _write_facts(folder: Path, source: dict[str, Any], size: int, channels: int,
     write_json(folder / "dataset.json", facts)
 
 
-def _metadata_schema(with_person: bool) -> pa.Schema:
-    names = ["file_name", "label", "split", "sha256", *(["person"] if with_person else [])]
-    return pa.schema([("index", pa.int64()), *((name, pa.string()) for name in names)])
+def _optional(picture: Picture) -> dict[str, bool]:
+    """Which of the columns that not every dataset has this picture has."""
+    return {
+        "label": picture.label is not None,
+        "person": picture.person is not None,
+        "caption": picture.captions is not None,
+    }
+
+
+def _metadata_schema(*, label: bool, person: bool, caption: bool) -> pa.Schema:
+    names = ["file_name", *(["label"] if label else []), "split", "sha256", *(["person"] if person else [])]
+    captions = [("caption", CAPTIONS)] if caption else []
+    return pa.schema([("index", pa.int64()), *((name, pa.string()) for name in names), *captions])
 
 
 class _Table:
@@ -155,7 +179,7 @@ class _Table:
         self._writer.close()
 
 
-def _check(picture: Picture, with_person: bool, seen: dict[str, str | None]) -> None:
+def _check(picture: Picture, has: dict[str, bool], seen: dict[str, str | None]) -> None:
     name = picture.file_name
     if not safe_name(name) or not name.endswith(".png"):
         raise InputError(f"{name!r}: not a relative file name that ends in .png; rename the picture")
@@ -164,8 +188,11 @@ def _check(picture: Picture, with_person: bool, seen: dict[str, str | None]) -> 
     seen[name] = picture.person
     if picture.split not in SPLITS:
         raise InputError(f"{name!r}: split {picture.split!r} must be one of {', '.join(SPLITS)}")
-    if (picture.person is not None) != with_person:
-        raise InputError(f"{name!r}: give every picture a person, or none")
+    for column, found in _optional(picture).items():
+        if found != has[column]:
+            raise InputError(f"{name!r}: give every picture a {column}, or none")
+    if picture.captions is not None and not (picture.captions and all(map(str.strip, picture.captions))):
+        raise InputError(f"{name!r}: its caption is empty; write one")
 
 
 def _write_file(folder: Path, picture: Picture) -> None:
@@ -181,8 +208,9 @@ def _write_file(folder: Path, picture: Picture) -> None:
 class Dataset:
     """The pictures of one split, decoded when they are asked for.
 
-    `labels` int64 (n,): positions in the classes given to `read_dataset`; `index` int64 (n,): row in metadata.parquet;
-    `file_names` list of n; `persons` list of n, or None where pictures have none; `size` pixels, square; `channels`.
+    `labels` int64 (n,): positions in the classes given to `read_dataset`, all 0 where there are none; `index` int64
+    (n,): row in metadata.parquet; `file_names` list of n; `persons` list of n, and `captions` tuple of n with one or
+    more texts each, or None where pictures have none; `size` pixels, square; `channels`.
     """
 
     def __init__(self, folder: Path, rows: pa.Table, classes: Sequence[str], facts: dict[str, Any]) -> None:
@@ -192,13 +220,19 @@ class Dataset:
         self.source: dict[str, Any] = facts["source"]
         self.index: np.ndarray = rows["index"].to_numpy().astype(np.int64)
         self.file_names: list[str] = rows["file_name"].to_pylist()
-        self.labels = self._positions(rows["label"].to_pylist())
+        self.labels = self._positions(rows["label"].to_pylist()) if classes else np.zeros(len(rows), np.int64)
         self.persons: list[str] | None = rows["person"].to_pylist() if "person" in rows.column_names else None
+        self._captions = rows["caption"] if "caption" in rows.column_names else None
         self._sha256: list[str] = rows["sha256"].to_pylist()
         self._packed = _read_table(folder / "images.parquet", IMAGES_SCHEMA) if facts["packed"] else None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def captions(self) -> tuple[tuple[str, ...], ...] | None:
+        """Each picture's captions, one or more, private as the picture is; None where the dataset has none."""
+        return None if self._captions is None else tuple(tuple(texts) for texts in self._captions.to_pylist())
 
     def require_shape(self, size: int, channels: int, section: str) -> None:
         """Raise InputError where the pictures have another shape than the config's `section` (public, data) says."""
@@ -220,12 +254,14 @@ class Dataset:
         return images
 
     def digest(self) -> str:
-        """SHA-256 over this split's rows of the metadata, and so over every picture; 64 hex digits."""
+        """SHA-256 over this split's rows of the metadata, and so over every picture and caption; 64 hex digits."""
         total = hashlib.sha256(json.dumps([FORMAT, self.size, self.channels]).encode())
         persons: Sequence[str | None] = self.persons if self.persons is not None else [None] * len(self)
-        labels = (self.classes[label] for label in self.labels)
-        for row in zip(self.index.tolist(), self.file_names, labels, self._sha256, persons, strict=True):
-            total.update(json.dumps(row).encode() + b"\n")
+        labels = (self.classes[label] if self.classes else None for label in self.labels)
+        captions: Sequence[tuple] = [()] * len(self) if self.captions is None else [(texts,) for texts in self.captions]
+        rows = zip(self.index.tolist(), self.file_names, labels, self._sha256, persons, strict=True)
+        for row, texts in zip(rows, captions, strict=True):
+            total.update(json.dumps([*row, *texts]).encode() + b"\n")
         return total.hexdigest()
 
     def _positions(self, labels: list[str]) -> np.ndarray:
@@ -255,7 +291,7 @@ class Dataset:
 
 
 def read_dataset(folder: Path, classes: Sequence[str], split: str) -> Dataset:
-    """Open one split of a dataset; labels become positions in `classes`.
+    """Open one split of a dataset; labels become positions in `classes`, of which one with captions may have none.
 
     Raises InputError, one line that names the file, where the folder is no dataset, a label is not in `classes`, or the
     split is empty. Packed pictures are held in memory as PNG bytes, others stay on disk.
@@ -263,13 +299,23 @@ def read_dataset(folder: Path, classes: Sequence[str], split: str) -> Dataset:
     folder = Path(folder)
     facts = _read_facts(folder)
     path = folder / "metadata.parquet"
-    table = _read_table(path, _metadata_schema(False))
+    table = _read_table(path, _metadata_schema(label=bool(classes), person=False, caption=False))
+    if not classes and "label" in table.column_names:
+        raise InputError(f"{path}: has classes, and the config lists none; prepare it again")
+    if "caption" in table.column_names and not _holds_captions(table["caption"]):
+        raise InputError(f"{path}: column 'caption' is no lists of texts without gaps; prepare it again")
     if "person" in table.column_names and (table["person"].type != pa.string() or table["person"].null_count):
         raise InputError(f"{path}: column 'person' is no text without gaps; prepare it again")
     rows = table.filter(pc.equal(table["split"], split))
     if len(rows) == 0:
         raise InputError(f"{folder}: no pictures in split {split!r}")
     return Dataset(folder, rows, classes, facts)
+
+
+def _holds_captions(column: pa.ChunkedArray) -> bool:
+    if column.type != CAPTIONS or column.null_count or pc.list_flatten(column).null_count:
+        return False
+    return pc.min(pc.list_value_length(column)).as_py() != 0
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Parquet files of pictures and labels, read in record batches: memory does not grow with rows or row groups."""
+"""Parquet files of pictures, labels, captions, read in record batches: memory does not grow with rows or row groups."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +9,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from dp_lora.data.captions import of_a_table
 from dp_lora.errors import InputError
 
 BATCH_BYTES, BATCH_ROWS = 1 << 22, 256  # of one record batch, about; at most
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How to read the files, and what their pictures must be."""
+
+    image_column: str
+    label_column: str
+    classes: tuple[str, ...]  # may be empty with captions: then no label is read
+    size: int
+    channels: int
+    caption_column: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        captions = [self.caption_column] if self.caption_column is not None else []
+        return [self.image_column, *([self.label_column] if self.classes else []), *captions]
 
 
 @dataclass(frozen=True)
@@ -32,13 +51,13 @@ class PictureBatch:
     file: PictureFile
     first: int
     pictures: list[bytes]
-    labels: list[str]
+    labels: list[str | None]
+    captions: list[tuple[str, ...] | None]
 
 
-def open_file(
-    name: str, path: Path, split: str, image_column: str, label_column: str, classes: Sequence[str]
-) -> PictureFile:
+def open_file(name: str, path: Path, split: str, wanted: Wanted) -> PictureFile:
     """Read the file's footer. Raises InputError for a file that is not whole, a missing column, other classes."""
+    image_column, label_column = wanted.image_column, wanted.label_column
     try:
         with _parquet(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
@@ -48,39 +67,49 @@ def open_file(
     columns = ", ".join(schema.names)
     if image_column not in schema.names or _bytes_field(schema.field(image_column).type) is None:
         raise InputError(f"{name}: no column {image_column!r} with pictures' bytes; it has {columns}")
-    if label_column not in schema.names:
-        raise InputError(f"{name}: no column {label_column!r}; it has {columns}")
-    label = schema.field(label_column).type
-    if not (pt.is_integer(label) or pt.is_string(label) or pt.is_large_string(label)):
-        raise InputError(
-            f"{name}: column {label_column!r} is of type {label}; numbers or names of classes are expected"
-        )
-    names = _class_names(schema, label_column)
-    if names is not None and names != list(classes):
-        raise InputError(f"{name}: its classes are {', '.join(names)} in this order; data.classes must be so")
+    for column in wanted.columns[1:]:
+        if column not in schema.names:
+            raise InputError(f"{name}: no column {column!r}; it has {columns}")
+    if wanted.classes:
+        label = schema.field(label_column).type
+        if not (pt.is_integer(label) or _is_text(label)):
+            raise InputError(
+                f"{name}: column {label_column!r} is of type {label}; numbers or names of classes are expected"
+            )
+        names = _class_names(schema, label_column)
+        if names is not None and names != list(wanted.classes):
+            raise InputError(f"{name}: its classes are {', '.join(names)} in this order; data.classes must be so")
+    if wanted.caption_column is not None:
+        kind = schema.field(wanted.caption_column).type
+        several = pt.is_list(kind) or pt.is_large_list(kind)
+        if not _is_text(kind.value_type if several else kind):
+            raise InputError(
+                f"{name}: column {wanted.caption_column!r} is of type {kind}; texts, or lists of texts, are expected"
+            )
     return PictureFile(name, path, split, rows, size)
 
 
-def read_batches(
-    file: PictureFile, image_column: str, label_column: str, classes: Sequence[str], skip: int
-) -> Iterator[PictureBatch]:
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pt.is_string(kind) or pt.is_large_string(kind))
+
+
+def read_batches(file: PictureFile, wanted: Wanted, skip: int) -> Iterator[PictureBatch]:
     """The file's rows from row `skip` on. Raises InputError that names file and row for a row that cannot be read."""
     average = max(1, file.picture_bytes // max(1, file.rows))
     size = max(1, min(BATCH_ROWS, BATCH_BYTES // average))
     row = 0
     try:
         with _parquet(file.path) as parquet:
-            columns = [image_column, label_column]
             for group in range(parquet.num_row_groups):
                 end = row + parquet.metadata.row_group(group).num_rows
                 if end <= skip:
                     row = end
                     continue
-                for batch in parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
+                for batch in parquet.iter_batches(size, row_groups=[group], columns=wanted.columns, use_threads=False):
                     row += len(batch)
                     if row > skip:
-                        wanted = batch.slice(max(0, len(batch) - (row - skip)))
-                        yield _batch(file, row - len(wanted), wanted, image_column, label_column, classes)
+                        rest = batch.slice(max(0, len(batch) - (row - skip)))
+                        yield _batch(file, row - len(rest), rest, wanted)
     except (OSError, pa.ArrowException) as error:
         raise InputError(_unreadable(file.name, file.path, row, error)) from None
 
@@ -129,19 +158,39 @@ def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
     return [str(name) for name in names]
 
 
-def _batch(
-    file: PictureFile, first: int, batch: pa.RecordBatch, image_column: str, label_column: str, classes: Sequence[str]
-) -> PictureBatch:
-    images = batch.column(image_column)
+def _batch(file: PictureFile, first: int, batch: pa.RecordBatch, wanted: Wanted) -> PictureBatch:
+    images = batch.column(wanted.image_column)
     if _bytes_field(images.type):
         # flatten, not field: it keeps the gaps of the struct itself
         images = images.flatten()[images.type.get_field_index("bytes")]
-    pictures, labels = images.to_pylist(), batch.column(label_column).to_pylist()
-    for row, (picture, label) in enumerate(zip(pictures, labels, strict=True), start=first):
+    pictures = images.to_pylist()
+    for row, picture in enumerate(pictures, start=first):
         if picture is None:
             raise InputError(f"{file.name}, row {row}: no picture")
+    return PictureBatch(
+        file, first, pictures, _labels(file, first, batch, wanted), _captions(file, first, batch, wanted)
+    )
+
+
+def _labels(file: PictureFile, first: int, batch: pa.RecordBatch, wanted: Wanted) -> list[str | None]:
+    classes = wanted.classes
+    if not classes:
+        return [None] * len(batch)
+    labels = batch.column(wanted.label_column).to_pylist()
+    for row, label in enumerate(labels, start=first):
         known = label in classes if isinstance(label, str) else label is not None and 0 <= label < len(classes)
         if not known:
             raise InputError(f"{file.name}, row {row}: label {label!r} is none of the classes {', '.join(classes)}")
-    names = [label if isinstance(label, str) else classes[label] for label in labels]
-    return PictureBatch(file, first, pictures, names)
+    return [label if isinstance(label, str) else classes[label] for label in labels]
+
+
+def _captions(file: PictureFile, first: int, batch: pa.RecordBatch, wanted: Wanted) -> list[tuple[str, ...] | None]:
+    if wanted.caption_column is None:
+        return [None] * len(batch)
+    captions: list[tuple[str, ...] | None] = []
+    for row, value in enumerate(batch.column(wanted.caption_column).to_pylist(), start=first):
+        texts = of_a_table(value)
+        if not texts:
+            raise InputError(f"{file.name}, row {row}: no caption in column {wanted.caption_column!r}")
+        captions.append(texts)
+    return captions

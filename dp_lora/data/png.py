@@ -1,8 +1,10 @@
 """Pictures as PNG bytes and uint8 arrays; light to import, for processes that do nothing else."""
 
+import importlib
 import io
 import struct
 import zlib
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -10,7 +12,19 @@ from PIL import Image, ImageOps
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOUR_TYPES = {1: 0, 3: 2}  # PNG's number for so many channels
 MODES = {1: "L", 3: "RGB"}  # PIL's name for a picture of so many channels
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # raster formats that PIL decodes by itself
+# raster formats that PIL decodes by itself
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats that are read here: FORMATS, and HEIC where the package pillow-heif is installed."""
+    try:
+        plugin = importlib.import_module("pillow_heif")  # the user's choice: no dependency of the project
+    except ImportError:
+        return FORMATS
+    plugin.register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -92,7 +106,7 @@ def as_png(picture: bytes, size: int, channels: int) -> bytes:
     if is_whole_png(picture, size, channels):
         return picture
     try:
-        with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(picture), formats=formats()) as image:
             if image.size != (size, size):
                 raise ValueError(f"the picture is {image.width} x {image.height}, not {size} x {size}")
             image.load()
@@ -101,7 +115,7 @@ def as_png(picture: bytes, size: int, channels: int) -> bytes:
             upright = converted(ImageOps.exif_transpose(image), channels)
             return encode_png(np.asarray(upright, np.uint8).reshape(size, size, channels))
     except Image.UnidentifiedImageError:
-        raise ValueError(f"not a picture of a known format ({', '.join(FORMATS)})") from None
+        raise ValueError(f"not a picture of a known format ({', '.join(formats())})") from None
     except ValueError:
         raise
     # decoders raise almost any exception for broken files

@@ -12,6 +12,7 @@ from dp_lora.data import folder as own_folder
 from dp_lora.data import mnist5k, torchvision_sets
 from dp_lora.data.copies import check_copies
 from dp_lora.data.layout import Picture, write_dataset
+from dp_lora.data.metadata_table import Stated
 from dp_lora.data.versioned import read_source, unfinished, write_source
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.events import Events
@@ -53,7 +54,7 @@ def prepare_private(config: Config, folder: Path, events: Events) -> None:
 
         prepare_huggingface(config, folder, events)
         return
-    pictures, source = _private_source(config, by_person)
+    pictures, source = _private_source(config, events)
     packed = data.source != "folder"  # must not depend on the number of pictures, which is private
     facts = {"name": data.source, **source, "settings": _settings(config)}
     check = partial(check_copies, duplicates=data.duplicates, events=events)
@@ -65,7 +66,8 @@ def prepare_private(config: Config, folder: Path, events: Events) -> None:
 def _settings(config: Config) -> str:
     data = config.data
     by_person = config.privacy.unit == "person"  # then a split goes by persons
-    return digest_value([data.source, data.path, list(data.classes), data.size, data.channels, by_person])
+    captions = [data.caption_column] if data.captions else []
+    return digest_value([data.source, data.path, list(data.classes), data.size, data.channels, by_person, *captions])
 
 
 def check_prepared(config: Config, folder: Path) -> None:
@@ -77,15 +79,16 @@ def check_prepared(config: Config, folder: Path) -> None:
     stated = read_json(folder / "dataset.json")["source"].get("settings") if folder.exists() else None
     if config.data.folder is None and stated is not None and stated != _settings(config):
         raise InputError(
-            f"{folder}: was prepared with another data.source, data.path, data.classes, data.size, data.channels or "
-            "privacy.unit; type the same command with the entry point prepare in its place, then this one"
+            f"{folder}: was prepared with another data.source, data.path, data.classes, data.captions, data.size, "
+            "data.channels or privacy.unit; type the same command with the entry point prepare in its place, then "
+            "this one"
         )
     # the dataset may have been prepared with data.duplicates=warn
     if folder.exists() and config.data.duplicates == "refuse":
         check_copies(folder, "refuse", Events())
 
 
-def _private_source(config: Config, by_person: bool) -> tuple[Iterator[Picture], dict]:
+def _private_source(config: Config, events: Events) -> tuple[Iterator[Picture], dict]:
     data = config.data
     if data.source == "mnist5k":
         return mnist5k.mnist_pictures(data.classes, data.size, data.channels), mnist5k.SOURCE
@@ -94,8 +97,8 @@ def _private_source(config: Config, by_person: bool) -> tuple[Iterator[Picture],
 
         return letters.digit_pictures(data.classes, data.size, data.channels), letters.FONTS_SOURCE
     if data.source == "folder" and data.path:
-        path = Path(data.path)
-        return own_folder.folder_pictures(path, data.classes, data.size, data.channels, by_person), own_folder.SOURCE
+        path, stated = Path(data.path), Stated.of(config)
+        return own_folder.folder_pictures(path, stated, data.size, data.channels, events), own_folder.SOURCE
     raise InputError(
         f"data.source={data.source}: must be mnist5k, digits, mnist, huggingface, or folder with data.path"
     )

@@ -49,7 +49,7 @@ class DistanceInputs:
 
     def reconstructions(self) -> Iterator[NDArray[np.uint8]]:
         """Real pictures through the base's encoder and decoder, uint8 (n, H, W, C) at a time."""
-        device = self.base.class_embedding.device
+        device = self.base.device
         rows = self.reconstructed_rows
         step = max(1, min(BATCH_SIZE, CODED_VALUES // (self.real.size**2 * self.real.channels)))
         for start in progress(range(0, len(rows), step), desc="reconstructions", leave=False):

@@ -1,9 +1,11 @@
 """One evaluation: distances and utility of a folder of samples, beside the references that give them a meaning."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dp_lora.config.schema import Config
-from dp_lora.data.layout import read_dataset
+from dp_lora.data.layout import Dataset, read_dataset
 from dp_lora.errors import InputError
 from dp_lora.evaluation.cache import Cache
 from dp_lora.evaluation.classifier import ClassifierTraining, predict
@@ -25,10 +27,11 @@ CLASSIFIER_SEED = 0
 def evaluate(
     config: Config,
     samples_folder: Path,
+    drawn: Sequence[str],
     private_folder: Path,
     public_folder: Path | None,
     base: Model,
-    untrained: Model,
+    untrained: Model | None,
     cache_folder: Path,
     private_cache_folder: Path,
     out_folder: Path,
@@ -36,22 +39,24 @@ def evaluate(
 ) -> EvaluationResult:
     """Score the samples against the real pictures and write `out_folder`, whole or not at all.
 
-    `base` is the model without an adapter, whose autoencoder made the samples; `untrained` the same with the class
-    embedding that fine-tuning starts from, for config.data.classes. `public_folder` holds the public letters; it may be
-    None where evaluation.inception_weights is set. What does not depend on the samples is kept: what comes of public
-    pictures alone in `cache_folder`, all else in `private_cache_folder`, which is removed with the private pictures.
+    `drawn` names what the samples are of, in their order. `base` is the model without an adapter, whose autoencoder
+    made the samples; `untrained` the same with the class embedding that fine-tuning starts from, for
+    config.data.classes; None for a text-to-image base, whose samples are of prompts: nothing of classes is scored then.
+    `public_folder` holds the public letters; it may be None where evaluation.inception_weights is set. What does not
+    depend on the samples is kept: what comes of public pictures alone in `cache_folder`, all else in
+    `private_cache_folder`, which is removed with the private pictures.
     Reads private training and test pictures without noise: every number here is for the operator alone.
     Raises InputError for too few images, mixed sizes, classes that do not match and features that are not finite.
     """
     require_public_reference(config)
     classes = list(config.data.classes)
-    samples = read_dataset(samples_folder, classes, SPLIT)
+    samples = read_dataset(samples_folder, list(drawn), SPLIT)
     real = read_dataset(private_folder, classes, "train")
-    test = read_dataset(private_folder, classes, "test")
+    test = read_dataset(private_folder, classes, "test") if untrained is not None else None
     require_same_shape(samples, real)
     cache, private_cache = Cache(cache_folder), Cache(private_cache_folder)
     training = ClassifierTraining(config.evaluation.classifier_steps, CLASSIFIER_SEED)
-    device = base.class_embedding.device
+    device = base.device
 
     comparison = DistanceInputs(samples, real, base, config.evaluation.min_images, private_cache)
     comparison.require_enough()
@@ -66,6 +71,27 @@ def evaluate(
         letters = letter_features(public_folder, list(config.public.classes), training, cache, device)
         measurements += letter_distances(comparison, letters)
 
+    result = EvaluationResult(measurements, Path(out_folder))
+    if untrained is not None and test is not None:
+        result = _with_utility(result, config, samples, real, test, untrained, training, private_cache)
+    write_result(result)
+    if result.score is not None:
+        events.image(f"{result.folder.name}/confusion", result.folder / "confusion.png", private=True)
+    return result
+
+
+def _with_utility(
+    result: EvaluationResult,
+    config: Config,
+    samples: Dataset,
+    real: Dataset,
+    test: Dataset,
+    untrained: Model,
+    training: ClassifierTraining,
+    private_cache: Cache,
+) -> EvaluationResult:
+    """`result` with what classifiers say of the samples: beside ceiling, start and what public pictures alone give."""
+    measurements, device, classes = list(result.measurements), untrained.device, list(config.data.classes)
     task = Task(utility_pictures(test), test.labels, test.digest(), classes, training, device)
     images = utility_pictures(samples)
     synthetic = task.score(task.train(images, samples.labels, "classifier of samples"))
@@ -88,8 +114,4 @@ def evaluate(
     meaning = "samples that the classifier of real pictures puts in the class they were drawn for"
     measurements.append(Measurement("class_agreement", float(agrees.mean()), meaning, private=True))
     per_class = [float(agrees[samples.labels == c].mean()) for c in range(len(classes))]
-
-    result = EvaluationResult(measurements, classes, synthetic, per_class, Path(out_folder))
-    write_result(result)
-    events.image(f"{result.folder.name}/confusion", result.folder / "confusion.png", private=True)
-    return result
+    return replace(result, measurements=measurements, classes=classes, score=synthetic, class_agreement=per_class)

@@ -1,7 +1,7 @@
 """The files of an evaluation: metrics, a table that says what each number is, per-class accuracy, confusion."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,10 @@ class EvaluationResult:
     """What `evaluate` found; `folder` holds it as files."""
 
     measurements: list[Measurement]
-    classes: list[str]
-    score: Score
-    class_agreement: list[float]
     folder: Path
+    classes: list[str] = field(default_factory=list)  # none: the pictures have none, and nothing of classes was scored
+    score: Score | None = None
+    class_agreement: list[float] = field(default_factory=list)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -68,6 +68,8 @@ class EvaluationResult:
     @property
     def per_class(self) -> dict[str, list[Any]]:
         """Columns with a row per class: its name, and as floats accuracy (NaN without a picture), counts, agreement."""
+        if self.score is None:
+            return {}
         right, n = self.score.confusion.diagonal(), self.score.confusion.sum(axis=1)
         accuracy = [float(f"{a / b:.6g}") if b else float("nan") for a, b in zip(right, n, strict=True)]
         agreement = [float(f"{value:.6g}") for value in self.class_agreement]
@@ -76,12 +78,14 @@ class EvaluationResult:
 
 
 def write_result(result: EvaluationResult) -> None:
-    """Write metrics.json, table.json, per_class.csv and confusion.png into `result.folder`, whole or not at all."""
+    """Write metrics.json and table.json into `result.folder`, whole or not at all; of classes per_class.csv and
+    confusion.png too."""
     with whole_folder(result.folder, private=True) as folder:
         write_json(folder / "metrics.json", result.metrics)
         write_json(folder / "table.json", [_row(measurement) for measurement in result.measurements])
-        _write_per_class(folder / "per_class.csv", result)
-        write_confusion(folder / "confusion.png", result.score.confusion, result.classes)
+        if result.score is not None:
+            _write_per_class(folder / "per_class.csv", result)
+            write_confusion(folder / "confusion.png", result.score.confusion, result.classes)
 
 
 def _row(measurement: Measurement) -> dict[str, Any]:

@@ -7,82 +7,66 @@ with the copy of its unit when copies are given; the state dict stays PEFT's own
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from dp_lora.config.schema import Lora
+from dp_lora.config.prompts import drawn_prompts
+from dp_lora.config.schema import Config, Lora
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, write_json
-from dp_lora.models.folder import FORMAT, Model, load_info
-from dp_lora.models.ranks import in_order_of_depth, layer_ranks
+from dp_lora.models.embedding_start import start_positions
+from dp_lora.models.families import CLASSES, Family
+from dp_lora.models.folder import Denoiser, Model
+from dp_lora.models.info import FORMAT, load_info
+from dp_lora.models.meta import tensor_shapes
+from dp_lora.models.targets import adapted_ranks
 
 ADAPTER = "default"
-EMBEDDING_STARTS = ("mean", "zero")
 WEIGHTS = "pytorch_lora_weights.safetensors"
 EMBEDDING = "class_embedding.weight"
-TARGETS = {
-    # attn2's to_q and to_k get no gradient from a single context token: their adapters would be noise alone
-    "default": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_v", "attn2.to_out.0"),
-    "study": ("to_q", "to_k", "to_v", "to_out.0"),
-}
-
-
-def lora_targets(targets: str) -> tuple[str, ...]:
-    """Module names of `lora.targets`: a preset's, or names with commas between."""
-    return TARGETS.get(targets) or tuple(name.strip() for name in targets.split(",") if name.strip())
-
-
-def matched_modules(unet: UNet2DConditionModel, targets: str) -> list[str]:
-    """Full names of the linear layers that `targets` adapt, in order of depth (down, middle, up).
-
-    InputError names a target that matches nothing.
-    """
-    linear = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear)]
-    matched: set[str] = set()
-    for target in lora_targets(targets):
-        hits = [name for name in linear if name == target or name.endswith(f".{target}")]
-        if not hits:
-            raise InputError(
-                f"lora.targets={targets}: {target!r} matches no linear layer of the UNet; "
-                f"use default, study, or names such as attn1.to_q,attn2.to_out.0"
-            )
-        matched.update(hits)
-    return in_order_of_depth([name for name in linear if name in matched])
 
 
 class UnitLinear(nn.Linear):
     """A linear layer without bias whose rows may use weights of their own.
 
-    `unit_weight`: None, or copies (P, out, in): the rows of the input (R, tokens, in) use them in equal shares, the
-    first R / P rows the first copy.
+    `unit_weight`: None, or copies (P, out, in) and a number of rows R: the rows of the input (R, ..., in) use the
+    copies in equal shares, the first R / P rows the first copy.
     """
 
-    unit_weight: Tensor | None = None
+    unit_weight: tuple[Tensor, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.unit_weight is None:
             return super().forward(x)
-        weight = self.unit_weight.to(x.dtype)
-        if len(weight) < len(x):
+        copies, rows = self.unit_weight
+        if x.ndim < 2 or len(x) != rows:
+            # a layer that sees all rows as one list would give each unit the others' gradient
+            raise InputError(
+                f"lora.targets: a layer is given an input of shape {tuple(x.shape)} for {rows} rows, which cannot be "
+                "told apart in it; leave its name out of lora.targets"
+            )
+        weight = copies.to(x.dtype)
+        if len(weight) < rows:
             # the rows of a copy, one after the other, are one longer row
-            together = torch.bmm(x.reshape(len(weight), -1, x.shape[2]), weight.transpose(1, 2))
-            return together.reshape(*x.shape[:2], -1)
+            together = torch.bmm(x.reshape(len(weight), -1, x.shape[-1]), weight.transpose(1, 2))
+            return together.reshape(*x.shape[:-1], -1)
         # the copies first: their gradient then comes out contiguous
-        return torch.bmm(weight, x.transpose(1, 2)).transpose(1, 2)
+        each = torch.bmm(weight, x.reshape(rows, -1, x.shape[-1]).transpose(1, 2)).transpose(1, 2)
+        return each.reshape(*x.shape[:-1], -1)
 
 
-def add_lora(unet: UNet2DConditionModel, settings: Lora, generator: torch.Generator) -> LoraConfig:
+def add_lora(unet: Denoiser, settings: Lora, generator: torch.Generator, family: Family = CLASSES) -> LoraConfig:
     """Give `unet` a LoRA adapter: the base frozen, B = 0, A at a seeded random start; alpha None means alpha = rank.
 
     A ~ N(0, 1 / in_features): rows of about unit norm. With a rank_schedule (see `layer_ranks`) the ranks are made so
@@ -90,9 +74,7 @@ def add_lora(unet: UNet2DConditionModel, settings: Lora, generator: torch.Genera
     without a match.
     """
     rank = settings.rank
-    names = matched_modules(unet, settings.targets)
-    in_depth = layer_ranks(len(names), settings.rank_schedule, rank, settings.rank_last)
-    ranks = dict(zip(names, in_depth, strict=True))
+    ranks = adapted_ranks(tensor_shapes(unet), settings, family)
     unet.requires_grad_(False)
     others = {name: layer_rank for name, layer_rank in ranks.items() if layer_rank != rank}
     config = LoraConfig(
@@ -100,11 +82,14 @@ def add_lora(unet: UNet2DConditionModel, settings: Lora, generator: torch.Genera
         lora_alpha=settings.alpha or rank,
         rank_pattern=others,
         alpha_pattern=dict(others),
-        target_modules=names,
+        target_modules=list(ranks),
         bias="none",  # PEFT's lora_only would train the base's own biases
         lora_dropout=0.0,
     )
-    unet.add_adapter(config, adapter_name=ADAPTER)
+    inject_adapter_in_model(config, unet, adapter_name=ADAPTER)
+    # what diffusers' own add_adapter leaves; transformers of some families have no such method
+    unet._hf_peft_config_loaded = True
+    unet.peft_config = {ADAPTER: config}
     for layer in _lora_layers(unet).values():
         for factors in (layer.lora_A, layer.lora_B):
             factors[ADAPTER] = _unit_linear(cast(nn.Linear, factors[ADAPTER]))
@@ -124,11 +109,11 @@ def _unit_linear(linear: nn.Linear) -> UnitLinear:
     return layer
 
 
-def _lora_layers(unet: UNet2DConditionModel) -> dict[str, LoraLinear]:
+def _lora_layers(unet: Denoiser) -> dict[str, LoraLinear]:
     return {name: module for name, module in unet.named_modules() if isinstance(module, LoraLinear)}
 
 
-def _factors(unet: UNet2DConditionModel) -> dict[str, UnitLinear]:
+def _factors(unet: Denoiser) -> dict[str, UnitLinear]:
     """Every LoRA factor by name, such as `down_blocks.1...attn1.to_q.lora_B`."""
     found = {}
     for name, layer in _lora_layers(unet).items():
@@ -137,40 +122,42 @@ def _factors(unet: UNet2DConditionModel) -> dict[str, UnitLinear]:
     return found
 
 
-def lora_parameters(unet: UNet2DConditionModel, train: str) -> dict[str, Tensor]:
+def lora_parameters(unet: Denoiser, train: str) -> dict[str, Tensor]:
     """The trained LoRA weights by name, such as `down_blocks.1...attn1.to_q.lora_B`; `train`: AB, or B alone."""
     return {name: linear.weight for name, linear in _factors(unet).items() if train == "AB" or name.endswith(".lora_B")}
 
 
 @contextmanager
-def unit_copies(unet: UNet2DConditionModel, copies: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, every batch uses `copies` in the place of the LoRA weights of their names, as `UnitLinear` says."""
-    changed = [(linear, copies[name]) for name, linear in _factors(unet).items() if name in copies]
+def unit_copies(unet: Denoiser, copies: Mapping[str, Tensor], rows: int) -> Iterator[None]:
+    """Inside, a batch of `rows` uses `copies` in the place of the LoRA weights of their names, as `UnitLinear` says."""
+    with _placed([(linear, (copies[name], rows)) for name, linear in _factors(unet).items() if name in copies]):
+        yield
+
+
+@contextmanager
+def _placed(weights: Sequence[tuple[UnitLinear, tuple[Tensor, int] | None]]) -> Iterator[None]:
+    before = [(linear, linear.unit_weight) for linear, _ in weights]
     try:
-        for linear, copy in changed:
-            linear.unit_weight = copy
+        for linear, weight in weights:
+            linear.unit_weight = weight
         yield
     finally:
-        for linear, _ in changed:
-            linear.unit_weight = None
+        for linear, weight in before:
+            linear.unit_weight = weight
 
 
-def start_positions(start: str, base_classes: Sequence[str], n_classes: int) -> list[int] | None:
-    """Positions in `base_classes` of the classes that `start` (train.embedding_start) names; None for mean and zero.
+def use_checkpointing(unet: Denoiser) -> None:
+    """Keep no activations of the blocks: the backward pass computes each block's anew, with the forward's own copies.
 
-    Raises InputError where these are not n_classes classes of the base.
+    That takes about 45% longer, and a fraction of the memory. Plain checkpointing would compute them with the weights
+    that are in place at the time of the backward pass, when the copies are gone.
     """
-    if start in EMBEDDING_STARTS:
-        return None
-    names = [name.strip() for name in start.split(",")]
-    unknown = [name for name in names if name not in base_classes]
-    if unknown or len(names) != n_classes:
-        wrong = f"{unknown[0]!r} is no class of the base" if unknown else f"{len(names)} names, {n_classes} classes"
-        raise InputError(
-            f"train.embedding_start={start}: {wrong}; must be {', '.join(EMBEDDING_STARTS)}, or a class of the "
-            "base for each of data.classes, commas between"
-        )
-    return [list(base_classes).index(name) for name in names]
+
+    def checkpointed(block: Any, *arguments: Any) -> Any:
+        now = [(linear, linear.unit_weight) for linear in _factors(unet).values()]
+        return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), _placed(now)))
+
+    unet.enable_gradient_checkpointing(checkpointed)
 
 
 def untrained_class_embedding(model: Model, start: str, n_classes: int, noise: float, seed: int) -> Tensor:
@@ -179,7 +166,7 @@ def untrained_class_embedding(model: Model, start: str, n_classes: int, noise: f
     `start`: mean of the base's classes, zero, or a class of the base for each row, commas between.
     Raises InputError as `start_positions`.
     """
-    rows = model.class_embedding[: len(model.classes)]
+    rows = model.embedded()[: len(model.classes)]
     positions = start_positions(start, model.classes, n_classes)
     if positions is not None:
         begin = rows[positions]
@@ -191,25 +178,48 @@ def untrained_class_embedding(model: Model, start: str, n_classes: int, noise: f
     return begin + noise * torch.randn(n_classes, rows.shape[1], generator=generator).to(rows)
 
 
-def with_embedding(model: Model, embedding: Tensor, classes: Sequence[str]) -> Model:
-    """The model with `embedding` (classes, dim) in the place of its classes; its null row, if any, stays last."""
-    rows = embedding.detach().to(model.class_embedding)
+def with_embedding(model: Model, embedding: Tensor | None, classes: Sequence[str]) -> Model:
+    """The model that draws `classes`, `embedding` (classes, dim) in the place of its own; its null row stays last.
+
+    Of a pipeline `classes` are prompts, and `embedding` is None.
+    """
+    if embedding is None:
+        return replace(model, info={**model.info, "classes": list(classes)})
+    rows = embedding.detach().to(model.embedded())
     if model.null_row is not None:
         rows = torch.cat([rows, model.null_row[None]])
     return replace(model, class_embedding=rows, info={**model.info, "classes": list(classes)})
 
 
+def drawn_of(config: Config, model: Model) -> list[str]:
+    """What pictures are drawn of: the classes, or of a pipeline the public prompts."""
+    return list(config.data.classes) if model.pipeline is None else drawn_prompts(config)
+
+
+def ready_to_draw(model: Model, config: Config) -> Model:
+    """The model as it draws pictures of `config`: a pipeline in the pictures' size, of the public prompts."""
+    if model.pipeline is None:
+        return model
+    return replace(model, info={**model.info, "size": config.data.size, "classes": drawn_prompts(config)})
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """What private fine-tuning makes: LoRA weights on a UNet, and one embedding row per class."""
+    """What private fine-tuning makes: LoRA weights on a denoiser, and one embedding row per class where it has classes.
 
-    unet: UNet2DConditionModel
+    `dead`: names of LoRA weights that get no gradient whatever the pictures are; they are not trained.
+    """
+
+    unet: Denoiser
     lora: LoraConfig
-    embedding: Tensor
+    embedding: Tensor | None
+    family: Family = CLASSES
+    dead: frozenset[str] = frozenset()
 
     def parameters(self, train: str) -> dict[str, Tensor]:
         """All trained tensors by name; the embedding is among them."""
-        return {**lora_parameters(self.unet, train), EMBEDDING: self.embedding}
+        alive = {name: weight for name, weight in lora_parameters(self.unet, train).items() if name not in self.dead}
+        return alive if self.embedding is None else {**alive, EMBEDDING: self.embedding}
 
 
 def save_adapter(
@@ -220,9 +230,10 @@ def save_adapter(
     trained_on: Mapping[str, Any],
     privacy_status: str,
 ) -> None:
-    """Write the adapter into an existing folder: for diffusers, for PEFT, and the class embedding.
+    """Write the adapter into an existing folder: for diffusers, for PEFT, and the class embedding where there is one.
 
-    diffusers: `unet.load_lora_adapter(folder, weight_name="pytorch_lora_weights.safetensors", prefix=None)`.
+    diffusers: `unet.load_lora_adapter(folder, weight_name="pytorch_lora_weights.safetensors", prefix=None)`, or of a
+    pipeline `pipe.load_lora_weights(folder)`.
     PEFT: `PeftModel.from_pretrained(unet, folder / "peft")`. `base` names the base model (path, digest),
     `trained_on` the private source as the config does, `privacy_status` is one of PRIVACY_STATUSES.
     """
@@ -230,19 +241,33 @@ def save_adapter(
     for made in (lora, adapter.unet.peft_config[ADAPTER]):
         # PEFT keeps a set, whose order changes from process to process: equal adapters would be unequal files
         made.target_modules = sorted(made.target_modules or [])
-    adapter.unet.save_lora_adapter(folder, adapter_name=ADAPTER, weight_name=WEIGHTS, safe_serialization=True)
-    _sort_header(folder / WEIGHTS)
     peft = folder / "peft"
     peft.mkdir()
     state = get_peft_model_state_dict(adapter.unet, adapter_name=ADAPTER)
+    _save_for_diffusers(folder, adapter, state)
     save_file(
         {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()},
         peft / "adapter_model.safetensors",
     )
     lora.save_pretrained(str(peft))
-    save_file({"weight": adapter.embedding.detach().cpu().contiguous()}, folder / "class_embedding.safetensors")
+    if adapter.embedding is not None:
+        save_file({"weight": adapter.embedding.detach().cpu().contiguous()}, folder / "class_embedding.safetensors")
     facts = {"trained_on": dict(trained_on), "privacy_status": privacy_status, "rank": adapter.lora.r}
     write_json(folder / "model.json", {"format": FORMAT, "classes": list(classes), "base": dict(base), **facts})
+
+
+def _save_for_diffusers(folder: Path, adapter: Adapter, state: Mapping[str, Tensor]) -> None:
+    family = adapter.family
+    if family.by_pipeline:
+        import diffusers
+
+        # keys with the component's prefix, as `load_lora_weights` and other programs look for them
+        kind = getattr(diffusers, family.pipeline)
+        kind.save_lora_weights(folder, **{f"{family.part}_lora_layers": dict(state)}, safe_serialization=True)
+    elif not family.pipeline:
+        adapter.unet.save_lora_adapter(folder, adapter_name=ADAPTER, weight_name=WEIGHTS, safe_serialization=True)
+    if (folder / WEIGHTS).exists():
+        _sort_header(folder / WEIGHTS)
 
 
 def _sort_header(path: Path) -> None:
@@ -256,6 +281,31 @@ def _sort_header(path: Path) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + raw[end:])
 
 
+def _put_on(unet: Denoiser, folder: Path) -> None:
+    """PEFT's adapter of `folder` on a denoiser, which need not have a loader of its own."""
+    config = LoraConfig.from_pretrained(str(folder))
+    state = load_file(folder / "adapter_model.safetensors")
+    inject_adapter_in_model(config, unet, adapter_name=ADAPTER)
+    own = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
+    found: Any = set_peft_model_state_dict(unet, own, adapter_name=ADAPTER)
+    if found.unexpected_keys:
+        raise ValueError("the adapter is another base's")
+    unet.to(next(unet.parameters()).device).eval().requires_grad_(False)
+
+
+def merge_lora(unet: Denoiser) -> None:
+    """Add LoRA's products into the layers that they stand on (in place), and take PEFT's layers off.
+
+    Raises ValueError for weights that are not finite.
+    """
+    for name, layer in _lora_layers(unet).items():
+        layer.merge(safe_merge=True)
+        above, _, own = name.rpartition(".")
+        setattr(unet.get_submodule(above), own, layer.get_base_layer())
+    unet._hf_peft_config_loaded = False
+    del unet.peft_config
+
+
 def adapter_info(folder: Path) -> dict[str, Any]:
     """model.json of an adapter folder: classes, base (path and digest), rank."""
     info = load_info(folder)
@@ -265,12 +315,16 @@ def adapter_info(folder: Path) -> dict[str, Any]:
 
 
 def apply_adapter(model: Model, folder: Path) -> Model:
-    """The base `model` with the adapter of `folder` on its UNet (in place) and the adapter's classes."""
+    """The base `model` with the adapter of `folder` on its denoiser (in place) and the adapter's classes."""
     info = adapter_info(folder)
+    embedding = None
     try:
-        embedding = load_file(folder / "class_embedding.safetensors")["weight"]
         config = read_json(folder / "peft" / "adapter_config.json")
-        model.unet.load_lora_adapter(str(folder), weight_name=WEIGHTS, prefix=None, adapter_name=ADAPTER)
+        if model.pipeline is None:
+            embedding = load_file(folder / "class_embedding.safetensors")["weight"]
+            model.unet.load_lora_adapter(str(folder), weight_name=WEIGHTS, prefix=None, adapter_name=ADAPTER)
+        else:
+            _put_on(model.unet, folder / "peft")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"{folder}: the adapter cannot be read: {' '.join(str(error).split())}") from None
     if config["r"] != info["rank"]:

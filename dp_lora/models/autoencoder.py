@@ -51,15 +51,21 @@ def build_autoencoder(autoencoder: Autoencoder, channels: int, size: int) -> Vae
     return AutoencoderKL(**arguments)
 
 
-def latent_size(vae: Vae) -> int:
+def shrinks(vae: Any) -> int:
+    """By how much an autoencoder makes a picture's side smaller."""
+    config = vae.config
+    return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)
+
+
+def latent_size(vae: Any) -> int:
     """Side of the latent that belongs to a picture of the autoencoder's own size."""
-    return vae.config["sample_size"] // 2 ** (len(vae.config["block_out_channels"]) - 1)
+    return vae.config["sample_size"] // shrinks(vae)
 
 
-def _normalisation(vae: Vae, like: Tensor) -> tuple[Tensor, Tensor]:
+def _normalisation(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     channels = vae.config["latent_channels"]
-    # a VQ autoencoder has none of its own accord
-    mean = vae.config.get("latents_mean") or [0.0] * channels
+    # a VQ autoencoder has none of its own accord; those of pipelines have a shift in the place of a mean per channel
+    mean = vae.config.get("latents_mean") or [vae.config.get("shift_factor") or 0.0] * channels
     std = vae.config.get("latents_std") or [1.0] * channels
     shape = (1, channels, 1, 1)
     return (
@@ -68,20 +74,23 @@ def _normalisation(vae: Vae, like: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def encode(vae: Vae, pixels: Tensor) -> Tensor:
-    """Normalised latents (N, c, h, w) of pixels (N, C, H, W) in [-1, 1].
+def encode(vae: Any, pixels: Tensor) -> Tensor:
+    """Normalised latents (N, c, h, w) of pixels (N, C, H, W) in [-1, 1]; `vae`: any autoencoder of diffusers' bases.
 
-    KL: the mean of the posterior; VQ: before quantisation, as latent diffusion trains on them. Normalised by the
-    per-channel mean and std of the public pictures, which stand in the autoencoder's config: no statistic of the
-    pictures encoded here enters.
+    KL: the mean of the posterior; VQ: before quantisation, as latent diffusion trains on them; deep compression: the
+    latent, of which there is one alone. Normalised by the per-channel mean and std, or the shift, that stand in the
+    autoencoder's config: no statistic of the pictures encoded here enters.
     """
     encoded = vae.encode(pixels)
-    latents = encoded.latents if isinstance(vae, VQModel) else encoded.latent_dist.mean
+    if hasattr(encoded, "latent_dist"):
+        latents = encoded.latent_dist.mean
+    else:
+        latents = encoded.latents if isinstance(vae, VQModel) else encoded.latent
     mean, std = _normalisation(vae, latents)
     return (latents - mean) / std
 
 
-def decode(vae: Vae, latents: Tensor) -> Tensor:
+def decode(vae: Any, latents: Tensor) -> Tensor:
     """Normalised latents (N, c, h, w) -> pixels (N, C, H, W), clamped to [-1, 1]; VQ quantises them first."""
     mean, std = _normalisation(vae, latents)
     return vae.decode(latents * std + mean).sample.clamp(-1, 1)

@@ -1,83 +1,58 @@
-"""How many parameters a fine-tuning has, without making them: networks on the meta device."""
+"""How many parameters a fine-tuning has, without making them."""
 
 from collections import Counter
-from pathlib import Path
+from math import prod
 from typing import Any
 
-import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-from dp_lora.config.classes import class_names
 from dp_lora.config.schema import Config
-from dp_lora.models.adapters import add_lora, lora_parameters, matched_modules
-from dp_lora.models.autoencoder import Vae, build_autoencoder, latent_size
-from dp_lora.models.folder import load_info, unweighted_unet, unweighted_vae
-from dp_lora.models.unet import build_unet
+from dp_lora.models.shapes import BaseShapes, Shapes
+from dp_lora.models.targets import adapted_ranks
 
 
-def meta_unet(config: Config, base: Path) -> UNet2DConditionModel:
-    """The base's UNet without weights: of its folder where it is there, else as `config` would build it."""
-    with torch.device("meta"):
-        if (base / "unet" / "config.json").exists():
-            return unweighted_unet(base)
-        vae = build_autoencoder(config.autoencoder, config.public.channels, config.public.size)
-        return build_unet(config.ldm, config.autoencoder.latent_channels, latent_size(vae))
+def _size(tensors: Shapes) -> int:
+    return sum(map(prod, tensors.values()))
 
 
-def meta_vae(config: Config, base: Path) -> Vae:
-    """The base's autoencoder without weights: of its folder where it is there, else as `config` would build it."""
-    with torch.device("meta"):
-        if (base / "vae" / "config.json").exists():
-            return unweighted_vae(base)
-        return build_autoencoder(config.autoencoder, config.public.channels, config.public.size)
-
-
-def _base_classes(config: Config, base: Path) -> int:
-    if (base / "model.json").exists():
-        return len(load_info(base)["classes"])
-    return len(class_names(config.public.classes))
-
-
-def _size(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def count_parameters(config: Config, base: Path) -> dict[str, Any]:
+def count_parameters(config: Config, base: BaseShapes) -> dict[str, Any]:
     """Parameters of the base's parts, of LoRA per module kind (both factors), of the embedding, and what is trained.
 
     `total` is the base's frozen weights and what is trained. The fresh embedding has one row per class of data.classes;
     `trainable_with_base_rows` counts one per class of the base in its place, as the released code does, which keeps the
     base's table. `lora_modules` and `lora_ranks` list the adapted layers in order of depth. Raises InputError for a
-    LoRA target that matches nothing. Takes seconds at any width.
+    LoRA target that matches nothing.
     """
-    unet = meta_unet(config, base)
-    vae = meta_vae(config, base)
-    frozen = _size(unet)
-    modules = matched_modules(unet, config.lora.targets)
-    made = add_lora(unet, config.lora, torch.Generator())
+    frozen, first_stage = _size(base.unet), _size(base.vae)
+    ranks = adapted_ranks(base.unet, config.lora, base.family)
+    factors = {name: lora_factors(base.unet, name, rank) for name, rank in ranks.items()}
     per_kind: Counter[str] = Counter()
-    lora = lora_parameters(unet, "AB")
-    for name, parameter in lora.items():
-        attention, _, kind = name.rpartition(".lora_")[0].rpartition("attn")[2].partition(".")
-        per_kind[f"attn{attention}.{kind}"] += parameter.numel()
-    trained_lora = sum(parameter.numel() for parameter in lora_parameters(unet, config.lora.train).values())
-    embedding = len(config.data.classes) * unet.config["cross_attention_dim"]
-    base_embedding = _base_classes(config, base) * unet.config["cross_attention_dim"]
+    for name, (a, b) in factors.items():
+        attention, _, kind = name.rpartition("attn")[2].partition(".")
+        per_kind[f"attn{attention}.{kind}"] += a + b
+    trained_lora = sum(b if config.lora.train == "B" else a + b for a, b in factors.values())
+    embedding, base_embedding = len(config.data.classes) * base.context, base.classes * base.context
     trainable = trained_lora + embedding
-    first_stage = _size(vae)
+    parts: Counter[str] = Counter()
+    for name, shape in sorted(base.vae.items()):
+        parts[name.partition(".")[0]] += prod(shape)
     return {
         "total": frozen + first_stage + trainable,
         "unet": frozen,
         "first_stage": first_stage,
-        "first_stage_parts": {name: _size(part) for name, part in vae.named_children()},
+        "first_stage_parts": dict(parts),
         "base_class_embedding": base_embedding,
-        "lora": sum(parameter.numel() for parameter in lora.values()),
+        "lora": sum(per_kind.values()),
         "lora_trained": trained_lora,
         "lora_per_kind": dict(per_kind),
-        "lora_modules": modules,
-        "lora_ranks": [(made.rank_pattern or {}).get(name, made.r) for name in modules],
+        "lora_modules": list(ranks),
+        "lora_ranks": list(ranks.values()),
         "class_embedding": embedding,
         "trainable": trainable,
         "trainable_with_base_rows": trained_lora + base_embedding,
         "trainable_percent": 100 * trainable / (frozen + trainable),
     }
+
+
+def lora_factors(unet: Shapes, name: str, rank: int) -> tuple[int, int]:
+    """Parameters of the factors A (rank, in) and B (out, rank) of a layer's adapter."""
+    out_features, in_features = unet[f"{name}.weight"]
+    return rank * in_features, rank * out_features

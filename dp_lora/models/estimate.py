@@ -1,23 +1,23 @@
 """What the work of a config costs before any of it is done: operations, and the time that they take.
 
-Operations are those of matrix products and convolutions, counted on networks without weights. Where rates were measured
-on a GPU at hand (`training/measure.py`) the time is extrapolated from them. Else it is computed for a named GPU, at a
-share of its peak that small networks do not reach. Reading and writing are left out.
+Operations are those of matrix products and convolutions, each done once: kernels of attention do some of them again in
+the backward pass. Where rates were measured on a GPU at hand (`training/measure.py`) the time is extrapolated from
+them. Else it is computed for a named GPU, at a share of its peak that small networks do not reach. Reading and writing
+are left out.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
-
-from dp_lora.config.schema import Config
-from dp_lora.models.adapters import add_lora, lora_parameters
-from dp_lora.models.autoencoder import decode, encode
-from dp_lora.models.counting import meta_unet, meta_vae
+from dp_lora.config.prompts import drawn_prompts
+from dp_lora.config.schema import Config, Lora
+from dp_lora.models.counting import lora_factors
+from dp_lora.models.families import CLASSES
+from dp_lora.models.operations import Operations, read_operations
+from dp_lora.models.shapes import BaseShapes
+from dp_lora.models.targets import adapted_ranks
 
 GPU = "one NVIDIA H100 SXM"
 PEAK = {"float32": 66.9e12, "bfloat16": 989.4e12}  # FLOP/s by its data sheet, dense, TF32 off
@@ -64,38 +64,42 @@ class Work:
         return self.flops / (PEAK[self.precision] * SHARE_OF_PEAK)
 
 
-def count_flops(config: Config, base: Path) -> RowFlops:
-    """Operations at the config's width, LoRA included, of the base in `base` where it is there. Takes seconds.
+def count_flops(config: Config, base: Path, shapes: BaseShapes) -> RowFlops:
+    """Operations at the config's width, LoRA included, of the base in `base`, or of the one that `config` would make.
 
-    Raises InputError as `add_lora`.
+    As the base states them; where it states none or is not there, its networks are built without weights and counted,
+    which takes seconds. Raises InputError as `adapted_ranks`.
     """
-    unet, vae = meta_unet(config, base), meta_vae(config, base)
-    add_lora(unet, config.lora, torch.Generator())
-    unet.requires_grad_(False)
-    for parameter in lora_parameters(unet, config.lora.train).values():
-        parameter.requires_grad_()
-    side, size = unet.config["sample_size"], vae.config["sample_size"]
-    with torch.device("meta"):
-        latents = torch.empty(1, unet.config["in_channels"], side, side)
-        pixels = torch.empty(1, vae.config["in_channels"], size, size)
-        timestep = torch.empty(1, dtype=torch.int64)
-        context = torch.empty(1, 1, unet.config["cross_attention_dim"], requires_grad=True)
+    operations = read_operations(base)
+    if operations is None:
+        from dp_lora.models.flops import count_operations  # torch and diffusers
+        from dp_lora.models.meta import meta_networks
 
-    def predict() -> Tensor:
-        return unet(latents, timestep, context).sample
+        # a model folder of ours has one size; a pipeline draws in that of the pictures
+        size = None if shapes.family is CLASSES else config.data.size
+        operations = count_operations(*meta_networks(config, base), shapes.family, size)
+    return row_flops(operations, shapes, config.lora)
 
+
+def row_flops(operations: Operations, base: BaseShapes, lora: Lora) -> RowFlops:
+    """The base's own operations and LoRA's: two for each weight and token in each product that the weight is in.
+
+    These are the product itself, that for the gradient of what went in, and where it is trained that for its own. A
+    few percent off where `lora` adapts other layers than those of attention.
+    """
+    products = gradients = 0
+    for name, rank in adapted_ranks(base.unet, lora, base.family).items():
+        a, b = lora_factors(base.unet, name, rank)
+        tokens = operations.tokens.get(name, 0)  # attn2's to_q and to_k are not called for one token
+        products += 2 * tokens * (a + b)
+        gradients += 2 * tokens * (b if lora.train == "B" else a + b)
+    forward = operations.forward + products
     return RowFlops(
-        train=_flops(lambda: predict().square().mean().backward()),
-        forward=_flops(torch.no_grad()(predict)),
-        encode=_flops(torch.no_grad()(lambda: encode(vae, pixels))),
-        decode=_flops(torch.no_grad()(lambda: decode(vae, latents))),
+        train=forward + operations.backward + products + gradients,
+        forward=forward,
+        encode=operations.encode,
+        decode=operations.decode,
     )
-
-
-def _flops(work: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def finetuning_work(
@@ -109,7 +113,8 @@ def finetuning_work(
     each = " of one picture a person" if config.privacy.unit == "person" else ""
     every = config.train.grid_every
     grids = -(-steps // every) if every else 0
-    drawn = grids * GRID_IMAGES * len(config.data.classes)
+    # of a text-to-image base prompts, of which there are some where there are no classes
+    drawn = grids * GRID_IMAGES * (len(config.data.classes) or len(drawn_prompts(config)))
     pictures = config.data.n_public
     encoding, dp_sgd = pictures * float(row.encode), steps * rows * float(row.train)
     drawing = drawn * (_flops_of_latent(config, row) + row.decode)

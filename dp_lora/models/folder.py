@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -19,71 +19,62 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dp_lora.errors import InputError
-from dp_lora.files import digest_file, digest_folder, digest_value, read_json, whole_folder, write_json
+from dp_lora.errors import InputError, line
+from dp_lora.files import whole_folder, write_json
 from dp_lora.models.attention import use_one_token_attention
-from dp_lora.models.autoencoder import VAE_CLASSES, Vae
+from dp_lora.models.autoencoder import VAE_CLASSES, Vae, shrinks
+from dp_lora.models.families import CLASSES, Family
+from dp_lora.models.info import load_info, part_kind
+from dp_lora.models.operations import FILE, Operations
+from dp_lora.models.pipeline_index import is_pipeline
+from dp_lora.models.pipelines import load_pipeline
 from dp_lora.models.unet import UNET_CLASSES
 
-FORMAT = 1
-PRIVACY_STATUSES = ("public", "private-dp", "non-private", "unknown")
 Part = TypeVar("Part", bound=ConfigMixin)
+# a UNet of diffusers, or a pipeline's transformer: diffusers' classes have no common type that states what they share
+Denoiser = Any
 
 
 @dataclass(frozen=True)
 class Model:
     """A latent diffusion model, in evaluation mode and without gradients.
 
-    `class_embedding` (classes [+ 1], cross_attention_dim): one row per entry of info["classes"], then the null row when
-    info["null_row"]. `info` is model.json.
+    `unet` is the denoiser; of some pipelines it is a transformer. `class_embedding` (classes [+ 1],
+    cross_attention_dim): one row per entry of info["classes"], then the null row when info["null_row"]; None for a
+    pipeline, whose rows are conditioned on captions. `info` is model.json, or what stands for it.
     """
 
-    unet: UNet2DConditionModel
-    vae: Vae
-    scheduler: DDIMScheduler
-    class_embedding: Tensor
+    unet: Denoiser
+    vae: Any
+    scheduler: Any
+    class_embedding: Tensor | None
     info: dict[str, Any]
+    family: Family = CLASSES
+    pipeline: Any = None  # the pipeline of diffusers that the parts are of; None for a model folder of ours
 
     @property
     def classes(self) -> list[str]:
+        """What a picture is drawn of: class names, or of a pipeline public prompts."""
         return self.info["classes"]
 
     @property
     def null_row(self) -> Tensor | None:
         """Embedding of 'no class' (cross_attention_dim,), or None for a model trained without class dropout."""
-        return self.class_embedding[-1] if self.info["null_row"] else None
+        return self.embedded()[-1] if self.info["null_row"] else None
 
+    def embedded(self) -> Tensor:
+        """The class embedding of a class-conditional model."""
+        assert self.class_embedding is not None, "a pipeline has no class embedding"
+        return self.class_embedding
 
-def model_info(
-    *,
-    classes: list[str],
-    null_row: bool,
-    size: int,
-    channels: int,
-    prediction_type: str | None,
-    trained_on: dict[str, Any],
-    privacy_status: str,
-    seed: int,
-    sections: dict[str, Any],
-) -> dict[str, Any]:
-    """The content of model.json. `trained_on` names the source; `sections` are the config sections it was made with.
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
 
-    `prediction_type` is None for an autoencoder. Raises InputError for an unknown privacy status.
-    """
-    if privacy_status not in PRIVACY_STATUSES:
-        raise InputError(f"privacy_status={privacy_status}: must be one of {', '.join(PRIVACY_STATUSES)}")
-    return {
-        "format": FORMAT,
-        "classes": list(classes),
-        "null_row": null_row,
-        "size": size,
-        "channels": channels,
-        "prediction_type": prediction_type,
-        "trained_on": trained_on,
-        "privacy_status": privacy_status,
-        "seed": seed,
-        "config": sections,
-    }
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """(c, h, w) of the latent of a picture of `size` pixels."""
+        side = size // shrinks(self.vae)
+        return self.vae.config["latent_channels"], side, side
 
 
 def save_model(
@@ -94,8 +85,12 @@ def save_model(
     class_embedding: Tensor,
     info: dict[str, Any],
     extra: Sequence[Path] = (),
+    operations: Operations | None = None,
 ) -> None:
-    """Write a model folder, whole or not at all; a folder that stands there is replaced; `extra` files go in."""
+    """Write a model folder, whole or not at all; a folder that stands there is replaced; `extra` files go in.
+
+    `operations` of a base are what a dry run estimates by; without them it has to build the networks.
+    """
     _check_embedding(class_embedding, unet, info, "class embedding")
     with whole_folder(Path(folder)) as temporary:
         _save_part(unet, temporary / "unet")
@@ -104,6 +99,8 @@ def save_model(
         weight = class_embedding.detach().to("cpu", torch.float32).contiguous()
         save_file({"weight": weight}, temporary / "class_embedding.safetensors")
         write_json(temporary / "model.json", info)
+        if operations is not None:
+            write_json(temporary / FILE, asdict(operations))
         for path in extra:
             shutil.copyfile(path, temporary / path.name)
 
@@ -124,15 +121,21 @@ def _save_part(part: Vae | UNet2DConditionModel | DDIMScheduler, folder: Path) -
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
-    """Read a model folder. Raises InputError, one line, where it is missing, damaged or does not fit together."""
+    """Read a model folder, or a pipeline's.
+
+    Raises InputError, one line, where it is missing, damaged or does not fit together.
+    """
     folder = Path(folder)
     info = load_info(folder)
+    if is_pipeline(folder):
+        family, pipe = load_pipeline(folder, device)
+        return Model(getattr(pipe, family.part), pipe.vae, pipe.scheduler, None, info, family, pipe)
     embedding_file = folder / "class_embedding.safetensors"
     try:
         # what is trained starts from it: in half precision a step's sum and noise would be rounded to 8 bits
         embedding = load_file(embedding_file)["weight"].to(device, torch.float32)
     except (OSError, KeyError, SafetensorError) as error:
-        raise InputError(f"{embedding_file}: cannot be read ({_line(error)}); make the model folder again") from None
+        raise InputError(f"{embedding_file}: cannot be read ({line(error)}); make the model folder again") from None
     unet = _load_part(UNET_CLASSES, folder / "unet").to(device).eval().requires_grad_(False)
     use_one_token_attention(unet)
     _check_embedding(embedding, unet, info, str(embedding_file))
@@ -144,46 +147,10 @@ def load_vae(folder: Path, device: torch.device | str = "cpu") -> Vae:
     return _load_part(VAE_CLASSES, Path(folder) / "vae").to(device).eval().requires_grad_(False)
 
 
-def load_info(folder: Path) -> dict[str, Any]:
-    """model.json of a model or autoencoder folder."""
-    path = Path(folder) / "model.json"
-    try:
-        info = read_json(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({_line(error)}); {folder} must be a model folder") from None
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise InputError(f"{path}: must be an object with format {FORMAT}")
-    return info
-
-
 def _check_embedding(embedding: Tensor, unet: UNet2DConditionModel, info: dict[str, Any], where: str) -> None:
     rows, dim = len(info["classes"]) + bool(info["null_row"]), unet.config["cross_attention_dim"]
     if embedding.shape != (rows, dim):
         raise InputError(f"{where}: has shape {tuple(embedding.shape)}, but ({rows}, {dim}) belongs to this model")
-
-
-def unweighted_unet(folder: Path) -> UNet2DConditionModel:
-    """The UNet of a model folder with random weights, or with none inside `torch.device("meta")`."""
-    return _unweighted(UNET_CLASSES, Path(folder) / "unet")
-
-
-def unweighted_vae(folder: Path) -> Vae:
-    """The autoencoder of a model folder, as `unweighted_unet`."""
-    return _unweighted(VAE_CLASSES, Path(folder) / "vae")
-
-
-def _unweighted(kinds: Sequence[type[Part]], folder: Path) -> Part:
-    return cast(Part, _part_class(kinds, folder).from_config(read_json(folder / "config.json")))
-
-
-def _part_class(kinds: Sequence[type[Part]], folder: Path) -> type[Part]:
-    name = "scheduler_config.json" if DDIMScheduler in kinds else "config.json"
-    config = read_json(folder / name)
-    found = config.get("_class_name") if isinstance(config, dict) else None
-    for kind in kinds:
-        if found == kind.__name__:
-            return kind
-    raise InputError(f"{folder}: holds a {found}; must be a {' or '.join(kind.__name__ for kind in kinds)}")
 
 
 def _load_part(kinds: Sequence[type[Part]], folder: Path) -> Part:
@@ -193,30 +160,24 @@ def _load_part(kinds: Sequence[type[Part]], folder: Path) -> Part:
     scheduler = DDIMScheduler in kinds
     options: dict[str, Any] = {} if scheduler else {"use_safetensors": True, "low_cpu_mem_usage": False}
     try:
-        kind: Any = _part_class(kinds, folder)
+        name, _ = part_kind(
+            folder, [kind.__name__ for kind in kinds], "scheduler_config.json" if scheduler else "config.json"
+        )
+        kind: Any = {kind.__name__: kind for kind in kinds}[name]
         part = kind.from_pretrained(str(folder), local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder}: cannot be read ({_line(error)})") from None
+        raise InputError(f"{folder}: cannot be read ({line(error)})") from None
     return cast(Part, part)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def model_digest(folder: Path) -> str:
-    """SHA-256 over the files that make a model folder what it is; pictures beside them do not count."""
-    parts = ["unet", "vae", "scheduler", "class_embedding.safetensors", "model.json"]
-    found = [Path(folder) / name for name in parts if (Path(folder) / name).exists()]
-    return digest_value([(path.name, digest_folder(path) if path.is_dir() else digest_file(path)) for path in found])
-
-
-def module_digest(module: Vae | UNet2DConditionModel) -> str:
+def module_digest(module: Any) -> str:
     """SHA-256 over a network's weights and config, wherever it lies and whichever library version wrote it."""
     total = hashlib.sha256()
-    config = {key: value for key, value in dict(module.config).items() if not key.startswith("_")}
+    # a network of transformers, a caption's encoder, has a config of another kind
+    found = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
+    config = {key: value for key, value in found.items() if not key.startswith("_")}
     total.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
         array = tensor.detach().cpu().contiguous()

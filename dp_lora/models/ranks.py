@@ -1,12 +1,13 @@
 """The LoRA rank of each adapted layer: one for all, or falling with depth."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from dp_lora.errors import InputError
 
 RANK_SCHEDULES = ("constant", "linear", "cosine")
 BLOCKS = {"down_blocks": 1, "mid_block": 2, "up_blocks": 3}
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 
 
 def layer_ranks(n: int, schedule: str, first: int, last: int | None) -> list[int]:
@@ -27,6 +28,16 @@ def layer_ranks(n: int, schedule: str, first: int, last: int | None) -> list[int
     return [round(first + (last - first) * share) for share in shares]
 
 
-def in_order_of_depth(names: Sequence[str]) -> list[str]:
-    """Module names of a diffusers UNet as a picture meets them: down, middle, up. Modules list the middle last."""
-    return sorted(names, key=lambda name: BLOCKS.get(name.split(".")[0], 0))
+def in_order_of_depth(names: Iterable[str]) -> list[str]:
+    """Module names of a diffusers UNet as a picture meets them: down, middle, up, and within an attention q, k, v, out.
+
+    The same whatever the order of `names`: that of a network's modules, or of a file.
+    """
+    return sorted(names, key=lambda name: (BLOCKS.get(name.split(".")[0], 0), [*map(_place, name.split("."))]))
+
+
+def _place(part: str) -> tuple[int, str]:
+    """What a part of a module's name is sorted by: numbers by size, the projections of an attention by PROJECTIONS."""
+    if part in PROJECTIONS:
+        return PROJECTIONS.index(part), ""
+    return (int(part), "") if part.isdigit() else (0, part)

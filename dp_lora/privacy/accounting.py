@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from dp_lora.errors import InputError
 from dp_lora.privacy.loss_distribution import epsilon_bound
+from dp_lora.privacy.opacus_accountants import accountants
 from dp_lora.privacy.plan import ROUNDING, PrivacyPlan
 
 LOWEST_DELTA = 1e-10
@@ -75,9 +76,7 @@ def rdp_epsilon(sample_rate: float, noise_multiplier: float, steps: int, delta: 
 
     Guarantee: that of `pld_epsilon`, by this accountant alone.
     """
-    from opacus.accountants import RDPAccountant
-
-    accountant = RDPAccountant()
+    accountant = accountants()[0].RDPAccountant()
     accountant.history = [(noise_multiplier, sample_rate, steps)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 'optimal order is the largest alpha': the bound holds all the same
@@ -112,14 +111,12 @@ def prv_bounds(
 
     Guarantee: the upper one has that of `pld_epsilon`, by this accountant alone.
     """
-    from opacus.accountants import PRVAccountant
-
     delta_error = delta / 1000
     if steps * 2.0**-52 > delta_error:
         return None
     if not prv_grid_points(sample_rate, noise_multiplier, steps, delta, eps_error) <= PRV_GRID_LIMIT:
         return None
-    accountant = PRVAccountant()
+    accountant = accountants()[0].PRVAccountant()
     accountant.history = [(noise_multiplier, sample_rate, steps)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -18,7 +18,7 @@ Tighter theorems exist; this one needs nothing of the parts but their epsilon an
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,6 +78,40 @@ def spent_by(stated: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, float
     if not isinstance(epsilon, int | float) or not isinstance(delta, int | float):
         return None
     return (float(epsilon), float(delta)) if 0 <= epsilon < math.inf and 0 <= delta < 1 else None
+
+
+def base_privacy(info: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, float]:
+    """Epsilon and delta that the base model has spent before, by its model.json; (0, 0) for a public one.
+
+    Raises InputError, where the result is to be released, for a base that is non-private or of unknown status, or whose
+    unit of privacy or neighbouring relation is another.
+
+    Guarantee: that of `spent_by`, as far as model.json is true.
+    """
+    status = info.get("privacy_status", "unknown")
+    if status == "public" or not plan.guaranteed:
+        return 0.0, 0.0
+    before = info.get("privacy")
+    if status == "private-dp" and isinstance(before, dict):
+        if (found := spent_by(before, plan)) is not None:
+            return found
+        raise InputError(
+            f"model.base: its model.json states privacy {before}: needs epsilon, delta, unit={plan.unit} and "
+            f"relation={plan.relation} to be added to this run's"
+        )
+    raise InputError(
+        f"model.base: its model.json says privacy_status {status}: what it leaked of its own training pictures has no "
+        "bound, so no release can be made from it; use a public base, or eps=inf"
+    )
+
+
+def base_parts(info: Mapping[str, Any], digest: Callable[[], str], plan: PrivacyPlan) -> tuple[ReleaseCost, ...]:
+    """What `base_privacy` says of the base; none for a public one. `digest` gives its folder's, where it is needed.
+
+    Guarantee: that of `base_privacy`.
+    """
+    epsilon, delta = base_privacy(info, plan)
+    return (ReleaseCost(epsilon, delta, base=digest()),) if epsilon or delta else ()
 
 
 def parent_parts(statement: Mapping[str, Any], plan: PrivacyPlan, shown: str) -> tuple[ReleaseCost, ...]:

@@ -10,6 +10,7 @@ import warnings
 
 from dp_lora.errors import InputError
 from dp_lora.privacy.accounting import check_public_numbers, prv_bounds, steps_for
+from dp_lora.privacy.opacus_accountants import accountants
 from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
 
 
@@ -42,12 +43,10 @@ def published_plan(
 
 @functools.lru_cache(maxsize=64)
 def _noise_multiplier(eps: float, delta: float, sample_rate: float, steps: int) -> float:
-    from opacus.accountants.utils import get_noise_multiplier
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 'optimal order is the largest alpha', of the RDP bound that sizes PRV's grid
         try:
-            return get_noise_multiplier(
+            return accountants()[1].get_noise_multiplier(
                 target_epsilon=eps, target_delta=delta, sample_rate=sample_rate, steps=steps, accountant="prv"
             )
         except (RuntimeError, ValueError) as error:

@@ -15,6 +15,7 @@ from dp_lora.models.autoencoder import decode
 from dp_lora.models.device import full_precision, pick_precision
 from dp_lora.models.folder import Model
 from dp_lora.sampling.noise import image_stream, next_noise
+from dp_lora.sampling.text import draw_prompts
 
 DECODE_VALUES = 2**22  # pixel values decoded at once: bounds the decoder's memory at any image size
 
@@ -41,7 +42,7 @@ def timesteps(scheduler: DDIMScheduler, steps: int) -> list[int]:
 
 def _context(model: Model, labels: Tensor, guidance_scale: float) -> Tensor:
     """Class embeddings (rows, 1, D); with guidance (2 rows, 1, D), the null rows first."""
-    conditional = model.class_embedding[labels].unsqueeze(1)
+    conditional = model.embedded()[labels].unsqueeze(1)
     if guidance_scale == 1:
         return conditional
     if model.null_row is None:
@@ -101,5 +102,6 @@ def draw_pixels(
 def draw(
     model: Model, labels: Sequence[int], indices: Sequence[int], sampling: Sampling, seed: int, device: torch.device
 ) -> NDArray[np.uint8]:
-    """`draw_pixels` as uint8 (rows, H, W, C)."""
-    return to_uint8(draw_pixels(model, labels, indices, sampling, seed, device))
+    """`draw_pixels`, or of a pipeline `draw_prompts`, as uint8 (rows, H, W, C)."""
+    of = draw_pixels if model.pipeline is None else draw_prompts
+    return to_uint8(of(model, labels, indices, sampling, seed, device))

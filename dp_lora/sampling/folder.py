@@ -21,6 +21,7 @@ from dp_lora.files import digest_value, whole_file, whole_folder, write_json
 from dp_lora.grids import write_grid
 from dp_lora.models.device import pick_precision, precision_name
 from dp_lora.models.folder import Model, module_digest
+from dp_lora.models.pipelines import text_encoders
 from dp_lora.progress import progress
 from dp_lora.sampling.archive import write_archive
 from dp_lora.sampling.ddim import draw
@@ -40,9 +41,13 @@ def balanced(classes: Sequence[str], n: int) -> list[tuple[str, int]]:
 
 def model_fingerprint(model: Model) -> str:
     """SHA-256 of all that decides a model's images: networks, class embedding, scheduler and class names."""
-    embedding = np.ascontiguousarray(model.class_embedding.detach().cpu().numpy())
     scheduler = {key: value for key, value in dict(model.scheduler.config).items() if not key.startswith("_")}
-    parts = [module_digest(model.unet), module_digest(model.vae), digest_value(embedding.tolist())]
+    parts = [module_digest(model.unet), module_digest(model.vae)]
+    if model.pipeline is None:
+        embedding = np.ascontiguousarray(model.embedded().detach().cpu().numpy())
+        parts.append(digest_value(embedding.tolist()))
+    else:
+        parts += [module_digest(encoder) for encoder in text_encoders(model.pipeline)]
     return digest_value([*parts, digest_value(json.loads(json.dumps(scheduler, default=str))), model.classes])
 
 
@@ -72,7 +77,7 @@ def sample(
             f"class {unknown[0]!r} is not one of the model's" if unknown else f"{n} images of {len(classes)} classes"
         )
         raise InputError(f"sampling: {problem}; the model knows {', '.join(model.classes[:20])}")
-    device = model.class_embedding.device
+    device = model.device
     settings = _settings(model, config, classes, n)
     rows = balanced(classes, n)
     made_by = [device.type, torch.__version__, digest_code("sampling/__init__.py")]
@@ -111,7 +116,7 @@ def assist(model: Model, config: Config, classes: Sequence[str], n: int, team: T
 def _settings(model: Model, config: Config, classes: Sequence[str], n: int) -> dict[str, Any]:
     settings = {"seed": config.experiment.seed, "n": n, "classes": list(classes), **asdict(config.sampling)}
     # what auto comes to: images of two precisions are never mixed in one folder
-    precision = pick_precision(config.sampling.precision, model.class_embedding.device, "sampling.precision")
+    precision = pick_precision(config.sampling.precision, model.device, "sampling.precision")
     return settings | {"precision": precision_name(precision), "model": model_fingerprint(model)}
 
 
@@ -123,7 +128,7 @@ def _batches(
     model: Model, config: Config, rows: list[tuple[str, int]]
 ) -> Callable[[int], tuple[int, NDArray[np.uint8]]]:
     """A function that draws the batch that begins at a row, which it gives with the images."""
-    device, batch_size = model.class_embedding.device, _batch_size(config, rows)
+    device, batch_size = model.device, _batch_size(config, rows)
     labels, indices = [model.classes.index(name) for name, _ in rows], [index for _, index in rows]
 
     def drawn(start: int) -> tuple[int, NDArray[np.uint8]]:

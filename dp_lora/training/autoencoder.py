@@ -19,7 +19,8 @@ from dp_lora.files import digest_value
 from dp_lora.grids import write_grid
 from dp_lora.models.autoencoder import build_autoencoder, decode, encode
 from dp_lora.models.device import pick_device
-from dp_lora.models.folder import model_info, save_autoencoder
+from dp_lora.models.folder import save_autoencoder
+from dp_lora.models.info import model_info
 from dp_lora.training.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from dp_lora.training.fit import CHECKPOINT_SECONDS, PublicTraining, fit
 from dp_lora.training.perceptual import Perceptual

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Config
+from dp_lora.data.conditions import Captions
 from dp_lora.data.persons import check_persons
 from dp_lora.errors import InputError
 from dp_lora.events import Events
@@ -21,35 +22,40 @@ from dp_lora.models.adapters import (
     EMBEDDING,
     Adapter,
     add_lora,
+    drawn_of,
     untrained_class_embedding,
+    use_checkpointing,
     with_embedding,
 )
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import Model
 from dp_lora.privacy.accounting import spent
-from dp_lora.privacy.composition import ReleaseCost, compose, together
+from dp_lora.privacy.composition import ReleaseCost, base_parts, compose, together
 from dp_lora.privacy.plan import PrivacyPlan, require_stated_number
 from dp_lora.privacy.randomness import Randomness, read_secret
 from dp_lora.privacy.rounding import dummies, require_small_rounding
 from dp_lora.privacy.step import PrivateFacts, noisy_sum
 from dp_lora.privacy.sums import assist as assist_steps
 from dp_lora.progress import progress
-from dp_lora.release import base_parts, write_result
+from dp_lora.release import write_result
 from dp_lora.team import Team
 from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
 from dp_lora.training.physical_batch import dummy_loss, physical_batch_size
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder, binding_digest
+from dp_lora.training.start import dead_weights, require_rows_apart
 from dp_lora.training.steps import curve_steps, lr_factor, noise_scale
 
 
 @dataclass(frozen=True)
 class PrivateData:
-    """The private training split: latents (N, c, h, w) float32, labels (N,), and each unit's pictures."""
+    """The private training split: latents (N, c, h, w) float32, labels (N,), each unit's pictures; of a pipeline,
+    what each picture is conditioned on."""
 
     latents: np.ndarray
     labels: np.ndarray
     units: Sequence[Sequence[int]]
+    captions: Captions | None = None
 
 
 def units_of(n_pictures: int, persons: Sequence[str] | None, unit: str) -> list[list[int]]:
@@ -70,9 +76,19 @@ def units_of(n_pictures: int, persons: Sequence[str] | None, unit: str) -> list[
 
 
 def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
-    """The adapter at its public start, seeded by experiment.seed."""
+    """The adapter at its public start, seeded by experiment.seed.
+
+    Raises InputError for a text-to-image base whose rows are not apart.
+    """
     generator = torch.Generator().manual_seed(config.experiment.seed)
-    lora = add_lora(model.unet, config.lora, generator)
+    lora = add_lora(model.unet, config.lora, generator, model.family)
+    if model.pipeline is not None:
+        with full_precision():
+            require_rows_apart(config, model, device)
+            dead = dead_weights(config, model, device)
+        if config.compute.checkpointing in ({"always"} if device.type == "cpu" else {"always", "auto"}):
+            use_checkpointing(model.unet)
+        return Adapter(model.unet, lora, None, model.family, dead)
     train = config.train
     embedding = untrained_class_embedding(
         model, train.embedding_start, len(config.data.classes), train.embedding_noise, config.experiment.seed
@@ -184,7 +200,7 @@ def finetune(
 def assist(config: Config, model: Model, data: PrivateData, device: torch.device, team: Team) -> None:
     """What every rank but the first does in a fine-tuning: its share of each step's clipped sum, and nothing else."""
     parameters = make_adapter(config, model, device).parameters(config.lora.train)
-    loss_factory = diffusion_loss(config, model, data.latents, data.labels, device)
+    loss_factory = diffusion_loss(config, model, data.latents, data.labels, device, data.captions)
     with full_precision():
         assist_steps(data.units, loss_factory, parameters, team)
 
@@ -207,7 +223,7 @@ def _train(
     randomness = Randomness(binding_digest(run.bound), secret)
     if not randomness.fresh:
         events.message("reproducible mode: sampling and noise replay from the seed file; keep it secret")
-    loss_factory = diffusion_loss(config, model, data.latents, data.labels, device)
+    loss_factory = diffusion_loss(config, model, data.latents, data.labels, device, data.captions)
     step = counted_then = 0
     if (checkpoint := load_checkpoint(run.checkpoints)) is not None:
         step, counted_then, tensors = checkpoint
@@ -251,7 +267,7 @@ def _train(
         if config.train.grid_every and (step % config.train.grid_every == 0 or step == plan.steps):
             path = run.folder / "grids" / f"step-{step:06d}.png"
             with state.released():
-                grid(with_embedding(model, adapter.embedding, config.data.classes), path)
+                grid(with_embedding(model, adapter.embedding, drawn_of(config, model)), path)
             events.image(f"grids/step-{step:06d}.png", path, private=not plan.guaranteed)
         bar.update()
     bar.close()

@@ -20,7 +20,10 @@ from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_value
 from dp_lora.models.device import pick_device
-from dp_lora.models.folder import Model, load_info, load_vae, model_info, module_digest, save_model
+from dp_lora.models.flops import count_operations
+from dp_lora.models.folder import Model, load_vae, module_digest, save_model
+from dp_lora.models.info import load_info, model_info
+from dp_lora.models.meta import meta_copies
 from dp_lora.models.unet import build_unet
 from dp_lora.sampling import write_class_grid
 from dp_lora.training.fit import CHECKPOINT_SECONDS, PublicTraining, fit
@@ -152,7 +155,10 @@ def train_ldm(
     average = module.average.to(device).eval()
     model = Model(average.unet, vae, module.scheduler, average.embedding.weight, info)
     _sample_grid(model, config, folder / GRID, device)
-    save_model(out_folder, model.unet, vae, model.scheduler, model.class_embedding, info, extra=[folder / GRID])
+    counted = count_operations(*meta_copies(model.unet, vae))
+    save_model(
+        out_folder, model.unet, vae, model.scheduler, model.embedded(), info, [folder / GRID], operations=counted
+    )
     shutil.rmtree(folder)
     events.image("samples", Path(out_folder) / GRID)
 

@@ -23,6 +23,7 @@ from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.privacy.sums import LossFactory, sum_over_units
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder
+from dp_lora.training.start import dummy_captions
 
 ROWS_ON_A_CPU = 8  # running out of memory on a CPU kills the process; there is no exception to catch
 MEMORY_SHARE = 0.95  # of the GPU's memory that the search may take: the rest is room for fragments
@@ -133,10 +134,10 @@ def fits(
 
 def dummy_loss(config: Config, model: Model, pictures: int, device: torch.device) -> LossFactory:
     """The loss of the training over public random latents (`pictures`, c, h, w)."""
-    side = model.unet.config["sample_size"]
-    shape = (pictures, model.unet.config["in_channels"], side, side)
-    latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    return diffusion_loss(config, model, latents, np.zeros(pictures, np.int64), device)
+    size = config.data.size
+    latents = np.random.default_rng(0).standard_normal((pictures, *model.latent_shape(size)), dtype=np.float32)
+    captions = None if model.pipeline is None else dummy_captions(model, size, pictures)
+    return diffusion_loss(config, model, latents, np.zeros(pictures, np.int64), device, captions)
 
 
 def dummy_sum(

@@ -1,5 +1,6 @@
 """What a dry run says before any work is done: the plan's numbers, epsilon, parameters, and what the work costs."""
 
+import math
 from typing import Any
 
 from dp_lora.models.counting import count_parameters
@@ -9,6 +10,18 @@ from dp_lora.privacy.composition import ReleaseCost, compose, together
 from dp_lora.privacy.published import claimed_epsilon
 from dp_lora.training.costs import rates_at_hand
 from dp_lora.training.resolved import Resolved
+
+HIGH_NOISE_RATIO = 1.2  # up to about here the default experiment still learns (eps=1: 1.19)
+
+
+def _shown_ratio(ratio: float) -> str:
+    """The noise's norm over the clip, after averaging: whether there is anything to learn; a public number."""
+    if ratio <= HIGH_NOISE_RATIO:
+        return f"{ratio:.2f}"
+    return (
+        f"{ratio:.2f}, above {HIGH_NOISE_RATIO:g}: the noise will hide most of what is learnt; more pictures, a larger "
+        "batch, a larger eps, lora.train=B, a lower rank or fewer lora.targets lower it"
+    )
 
 
 def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any]:
@@ -28,7 +41,11 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
     elif plan.private:
         facts["epsilon claimed by the released code"] = claimed_epsilon(plan, plan.steps)
         facts["epsilon bounded by the noise"] = spent(plan, plan.steps).epsilon
-    facts["trainable parameters"] = count_parameters(config, base)["trainable"]
-    row, rates = count_flops(config, base), rates_at_hand(config, base)
+    counts = count_parameters(config, start.shapes)
+    facts["trainable parameters"] = counts["trainable"]
+    if plan.private:
+        norm = plan.noise_multiplier * math.sqrt(counts["trainable"])
+        facts["noise ratio"] = _shown_ratio(norm / plan.expected_batch)
+    row, rates = count_flops(config, base, start.shapes), rates_at_hand(config, base)
     parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates)
     return facts | estimate_lines([*parts, *(sampling_work(config, row, rates) if samples else [])], rates)

@@ -7,27 +7,37 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Config
-from dp_lora.diffusion import diffuse, loss_per_row, target
-from dp_lora.models.adapters import EMBEDDING, unit_copies
+from dp_lora.data.conditions import Captions
+from dp_lora.diffusion import loss_per_row, process_of
+from dp_lora.models.adapters import unit_copies
 from dp_lora.models.device import pick_precision
 from dp_lora.models.folder import Model
 from dp_lora.privacy.gradients import NOBODY, LossFunction, Rows
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.privacy.sums import LossFactory
+from dp_lora.training.conditions import CaptionRows, ClassRows
 
 
 def diffusion_loss(
-    config: Config, model: Model, latents: np.ndarray, labels: np.ndarray, device: torch.device
+    config: Config,
+    model: Model,
+    latents: np.ndarray,
+    labels: np.ndarray,
+    device: torch.device,
+    captions: Captions | None = None,
 ) -> LossFactory:
-    """Loss of rows (R,): timestep uniform in [timestep_min, timestep_max), fresh noise, squared error per row.
+    """Loss of rows (R,): a time of the base's process from timestep_min to timestep_max, fresh noise, squared error.
 
-    `latents` (N, c, h, w) float32 and `labels` (N,) are the private pictures. Each picture draws from its own stream:
-    its draws depend neither on the other pictures of a step nor on how rows are cut into micro-batches. The UNet runs
-    in compute.precision (bfloat16 by autocast); copies, their gradients and losses are float32.
+    `latents` (N, c, h, w) float32, `labels` (N,) and of a pipeline `captions` are the private pictures. Each picture
+    draws from its own stream: its draws depend neither on the other pictures of a step nor on how rows are cut into
+    micro-batches. The denoiser runs in compute.precision (bfloat16 by autocast); copies, their gradients and losses are
+    float32.
     """
     bfloat16 = pick_precision(config.compute.precision, device) == torch.bfloat16
-    alphas_cumprod = model.scheduler.alphas_cumprod.to(device)
-    prediction_type = model.scheduler.config["prediction_type"]
+    process = process_of(model.scheduler, "model.base").to(device)
+    conditions = (
+        ClassRows(labels, device) if captions is None else CaptionRows(model, config.data.size, captions, device)
+    )
     shape = latents.shape[1:]
 
     def factory(draws: ItemStreams) -> LossFunction:
@@ -36,22 +46,21 @@ def diffusion_loss(
             low, high = config.train.timestep_min, config.train.timestep_max
             # a padded row stays as it is here: it reads no picture, and moves no picture's stream on
             pictures, noises = np.zeros((2, len(rows.picture), *shape), np.float32)
-            timesteps, classes = np.full(len(pictures), low), np.zeros(len(pictures), np.int64)
-            pictures[: len(own)], classes[: len(own)] = latents[own], labels[own]
+            times, chosen = np.full(len(pictures), low, process.times), []
+            pictures[: len(own)] = latents[own]
             # row by row: a picture's draws must come in one order, however its rows are cut into micro-batches
             for row, picture in enumerate(own):
-                timesteps[row] = draws[picture].integers(low, high)
+                times[row] = process.time(draws[picture], low, high)
                 noises[row] = draws[picture].standard_normal(shape, dtype=np.float32)
-            x0, noise, t, label = (
-                torch.from_numpy(array).to(device) for array in (pictures, noises, timesteps, classes)
-            )
-            context = copies[EMBEDDING][rows.slot, label].unsqueeze(1)
-            x_t = diffuse(x0, noise, alphas_cumprod, t)
-            # the UNet alone: its autocast must not reach losses, and what is clipped comes out of float32 copies
+                chosen.append(conditions.choose(picture, draws[picture]))
+            x0, noise, t = (torch.from_numpy(array).to(device) for array in (pictures, noises, times))
+            x_t, target = process.noised(x0, noise, t)
+            condition = conditions.of(chosen, copies, rows)
+            # the denoiser alone: its autocast must not reach losses, and what is clipped comes out of float32 copies
             autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
-            with unit_copies(model.unet, copies), autocast:
-                prediction = model.unet(x_t, t, context).sample
-            return loss_per_row(prediction.float(), target(x0, noise, alphas_cumprod, t, prediction_type))
+            with unit_copies(model.unet, copies, len(x0)), autocast:
+                prediction = model.family.predict(model.unet, x_t, t, condition)
+            return loss_per_row(prediction.float(), target)
 
         return loss
 

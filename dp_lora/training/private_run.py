@@ -1,7 +1,7 @@
 """A private fine-tuning as each of its ranks makes it: read the inputs, encode the pictures, train on the latents."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,21 @@ import torch
 
 from dp_lora.config import relative
 from dp_lora.config.schema import Config
+from dp_lora.data.conditions import encode_captions
 from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import Dataset, read_dataset
-from dp_lora.errors import PRIVATE_PICTURE, private_names
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.events import Events
 from dp_lora.models.agreement import check_agreement
 from dp_lora.models.device import pick_precision
 from dp_lora.models.estimate import GRID_IMAGES
-from dp_lora.models.folder import Model, load_model, model_digest
+from dp_lora.models.folder import Model, load_model
+from dp_lora.models.info import model_digest
 from dp_lora.sampling import write_class_grid
 from dp_lora.team import Team
 from dp_lora.training import finetune as training
 from dp_lora.training.finetune import PrivateData, units_of
-from dp_lora.training.resolved import Resolved, check_base
+from dp_lora.training.resolved import Resolved, check_base, stated_info
 from dp_lora.training.run_folder import RunFolder, binding, hardware
 
 ENCODE_BATCH = 64  # the last batch is padded to as many
@@ -52,7 +54,10 @@ def read_inputs(start: Resolved, device: torch.device, team: Team) -> Inputs:
         dataset = read_dataset(start.data, list(config.data.classes), "train")
     check_base(start)
     model = load_model(start.base, device)
-    check_agreement(config.ldm, model.unet, model.scheduler, f"{relative(start.base)}'s")
+    if model.pipeline is None:
+        check_agreement(config.ldm, model.unet, model.scheduler, f"{relative(start.base)}'s")
+    else:
+        model = replace(model, info=stated_info(config, start.base))
     dataset.require_shape(config.data.size, config.data.channels, "data")
     base = {"path": start.base_name, "digest": model_digest(start.base)}
     bound = binding(config, dataset.digest(), base["digest"], device.type, start.parent)
@@ -83,7 +88,22 @@ def _encoded(inputs: Inputs, events: Events, team: Team) -> PrivateData:
     with private_names(PRIVATE_PICTURE):
         units = units_of(len(dataset), dataset.persons, start.config.privacy.unit)
         latents = encode_dataset(dataset, inputs.model.vae, start.latents, inputs.device, ENCODE_BATCH, events, team)
-        return PrivateData(latents, dataset.labels, units)
+        captions = None
+        if inputs.model.pipeline is not None:
+            texts = _texts(start.config, dataset)
+            captions = encode_captions(texts, inputs.model, dataset.size, start.latents, team)
+        return PrivateData(latents, dataset.labels, units, captions)
+
+
+def _texts(config: Config, dataset: Dataset) -> Sequence[Sequence[str]]:
+    """What each picture is conditioned on: its own captions, its class's public prompt, or the one prompt of all."""
+    if config.data.prompts is not None:
+        return [[config.data.prompts[label]] for label in dataset.labels]
+    if config.data.prompt is not None:
+        return [[config.data.prompt]] * len(dataset)
+    if dataset.captions is None:
+        raise InputError("data.captions=true: the prepared pictures have no captions; prepare them anew")
+    return dataset.captions
 
 
 def _grid(config: Config, device: torch.device, model: Model, path: Path) -> None:

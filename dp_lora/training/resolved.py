@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dp_lora.config.rules import check_shape
+from dp_lora.config.prompts import drawn_prompts
+from dp_lora.config.rules import check_shape, check_text
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
-from dp_lora.models.adapters import start_positions
-from dp_lora.models.folder import load_info, model_digest
-from dp_lora.privacy.composition import ReleaseCost
+from dp_lora.models.embedding_start import start_positions
+from dp_lora.models.info import load_info, model_digest
+from dp_lora.models.shapes import BaseShapes
+from dp_lora.privacy.composition import ReleaseCost, base_parts
 from dp_lora.privacy.plan import PrivacyPlan
-from dp_lora.release import base_parts
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Resolved:
 
     config: Config
     base: Path  # folder of the base model; before a dry run it may not be there
+    shapes: BaseShapes  # of its tensors
     base_name: str  # as the release names it: no folder of this machine
     data: Path  # folder of the prepared private pictures
     latents: Path  # folder that these are kept in, encoded
@@ -31,12 +34,35 @@ class Resolved:
         if not self.base.exists():
             return ()
         # a public base, as nearly all are, is not read through for its digest: a dry run is quick
-        return base_parts(load_info(self.base), lambda: model_digest(self.base), self.plan)
+        return base_parts(stated_info(self.config, self.base), lambda: model_digest(self.base), self.plan)
+
+
+def stated_info(config: Config, base: Path) -> dict[str, Any]:
+    """model.json of a base; of a pipeline what stands for it, with what the config states and its prompts.
+
+    Raises InputError for model.privacy_status where the base states its own.
+    """
+    info = load_info(base)
+    if config.model.privacy_status is not None and (base / "model.json").exists():
+        raise InputError(
+            f"model.privacy_status={config.model.privacy_status}: must be null: model.json of the base says "
+            f"{info['privacy_status']}"
+        )
+    if "pipeline" not in info:
+        return info
+    status = config.model.privacy_status or info["privacy_status"]
+    return info | {"privacy_status": status, "size": config.data.size, "classes": drawn_prompts(config)}
 
 
 def check_base(start: Resolved) -> None:
     """InputError for a base that cannot be started from. Reads its model.json alone, so it costs no time."""
-    config, info = start.config, load_info(start.base)
+    config, info = start.config, stated_info(start.config, start.base)
+    if "pipeline" in info:
+        check_text(config)
+        start.spent_by_base()
+        return
+    if not config.data.classes:
+        raise InputError("data.classes: empty, but the base is conditioned on classes; list them")
     start_positions(config.train.embedding_start, info["classes"], len(config.data.classes))
     start.spent_by_base()
     if config.sampling.guidance_scale != 1 and not info["null_row"]:

@@ -23,14 +23,14 @@ from dp_lora.errors import InputError
 from dp_lora.files import digest_value, exclusive, fsync, read_json, write_json
 from dp_lora.models.device import pick_precision
 from dp_lora.operator_key import keyed_digest
-from dp_lora.privacy.accounting import calibrate, spent
+from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.composition import ReleaseCost
 from dp_lora.privacy.heads import FOLDER, Heads
 from dp_lora.privacy.ledger import ONE_BRANCH, Ledger
-from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
-from dp_lora.privacy.published import published_plan
+from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.release import require_target
 from dp_lora.sources import digest_code
+from dp_lora.training.plan import make_plan
 
 RELEASE = "release"  # the one folder that may leave the house
 NOT_PRIVATE = "not-private"
@@ -51,7 +51,10 @@ def binding(
     sections: dict[str, Any] = {name: asdict(getattr(config, name)) for name in ("lora", "privacy", "train")}
     del sections["train"]["resume"]  # says how to begin, not what is made
     del sections["privacy"]["parent"]
-    sections["data"] = {"classes": list(config.data.classes), "n_public": config.data.n_public}
+    data = config.data
+    sections["data"] = {"classes": list(data.classes), "n_public": data.n_public}
+    if data.prompt is not None or data.prompts is not None:
+        sections["data"] |= {"prompt": data.prompt, "prompts": list(data.prompts or [])}
     sections["seed"] = config.experiment.seed
     if config.privacy.reproducible:
         # an exact replay needs the same rounding: two sums under one noise would reveal their difference
@@ -108,21 +111,6 @@ def working_folder(runs: Path, bound: dict[str, Any]) -> Path:
     Its name is keyed by a secret of this place (runs/.key), since a bare digest would tell who is in the data.
     """
     return runs / keyed_digest(runs, bound)[:16]
-
-
-def make_plan(config: Config) -> PrivacyPlan:
-    """The plan of `config`, from public numbers alone."""
-    make = published_plan if config.privacy.accounting == PUBLISHED else calibrate
-    return make(
-        eps=config.privacy.eps,
-        delta=config.privacy.delta,
-        n_public=config.data.n_public,
-        batch_size=config.privacy.batch_size,
-        epochs=config.privacy.epochs,
-        max_grad_norm=config.privacy.max_grad_norm,
-        k=config.privacy.k,
-        unit=config.privacy.unit,
-    )
 
 
 @dataclass(frozen=True)

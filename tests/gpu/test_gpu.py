@@ -19,6 +19,7 @@ from dp_lora.config import ROOT
 from dp_lora.files import read_json
 from dp_lora.models.device import full_precision
 from dp_lora.models.estimate import count_flops, finetuning_work, sampling_work
+from dp_lora.models.shapes import base_shapes
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import ROUNDING
@@ -28,8 +29,8 @@ from dp_lora.privacy.step import noisy_sum
 from dp_lora.training.finetune import make_adapter
 from dp_lora.training.measure import measure_rates
 from dp_lora.training.physical_batch import dummy_loss, fits, rows_at_a_time
+from dp_lora.training.plan import make_plan
 from dp_lora.training.private_loss import diffusion_loss
-from dp_lora.training.run_folder import make_plan
 from tests.support.finetuning import Crash, Heard, house, run, seed_file, weights
 from tests.support.known_randomness import Known
 from tests.support.rounding_cases import ROUNDING_CASES, measured_rest
@@ -203,7 +204,7 @@ def test_celebahq_eps10_by_ten_steps_and_a_hundred_images(device, table, tmp_pat
     del parameters
     chosen = setup("L", device, f"compute.physical_batch_size={rows}")
     rates = measure_rates(chosen.config, chosen.model(), at_most, device)
-    row = count_flops(config, tmp_path)
+    row = count_flops(config, tmp_path, base_shapes(config, tmp_path))
     parts = [*finetuning_work(config, row, plan.steps, plan.expected_batch, rates), *sampling_work(config, row, rates)]
     for part in parts:
         if part.flops:

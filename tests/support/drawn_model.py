@@ -5,7 +5,8 @@ import torch
 from dp_lora.config import load
 from dp_lora.diffusion import make_scheduler
 from dp_lora.models.autoencoder import build_autoencoder
-from dp_lora.models.folder import Model, model_info
+from dp_lora.models.folder import Model
+from dp_lora.models.info import model_info
 from dp_lora.models.unet import build_unet
 
 CLASSES = ["a", "b", "c"]

@@ -8,7 +8,8 @@ from dp_lora.data.layout import read_dataset
 from dp_lora.data.pixels import to_pixels
 from dp_lora.events import Events
 from dp_lora.models.autoencoder import encode
-from dp_lora.models.folder import load_model, model_digest
+from dp_lora.models.folder import load_model
+from dp_lora.models.info import model_digest
 from dp_lora.training import finetune as module
 from dp_lora.training.finetune import PrivateData, finetune, units_of
 from dp_lora.training.run_folder import binding, open_run_folder

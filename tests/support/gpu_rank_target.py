@@ -11,7 +11,8 @@ import torch
 from torch import distributed
 
 from dp_lora.events import Events
-from dp_lora.models.folder import load_model, model_digest
+from dp_lora.models.folder import load_model
+from dp_lora.models.info import model_digest
 from dp_lora.team import Team
 from dp_lora.training.finetune import PrivateData, assist, finetune, units_of
 from dp_lora.training.run_folder import binding, open_run_folder

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from dp_lora.events import Events
-from dp_lora.models.folder import load_model, model_digest
+from dp_lora.models.folder import load_model
+from dp_lora.models.info import model_digest
 from dp_lora.privacy import heads, ledger
 from dp_lora.privacy import step as step_module
 from dp_lora.training.finetune import PrivateData, finetune, units_of

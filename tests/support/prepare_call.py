@@ -52,7 +52,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> Proj
     found.root.mkdir()
     for module in ("commands.prepare", "cli.pipelines"):
         monkeypatch.setattr(f"dp_lora.{module}.ROOT", found.root)
-    monkeypatch.setattr("dp_lora.cli.record.RUNS", found.root / "runs")
+    for module in ("record", "prepared"):
+        monkeypatch.setattr(f"dp_lora.cli.{module}.RUNS", found.root / "runs")
+    monkeypatch.setattr("dp_lora.cli.prepared.WORKING", found.root / "runs/working")
     monkeypatch.setattr("dp_lora.commands.prepare.dvc", lambda *arguments: found.commits.append(arguments))
     return found
 

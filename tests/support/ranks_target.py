@@ -17,7 +17,8 @@ from dp_lora.cli.common import one_line_errors
 from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import read_dataset
 from dp_lora.events import Events
-from dp_lora.models.folder import load_model, model_digest
+from dp_lora.models.folder import load_model
+from dp_lora.models.info import model_digest
 from dp_lora.privacy import sums as sums_module
 from dp_lora.training.finetune import PrivateData, assist, finetune, units_of
 from dp_lora.training.run_folder import binding, open_run_folder

@@ -18,7 +18,8 @@ from dp_lora.data.png import encode_png
 from dp_lora.diffusion import make_scheduler
 from dp_lora.models.adapters import WEIGHTS, Adapter, add_lora, save_adapter
 from dp_lora.models.autoencoder import build_autoencoder
-from dp_lora.models.folder import Model, load_model, model_digest, model_info, save_model
+from dp_lora.models.folder import Model, load_model, save_model
+from dp_lora.models.info import model_digest, model_info
 from dp_lora.models.unet import build_unet
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.release import write_result

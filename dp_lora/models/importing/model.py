@@ -16,7 +16,7 @@ from dp_lora.diffusion import make_scheduler
 from dp_lora.errors import InputError
 from dp_lora.models.agreement import check_schedule
 from dp_lora.models.autoencoder import Vae, build_autoencoder, latent_size
-from dp_lora.models.folder import Model, model_info
+from dp_lora.models.folder import Model
 from dp_lora.models.importing.checkpoint import read_state_dict
 from dp_lora.models.importing.keys import (
     ALPHAS_CUMPROD,
@@ -28,6 +28,7 @@ from dp_lora.models.importing.keys import (
     first_stage_keys,
     unet_keys,
 )
+from dp_lora.models.info import model_info
 from dp_lora.models.unet import build_unet
 
 SHOWN = 12  # keys in one error line; the others are counted

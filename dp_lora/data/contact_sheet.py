@@ -1,0 +1,70 @@
+"""A sheet of private pictures as they are trained, with their captions or classes: for the operator's eyes alone."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dp_lora.data.layout import Dataset, read_dataset
+from dp_lora.errors import PRIVATE_PICTURE, private_names
+from dp_lora.files import whole_file
+
+PICTURES, COLUMNS = 40, 8  # of a sheet at most; beside each other
+SIDE, GAP = 144, 12  # pixels of a picture on the sheet, and between two
+LINES, LINE, POINTS = 4, 16, 12  # of text below a picture; their height, and the letters'
+
+
+@private_names(PRIVATE_PICTURE)
+def write_contact_sheet(dataset: Path, classes: list[str], path: Path) -> None:
+    """Draw up to PICTURES pictures of a prepared dataset's training split, evenly spread over its rows, to a PNG file.
+
+    The file is its owner's alone; it must lie where nothing is shared. Raises InputError as `read_dataset` does.
+    """
+    pictures = read_dataset(dataset, classes, "train")
+    rows = np.unique(np.linspace(0, len(pictures) - 1, PICTURES).round().astype(int))
+    columns, height = min(COLUMNS, len(rows)), SIDE + LINES * LINE + GAP
+    size = (GAP + max(columns, 4) * (SIDE + GAP), 2 * LINE + GAP + -(-len(rows) // columns) * height)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), _font()
+    draw.text((GAP, GAP // 2), f"private: pictures as they are trained, {pictures.size} pixels wide", "black", font)
+    for place, row in enumerate(rows):
+        left, top = GAP + place % columns * (SIDE + GAP), 2 * LINE + place // columns * height
+        sheet.paste(_enlarged(pictures.images([row])[0]), (left, top))
+        lines = _wrapped(_words_of(pictures, int(row)), font)
+        for line, text in enumerate(lines):
+            draw.text((left, top + SIDE + line * LINE), text, "black", font)
+    with whole_file(path, private=True) as temporary:
+        sheet.save(temporary)
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", POINTS)
+
+
+def _enlarged(image: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
+    # single pixels are seen as they are
+    how = Image.Resampling.NEAREST if picture.width < SIDE else Image.Resampling.LANCZOS
+    return picture.resize((SIDE, SIDE), how)
+
+
+def _words_of(pictures: Dataset, row: int) -> str:
+    captions = () if pictures.captions is None else pictures.captions[row]
+    more = f" (+ {len(captions) - 1})" if len(captions) > 1 else ""
+    label = f"[{pictures.classes[pictures.labels[row]]}] " if pictures.classes else ""
+    return f"{label}{captions[0] if captions else ''}{more}"
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+    """The text in at most LINES lines of SIDE pixels, broken between letters: captions need no blanks."""
+    lines = [""]
+    for letter in " ".join(text.split()):
+        if font.getlength(lines[-1] + letter) > SIDE:
+            # back to the last blank, where the line has one
+            head, blank, tail = lines[-1].rpartition(" ")
+            lines[-1:] = [head, tail] if blank and letter != " " else [lines[-1], ""]
+        if lines[-1] or letter != " ":
+            lines[-1] += letter
+    return [*lines[: LINES - 1], f"{lines[LINES - 1]}…"] if len(lines) > LINES else lines

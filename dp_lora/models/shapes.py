@@ -1,0 +1,76 @@
+"""Names and shapes of a base's tensors: of its files where it is there, else of the networks that a config would make.
+
+The header of a file of tensors has them, so that a base which is there is counted without torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from dp_lora.config.classes import class_names
+from dp_lora.config.schema import Config
+from dp_lora.errors import InputError, line
+from dp_lora.models.families import CLASSES, Family
+from dp_lora.models.info import UNETS, VAES, load_info, part_kind
+from dp_lora.models.pipeline_index import family_of, is_pipeline
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class BaseShapes:
+    """What a fine-tuning is counted by."""
+
+    unet: Shapes  # by tensor, such as "conv_in.weight"
+    vae: Shapes
+    context: int  # width of a class's row in the class embedding; 0: the base has none
+    classes: int
+    family: Family = CLASSES
+
+
+def base_shapes(config: Config, base: Path) -> BaseShapes:
+    """Those of the base in `base`; what is not there of it, as `config` would build it.
+
+    InputError for a part that is of another kind or has no weights, and where the config's numbers do not fit together.
+    """
+    if is_pipeline(base):
+        family = family_of(base)
+        return BaseShapes(_tensors(base / family.part), _tensors(base / "vae"), 0, 0, family)
+    unet, vae = _stored(base / "unet", UNETS), _stored(base / "vae", VAES)
+    context = config.ldm.cross_attention_dim
+    if unet is not None:
+        context = part_kind(base / "unet", UNETS)[1]["cross_attention_dim"]
+    if unet is None or vae is None:
+        from dp_lora.models.meta import (  # torch and diffusers: seconds that no base which is there needs
+            meta_networks,
+            tensor_shapes,
+        )
+
+        made = [tensor_shapes(network) for network in meta_networks(config, base)]
+        unet, vae = unet or made[0], vae or made[1]
+    stated = (base / "model.json").exists()
+    classes = load_info(base)["classes"] if stated else class_names(config.public.classes)
+    return BaseShapes(unet, vae, context, len(classes))
+
+
+def _stored(folder: Path, kinds: Sequence[str]) -> Shapes | None:
+    """Of the files of a part; None where it is not there."""
+    if not (folder / "config.json").exists():
+        return None
+    part_kind(folder, kinds)
+    return _tensors(folder)
+
+
+def _tensors(folder: Path) -> Shapes:
+    found: dict[str, tuple[int, ...]] = {}
+    try:
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "numpy") as tensors:
+                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot be read ({line(error)})") from None
+    if not found:
+        raise InputError(f"{folder}: holds no *.safetensors; the model folder is not complete")
+    return found

@@ -1,0 +1,80 @@
+"""What a text-to-image base has to pass on dummies before the first step, and what of it is left untrained."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dp_lora.config.schema import Config
+from dp_lora.data.conditions import Captions
+from dp_lora.diffusion import process_of
+from dp_lora.errors import InputError
+from dp_lora.models.adapters import lora_parameters
+from dp_lora.models.families import Conditions
+from dp_lora.models.folder import Model
+
+RANDOM = ("context", "pooled")  # the conditions that hold a caption; the others are sizes and masks
+APART = 1e-4  # of the largest value: what another row may move by in the last bits
+
+
+def dummy_captions(model: Model, size: int, pictures: int) -> Captions:
+    """Public random conditions, one for each of `pictures`' dummies, in the shapes of encoded captions."""
+    rows = max(1, pictures)
+    tensors = {name: tensor.numpy() for name, tensor in _dummy_conditions(model, size, rows).items()}
+    return Captions(tensors, [[number] for number in range(rows)])
+
+
+def _dummy_conditions(model: Model, size: int, rows: int) -> Conditions:
+    generator = np.random.default_rng(0)
+    found = {}
+    for name, blank in model.family.blank(model.unet.config, size).items():
+        shape = (rows, *blank.shape[1:])
+        drawn = torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+        found[name] = drawn if name in RANDOM else blank.expand(shape).clone()
+    return found
+
+
+def _dummy_rows(config: Config, model: Model, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Conditions]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (rows, *model.latent_shape(config.data.size))
+    process = process_of(model.scheduler, "model.base")
+    middle = 500 if process.times is np.int64 else 0.5
+    t = torch.from_numpy(np.full(rows, middle, process.times)).to(device)
+    conditions = _dummy_conditions(model, config.data.size, rows)
+    x_t = torch.randn(shape, generator=generator).to(device)
+    return x_t, t, {name: tensor.to(device) for name, tensor in conditions.items()}
+
+
+@torch.no_grad()
+def require_rows_apart(config: Config, model: Model, device: torch.device) -> None:
+    """InputError where a row's output moves with another row's picture or caption: one unit would then enter another's
+    gradient, and no clip would bound what it adds. Looks at dummies alone."""
+    x_t, t, conditions = _dummy_rows(config, model, 3, device)
+    before = model.family.predict(model.unet, x_t, t, conditions)
+    x_t[0] += 1
+    for name in RANDOM:
+        if name in conditions:
+            conditions[name][0] *= -1
+    after = model.family.predict(model.unet, x_t, t, conditions)
+    moved = (after - before).abs().flatten(1).amax(1) / before.abs().max()
+    if not bool((moved[1:] <= APART).all()) or not bool(moved[0] > APART):
+        raise InputError(
+            "model.base: a row of this base changes with another row of its batch, or not with its own: per-unit "
+            "gradients would be wrong; it cannot be fine-tuned privately"
+        )
+
+
+def dead_weights(config: Config, model: Model, device: torch.device) -> frozenset[str]:
+    """Names of LoRA weights whose factor B gets a gradient of exactly 0 on dummies: trained, they would be noise alone.
+
+    Such are the context's queries in the last block of some transformers, whose result nothing reads.
+    """
+    factors = lora_parameters(model.unet, "B")
+    for weight in factors.values():
+        weight.requires_grad_()
+    x_t, t, conditions = _dummy_rows(config, model, 1, device)
+    loss = model.family.predict(model.unet, x_t, t, conditions).square().mean()
+    gradients = torch.autograd.grad(loss, list(factors.values()), allow_unused=True)
+    for weight in factors.values():
+        weight.requires_grad_(False)
+    dead = [name for name, found in zip(factors, gradients, strict=True) if found is None or not bool(found.any())]
+    return frozenset(f"{name.removesuffix('B')}{factor}" for name in dead for factor in "AB")

@@ -1,0 +1,193 @@
+"""Whole tiny pipelines of every family: random weights, vocabularies made here; nothing is downloaded."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    PNDMScheduler,
+    SanaPipeline,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+SIZE = 32  # pixels
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def _opened(module: Any) -> Any:
+    """No weight is zero, so that every gradient path is open."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return module.eval()
+
+
+def _clip_tokenizer() -> CLIPTokenizer:
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
+
+
+def _clip(tokenizer: CLIPTokenizer, *, projection: bool = False) -> Any:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        projection_dim=32, max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+
+
+def _t5(width: int = 32) -> tuple[T5Tokenizer, T5EncoderModel]:
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("▁", -2.0),
+        *((letter, -3.0) for letter in LETTERS + ":,."),
+    ]
+    config = T5Config(
+        vocab_size=64, d_model=width, d_ff=2 * width, d_kv=8, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=64), T5EncoderModel(config).eval()
+
+
+def _vae(channels: int = 4, shift: float | None = None) -> AutoencoderKL:
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, latent_channels=channels, norm_num_groups=4,
+        sample_size=SIZE, shift_factor=shift, scaling_factor=0.5,
+    ).eval()  # fmt: skip
+
+
+def stable_diffusion(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
+    tokenizer = _clip_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        norm_num_groups=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32, attention_head_dim=2,
+    )  # fmt: skip
+    scheduler = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1,
+        prediction_type=prediction_type,
+    )  # fmt: skip
+    parts = (_vae(), _clip(tokenizer), tokenizer, _opened(unet), scheduler, None, None)
+    return StableDiffusionPipeline(*parts, requires_safety_checker=False)
+
+
+def sdxl() -> StableDiffusionXLPipeline:
+    one, two = _clip_tokenizer(), _clip_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        norm_num_groups=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=64, attention_head_dim=(2, 4),
+        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=80,
+    )  # fmt: skip
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+    )
+    parts = (_vae(), _clip(one), _clip(two, projection=True), one, two, _opened(unet), scheduler)
+    return StableDiffusionXLPipeline(*parts, add_watermarker=False)
+
+
+def sd3() -> StableDiffusion3Pipeline:
+    one, two = _clip_tokenizer(), _clip_tokenizer()
+    three, encoder = _t5(64)
+    transformer = SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=8,
+        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64,
+    )  # fmt: skip
+    return StableDiffusion3Pipeline(
+        _opened(transformer), FlowMatchEulerDiscreteScheduler(shift=3.0), _vae(16, 0.06), _clip(one, projection=True),
+        one, _clip(two, projection=True), two, encoder, three,
+    )  # fmt: skip
+
+
+def flux() -> FluxPipeline:
+    tokenizer = _clip_tokenizer()
+    two, encoder = _t5()
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8], guidance_embeds=True,
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return FluxPipeline(scheduler, _vae(16, 0.1159), _clip(tokenizer), tokenizer, encoder, two, _opened(transformer))
+
+
+def pixart() -> PixArtSigmaPipeline:
+    tokenizer, encoder = _t5()
+    transformer = PixArtTransformer2DModel(
+        sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=4, caption_channels=32,
+        in_channels=4, cross_attention_dim=32, out_channels=8, use_additional_conditions=False,
+    )  # fmt: skip
+    return PixArtSigmaPipeline(tokenizer, encoder, _vae(), _opened(transformer), DPMSolverMultistepScheduler())
+
+
+def sana() -> SanaPipeline:
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *LETTERS, "▁"]
+    tokenizer = GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=64)
+    encoder = Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, head_dim=16, attn_implementation="eager",
+        )
+    ).eval()  # fmt: skip
+    vae = AutoencoderDC(
+        in_channels=3, latent_channels=4, attention_head_dim=2,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"), decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+        downsample_block_type="conv", upsample_block_type="interpolate", decoder_norm_types="rms_norm",
+        decoder_act_fns="silu", scaling_factor=0.41407,
+    ).eval()  # fmt: skip
+    transformer = SanaTransformer2DModel(
+        patch_size=1, in_channels=4, out_channels=4, num_layers=2, num_attention_heads=4, attention_head_dim=8,
+        num_cross_attention_heads=4, cross_attention_head_dim=8, cross_attention_dim=32, caption_channels=32,
+        sample_size=16,
+    )  # fmt: skip
+    return SanaPipeline(tokenizer, encoder, vae, _opened(transformer), FlowMatchEulerDiscreteScheduler(shift=3.0))
+
+
+BUILD = {
+    "sd": stable_diffusion,
+    "sd-v": lambda: stable_diffusion("v_prediction"),
+    "sdxl": sdxl,
+    "sd3": sd3,
+    "flux": flux,
+    "pixart": pixart,
+    "sana": sana,
+}
+
+
+def make_pipeline(folder: Path, name: str) -> Path:
+    """Write the tiny pipeline of a family, seeded."""
+    torch.manual_seed(5)
+    BUILD[name]().save_pretrained(folder)
+    return folder

@@ -1,0 +1,314 @@
+"""Text-to-image bases: per-unit gradients, rows apart, dead targets, checkpointing, releases that load elsewhere."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from dp_lora.config import load
+from dp_lora.data.conditions import encode_captions
+from dp_lora.diffusion import Flow
+from dp_lora.errors import InputError
+from dp_lora.events import Events
+from dp_lora.export import export
+from dp_lora.models.adapters import WEIGHTS, apply_adapter, lora_parameters, ready_to_draw
+from dp_lora.models.families import Family
+from dp_lora.models.families.flux import pack
+from dp_lora.models.folder import load_model
+from dp_lora.models.info import model_digest
+from dp_lora.privacy.gradients import micro_batches, part_gradients
+from dp_lora.privacy.randomness import ItemStreams
+from dp_lora.sampling.text import draw_prompts
+from dp_lora.statement import read_privacy
+from dp_lora.training.finetune import PrivateData, finetune, make_adapter
+from dp_lora.training.private_loss import diffusion_loss
+from dp_lora.training.resolved import stated_info
+from dp_lora.training.run_folder import binding, open_run_folder
+from tests.support.tiny import difference, total_norm
+from tests.support.tiny_pipelines import BUILD, SIZE, make_pipeline
+
+CPU = torch.device("cpu")
+TEXTS = [["a red apple"], ["a dog"], ["two cats on a mat"], ["a red apple"], ["x"], ["the moon over a lake"]]
+SETTINGS = (
+    "data.path=nowhere data.captions=true data.classes=[] data.n_public=40 data.size=32 data.channels=3 "
+    "sampling.prompts='a sun|a tree' lora.rank=2 lora.train=AB privacy.batch_size=8 privacy.epochs=1 "
+    "privacy.delta=1e-3 train.timestep_min=0 train.grid_every=0 train.checkpoint_every=1 sampling.steps=2 sampling.n=4 "
+    "sampling.guidance_scale=2 model.privacy_status=public compute.device=cpu"
+)
+
+
+def text_config(overrides=""):
+    return load("folder", {}, f"{SETTINGS} {overrides}")
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    return {name: make_pipeline(folder / name, name) for name in BUILD}
+
+
+def prepared(bases, name, tmp_path, overrides=""):
+    """Config, model with an adapter that is away from zero, its parameters, and six pictures with captions."""
+    config = text_config(overrides)
+    model = load_model(bases[name])
+    model = replace(model, info={**model.info, "size": SIZE})
+    adapter = make_adapter(config, model, CPU)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for weight in lora_parameters(model.unet, "B").values():
+            weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+    latents = np.random.default_rng(1).standard_normal((6, *model.latent_shape(SIZE)), dtype=np.float32)
+    captions = encode_captions(TEXTS, model, SIZE, tmp_path / "captions")
+    return config, model, adapter, latents, captions
+
+
+def gradients_of(config, model, adapter, latents, captions, units, rows):
+    loss = diffusion_loss(config, model, latents, np.zeros(6, np.int64), CPU, captions)(ItemStreams(3))
+    found = {}
+    for batch in micro_batches(units, 1, rows, CPU):
+        parts, _ = part_gradients(loss, adapter.parameters("AB"), batch)
+        for place, unit in enumerate(batch.units):
+            for name, gradient in parts.items():
+                key = (unit, name)
+                found[key] = found.get(key, 0) + gradient[place].double()
+    return {unit: {name: g for (u, name), g in found.items() if u == unit} for unit in range(len(units))}
+
+
+@pytest.mark.parametrize("name", list(BUILD))
+def test_each_unit_s_gradient_is_that_of_its_rows_alone_with_and_without_checkpointing(name, bases, tmp_path):
+    units = [[0], [1, 2], [3, 4, 5]]
+    of = prepared(bases, name, tmp_path)
+    together = gradients_of(*of, units, 6)
+    for number, unit in enumerate(units):
+        alone = gradients_of(*of, [unit], len(unit))[0]
+        assert total_norm(alone) > 0
+        assert total_norm(difference(together[number], alone)) < 2e-5 * total_norm(alone)
+    checkpointed = prepared(bases, name, tmp_path, "compute.checkpointing=always")
+    again = gradients_of(*checkpointed, units, 6)
+    for number in range(len(units)):
+        assert total_norm(difference(again[number], together[number])) < 1e-6 * total_norm(together[number])
+
+
+def fine_tuned(folder, base, overrides=""):
+    """A private fine-tuning of a few steps on six pictures with captions; gives the release."""
+    config = text_config(f"{overrides} model.base={base}")
+    model = load_model(base)
+    model = replace(model, info=stated_info(config, base))
+    latents = np.random.default_rng(1).standard_normal((6, *model.latent_shape(SIZE)), dtype=np.float32)
+    captions = encode_captions(TEXTS, model, SIZE, folder / "captions")
+    bound = binding(config, "0" * 64, model_digest(base), "cpu")
+    data = PrivateData(latents, np.zeros(6, np.int64), [[i] for i in range(6)], captions)
+    with open_run_folder(folder / "run", config, bound) as run:
+        names = {"path": str(base), "digest": bound["base"]}
+        return finetune(config, model, names, data, run, CPU, Events(), lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def releases(bases, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("releases")
+    return {name: fine_tuned(folder / name, base) for name, base in bases.items()}
+
+
+STOCK = """
+import json, sys
+import torch, diffusers
+from peft import PeftModel
+diffusers.utils.logging.disable_progress_bar()
+for base, release, part, by_pipeline, call, io in json.load(open(sys.argv[1])):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(base)
+    pipe.set_progress_bar_config(disable=True)
+    if by_pipeline:
+        pipe.load_lora_weights(release)
+    else:
+        setattr(pipe, part, PeftModel.from_pretrained(getattr(pipe, part), release + "/peft"))
+    given = torch.load(io, weights_only=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in given["seeds"]]
+    images = pipe(
+        prompt=["a sun", "a tree"], latents=given["latents"], generator=generators, num_inference_steps=2,
+        guidance_scale=2.0, height=32, width=32, output_type="pt", **call,
+    ).images
+    print(float((images - given["images"]).abs().max()), float((images - given["of_base"]).abs().max()))
+"""
+
+
+def test_every_release_draws_the_same_in_a_stock_pipeline_of_a_fresh_process(bases, releases, tmp_path):
+    wanted = []
+    for name, base in bases.items():
+        config = text_config()
+        seen = {}
+
+        def kept(_pipe, *, latents, generator, seen=seen, **_):
+            seen["latents"], seen["seeds"] = latents, [one.initial_seed() for one in generator]
+            return SimpleNamespace(images=torch.zeros(2, 3, SIZE, SIZE))
+
+        of_base = ready_to_draw(load_model(base), config)
+        ours = ready_to_draw(apply_adapter(load_model(base), releases[name]), config)
+        arguments = ([0, 1], [0, 0], config.sampling, 3, CPU)
+        images = draw_prompts(ours, *arguments)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(of_base.pipeline), "__call__", kept)
+            draw_prompts(of_base, *arguments)
+        io = tmp_path / f"{name}.pt"
+        facts = {"images": (images + 1) / 2, "of_base": (draw_prompts(of_base, *arguments) + 1) / 2}
+        torch.save({**seen, **facts}, io)
+        family = ours.family
+        row = [base, releases[name], family.part, family.by_pipeline, dict(family.call), io]
+        wanted.append([str(value) if isinstance(value, Path) else value for value in row])
+    (tmp_path / "wanted.json").write_text(json.dumps(wanted))
+    done = subprocess.run(
+        [sys.executable, "-c", STOCK, tmp_path / "wanted.json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
+    assert len(found) == len(BUILD)
+    for name, (to_ours, to_base) in zip(BUILD, found, strict=True):
+        assert to_ours < 1e-6, name
+        assert to_base > 1e-4, name  # the adapter does something
+
+
+def test_a_release_states_what_it_cost_and_holds_no_class_and_no_caption(bases, releases):
+    for name, release in releases.items():
+        statement = read_privacy(release)
+        assert statement["private"] is True
+        assert 0 < statement["epsilon"] <= 10
+        assert not (release / "class_embedding.safetensors").exists()
+        text = "".join(path.read_text() for path in release.rglob("*") if path.suffix in (".md", ".json"))
+        assert not [word for words in TEXTS for word in words if len(word) > 1 and word in text], name
+        assert (release / WEIGHTS).exists() is (name != "pixart")
+
+
+def test_the_last_block_s_context_queries_of_sd3_are_left_untrained(bases, tmp_path):
+    _, _, adapter, _, _ = prepared(bases, "sd3", tmp_path)
+    assert adapter.dead == {f"transformer_blocks.1.attn.add_q_proj.lora_{factor}" for factor in "AB"}
+    assert not adapter.dead & set(adapter.parameters("AB"))
+    assert prepared(bases, "sd", tmp_path)[2].dead == frozenset()
+
+
+def test_a_base_whose_rows_are_not_apart_is_refused(bases, monkeypatch):
+    config, model = text_config(), load_model(bases["sd"])
+    model = replace(model, info={**model.info, "size": SIZE})
+    real = Family.predict
+
+    def mixed(self, denoiser, x_t, t, conditions):
+        return real(self, denoiser, x_t, t, conditions) + 1e-2 * x_t.mean()
+
+    monkeypatch.setattr(Family, "predict", mixed)
+    with pytest.raises(InputError, match="changes with another row"):
+        make_adapter(config, model, CPU)
+
+
+def test_a_caption_that_is_too_long_is_cut_without_a_word_of_it_on_the_terminal(bases, tmp_path, capfd):
+    model = load_model(bases["sd"])
+    capfd.readouterr()
+    encode_captions([["secretword " * 100]], model, SIZE, tmp_path / "captions")
+    out, err = capfd.readouterr()
+    assert "secretword" not in out + err
+
+
+def test_captions_are_encoded_once_alone_and_kept_for_their_owner(bases, tmp_path, monkeypatch):
+    model = load_model(bases["sd"])
+    first = encode_captions(TEXTS, model, SIZE, tmp_path / "captions")
+    assert {len(array) for array in first.tensors.values()} == {5}  # six pictures, one caption twice
+    assert first.of[0] == first.of[3]
+    alone = encode_captions([TEXTS[5]], model, SIZE, tmp_path / "one")
+    assert np.array_equal(alone.tensors["context"][0], first.tensors["context"][first.of[5][0]])
+    monkeypatch.setattr(Family, "encode", None)
+    again = encode_captions(TEXTS, model, SIZE, tmp_path / "captions")
+    assert np.array_equal(again.tensors["context"], first.tensors["context"])
+    kept = [path for path in (tmp_path / "captions").rglob("*") if path.suffix == ".npy"]
+    assert {path.stat().st_mode & 0o777 for path in kept} == {0o600}
+    assert {path.parent.stat().st_mode & 0o777 for path in kept} == {0o700}
+
+
+def test_rows_of_nobody_have_the_shapes_of_captions(bases):
+    for name, base in bases.items():
+        model = load_model(base)
+        encoded = model.family.encode(model.pipeline, "a red apple", SIZE)
+        blank = model.family.blank(model.unet.config, SIZE)
+        assert {key: tensor.shape for key, tensor in encoded.items()} == {k: t.shape for k, t in blank.items()}, name
+
+
+def test_of_several_captions_a_picture_s_own_stream_draws_one_however_rows_are_cut(bases, tmp_path):
+    config, model, adapter, latents, _ = prepared(bases, "sd", tmp_path)
+    captions = encode_captions([[*texts, "other"] for texts in TEXTS], model, SIZE, tmp_path / "several")
+    parts = []
+    for rows in (8, 2):
+        loss = diffusion_loss(config, model, latents, np.zeros(6, np.int64), CPU, captions)(ItemStreams(3))
+        total = dict.fromkeys(adapter.parameters("AB"), 0)
+        for batch in micro_batches([[0], [1]], 4, rows, CPU):
+            for name, gradient in part_gradients(loss, adapter.parameters("AB"), batch)[0].items():
+                total[name] = total[name] + gradient.double().sum(0)
+        parts.append(total)
+    assert total_norm(difference(*parts)) < 1e-5 * total_norm(parts[0])
+
+
+def test_times_of_a_flow_follow_their_law():
+    for shift in (1.0, 3.0):
+        stream = np.random.default_rng(0)
+        drawn = np.array([Flow(shift).time(stream, 0, 1000) for _ in range(20_000)])
+        # the median of the logit-normal is 1/2, which the shift maps to shift / (1 + shift)
+        assert np.median(drawn) == pytest.approx(shift / (1 + shift), abs=0.01)
+        u = drawn / (shift - (shift - 1) * drawn)
+        logit = np.log(u / (1 - u))
+        assert logit.mean() == pytest.approx(0, abs=0.03)
+        assert logit.std() == pytest.approx(1, abs=0.03)
+    narrow = [Flow(3.0).time(np.random.default_rng(i), 300, 900) for i in range(50)]
+    assert 0.3 < min(narrow) < max(narrow) < 0.9
+
+
+def test_flux_s_packing_is_the_pipeline_s_own():
+    latents = torch.randn(2, 16, 8, 8)
+    assert torch.equal(pack(latents), FluxPipeline._pack_latents(latents, 2, 16, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [({"_class_name": "StableDiffusionInpaintPipeline"}, "pipeline class StableDiffusionInpaintPipeline: must be one"),
+     ({"_class_name": ["pipeline", "Mine"]}, "must be one of"),
+     ({"unet": ["my_unet", "Mine"]}, "unet: brings code of its own")],
+)  # fmt: skip
+def test_a_pipeline_of_another_class_or_with_code_of_its_own_is_refused_in_one_line(bases, tmp_path, change, line):
+    folder = tmp_path / "base"
+    shutil.copytree(bases["sd"], folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | change))
+    with pytest.raises(InputError, match=re.escape(line)):
+        load_model(folder)
+
+
+def test_pickled_and_quantised_weights_are_refused(bases, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(bases["sd"], folder)
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(InputError, match="cannot be read"):
+        load_model(folder)
+    config = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps({**config, "quantization_config": {"load_in_4bit": True}}))
+    with pytest.raises(InputError, match="quantised"):
+        load_model(folder)
+
+
+def test_an_export_is_a_stock_pipeline_that_draws_the_same_and_states_what_was_spent(bases, releases, tmp_path):
+    for name in ("sd", "pixart"):
+        config = text_config()
+        expected = draw_prompts(
+            ready_to_draw(apply_adapter(load_model(bases[name]), releases[name]), config),
+            [0, 1], [0, 0], config.sampling, 3, CPU,
+        )  # fmt: skip
+        assert export(load_model(bases[name]), releases[name], config.sampling, tmp_path / name)
+        merged = load_model(tmp_path / name)
+        assert not [key for key in merged.unet.state_dict() if "lora" in key]
+        drawn = draw_prompts(ready_to_draw(merged, config), [0, 1], [0, 0], config.sampling, 3, CPU)
+        torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=0)
+        assert merged.info["privacy_status"] == "private-dp"
+        assert merged.info["privacy"]["epsilon"] == read_privacy(releases[name])["epsilon"]
