@@ -1,5 +1,6 @@
 """Text-to-image bases: per-unit gradients, rows apart, dead targets, checkpointing, releases that load elsewhere."""
 
+import functools
 import json
 import re
 import shutil
@@ -20,7 +21,7 @@ from dp_lora.diffusion import Flow
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.export import export
-from dp_lora.models.adapters import WEIGHTS, apply_adapter, lora_parameters, ready_to_draw
+from dp_lora.models.adapters import WEIGHTS, apply_adapter, lora_parameters, ready_to_draw, use_checkpointing
 from dp_lora.models.families import Family
 from dp_lora.models.families.flux import pack
 from dp_lora.models.folder import load_model
@@ -92,8 +93,8 @@ def test_each_unit_s_gradient_is_that_of_its_rows_alone_with_and_without_checkpo
         alone = gradients_of(*of, [unit], len(unit))[0]
         assert total_norm(alone) > 0
         assert total_norm(difference(together[number], alone)) < 2e-5 * total_norm(alone)
-    checkpointed = prepared(bases, name, tmp_path, "compute.checkpointing=always")
-    again = gradients_of(*checkpointed, units, 6)
+    use_checkpointing(of[1].unet)
+    again = gradients_of(*of, units, 6)
     for number in range(len(units)):
         assert total_norm(difference(again[number], together[number])) < 1e-6 * total_norm(together[number])
 
@@ -112,10 +113,14 @@ def fine_tuned(folder, base, overrides=""):
         return finetune(config, model, names, data, run, CPU, Events(), lambda *_: None)
 
 
+FAST = ("sd", "flux", "pixart")  # one of each process, and of each way to load; the others are slow tests
+CHECKPOINTED = {"sd": "compute.checkpointing=always"}
+
+
 @pytest.fixture(scope="module")
-def releases(bases, tmp_path_factory):
+def release_of(bases, tmp_path_factory):
     folder = tmp_path_factory.mktemp("releases")
-    return {name: fine_tuned(folder / name, base) for name, base in bases.items()}
+    return functools.cache(lambda name: fine_tuned(folder / name, bases[name], CHECKPOINTED.get(name, "")))
 
 
 STOCK = """
@@ -140,10 +145,13 @@ for base, release, part, by_pipeline, call, io in json.load(open(sys.argv[1])):
 """
 
 
-def test_every_release_draws_the_same_in_a_stock_pipeline_of_a_fresh_process(bases, releases, tmp_path):
+@pytest.mark.parametrize(
+    "names", [FAST, pytest.param(tuple(name for name in BUILD if name not in FAST), marks=pytest.mark.slow)]
+)
+def test_every_release_draws_the_same_in_a_stock_pipeline_of_a_fresh_process(names, bases, release_of, tmp_path):
     wanted = []
-    for name, base in bases.items():
-        config = text_config()
+    for name in names:
+        config, base = text_config(), bases[name]
         seen = {}
 
         def kept(_pipe, *, latents, generator, seen=seen, **_):
@@ -151,7 +159,7 @@ def test_every_release_draws_the_same_in_a_stock_pipeline_of_a_fresh_process(bas
             return SimpleNamespace(images=torch.zeros(2, 3, SIZE, SIZE))
 
         of_base = ready_to_draw(load_model(base), config)
-        ours = ready_to_draw(apply_adapter(load_model(base), releases[name]), config)
+        ours = ready_to_draw(apply_adapter(load_model(base), release_of(name)), config)
         arguments = ([0, 1], [0, 0], config.sampling, 3, CPU)
         images = draw_prompts(ours, *arguments)
         with pytest.MonkeyPatch.context() as patch:
@@ -161,7 +169,7 @@ def test_every_release_draws_the_same_in_a_stock_pipeline_of_a_fresh_process(bas
         facts = {"images": (images + 1) / 2, "of_base": (draw_prompts(of_base, *arguments) + 1) / 2}
         torch.save({**seen, **facts}, io)
         family = ours.family
-        row = [base, releases[name], family.part, family.by_pipeline, dict(family.call), io]
+        row = [base, release_of(name), family.part, family.by_pipeline, dict(family.call), io]
         wanted.append([str(value) if isinstance(value, Path) else value for value in row])
     (tmp_path / "wanted.json").write_text(json.dumps(wanted))
     done = subprocess.run(
@@ -169,14 +177,14 @@ def test_every_release_draws_the_same_in_a_stock_pipeline_of_a_fresh_process(bas
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
-    assert len(found) == len(BUILD)
-    for name, (to_ours, to_base) in zip(BUILD, found, strict=True):
+    for name, (to_ours, to_base) in zip(names, found, strict=True):
         assert to_ours < 1e-6, name
         assert to_base > 1e-4, name  # the adapter does something
 
 
-def test_a_release_states_what_it_cost_and_holds_no_class_and_no_caption(bases, releases):
-    for name, release in releases.items():
+def test_a_release_states_what_it_cost_and_holds_no_class_and_no_caption(release_of):
+    for name in FAST:
+        release = release_of(name)
         statement = read_privacy(release)
         assert statement["private"] is True
         assert 0 < statement["epsilon"] <= 10
@@ -298,17 +306,17 @@ def test_pickled_and_quantised_weights_are_refused(bases, tmp_path):
         load_model(folder)
 
 
-def test_an_export_is_a_stock_pipeline_that_draws_the_same_and_states_what_was_spent(bases, releases, tmp_path):
+def test_an_export_is_a_stock_pipeline_that_draws_the_same_and_states_what_was_spent(bases, release_of, tmp_path):
     for name in ("sd", "pixart"):
         config = text_config()
         expected = draw_prompts(
-            ready_to_draw(apply_adapter(load_model(bases[name]), releases[name]), config),
+            ready_to_draw(apply_adapter(load_model(bases[name]), release_of(name)), config),
             [0, 1], [0, 0], config.sampling, 3, CPU,
         )  # fmt: skip
-        assert export(load_model(bases[name]), releases[name], config.sampling, tmp_path / name)
+        assert export(load_model(bases[name]), release_of(name), config.sampling, tmp_path / name)
         merged = load_model(tmp_path / name)
         assert not [key for key in merged.unet.state_dict() if "lora" in key]
         drawn = draw_prompts(ready_to_draw(merged, config), [0, 1], [0, 0], config.sampling, 3, CPU)
         torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=0)
         assert merged.info["privacy_status"] == "private-dp"
-        assert merged.info["privacy"]["epsilon"] == read_privacy(releases[name])["epsilon"]
+        assert merged.info["privacy"]["epsilon"] == read_privacy(release_of(name))["epsilon"]

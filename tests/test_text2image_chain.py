@@ -1,0 +1,60 @@
+"""The command line on a pipeline of diffusers: prepare to export on captions, of which no record holds a word."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dp_lora.config import ROOT
+from dp_lora.files import read_json
+from dp_lora.statement import read_privacy
+from tests.support.kept import told
+from tests.support.prepare_call import clone
+from tests.support.tiny_pipelines import make_pipeline
+from tests.support.tiny_project import run
+
+SECRETS = ("elderberry", "quartzite", "zeppelin")
+SETTINGS = (
+    "data.path=pictures data.n_public=40 data.size=32 privacy.batch_size=8 privacy.epochs=1 privacy.delta=1e-3 "
+    "model.base=base model.privacy_status=public sampling.prompts='a sun|a tree' sampling.n=8 sampling.steps=2 "
+    "compute.device=cpu train.grid_every=2 public.n=60 evaluation.min_images=4 evaluation.classifier_steps=2"
+)
+
+
+@pytest.mark.slow
+def test_a_folder_with_captions_becomes_a_release_and_no_record_holds_a_word_of_a_caption(tmp_path):
+    project = clone(ROOT, tmp_path / "project")
+    make_pipeline(project / "base", "sd")
+    (project / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        path = project / "pictures" / f"{number:03d}.png"
+        Image.fromarray(rng.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(path)
+        path.with_suffix(".txt").write_text(f"the {SECRETS[number % 3]} " * (60 if number == 7 else 1))
+
+    said = []
+
+    def ok(command, *more):
+        done = run(project, "dp_lora", command, "--config", "text2image", "--overrides", SETTINGS, *more)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        said.append(done.stdout + done.stderr)
+        return done.stdout
+
+    ok("prepare")
+    assert "noise ratio: " in ok("finetune", "--dry-run")
+    release = re.search(r"^(runs/[0-9a-f]{32}/release): ", ok("finetune"), re.MULTILINE)[1]
+    assert 0 < read_privacy(project / release)["epsilon"] <= 10
+    samples = re.search(r"^(runs/\S+/samples)/grid.png", ok("sample", "--adapter", release), re.MULTILINE)[1]
+    assert read_json(project / samples / "samples.json")["classes"] == ["a sun", "a tree"]
+    ok("fid", "--samples", samples)
+    exported = re.search(r"^(runs/\S+/export): ", ok("export", "--adapter", release), re.MULTILINE)[1]
+    assert (project / exported / "model_index.json").exists()
+
+    # what is drawn, scored and told holds none of them
+    assert not [secret for secret in SECRETS if secret in "".join(said)]
+    assert told(project, {secret.encode() for secret in SECRETS}) == []
+
+    other = run(project, "dp_lora", "main", "--config", "text2image", "--overrides", SETTINGS)
+    assert other.returncode == 1
+    assert "start from no pipeline" in other.stderr
