@@ -445,6 +445,8 @@ def test_whatever_looks_at_the_folder_or_draws_its_sheet_records_no_name(tmp_pat
         lambda: read_text(text, bad),
         lambda: look_at(picture, 16),
         lambda: read_picture(picture, 16, 1),
+        lambda: read_dataset(tmp_path / "out", ["cat", "dog"], "train").images([0]),
+        lambda: read_dataset(tmp_path / "out", ["emu"], "train"),
         lambda: write_contact_sheet(tmp_path / "out", ["cat", "dog"], tmp_path / "sheet.png"),
     ):
         with pytest.raises(InputError, match="anna-larsson") as caught:

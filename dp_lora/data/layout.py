@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from dp_lora.data.persons import check_persons
 from dp_lora.data.png import MODES, decode_png
-from dp_lora.errors import InputError
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.files import read_json, whole_folder, write_json
 
 FORMAT = 1
@@ -179,6 +179,7 @@ class _Table:
         self._writer.close()
 
 
+@private_names(PRIVATE_PICTURE)
 def _check(picture: Picture, has: dict[str, bool], seen: dict[str, str | None]) -> None:
     name = picture.file_name
     if not safe_name(name) or not name.endswith(".png"):
@@ -242,6 +243,7 @@ class Dataset:
                 f"{section}.size={size} and {section}.channels={channels}; prepare them anew, or set both so"
             )
 
+    @private_names(PRIVATE_PICTURE)
     def images(self, rows: Sequence[int] | np.ndarray | slice) -> np.ndarray:
         """The pictures of these rows of the split, in this order; uint8 (n, size, size, channels).
 
@@ -264,6 +266,7 @@ class Dataset:
             total.update(json.dumps([*row, *texts]).encode() + b"\n")
         return total.hexdigest()
 
+    @private_names(PRIVATE_PICTURE)
     def _positions(self, labels: list[str]) -> np.ndarray:
         position = {name: place for place, name in enumerate(self.classes)}
         for label, file_name in zip(labels, self.file_names, strict=True):
