@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.setups import Setup
-from dp_lora.diffusion import add_noise, loss_per_row, target
+from dp_lora.diffusion import diffuse, loss_per_row, target
 from dp_lora.models.autoencoder import encode
 from dp_lora.models.device import full_precision, pick_precision
 from dp_lora.models.targets import lora_targets
@@ -88,7 +88,7 @@ def own_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
             noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(setup.device)
             context = adapter.embedding[labels[part]].unsqueeze(1)
             with _as_configured(setup):
-                prediction = model.unet(add_noise(x0, noise, alphas_cumprod, t), t, context).sample
+                prediction = model.unet(diffuse(x0, noise, alphas_cumprod, t), t, context).sample
                 wanted = target(x0, noise, alphas_cumprod, t, setup.config.ldm.prediction_type)
                 (loss_per_row(prediction.float(), wanted).sum() / len(rows)).backward()
 

@@ -64,7 +64,7 @@ def _signal_and_noise_scale(alphas_cumprod: Tensor, t: Tensor, like: Tensor) -> 
     return a.sqrt().to(like.dtype).view(shape), (1 - a).sqrt().to(like.dtype).view(shape)
 
 
-def add_noise(x0: Tensor, noise: Tensor, alphas_cumprod: Tensor, t: Tensor) -> Tensor:
+def diffuse(x0: Tensor, noise: Tensor, alphas_cumprod: Tensor, t: Tensor) -> Tensor:
     """x_t of rows x0 (..., C, H, W), noise of the same shape, t (...) int64; returns the shape of x0."""
     signal, spread = _signal_and_noise_scale(alphas_cumprod, t, x0)
     return signal * x0 + spread * noise
@@ -73,7 +73,7 @@ def add_noise(x0: Tensor, noise: Tensor, alphas_cumprod: Tensor, t: Tensor) -> T
 def target(x0: Tensor, noise: Tensor, alphas_cumprod: Tensor, t: Tensor, prediction_type: str) -> Tensor:
     """What the network is to predict at x_t: e, or v = sqrt(a_t) e - sqrt(1 - a_t) x_0 (Salimans & Ho 2022, app. D).
 
-    Shapes as in `add_noise`.
+    Shapes as in `diffuse`.
     """
     _check_prediction_type(prediction_type)
     if prediction_type == "epsilon":
@@ -101,7 +101,7 @@ class Ddpm:
 
     def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x_t and what the network is to predict at it, rows (R, C, H, W); t (R,) int64."""
-        x_t = add_noise(x0, noise, self.alphas_cumprod, t)
+        x_t = diffuse(x0, noise, self.alphas_cumprod, t)
         return x_t, target(x0, noise, self.alphas_cumprod, t, self.prediction_type)
 
     def to(self, device: torch.device) -> "Ddpm":

@@ -32,6 +32,12 @@ class SaidError(InputError):
     """Bad input that another process has told of on the terminal: the message is for the run's record alone."""
 
 
+def shown(path: object) -> str:
+    """A path in the form of a one-line message."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)
+
+
 def line(error: Exception) -> str:
     """Another library's message in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
@@ -41,7 +47,8 @@ def line(error: Exception) -> str:
 def private_names(public: str) -> Iterator[None]:
     """Inside, private things are read: an InputError that states no text for the record is recorded as `public`.
 
-    So that no message that is written later can carry a private name into a record by being forgotten.
+    A function that reads private things has it as its decorator, so that no message which is added to it later can
+    carry a private name into a record.
     """
     try:
         yield

@@ -15,7 +15,7 @@ from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import WEIGHTS, Adapter, save_adapter
 from dp_lora.models.families import CLASSES, Family
 from dp_lora.privacy.accounting import cross_checked, spent
-from dp_lora.privacy.composition import Part, compose
+from dp_lora.privacy.composition import ReleaseCost, compose
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_epsilon
 
@@ -49,7 +49,7 @@ def privacy_statement(
     run_id: str,
     ledger_head: str,
     config: Config,
-    before: Sequence[Part] = (),
+    before: Sequence[ReleaseCost] = (),
 ) -> dict[str, Any]:
     """The content of privacy.json, from public values and the ledger's count alone; `before` is what is added to it.
 
@@ -75,7 +75,7 @@ def privacy_statement(
         return _published_statement(plan, counted_steps, accountants.epsilon, run_id)
     for steps in (plan.steps, counted_steps):
         require_target(plan, steps, "the plan")
-    parts = (*before, Part(accountants.epsilon, plan.delta, run_id=run_id))
+    parts = (*before, ReleaseCost(accountants.epsilon, plan.delta, run_id=run_id))
     epsilon, delta = compose(parts)
     return {
         "private": True,
@@ -142,7 +142,7 @@ def write_result(
     ledger_head: str,
     config: Config,
     adapter: Adapter,
-    before: Sequence[Part],
+    before: Sequence[ReleaseCost],
     base: Mapping[str, str],
 ) -> None:
     """Write the adapter's folder, whole or not at all; `base` names the base model, the rest is `privacy_statement`'s.
@@ -204,7 +204,7 @@ def _scope_lines(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"- Holds for publishing these {len(parts)} together: the sum of their epsilons and of their deltas. Whatever "
         "else is made from the same data adds up.",
-        *(f"  - {Part(**part)}" for part in parts[:-1]),
+        *(f"  - {ReleaseCost(**part)}" for part in parts[:-1]),
         f"  - this run: epsilon {parts[-1]['epsilon']:.6g}, delta {parts[-1]['delta']:.6g}",
     ]
 

@@ -13,7 +13,7 @@ from dp_lora.files import digest_file, digest_folder
 NAMES_A_RUN = "run_id"  # random by design, in every JSON file that says which run made it
 
 
-class Comparison(NamedTuple):
+class ComparedFile(NamedTuple):
     """One file: equal or not, and in words how."""
 
     file: str
@@ -43,7 +43,7 @@ def _digest(path: Path) -> str:
     return digest_folder(path) if path.is_dir() else digest_file(path)
 
 
-def compare(recorded: Mapping[str, str], before: Path, after: Path, sign: Callable[[str], str]) -> list[Comparison]:
+def compare(recorded: Mapping[str, str], before: Path, after: Path, sign: Callable[[str], str]) -> list[ComparedFile]:
     """Every file of `recorded`, the `digests` of what once lay in `before`, beside what lies in `after`.
 
     A file of `before` that still is what was recorded also tells by how much another one differs.
@@ -53,15 +53,15 @@ def compare(recorded: Mapping[str, str], before: Path, after: Path, sign: Callab
     found = []
     for name in sorted(recorded.keys() | made.keys()):
         if name not in made:
-            found.append(Comparison(name, False, "missing in the second making"))
+            found.append(ComparedFile(name, False, "missing in the second making"))
         elif name not in recorded:
-            found.append(Comparison(name, False, "not there in the first making"))
+            found.append(ComparedFile(name, False, "not there in the first making"))
         elif recorded[name] == made[name]:
-            found.append(Comparison(name, True, "equal"))
+            found.append(ComparedFile(name, True, "equal"))
         elif name in signed:
             found += _compare_signed(name, recorded[name], before / name, after / name, sign)
         elif not (before / name).is_file() or digest_file(before / name) != recorded[name]:
-            found.append(Comparison(name, False, "different; the first making's file is gone"))
+            found.append(ComparedFile(name, False, "different; the first making's file is gone"))
         else:
             found.append(_difference(name, before / name, after / name))
     return found
@@ -69,23 +69,23 @@ def compare(recorded: Mapping[str, str], before: Path, after: Path, sign: Callab
 
 def _compare_signed(
     name: str, recorded: str, before: Path, after: Path, sign: Callable[[str], str]
-) -> list[Comparison]:
+) -> list[ComparedFile]:
     """File by file where the folder of the first making is still there, else the folder as a whole."""
     if not before.is_dir() or sign(digest_folder(before)) != recorded:
-        return [Comparison(name, False, "different; the first making's files are gone")]
+        return [ComparedFile(name, False, "different; the first making's files are gone")]
     return [
         one._replace(file=(Path(name) / one.file).as_posix()) for one in compare(manifest(before), before, after, sign)
     ]
 
 
-def _difference(name: str, before: Path, after: Path) -> Comparison:
+def _difference(name: str, before: Path, after: Path) -> ComparedFile:
     if before.suffix == ".json":
         first, second = (_without_run(json.loads(path.read_text(encoding="utf-8"))) for path in (before, after))
         if first == second:
-            return Comparison(name, True, f"equal but for {NAMES_A_RUN}")
-        return Comparison(name, False, f"different: {', '.join(_other_values(first, second))}")
+            return ComparedFile(name, True, f"equal but for {NAMES_A_RUN}")
+        return ComparedFile(name, False, f"different: {', '.join(_other_values(first, second))}")
     largest = largest_difference(before, after)
-    return Comparison(name, False, "different" if largest is None else f"different by at most {largest:.3g}")
+    return ComparedFile(name, False, "different" if largest is None else f"different by at most {largest:.3g}")
 
 
 def _without_run(value: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from dp_lora.cli.finetuning import resolve
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, write_json
-from dp_lora.privacy.composition import Part, compose, parent_parts, together
+from dp_lora.privacy.composition import ReleaseCost, compose, parent_parts, together
 from dp_lora.training.planned import finetuning_facts
 from dp_lora.training.run_folder import binding, of_other_data, other_ledgers
 from tests.support.finetuning import Heard, house, run
@@ -16,7 +16,11 @@ from tests.support.tiny import make_base, plan_of, tiny_config
 
 __all__ = ["house"]
 
-FIRST, SECOND, BASE = Part(2.0, 1e-5, run_id="a"), Part(3.0, 1e-6, run_id="b"), Part(1.0, 1e-7, base="d")
+FIRST, SECOND, BASE = (
+    ReleaseCost(2.0, 1e-5, run_id="a"),
+    ReleaseCost(3.0, 1e-6, run_id="b"),
+    ReleaseCost(1.0, 1e-7, base="d"),
+)
 
 
 def statement_of(*parts, **changes):
@@ -29,7 +33,7 @@ def test_epsilons_add_up_and_deltas_add_up():
     assert compose([]) == (0, 0)
     assert compose([FIRST, SECOND]) == (5.0, pytest.approx(1.1e-5))
     with pytest.raises(InputError, match="must be below 1"):
-        compose([Part(1.0, 0.5, run_id="a"), Part(1.0, 0.5, run_id="b")])
+        compose([ReleaseCost(1.0, 0.5, run_id="a"), ReleaseCost(1.0, 0.5, run_id="b")])
 
 
 def privacy_losses(steps: int, delta: float) -> float:
@@ -43,7 +47,7 @@ def test_the_sum_is_never_below_what_the_accountant_says_of_both_together():
     delta = 1e-5
     both = privacy_losses(40, 2 * delta)
     one = privacy_losses(20, delta)
-    epsilon, total = compose([Part(one, delta, run_id="a"), Part(one, delta, run_id="b")])
+    epsilon, total = compose([ReleaseCost(one, delta, run_id="a"), ReleaseCost(one, delta, run_id="b")])
     assert total == 2 * delta
     assert both <= epsilon
     assert both > max(one, one)  # the mutant
@@ -53,7 +57,7 @@ def test_randomized_response_twice_reaches_the_sum_exactly():
     """The bound is tight without delta: the likeliest pair of answers has ratio exp(e1 + e2)."""
     answers = [math.exp(e) / (1 + math.exp(e)) for e in (1.0, 0.5)]
     ratio = math.prod(answers) / math.prod(1 - p for p in answers)
-    epsilon, _ = compose([Part(1.0, 0.0, run_id="a"), Part(0.5, 0.0, run_id="b")])
+    epsilon, _ = compose([ReleaseCost(1.0, 0.0, run_id="a"), ReleaseCost(0.5, 0.0, run_id="b")])
     assert math.log(ratio) == pytest.approx(epsilon)
 
 
@@ -61,7 +65,7 @@ def test_the_parents_of_a_parent_add_up_and_one_base_counts_once():
     parts = parent_parts(statement_of(BASE, FIRST, SECOND), plan_of(), "privacy.parent=x")
     assert parts == (BASE, FIRST, SECOND)
     assert together([BASE], parts) == parts
-    assert together([Part(1.0, 1e-7, base="other")], parts) == (*parts, Part(1.0, 1e-7, base="other"))
+    assert together([ReleaseCost(1.0, 1e-7, base="other")], parts) == (*parts, ReleaseCost(1.0, 1e-7, base="other"))
     # a run is never left out, however alike
     assert together([], (FIRST, FIRST)) == (FIRST, FIRST)
 
@@ -78,7 +82,10 @@ def test_the_parents_of_a_parent_add_up_and_one_base_counts_once():
         ({"delta": 1e-5}, "do not add up"),
         ({"parts": []}, "do not add up"),
         ({"parts": [{"run_id": "a"}]}, "do not add up"),
-        ({"parts": [Part(6.0, 2e-5, run_id="a").as_json(), Part(-1.0, -9e-6, run_id="b").as_json()]}, "do not add up"),
+        (
+            {"parts": [ReleaseCost(6.0, 2e-5, run_id="a").as_json(), ReleaseCost(-1.0, -9e-6, run_id="b").as_json()]},
+            "do not add up",
+        ),
     ],
 )
 def test_a_parent_that_cannot_be_added_is_refused_in_one_line(changes, words):
@@ -89,7 +96,7 @@ def test_a_parent_that_cannot_be_added_is_refused_in_one_line(changes, words):
 
 def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, monkeypatch):
     first = read_json(run(house, "runs/one") / "privacy.json")
-    own = Part(first["accountants"]["epsilon"], 1e-3, run_id=first["run_id"])
+    own = ReleaseCost(first["accountants"]["epsilon"], 1e-3, run_id=first["run_id"])
     assert first["parts"] == [own.as_json()]
     assert first["epsilon"] == own.epsilon
 
@@ -133,7 +140,7 @@ def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, 
                 resolve(by_id)
 
     # resumed with another parent, or without one: refused; a path or a run id of one parent are one binding
-    for others in ((), (Part(0.1, 1e-3, run_id=own.run_id),)):
+    for others in ((), (ReleaseCost(0.1, 1e-3, run_id=own.run_id),)):
         with pytest.raises(InputError, match="with other parent; a ledger"):
             run(house, "runs/two", parent=others)
     assert binding(config, "d", "b", "cpu", parts) == binding(tiny_config(), "d", "b", "cpu", parts)
@@ -164,7 +171,7 @@ def test_a_private_base_counts_once_beside_a_parent_that_started_from_it(house):
 
 def test_deltas_that_reach_1_are_refused_before_anything_is_spent(house):
     with pytest.raises(InputError, match="must be below 1"):
-        run(house, "run", parent=(Part(1.0, 0.9995, run_id="a"),))
+        run(house, "run", parent=(ReleaseCost(1.0, 0.9995, run_id="a"),))
     assert not (house / "run" / "ledger.jsonl").exists()
 
 

@@ -242,7 +242,7 @@ def test_links_out_of_the_folder_are_refused(folder: Path, tmp_path: Path) -> No
 
 
 def test_other_classes_are_refused_by_name_and_missing_ones_are_not(folder: Path) -> None:
-    assert {e.label for e in list_pictures(folder, Stated((*CLASSES, "emu"))).entries} == set(CLASSES)
+    assert {p.label for p in list_pictures(folder, Stated((*CLASSES, "emu"))).pictures} == set(CLASSES)
     _save(folder / "horse/1.png")
     _refused(folder, "horse", "'horse' is not in data.classes")
     _table(folder, "file_name,label", "cat/1.png,cat", "horse/1.png,horse")
@@ -270,7 +270,7 @@ def test_repeats_are_refused_with_the_reason(folder: Path, classes: tuple[str, .
         text.with_suffix(".txt").write_text("a caption")
     with pytest.raises(InputError, match=r"10_cat: named as kohya names repeats.*weight.*rename it to 'cat'"):
         list_pictures(folder, Stated(classes, captions=True))
-    assert {e.label for e in list_pictures(folder, Stated(("10_cat", "dog"))).entries} == {"10_cat", "dog"}
+    assert {p.label for p in list_pictures(folder, Stated(("10_cat", "dog"))).pictures} == {"10_cat", "dog"}
 
 
 def test_all_bad_pictures_are_named_in_one_run_before_one_is_converted(

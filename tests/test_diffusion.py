@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dp_lora.diffusion import add_noise, loss_per_row, make_scheduler, target
+from dp_lora.diffusion import diffuse, loss_per_row, make_scheduler, target
 from dp_lora.errors import InputError
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "schedules.npz")  # from the original latent-diffusion code
@@ -36,7 +36,7 @@ def test_rows_are_noised_with_the_golden_coefficients():
     generator = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(3, 2, 4, 4, generator=generator), torch.randn(3, 2, 4, 4, generator=generator)
     t = torch.tensor([0, 400, 999])
-    found = add_noise(x0, noise, torch.from_numpy(a), t)
+    found = diffuse(x0, noise, torch.from_numpy(a), t)
     for row, step in enumerate(t.tolist()):
         expected = np.sqrt(a[step]) * x0[row].numpy() + np.sqrt(1 - a[step]) * noise[row].numpy()
         np.testing.assert_allclose(found[row].numpy(), expected, atol=1e-6)
@@ -50,7 +50,7 @@ def test_a_perfect_prediction_leads_ddim_back_to_the_clean_row(prediction_type):
     x0, noise = torch.randn(1, 2, 4, 4, generator=generator), torch.randn(1, 2, 4, 4, generator=generator)
     for step in (1, 401, 901):
         t = torch.tensor([step])
-        noisy = add_noise(x0, noise, scheduler.alphas_cumprod, t)
+        noisy = diffuse(x0, noise, scheduler.alphas_cumprod, t)
         prediction = target(x0, noise, scheduler.alphas_cumprod, t, prediction_type)
         found = scheduler.step(prediction, step, noisy).pred_original_sample
         torch.testing.assert_close(found, x0, atol=2e-5, rtol=0)
@@ -61,8 +61,8 @@ def test_leading_dimensions_of_units_and_draws_stay_apart():
     generator = torch.Generator().manual_seed(2)
     x0, noise = torch.randn(3, 2, 1, 4, 4, generator=generator), torch.randn(3, 2, 1, 4, 4, generator=generator)
     t = torch.tensor([[1, 2], [300, 400], [998, 999]])
-    noisy = add_noise(x0, noise, alphas_cumprod, t)
-    flat = add_noise(x0.flatten(0, 1), noise.flatten(0, 1), alphas_cumprod, t.flatten())
+    noisy = diffuse(x0, noise, alphas_cumprod, t)
+    flat = diffuse(x0.flatten(0, 1), noise.flatten(0, 1), alphas_cumprod, t.flatten())
     torch.testing.assert_close(noisy.flatten(0, 1), flat, atol=0, rtol=0)
     losses = loss_per_row(noisy, x0)
     assert losses.shape == (3, 2)

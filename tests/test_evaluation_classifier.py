@@ -9,7 +9,7 @@ from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.evaluation.classifier import (
     Classifier,
-    Training,
+    ClassifierTraining,
     augment,
     load_classifier,
     predict,
@@ -37,7 +37,7 @@ def bars(n, size=16, channels=1, seed=0):
 @pytest.mark.parametrize(("size", "channels"), [(16, 1), (40, 3)])
 def test_it_learns_shapes_of_any_size_in_grey_and_colour(size, channels):
     images, labels = bars(120, size, channels)
-    network = train_classifier(images, labels, 3, Training(30, 0), CPU)
+    network = train_classifier(images, labels, 3, ClassifierTraining(30, 0), CPU)
     test_images, test_labels = bars(60, size, channels, seed=1)
     result = score(network, test_images, test_labels, CPU)
     assert result.n == 60
@@ -50,7 +50,7 @@ def test_it_learns_shapes_of_any_size_in_grey_and_colour(size, channels):
 def test_it_learns_nothing_from_labels_without_a_meaning():
     images, labels = bars(120)
     shuffled = np.random.default_rng(0).permutation(labels)
-    network = train_classifier(images, shuffled, 3, Training(30, 0), CPU)
+    network = train_classifier(images, shuffled, 3, ClassifierTraining(30, 0), CPU)
     test_images, test_labels = bars(60, seed=1)
     assert score(network, test_images, test_labels, CPU).accuracy < 0.8
 
@@ -58,7 +58,7 @@ def test_it_learns_nothing_from_labels_without_a_meaning():
 def test_equal_seed_gives_equal_weights_and_leaves_the_caller_s_random_state_alone():
     images, labels = bars(40)
     state = torch.random.get_rng_state()
-    first, again, other = (train_classifier(images, labels, 3, Training(2, seed), CPU) for seed in (0, 0, 1))
+    first, again, other = (train_classifier(images, labels, 3, ClassifierTraining(2, seed), CPU) for seed in (0, 0, 1))
     assert torch.equal(state, torch.random.get_rng_state())
     pairs = list(zip(first.parameters(), again.parameters(), other.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b, _ in pairs)
@@ -67,7 +67,7 @@ def test_equal_seed_gives_equal_weights_and_leaves_the_caller_s_random_state_alo
 
 def test_a_stored_classifier_predicts_the_same(tmp_path):
     images, labels = bars(40, channels=3)
-    network = train_classifier(images, labels, 3, Training(2, 0), CPU)
+    network = train_classifier(images, labels, 3, ClassifierTraining(2, 0), CPU)
     save_classifier(tmp_path / "c.safetensors", network)
     read = load_classifier(tmp_path / "c.safetensors")
     assert np.array_equal(predict(network, images, CPU)[0], predict(read, images, CPU)[0])
@@ -125,4 +125,4 @@ def test_confusion_counts_real_classes_in_rows_and_predictions_in_columns():
 def test_images_without_labels_are_refused():
     images, labels = bars(9)
     with pytest.raises(InputError, match="9 images and 8 labels"):
-        train_classifier(images, labels[:8], 3, Training(1, 0), CPU)
+        train_classifier(images, labels[:8], 3, ClassifierTraining(1, 0), CPU)

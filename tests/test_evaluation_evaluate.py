@@ -117,14 +117,16 @@ def test_the_references_are_what_their_names_say(result):
 def test_the_reconstruction_distance_is_that_of_decoded_latents_of_as_many_real_pictures(world, result):
     from dp_lora.data.pixels import to_pixels, to_uint8
     from dp_lora.evaluation.cache import Cache
-    from dp_lora.evaluation.classifier import Training
+    from dp_lora.evaluation.classifier import ClassifierTraining
     from dp_lora.evaluation.frechet import frechet_distance
     from dp_lora.evaluation.letter_features import letter_features
 
     real = read_dataset(world.private, DIGITS, "train").images(slice(None))
     with torch.no_grad():
         decoded = to_uint8(decode(world.base.vae, encode(world.base.vae, to_pixels(real))))
-    letters = letter_features(world.public, LETTERS, Training(25, 0), Cache(world.root / "cache"), torch.device("cpu"))
+    letters = letter_features(
+        world.public, LETTERS, ClassifierTraining(25, 0), Cache(world.root / "cache"), torch.device("cpu")
+    )
     expected = frechet_distance(letters.statistics([decoded]), letters.statistics([real]))
     assert result.metrics["reconstruction_letter_frechet_distance"] == pytest.approx(expected, rel=1e-4)
 
@@ -132,7 +134,7 @@ def test_the_reconstruction_distance_is_that_of_decoded_latents_of_as_many_real_
 def test_everything_computed_from_private_pictures_is_marked_private(world, result):
     assert result.private == set(result.metrics) - {"samples"}
     table = json.loads((world.root / "faithful-out" / "table.json").read_text())
-    assert {row["metric"] for row in table if row["private"]} == {e.metric for e in result.entries} - {"samples"}
+    assert {row["metric"] for row in table if row["private"]} == {e.metric for e in result.measurements} - {"samples"}
 
 
 def test_the_files_say_what_the_result_says(world, result):

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from dp_lora.data import download
 from dp_lora.errors import InputError
+from dp_lora.evaluation import inception as module
 from dp_lora.evaluation.frechet import frechet_distance, statistics
 from dp_lora.evaluation.inception import NAME, SHA256, Inception, fetch_weights, inception_distances
+from dp_lora.events import Events
 from dp_lora.files import digest_file
 from tests.support.inception import write_stand_in
 
@@ -32,7 +35,7 @@ def test_features_are_those_of_clean_fid_s_own_path(weights, tmp_path):
     from cleanfid.fid import get_files_features
     from PIL import Image
 
-    folder = fetch_weights(str(weights[0]), tmp_path / "cache", weights[1])
+    folder = fetch_weights(str(weights[0]), tmp_path / "cache", Events(), weights[1])
     inception = Inception(folder, torch.device("cpu"))
     images = pictures(5, 0)
     for i, image in enumerate(images):
@@ -48,7 +51,7 @@ def test_features_are_those_of_clean_fid_s_own_path(weights, tmp_path):
 
 @pytest.mark.slow
 def test_fid_and_kid_are_clean_fid_s_and_leave_numpy_s_random_state_alone(weights, tmp_path):
-    inception = Inception(fetch_weights(str(weights[0]), tmp_path, weights[1]), torch.device("cpu"))
+    inception = Inception(fetch_weights(str(weights[0]), tmp_path, Events(), weights[1]), torch.device("cpu"))
     real = inception.features([pictures(40, 0)], "real")
     other = inception.features([pictures(40, 1, brightness=50)], "other")
     np.random.seed(5)
@@ -75,20 +78,20 @@ def test_a_file_of_another_digest_is_refused_before_anything_opens_it(weights, t
     with served(tmp_path) as address:
         name = f"{address}/weights.pt" if source == "http" else str(tmp_path / source)
         with pytest.raises(InputError, match=rf"SHA-256 is [0-9a-f]{{64}}, must be {weights[1]}"):
-            fetch_weights(name, tmp_path / "cache", weights[1])
+            fetch_weights(name, tmp_path / "cache", Events(), weights[1])
     assert not list((tmp_path / "cache").rglob("*.pt"))
 
 
 def test_the_real_digest_is_the_default(weights, tmp_path):
     assert SHA256 == "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
     with pytest.raises(InputError, match=SHA256):
-        fetch_weights(str(weights[0]), tmp_path)
+        fetch_weights(str(weights[0]), tmp_path, Events())
 
 
 def test_a_cached_copy_that_was_changed_is_replaced(weights, tmp_path):
-    folder = fetch_weights(str(weights[0]), tmp_path, weights[1])
+    folder = fetch_weights(str(weights[0]), tmp_path, Events(), weights[1])
     (folder / NAME).write_bytes(b"something else")
-    fetch_weights(str(weights[0]), tmp_path, weights[1])
+    fetch_weights(str(weights[0]), tmp_path, Events(), weights[1])
     assert digest_file(folder / NAME) == weights[1]
 
 
@@ -119,16 +122,38 @@ def test_weights_come_from_an_address_once(weights, tmp_path, monkeypatch):
     server = served(weights[0].parent)
     with server as address:
         for _ in range(2):
-            folder = fetch_weights(f"{address}/{weights[0].name}", tmp_path, weights[1])
+            folder = fetch_weights(f"{address}/{weights[0].name}", tmp_path, Events(), weights[1])
     assert server.requests == 1
     assert digest_file(folder / NAME) == weights[1]
 
 
-@pytest.mark.parametrize("source", ["nowhere/inception.pt", "http://127.0.0.1:9/inception.pt", "file:///etc/hostname"])
+def test_more_bytes_than_the_weights_may_have_are_not_kept_and_no_password_is_shown(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_BYTES", 100)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with served(weights[0].parent) as address, pytest.raises(InputError, match="more than 100 bytes"):
+        fetch_weights(f"{address}/{weights[0].name}", tmp_path, Events(), weights[1])
+    assert [path.stat().st_size for path in tmp_path.rglob("*") if path.suffix in (".pt", ".part")] == []
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    with pytest.raises(InputError, match=r"inception_weights=http://127.0.0.1:9/inception.pt: ") as caught:
+        fetch_weights("http://anna:word@127.0.0.1:9/inception.pt", tmp_path, Events(), weights[1])
+    assert "word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "nowhere/inception.pt",
+        "http://127.0.0.1:9/inception.pt",
+        "file:///etc/hostname",
+        "http://[x/i.pt",
+        "http://127.0.0.1:x/i.pt",
+    ],
+)
 def test_weights_that_cannot_be_had_are_one_line(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "PAUSE", 0.01)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(InputError, match=r"evaluation\.inception_weights=") as caught:
-        fetch_weights(source, tmp_path)
+        fetch_weights(source, tmp_path, Events())
     assert "\n" not in str(caught.value)
 
 

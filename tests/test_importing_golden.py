@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dp_lora.diffusion import add_noise, loss_per_row
+from dp_lora.diffusion import diffuse, loss_per_row
 from dp_lora.models.autoencoder import build_autoencoder, decode, encode
 from dp_lora.models.folder import Model, load_model, save_model
 from dp_lora.models.importing import import_model
@@ -102,7 +102,7 @@ def test_the_kl_autoencoder_gives_the_original_s_posterior_and_pictures(folders)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_of_each_row_is_the_original_s(folders, name):
     model, io = imported(folders, name), arrays(name)
-    noisy = add_noise(io["loss_x0"], io["loss_noise"], model.scheduler.alphas_cumprod, io["loss_t"])
+    noisy = diffuse(io["loss_x0"], io["loss_noise"], model.scheduler.alphas_cumprod, io["loss_t"])
     close(noisy, io["loss_x_noisy"], 2e-6)
     with torch.no_grad():
         context = model.class_embedding[io["loss_class_id"]].unsqueeze(1)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
+from mlflow import MlflowClient
 from PIL import Image
 
 from dp_lora.config import load
@@ -20,6 +21,7 @@ from dp_lora.data import extraction
 from dp_lora.data.layout import read_dataset
 from dp_lora.data.parquet import Wanted, open_file, read_batches
 from dp_lora.data.png import SIGNATURE, as_png, decode_png, encode_png, is_whole_png
+from dp_lora.errors import PRIVATE_PICTURE
 from dp_lora.files import digest_file, read_json
 from tests.support.download_server import Server, serving
 from tests.support.prepare_call import Project
@@ -267,6 +269,15 @@ def test_a_fault_is_one_line_that_names_file_and_row(
     hub.files[path_of(FILES[1])] = make(FILES[1])
     project.refused("celebahq", SETTINGS, FILES[1], *words)
     assert project.shown() == []
+
+
+def test_the_run_s_record_names_no_row_of_a_bad_picture(project: Project, hub: Server, one_process: None, store: str):
+    hub.files[path_of(FILES[1])] = _with(FILES[1], 17, b"hello")
+    project.refused("celebahq", SETTINGS, "row 17")
+    client = MlflowClient(store)
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    (newest,) = client.search_runs(ids, max_results=1, order_by=["attributes.start_time DESC"])
+    assert newest.data.tags["error"] == PRIVATE_PICTURE
 
 
 def test_what_was_good_before_a_fault_is_kept(

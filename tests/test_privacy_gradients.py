@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.setups import stock_copy
 from benchmarks.steps import StockModel
-from dp_lora.diffusion import add_noise, loss_per_row, target
+from dp_lora.diffusion import diffuse, loss_per_row, target
 from dp_lora.models.adapters import EMBEDDING
 from dp_lora.models.targets import lora_targets
 from dp_lora.privacy.clipping import clip_factors, clipped_sum
@@ -33,7 +33,7 @@ def loop_over_units(config, model, adapter, parameters, latents, labels, units, 
                 noise = torch.from_numpy(draws[picture].standard_normal(latents.shape[1:], dtype=np.float32))[None]
                 x0 = torch.from_numpy(latents[picture])[None]
                 context = adapter.embedding[labels[picture]][None, None]
-                prediction = model.unet(add_noise(x0, noise, alphas, t[None]), t[None], context).sample
+                prediction = model.unet(diffuse(x0, noise, alphas, t[None]), t[None], context).sample
                 losses.append(loss_per_row(prediction, target(x0, noise, alphas, t[None], kind)))
         loss = torch.cat(losses).mean()
         found.append(torch.autograd.grad(loss, list(parameters.values()), allow_unused=True))
@@ -110,7 +110,7 @@ def test_opacus_finds_the_same_per_sample_gradients_for_the_whole_adapter_and_th
     t = torch.tensor([int(draws[picture].integers(low, high)) for picture in range(6)])
     noise = np.stack([draws[picture].standard_normal(latents.shape[1:], dtype=np.float32) for picture in range(6)])
     x0, noise = torch.from_numpy(latents), torch.from_numpy(noise)
-    prediction = hooked(add_noise(x0, noise, alphas, t), t, torch.from_numpy(labels))
+    prediction = hooked(diffuse(x0, noise, alphas, t), t, torch.from_numpy(labels))
     wanted = target(x0, noise, alphas, t, model.scheduler.config["prediction_type"])
     loss_per_row(prediction, wanted).sum().backward()
     for name, parameter in peft.items():

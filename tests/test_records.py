@@ -18,7 +18,13 @@ from dp_lora.cli.house import close_house
 from dp_lora.cli.pipelines import PIPELINES
 from dp_lora.cli.record import is_public, operator_folder, public_lock, record, stage_folders
 from dp_lora.config import ROOT, load
+from dp_lora.data.captions import read_text
+from dp_lora.data.contact_sheet import write_contact_sheet
+from dp_lora.data.fingerprint import fingerprint
+from dp_lora.data.folder import folder_pictures, list_pictures
 from dp_lora.data.layout import read_dataset
+from dp_lora.data.metadata_table import Stated
+from dp_lora.data.open_picture import look_at, read_picture
 from dp_lora.data.prepare import prepare_private
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.evaluation.cache import Cache
@@ -362,6 +368,90 @@ def test_a_bad_private_picture_is_named_on_the_terminal_and_not_in_the_store(cli
     done = client.get_run(run.run_id)
     assert (done.info.status, done.data.tags["error"]) == ("FAILED", PRIVATE_PICTURE)
     assert told(tmp_path, {b"anna-larsson"}) == []
+
+
+def spoil_caption(folder: Path, how: str) -> None:
+    text = folder / "cat/anna-larsson-0.txt"
+    if how == "not UTF-8":
+        text.write_bytes("the caption of anna-larsson".encode("utf-16"))
+    elif how == "too long":
+        text.write_text("the caption of anna-larsson " * 5000)
+    elif how == "empty":
+        text.write_text("")
+    elif how == "no picture":
+        text.with_suffix(".png").unlink()
+    elif how == "a link":
+        text.unlink()
+        text.symlink_to("/etc/hostname")
+    elif how == "another ending":
+        text.rename(text.with_suffix(".caption"))
+    elif how == "a number in a table":
+        (folder / "metadata.jsonl").write_text('{"file_name": "cat/anna-larsson-0.png", "label": "cat", "text": 7}')
+    elif how == "no column":
+        (folder / "metadata.jsonl").write_text('{"file_name": "cat/anna-larsson-0.png", "anna-larsson": "cat"}')
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "not UTF-8",
+        "too long",
+        "empty",
+        "no picture",
+        "a link",
+        "another ending",
+        "a number in a table",
+        "no column",
+    ],
+)
+def test_a_bad_caption_is_named_on_the_terminal_and_neither_its_name_nor_its_text_is_in_the_store(
+    client, tmp_path, how
+):
+    spoil_caption(folder_of_pictures(tmp_path / "pictures", 4), how)
+    config = load("folder", {}, f"data.path={tmp_path}/pictures {CLASSES} data.captions=true")
+    with pytest.raises(InputError, match="anna-larsson") as caught, tracking.run("prepare", config) as run:
+        prepare_private(config, tmp_path / "out", run)
+    assert "caption of" not in str(caught.value)
+    done = client.get_run(run.run_id)
+    assert (done.info.status, done.data.tags["error"]) == ("FAILED", PRIVATE_PICTURE)
+    assert told(tmp_path, {b"anna-larsson", b"caption of"}) == []
+
+
+def test_the_number_of_bad_pictures_is_told_on_the_terminal_alone(client, tmp_path):
+    pictures = folder_of_pictures(tmp_path / "pictures", 6)
+    for path in pictures.rglob("*.png"):
+        path.write_text("anna-larsson")
+    config = load("folder", {}, f"data.path={pictures} {CLASSES}")
+    with pytest.raises(InputError, match="name 6 files"), tracking.run("prepare", config) as run:
+        prepare_private(config, tmp_path / "out", run)
+    assert client.get_run(run.run_id).data.tags["error"] == PRIVATE_PICTURE
+    assert told(tmp_path, {b"anna-larsson", b"6 files"}) == []
+
+
+def test_whatever_looks_at_the_folder_or_draws_its_sheet_records_no_name(tmp_path):
+    """Else one caller that forgets its boundary would put a private name into the store."""
+    good, bad = folder_of_pictures(tmp_path / "good", 8), folder_of_pictures(tmp_path / "bad", 2)
+    picture, text = bad / "cat/anna-larsson-0.png", bad / "cat/anna-larsson-0.txt"
+    for path in (picture, text):
+        path.write_bytes("anna-larsson".encode("utf-16"))
+    prepare_private(load("folder", {}, f"data.path={good} {CLASSES}"), tmp_path / "out", Events())
+    for path in (tmp_path / "out/images").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    stated = Stated(("cat", "dog"))
+    for read in (
+        lambda: list_pictures(bad, stated),
+        lambda: list(folder_pictures(bad, stated, 16, 1, Events())),
+        lambda: fingerprint(bad, stated),
+        lambda: read_text(text, bad),
+        lambda: look_at(picture, 16),
+        lambda: read_picture(picture, 16, 1),
+        lambda: read_dataset(tmp_path / "out", ["cat", "dog"], "train").images([0]),
+        lambda: read_dataset(tmp_path / "out", ["emu"], "train"),
+        lambda: write_contact_sheet(tmp_path / "out", ["cat", "dog"], tmp_path / "sheet.png"),
+    ):
+        with pytest.raises(InputError, match="anna-larsson") as caught:
+            read()
+        assert caught.value.public == PRIVATE_PICTURE
 
 
 def test_a_bad_picture_leaves_no_name_in_the_run_that_mlflow_made(client, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dp_lora.diffusion import add_noise, target
+from dp_lora.diffusion import diffuse, target
 from dp_lora.errors import InputError
 from dp_lora.models.folder import load_model, load_vae, module_digest
 from dp_lora.models.info import load_info, model_digest
@@ -137,7 +137,7 @@ def test_the_loss_is_the_diffusion_loss_on_the_noised_latents(prediction_type):
         a = module.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
         noise = (noisy - a.sqrt() * rows) / (1 - a).sqrt()
         assert torch.equal(
-            add_noise(rows, noise, module.scheduler.alphas_cumprod, t).isfinite().all(), torch.tensor(True)
+            diffuse(rows, noise, module.scheduler.alphas_cumprod, t).isfinite().all(), torch.tensor(True)
         )
         return target(rows, noise, module.scheduler.alphas_cumprod, t, prediction_type)
 

@@ -17,7 +17,7 @@ from dp_lora.config import Config, load
 from dp_lora.data.fingerprint import fingerprint
 from dp_lora.data.metadata_table import Stated
 from dp_lora.errors import InputError
-from dp_lora.files import digest_file
+from dp_lora.files import digest_file, read_json, write_json
 from tests.support.prepare_call import clone, commit_all
 from tests.support.tiny import TINY, tiny_config, tiny_dataset
 from tests.support.tiny_project import run
@@ -131,6 +131,44 @@ def test_what_other_experiments_and_kept_trees_made_of_the_folder_goes_too(place
     prepared.look(mine)
     assert not any(path.exists() for path in held)
     assert all(path.exists() for path in spared)
+
+
+@pytest.mark.parametrize("content", ["", "{", '"an earlier form"', "[]", '{"seal": "0"}', '{"origin": "x"}'])
+def test_a_broken_seal_of_another_experiment_stops_nobody_and_of_this_one_counts_as_none(place, content):
+    mine = own_config(place / "pictures")
+    other = load("standin", {}, f"{TINY} data.source=folder data.path={place / 'pictures'}")
+    for config in (other, mine):
+        prepared.private_folder(prepared.caches(config))
+        (prepared.caches(config) / prepared.SEAL).write_text(content)
+        assert not prepared._is_sealed(config, prepared._pictures(config))
+    prepared.look(mine)
+    assert not pipelines.private_data(mine).exists()
+    assert not prepared.caches(mine).exists()
+    assert prepared.caches(other).exists()
+
+
+def test_a_seal_from_before_there_were_captions_still_holds_and_still_names_its_folder(place):
+    """Else an update would forget which other datasets a withdrawn picture has to leave."""
+    mine = own_config(place / "pictures")
+    file = prepared.caches(mine) / prepared.SEAL
+    seal = read_json(file)
+    for name in prepared.CAPTIONS:
+        del seal["origin"][name]
+    write_json(file, seal)
+    prepared.look(mine)
+    assert pipelines.private_data(mine).exists()
+    other = load("standin", {}, f"{TINY} data.source=folder data.path={place / 'pictures'}")
+    (place / "pictures/x/3.png").unlink()
+    prepared.look(other)
+    assert not pipelines.private_data(mine).exists()
+
+
+def test_a_class_that_another_experiment_lacks_removes_its_dataset_and_refuses_nothing_here(place):
+    """Else the folder's new class would stop this experiment, with an error about another one's classes."""
+    one_more = load("standin", {}, f"{TINY} data.source=folder data.path={place / 'pictures'} data.classes=[x,y,z]")
+    draw(place / "pictures/z/0.png", 7)
+    prepared.look(one_more)
+    assert not pipelines.private_data(own_config(place / "pictures")).exists()
 
 
 def test_a_dataset_that_is_put_back_is_not_taken_for_the_prepared_one(place):

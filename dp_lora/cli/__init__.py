@@ -2,7 +2,7 @@
 
 import os
 
-# before torch is imported. Threads that sleep at once wake up late, which cost an idle machine 35%; those that spin as
-# long as OpenMP lets them take the cores from whoever shares it: a short while is near the best on both
+# Set before torch is imported. OpenMP's threads that sleep at once wake up late: 35% slower on an idle machine. Threads
+# that spin without a limit take the cores from other programs. A short spin is near the best on both.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")

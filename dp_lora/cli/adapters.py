@@ -1,4 +1,4 @@
-"""The adapter, and its base, that a command works on: found by what names them, and told to its run."""
+"""Find the adapter and the base model that a command works on, and record both in the command's run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +21,10 @@ def adapter_folder(call: Call) -> Path:
 
 
 def find_adapter(named: str, key: str) -> Path:
-    """The folder of an adapter that a path or run id stands for; InputError, which calls it `key`, where none is.
+    """The folder of the adapter that a path or run id names; `key` is the parameter's name in errors.
 
-    And where the folder of that run holds what a later run has put there: its privacy is not that run's.
+    Raises InputError for a folder without an adapter, and for one in which a later run has replaced the named run's
+    adapter: the new one has another privacy.
     """
     folder = _adapter_in(tracking.resolve_input(named, key), f"{key}={named}")
     if tracking.existing_path(named) is None:
@@ -49,7 +50,7 @@ def _adapter_in(folder: Path, shown: str) -> Path:
 def track_adapter(
     run: tracking.TrackedRun, adapter: Path, info: Mapping[str, Any], statement: Mapping[str, Any], config: Config
 ) -> None:
-    """Say in a run which adapter it works on, whose privacy that is, and link the fine-tuning that made it."""
+    """Record in a run which adapter it works on, with the adapter's privacy, and link the fine-tuning that made it."""
     run.dataset("adapter", adapter, context="adapter", private=not statement["private"])
     run.tags({"adapter": relative(adapter), "base": info["base"]["path"]})
     track_privacy(run, statement, config)
@@ -57,7 +58,7 @@ def track_adapter(
 
 
 def find_base(named: Mapping[str, str], config: Config, whose: str) -> Path:
-    """The base model with this path and digest: where the path says, or at model.base; InputError for another."""
+    """The folder with the base model of this digest: at this path, else at model.base; else InputError."""
     from dp_lora.models.info import model_digest
 
     for folder in (ROOT / named["path"], base_folder(config)):

@@ -1,4 +1,4 @@
-"""What a command changed in files that git has: said, and how to put them back."""
+"""Say which committed files a command changed, and how to put them back."""
 
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from dp_lora.config import ROOT, relative
 
 @contextmanager
 def telling_changes() -> Iterator[None]:
-    """Afterwards say which of the pipelines' parameters and locks, and data.dvc, differ from before and from git's."""
+    """At the end, say which params.yaml, dvc.lock and data.dvc differ both from before and from the last commit."""
     files = [path for pipeline in PIPELINES.values() for path in (pipeline.params, pipeline.lock)]
     files.append(ROOT / "data.dvc")
 

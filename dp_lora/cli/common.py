@@ -1,4 +1,4 @@
-"""What all entry points share: parameters, configuration, error lines, the tracked run and its folder."""
+"""All entry points share this: parameters, configuration, error lines, the tracked run and its folder."""
 
 import math
 import resource
@@ -70,12 +70,12 @@ class Call:
     def of_adapter(self, statement: Mapping[str, Any], rank: int) -> "Call":
         """This call with the privacy and rank of the adapter that it works on, whatever the config's file says.
 
-        So that name, params and config.yaml of the run are those of what was drawn and scored.
+        The run's name, params and config.yaml then describe the adapter whose images are drawn or scored.
         """
         privacy = self.config.privacy
-        # the released accounting states no target; what states neither was trained without privacy
+        # the released accounting states no target epsilon; a statement without both was trained without privacy
         eps = statement.get("target_epsilon", privacy.eps if "accounting" in statement else math.inf)
-        # delta too is the run's own target, not the sum over what was spent before
+        # delta too is the run's own target, not the sum with earlier releases
         delta = statement.get("target_delta", statement.get("delta", privacy.delta))
         stated = {name: statement[name] for name in ("k", "max_grad_norm", "accounting") if name in statement}
         config = replace(
@@ -87,7 +87,7 @@ class Call:
 
     @property
     def child(self) -> bool:
-        """A stage that DVC started opens a run of its own below the caller's."""
+        """Whether DVC started this stage: its run is then a child of the caller's run."""
         return self.out is not None
 
     @property
@@ -106,7 +106,7 @@ class Call:
             yield run, folder
             close_house(self.config)
             for name, value in peak_memory().items():
-                # of work on private pictures it tells how many there are, or were drawn
+                # the memory of work on private pictures depends on how many there are, or were drawn
                 run.metric(f"private/{name}" if STAGES[self.stage].reads_private else name, value)
             record(run, self.stage, self.config)
 
@@ -115,7 +115,7 @@ class Call:
         return relative(self.out) if self.out else f"runs/RUN_ID/{name}".rstrip("/")
 
     def print_dry_run(self, facts: Mapping[str, Any], writes: list[str]) -> None:
-        """Print what would be done, the run that every call makes among it; nothing is touched."""
+        """Print what the call would do and write, the MLflow run included; change nothing."""
         click.echo(resolved_yaml(self.config), nl=False)
         for name, value in facts.items():
             click.echo(f"{name}: {value}")
@@ -123,7 +123,7 @@ class Call:
 
 
 def peak_memory() -> dict[str, float]:
-    """The most memory that this process or one that it started has held, in GiB; on a GPU the most of its tensors."""
+    """Peak memory of this process, or of one that it started, in GiB; on a GPU also the peak of its tensors."""
     held = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     peaks = {"peak_memory_gib": max(held) / 2**20}
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
@@ -134,9 +134,9 @@ def peak_memory() -> dict[str, float]:
 def track_privacy(
     run: tracking.TrackedRun, statement: Mapping[str, Any], config: Config, step: int | None = None
 ) -> None:
-    """Give a run the privacy of its adapter as metrics of its own, so that one chart shows scores against epsilon.
+    """Log the adapter's privacy as metrics of this run, so that one chart can show scores against epsilon.
 
-    `config` is the adapter's own (`Call.of_adapter`); `step` is that at which epsilon and delta were spent.
+    `config` is the adapter's (`Call.of_adapter`); `step` is the last step that spent privacy.
     """
     for name in ("epsilon", *EPSILONS, "delta"):
         if name in statement:
@@ -150,7 +150,7 @@ def track_privacy(
 
 
 def repeat_command(stage: str, config: Config, inputs: Mapping[str, str]) -> str:
-    """The command that makes this run again on its own, whoever started it: what differs from the config's file."""
+    """The command that repeats this run alone, whoever started it; it names what differs from the config's file."""
     plain = filed(config.experiment.name)
     changed = {key: override_text(value) for key, value in flatten(config).items() if value != plain[key]}
     given = {"config": config.experiment.name, **{name: value for name, value in inputs.items() if value}}
@@ -194,7 +194,7 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
 
 
 def _how_to_go_on(call: Call) -> str:
-    """What to type after a stop: a fine-tuning that `mlflow run` started has a working folder of its own."""
+    """What to type after a stop: `mlflow run` typed again would begin another working folder; train.resume names it."""
     run_id = tracking.joined_run_id()
     own = call.stage == "finetune" and call.joined and not call.config.privacy.reproducible
     if not own or run_id is None or not (operator_folder(run_id) / LEDGER).exists():
@@ -230,7 +230,7 @@ def _one_line_usage(command: click.Command, ctx: click.Context) -> Iterator[None
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
-        # the bare message of an unknown option: what click guesses beside it may be hidden
+        # of an unknown option the bare message: the option that click guesses may be a hidden one
         unknown = isinstance(error, click.NoSuchOption)
         line = " ".join((error.message if unknown else error.format_message()).split()).rstrip(".")
         if isinstance(error, click.NoSuchOption):
@@ -243,7 +243,7 @@ def _one_line_usage(command: click.Command, ctx: click.Context) -> Iterator[None
 
 def _require_device(config: Config) -> None:
     if config.compute.device == "cuda":
-        # before anything is made, or a run opened
+        # a missing GPU is refused before anything is made or a run is opened
         from dp_lora.models.device import pick_device
 
         pick_device(config.compute.device)
@@ -266,7 +266,7 @@ def _options(stage: str, parts: tuple[str, ...]) -> list[Callable]:
         for name in row.parameters
     ]
     options.append(click.option("--dry-run", is_flag=True, help="print what would be done, touch nothing"))
-    # the two by which a DVC stage says what it resolved and where the result goes
+    # stages of DVC pass these two: the resolved config, and where the result goes
     options.append(click.option("--resolved", type=click.Path(path_type=Path), hidden=True))
     options.append(click.option("--out", type=click.Path(path_type=Path), hidden=True))
     if parts:
@@ -276,7 +276,7 @@ def _options(stage: str, parts: tuple[str, ...]) -> list[Callable]:
 
 @contextmanager
 def one_line_errors(child: bool = False) -> Iterator[None]:
-    """End bad input, a full disk, Ctrl-C in one line and a status other than 0; mark the run of `mlflow run`."""
+    """Turn bad input, a full disk and Ctrl-C into one line and an exit status; mark the run that `mlflow run` made."""
     try:
         yield
     except SaidError as error:
@@ -285,13 +285,13 @@ def one_line_errors(child: bool = False) -> Iterator[None]:
     except InputError as error:
         _stop(str(error), 1, child, error.public)
     except OSError as error:
-        # a file's name may be a private picture's; of a copy the second one is where it goes
+        # the name may be a private picture's, so it stays on the terminal; of a copy, filename2 is the target
         name = error.filename2 or error.filename
         where = f": {name}" if name else ""
         what_to_do = "; make room, then the same command goes on" if full_disk(error) else ""
         _stop(f"{error.strerror or error}{where}{what_to_do}", 1, child, error.strerror or type(error).__name__)
     except SafetensorError as error:
-        # one that is damaged
+        # the file is damaged
         _stop(f"a file of tensors: {error}", 1, child, "a file of tensors cannot be read")
     except KeyboardInterrupt as error:
         (how,) = getattr(error, "__notes__", [GOES_ON])[:1]

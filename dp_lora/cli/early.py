@@ -1,6 +1,6 @@
-"""What depends on the command line, the config, a listing or a small file alone: refused before torch and before DVC.
+"""Refuse bad input that a listing or a small file shows, before torch is imported and DVC is started.
 
-What a stage would refuse of it minutes later, the command that the user typed refuses at once, a dry run too.
+A stage would refuse it minutes later; the command that the user typed refuses it at once, a dry run too.
 """
 
 from pathlib import Path
@@ -11,15 +11,15 @@ from dp_lora.cli.pipelines import base_folder, pipeline_of, require_base
 from dp_lora.config import Config
 from dp_lora.config.prompts import drawn_prompts
 from dp_lora.config.rules import check_shape, check_text
-from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
+from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from dp_lora.models.pipeline_index import is_pipeline
 
 
 def refuse(call: Call) -> None:
-    """Raise InputError for pictures, base or adapter that the work of `call` could not be done with.
+    """Raise InputError for pictures, a base or an adapter that `call` cannot work with.
 
-    A stage that DVC started is not looked at: the command that started it was.
+    Does nothing in a stage that DVC started: the command that started DVC has checked the same.
     """
     config = call.config
     if call.child:
@@ -44,8 +44,7 @@ def _refuse_pictures(config: Config) -> None:
     from dp_lora.data.folder import list_pictures
     from dp_lora.data.metadata_table import Stated
 
-    with private_names(PRIVATE_PICTURE):
-        list_pictures(Path(data.path), Stated.of(config))
+    list_pictures(Path(data.path), Stated.of(config))
 
 
 def _refuse_no_classes(config: Config) -> None:
@@ -55,7 +54,7 @@ def _refuse_no_classes(config: Config) -> None:
 
 
 def _refuse_base(config: Config, *, made_anew: bool) -> None:
-    """InputError for a base of another size or other channels; `made_anew`: one of the pipeline's own is not read."""
+    """InputError for a base of another size or other channels; `made_anew`: one that the pipeline makes is not read."""
     require_base(config)
     base = base_folder(config)
     if is_pipeline(base):

@@ -1,4 +1,4 @@
-"""Where a fine-tuning starts and where it works: resolved once, and refused before any work."""
+"""Resolve once where a fine-tuning starts and where it works, and refuse bad settings before any work."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +12,22 @@ from dp_lora.cli.record import LEDGER, operator_folder
 from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
-from dp_lora.privacy.composition import Part, parent_parts
+from dp_lora.privacy.composition import ReleaseCost, parent_parts
 from dp_lora.statement import read_privacy
 
 if TYPE_CHECKING:
     from dp_lora.privacy.plan import PrivacyPlan
     from dp_lora.training.resolved import Resolved
 
-KEPT = "runs/DIGEST (ledger and checkpoints)"  # what stays of a private fine-tuning, as a dry run shows it
+KEPT = "runs/DIGEST (ledger and checkpoints)"  # a dry run's name for the working folder
 
 
 def resolve(config: Config) -> "Resolved":
-    """Base, plan, parent, pictures and what train.resume names; a base that is there is checked.
+    """Resolve base, plan, parent, pictures and the folder that train.resume names; check a base that exists.
 
-    Raises InputError for what would be refused after the work upstream, LoRA targets and seed file among it.
+    Raises InputError for bad LoRA targets, a bad seed file and all else that would be refused after the work upstream.
     """
-    # scipy; and torch and diffusers where the base is not there yet
+    # imported late: scipy, and torch and diffusers where the base does not exist yet
     from dp_lora.models.shapes import base_shapes
     from dp_lora.models.targets import matched_modules
     from dp_lora.training.plan import make_plan
@@ -46,7 +46,7 @@ def resolve(config: Config) -> "Resolved":
 
         read_secret(Path(config.privacy.seed_file))
     resumed, plan = _named_by_resume(config), make_plan(config)
-    # a release names no folder of this machine
+    # a release must not name a folder of this machine
     shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
     latents = caches(config) / "latents"
     parent = _parent(config, plan)
@@ -74,8 +74,8 @@ def _named_by_resume(config: Config) -> Path | None:
     return working
 
 
-def _parent(config: Config, plan: "PrivacyPlan") -> tuple[Part, ...]:
-    """What the fine-tuning that privacy.parent names has spent, its own parents included; none where it is null."""
+def _parent(config: Config, plan: "PrivacyPlan") -> tuple[ReleaseCost, ...]:
+    """The privacy cost of the fine-tuning that privacy.parent names, its own parents included; empty for null."""
     if config.privacy.parent is None:
         return ()
     statement = read_privacy(find_adapter(config.privacy.parent, "privacy.parent"))
@@ -83,10 +83,10 @@ def _parent(config: Config, plan: "PrivacyPlan") -> tuple[Part, ...]:
 
 
 def working_folder(call: Call, start: "Resolved", folder: Path, bound: dict[str, Any]) -> Path:
-    """Where plan, ledger and checkpoints lie: outside of a stage's output, which DVC deletes before it runs again.
+    """The folder of plan, ledger and checkpoints: outside a stage's output, which DVC deletes before it runs again.
 
-    A direct call goes on when it is typed again; a replay has one ledger wherever it is called from, so that one noise
-    is never added to two sums. A run that `mlflow run` made has a folder of its own, which train.resume names.
+    A direct call that is typed again finds the same folder and goes on. All calls of a replay share one ledger, so that
+    one noise is never added to two sums. A run that `mlflow run` made has its own folder, which train.resume names.
     """
     from dp_lora.training.run_folder import working_folder
 

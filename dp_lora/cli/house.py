@@ -1,4 +1,4 @@
-"""The folders that private things lie in, closed to everybody but their owner."""
+"""Close the folders that hold private files to everybody but their owner."""
 
 from dp_lora.cli.pipelines import RUNS, outputs
 from dp_lora.config import ROOT, Config
@@ -8,8 +8,8 @@ from dp_lora.files import private_folder
 def close_house(config: Config) -> None:
     """Let nobody but their owner into data/, runs/, an experiment's outputs and DVC's own cache: mode 0700.
 
-    What our commands write of private things has modes of its own, but DVC checks files out, and keeps them in its
-    cache, readable by all: it leaves the folder above as it finds it. A cache elsewhere is its owner's to close.
+    Our commands write private files with mode 0600. DVC's copies, in the tree and in its cache, are readable by all;
+    it keeps the mode of the folder above. Whoever moves the cache elsewhere has to close it there.
     """
     for folder in (ROOT / "data", RUNS, outputs(config), ROOT / ".dvc" / "cache"):
         if folder.is_dir():

@@ -1,4 +1,4 @@
-"""The pipelines as DVC runs them: their parameters, and how to make what is missing."""
+"""Run the pipelines by DVC: write their parameters, make missing folders."""
 
 import json
 import os
@@ -53,9 +53,9 @@ def read_params(pipeline: Pipeline) -> dict[str, str]:
 
 
 def dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
-    """Run DVC at the project's root with this interpreter. Stopped, it stops its stages.
+    """Run DVC at the project's root with this interpreter. When it is stopped, its stages are stopped too.
 
-    Raises SaidError where it fails: DVC or the stage has said why.
+    Raises SaidError where it fails: DVC or the stage has printed the reason.
     """
     command = [sys.executable, "-m", "dp_lora.cli.quiet_dvc", *arguments]
     environment = {**os.environ, **(environment or {}), "DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
@@ -93,29 +93,29 @@ def _parameters(pipeline: Pipeline, values: Mapping[str, str]) -> Iterator[None]
 
 
 def absent(*folders: Path) -> list[Path]:
-    """Those of `folders` that are not there."""
+    """The folders that do not exist."""
     return [folder for folder in folders if not folder.exists()]
 
 
 def would_make(config: Config, *folders: Path) -> list[str]:
-    """What `make_missing` would write to make what is missing of these folders, as a dry run shows it."""
-    # what comes from outside no stage makes
+    """The paths that `make_missing` would write for these folders, as a dry run shows them."""
+    # no stage makes a folder that comes from outside
     outside = from_outside(config)
     missing = [relative(folder) for folder in absent(*folders) if folder not in outside]
     if not missing:
         return []
     pipeline = pipeline_of(config)
     made = list(pipeline.made)
-    # of what the experiments share, each stage needs those before it
+    # each shared stage needs the shared stages before it
     shared = made[: max((made.index(folder) + 1 for folder in missing if folder in made), default=0)]
     upstream = [folder for folder in shared if not (ROOT / folder).exists()]
     return [pipeline.resolved, relative(pipeline.lock), *upstream, *(name for name in missing if name not in shared)]
 
 
 def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[str, str], *folders: Path) -> None:
-    """Make by `dvc repro STAGE` what is missing upstream, and say so; nothing is run where all is there.
+    """Make missing folders by `dvc repro STAGE`, and say so; run nothing where all of them exist.
 
-    Raises InputError, which says what to type, for what has to come from outside.
+    Raises InputError, which says what to type, for a missing folder that comes from outside.
     """
     require(config, folders)
     missing = absent(*folders)
@@ -130,6 +130,6 @@ def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[
     targets = [pipeline.target(stages[folder]) for folder in missing]
     click.echo(f"{', '.join(relative(f) for f in missing)} missing: dvc repro {' '.join(targets)}", err=True)
     wanted = {name: typed[name] for name in ("config", "seed", "overrides") if name in typed}
-    # stages that DVC starts read params.yaml; it comes back as it was
+    # the stages read params.yaml: it is written for them and restored afterwards
     with _parameters(pipeline, {"config": config.experiment.name, **wanted}):
         dvc("repro", *targets, environment=environment)

@@ -1,7 +1,7 @@
-"""The pipelines, one per shape of experiment, and where what their stages share lies.
+"""The pipelines, one per shape of experiment, and the folders that their stages share.
 
-A config belongs to the pipeline whose folders of things from outside it names: checkpoint.folder, public.folder and
-data.folder. These lie below data/, are made by `prepare`, tracked by data.dvc, and never written by a stage.
+A config belongs to the pipeline with the same checkpoint.folder, public.folder and data.folder. These folders lie below
+data/; `prepare` makes them, data.dvc tracks them, and no stage writes to them.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -79,7 +79,7 @@ PIPELINES = {
 
 
 def outside_folders(config: Config) -> tuple[str | None, str | None, str | None]:
-    """The folders of checkpoint, public and private pictures that `prepare` makes; None: there is none from outside."""
+    """The folders below data/ that `prepare` makes: checkpoint, public pictures, private pictures; None if unused."""
     return config.checkpoint.folder, config.public.folder, config.data.folder
 
 
@@ -100,7 +100,7 @@ def outputs(config: Config) -> Path:
 
 
 def private_data(config: Config) -> Path:
-    """The private dataset: prepared from outside, or by a stage of the experiment's own."""
+    """Folder of the private dataset: below data/, or made by a stage of the experiment."""
     return ROOT / config.data.folder if config.data.folder else outputs(config) / "data"
 
 
@@ -115,7 +115,7 @@ def public_data(config: Config) -> Path:
 
 
 def autoencoder_folder(config: Config) -> Path:
-    """What `pretrain_ae` makes in the config's pipeline."""
+    """The folder that `pretrain_ae` makes in the config's pipeline."""
     return ROOT / "outputs" / pipeline_of(config).name / "autoencoder"
 
 
@@ -133,7 +133,7 @@ def from_outside(config: Config) -> list[Path]:
 
 
 def require_base(config: Config) -> None:
-    """InputError for a model.base that is not there and that no stage makes."""
+    """InputError for a model.base that does not exist and that no stage makes."""
     base = base_folder(config)
     if config.model.revision is not None and not base.exists():
         raise InputError(
@@ -145,7 +145,7 @@ def require_base(config: Config) -> None:
 
 
 def _made_by_prepare(config: Config) -> list[Path]:
-    """What nothing but `prepare` makes: what is from outside and, without DVC, each dataset."""
+    """The folders that only `prepare` makes: those below data/ and, without DVC, each dataset."""
     made = from_outside(config)
     if not IN_CLONE:
         made += [private_data(config), *([public_data(config)] if config.checkpoint.folder is None else [])]
@@ -153,7 +153,7 @@ def _made_by_prepare(config: Config) -> list[Path]:
 
 
 def what_to_type(config: Config, folders: Iterable[Path]) -> str | None:
-    """One line that says how to get those of `folders` that `prepare` alone makes and that are not there, or None."""
+    """One line that says how to get the missing ones of `folders` that only `prepare` makes; None where none is."""
     outside = from_outside(config)
     missing = [
         relative(folder)
@@ -170,7 +170,7 @@ def what_to_type(config: Config, folders: Iterable[Path]) -> str | None:
 
 
 def to_bring(config: Config) -> dict[str, str]:
-    """What a dry run says has to be typed first; empty where all that comes from outside is there."""
+    """A dry run's line that says what to type first; empty where no folder from outside is missing."""
     line = what_to_type(config, from_outside(config))
     return {} if line is None else {"first": line}
 
@@ -185,7 +185,7 @@ def require_distance(config: Config) -> None:
 
 
 def require(config: Config, folders: Collection[Path]) -> None:
-    """InputError that says what to type where one of `folders` is not there and no stage will make it."""
+    """InputError that says what to type where one of `folders` is missing and no stage will make it."""
     line = what_to_type(config, folders)
     if line is not None:
         raise InputError(line)

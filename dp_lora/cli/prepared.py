@@ -1,8 +1,8 @@
-"""Prepared private pictures against the operator's folder (data.path) as it is now: who was taken out must be gone.
+"""Compare prepared private pictures with the operator's folder (data.path): a withdrawn picture must be gone.
 
-A seal says from which folder a dataset was prepared, and which pictures lay there. The pictures are an HMAC under the
-secret of this place (runs/.key), and the seal lies in runs/working, in no file that DVC or a run keeps: nobody else can
-test by it whether a picture is in the folder.
+A seal says from which folder a dataset was prepared, and which pictures lay there, as an HMAC under the secret of this
+place (runs/.key). It lies in runs/working, which neither DVC nor a run keeps: nobody else can test by it whether a
+picture is in the folder.
 """
 
 import json
@@ -17,23 +17,25 @@ from typing import Any
 from dp_lora.cli.common import Call, relative
 from dp_lora.cli.pipelines import RUNS, WORKING, private_data
 from dp_lora.config import Config
-from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
+from dp_lora.errors import PRIVATE_PICTURE, InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_file, private_folder, read_json, write_json
 from dp_lora.operator_key import keyed_digest
 
 SEAL = "prepared_from.json"
 PRIVATE = "private"  # below runs/working
+ORIGIN = {"path", "classes", "by_person"}  # what every seal says of the folder that was read
+CAPTIONS = {"captions", "caption_column"}  # a seal of an earlier version lacks these, and still holds
 
 
 def caches(config: Config) -> Path:
-    """Folder of what is computed from one private dataset and kept: it goes when the dataset goes."""
+    """Folder of the caches that are computed from one private dataset; they are removed together with the dataset."""
     return WORKING / PRIVATE / (config.data.folder or config.experiment.name)
 
 
 @contextmanager
 def sealing(config: Config, folder: Path) -> Iterator[None]:
-    """Around the preparing of private pictures to `folder`: afterwards the dataset is sealed.
+    """Seal the private dataset that the block prepares in `folder`.
 
     Raises InputError where data.path changed meanwhile: nobody could say then which pictures were read.
     """
@@ -53,12 +55,12 @@ def sealing(config: Config, folder: Path) -> Iterator[None]:
 
 
 def look(config: Config) -> None:
-    """Remove private datasets, and all that is kept of them, that are not known to hold what data.path holds now.
+    """Remove private datasets, and their caches, unless a seal shows that they hold what data.path holds now.
 
-    This experiment's; others that were prepared from the same data.path; and both in the trees that `make reproduce`
-    keeps. So nothing is trained on or scored by a picture that was taken out, no copy of it stays in another place, and
-    DVC has to prepare the dataset anew. Says in a line what it removed. Raises InputError for a folder that cannot be
-    read as `prepare` reads it. Sources other than `folder` are not looked at: nobody withdraws from these.
+    Looks at this experiment's dataset, at others that were prepared from the same data.path, and at both in the trees
+    that `make reproduce` keeps. So no command trains or scores on a withdrawn picture, no copy of it stays elsewhere,
+    and DVC prepares the dataset anew. One line says what was removed. Raises InputError for a folder that `prepare`
+    would refuse. Looks at the source `folder` alone: nobody withdraws a picture from the others.
     """
     data = private_data(config)
     own = [path for path in (data, caches(config), *_unfinished(data)) if path.exists()]
@@ -70,7 +72,7 @@ def look(config: Config) -> None:
     if held:
         _remove(held)
         shown = ", ".join(map(relative, held))
-        Events().terminal(f"{shown}: removed: not known to be of what data.path holds now; made anew")
+        Events().terminal(f"{shown}: removed: data.path may hold other pictures by now; prepared anew")
 
 
 def _seals_of_others(config: Config) -> list[tuple[Path, dict[str, Any]]]:
@@ -78,32 +80,37 @@ def _seals_of_others(config: Config) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for root in (RUNS.parent, *sorted(RUNS.glob("reproduce/*/tree"))):
         for file in sorted((root / RUNS.name / WORKING.name / PRIVATE).rglob(SEAL)):
-            seal = read_json(file)
-            # a seal of an earlier form is a text, and names no folder: its own command removes it
-            if (
-                file.parent != caches(config)
-                and isinstance(seal, dict)
-                and seal["origin"]["path"] == _origin(config)["path"]
-            ):
+            seal = _read_seal(file)
+            # a seal that cannot be read names no folder: the command of its own experiment removes its dataset
+            if seal is not None and file.parent != caches(config) and seal["origin"]["path"] == _origin(config)["path"]:
                 found.append((root, {**seal, "caches": file.parent}))
     return found
 
 
 def _outdated(seals: list[tuple[Path, dict[str, Any]]], config: Config, pictures: str) -> Iterator[Path]:
-    """Datasets, and what is kept of each, of pictures that data.path does not hold now, which reads as `pictures`."""
-    known = {json.dumps(_origin(config)): pictures}  # each fingerprint reads the whole folder
+    """Datasets, and their caches, of other pictures than data.path holds now; `pictures` is its fingerprint."""
+    known: dict[str, str | None] = {json.dumps(_origin(config)): pictures}  # each fingerprint reads the whole folder
     for root, seal in seals:
         key = json.dumps(seal["origin"])
-        known[key] = known.get(key) or _fingerprint(**seal["origin"])
-        dataset = root / seal["dataset"]
-        if not _holds(root / RUNS.name, dataset, seal, known[key]):
+        if key not in known:
+            known[key] = _fingerprint_if_taken(seal["origin"])
+        dataset, now = root / seal["dataset"], known[key]
+        if now is None or not _holds(root / RUNS.name, dataset, seal, now):
             yield from (dataset, seal["caches"], *_unfinished(dataset))
 
 
-def require_prepared(call: Call) -> None:
-    """`look`, for what reads a private dataset that another command prepared; InputError for one of other settings.
+def _fingerprint_if_taken(origin: dict[str, Any]) -> str | None:
+    """None where `prepare` would refuse the folder as it is now: a class may be new that this experiment lacks."""
+    try:
+        return _fingerprint(**origin)
+    except InputError:
+        return None
 
-    A stage that DVC started cannot have it prepared anew: it raises InputError where `look` would remove something.
+
+def require_prepared(call: Call) -> None:
+    """Call `look` before the private dataset is read; InputError for a dataset that was prepared with other settings.
+
+    A stage that DVC started cannot prepare it anew, so that it raises InputError where `look` would remove something.
     """
     from dp_lora.data.prepare import check_prepared
 
@@ -133,8 +140,7 @@ def _fingerprint(path: str, classes: Sequence[str], **stated: Any) -> str:
     from dp_lora.data.fingerprint import fingerprint
     from dp_lora.data.metadata_table import Stated
 
-    with private_names(PRIVATE_PICTURE):
-        return fingerprint(Path(path), Stated(tuple(classes), **stated))
+    return fingerprint(Path(path), Stated(tuple(classes), **stated))
 
 
 def _seal(runs: Path, dataset: Path, pictures: str) -> str:
@@ -151,15 +157,24 @@ def _holds(runs: Path, dataset: Path, seal: dict[str, Any], pictures: str) -> bo
 
 def _is_sealed(config: Config, pictures: str) -> bool:
     """Whether the dataset is known to be of the pictures that lie in data.path now."""
+    seal = _read_seal(caches(config) / SEAL)
+    return seal is not None and _holds(RUNS, private_data(config), seal, pictures)
+
+
+def _read_seal(file: Path) -> dict[str, Any] | None:
+    """A seal as `sealing` writes it; None for a missing or broken file, and for one of an earlier form."""
     try:
-        seal = read_json(caches(config) / SEAL)
+        seal = read_json(file)
     except (OSError, ValueError):
-        return False
-    return isinstance(seal, dict) and _holds(RUNS, private_data(config), seal, pictures)
+        return None
+    whole = isinstance(seal, dict) and seal.keys() >= {"origin", "dataset", "seal"}
+    if not whole or not isinstance(seal["origin"], dict):
+        return None
+    return seal if seal["origin"].keys() in (ORIGIN, ORIGIN | CAPTIONS) else None
 
 
 def _unfinished(folder: Path) -> list[Path]:
-    """What a `prepare` that was killed has left beside `folder` (`files.whole_folder`): private pictures too."""
+    """Temporary folders, with private pictures, that a killed `prepare` left beside `folder` (`files.whole_folder`)."""
     return sorted(folder.parent.glob(f".{folder.name}.*.tmp"))
 
 

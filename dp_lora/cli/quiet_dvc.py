@@ -1,7 +1,7 @@
-"""DVC's command line as our commands start it: without advice that does not fit, and one line where a stage fails.
+"""DVC's command line without its advice to push, and with one line where a stage fails.
 
-`dvc repro` ends in the advice to `dvc push`, which uploads what was made from private pictures: whether that leaves the
-house is the operator's decision. Where a stage of ours fails, its own line has said why; DVC would add which command.
+`dvc repro` advises to `dvc push`, which would upload files made from private pictures: the operator alone decides that.
+A stage that failed has printed its own line; DVC would add a second one.
 """
 
 import logging
@@ -17,7 +17,7 @@ SAID = re.compile(r"failed to run: entrypoints/run .*, exited with (1|2|130)$") 
 
 
 def is_said(record: logging.LogRecord) -> bool:
-    """Whether a record tells of a stage that has told itself."""
+    """Whether a log record reports a stage that has printed its own error."""
     error = record.exc_info[1] if record.exc_info else None
     while error is not None:
         if SAID.match(str(error)):
@@ -27,7 +27,7 @@ def is_said(record: logging.LogRecord) -> bool:
 
 
 def without_push() -> None:
-    """Let DVC write all that it writes but PUSH."""
+    """Let DVC print everything except PUSH."""
     write = ui.write
 
     def kept(*objects: Any, **options: Any) -> None:

@@ -1,10 +1,10 @@
-"""What a run keeps so that `make reproduce` can make it again: digests of all files, and the state of DVC.
+"""Keep in a run the digests of its files and the state of DVC, so that `make reproduce` can make it again.
 
-This place alone decides it. A tracking store may be another machine, and its runs pass for public where no tag names
-what is private: of private pictures, and of what was made from them without a guarantee, a run keeps one digest under
-the operator's key, which says nothing to whoever lacks runs/.key and is another one in each run, so that no two of them
-tell whether the pictures were the same. No names, no numbers of files or bytes, no plain hash. What it takes to make a
-run again beyond that stays on this machine, in runs/operator/RUN_ID.
+No other module decides what a run keeps. A tracking store may be another machine, and people share runs. So of private
+pictures, and of files made from them without a guarantee, a run keeps one digest under the operator's key (runs/.key):
+it says nothing to anybody without the key, and it differs in each run, so that two runs do not show whether their
+pictures were the same. Names, numbers of files or bytes and plain hashes are not kept. All else that it takes to make
+a run again stays on this machine, in runs/operator/RUN_ID.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from dp_lora.tracking import TrackedRun
 
 FILES = "files"  # artifact: the digests
-STATE = "state"  # artifact folder: what may differ in a tree that is not dirty
+STATE = "state"  # artifact folder: files that may differ in a tree that is not dirty
 DATA_DVC = "data.dvc"
 LEDGER = "ledger.json"  # of a run's files on this machine: where the working folder of its fine-tuning is
 PUBLIC_RESULTS = {stage.folder for stage in STAGES.values() if stage.folder and stage.public}
-CODE = ("configs", "dp_lora", "entrypoints", "pipelines")  # what git holds of what stages depend on
+CODE = ("configs", "dp_lora", "entrypoints", "pipelines")  # the code and configs in git that stages depend on
 
 
 def record(run: "TrackedRun", stage: str, config: Config) -> None:
-    """Keep the digests of what the run made and of what lay upstream of it, and the state of DVC.
+    """Keep the digests of the run's result and of the folders upstream of it, and the state of DVC.
 
-    Nothing of a config that no pipeline knows: there is no stage that could make it again.
+    Keeps nothing for a config without a pipeline: no stage could make it again.
     """
     try:
         pipeline = pipeline_of(config)
@@ -54,12 +54,12 @@ def record(run: "TrackedRun", stage: str, config: Config) -> None:
         lock = yaml.safe_load(pipeline.lock.read_text(encoding="utf-8"))
         run.text(yaml.safe_dump(public_lock(lock), sort_keys=False), f"{STATE}/{pipeline.lock.name}")
     if (ROOT / DATA_DVC).exists():
-        # its one hash is of all below data/, private pictures among them
+        # its one hash covers all of data/, private pictures included
         keep_here(run.run_id, DATA_DVC, (ROOT / DATA_DVC).read_bytes())
 
 
 def operator_folder(run_id: str) -> Path:
-    """Where a run keeps what stays on this machine; there or not."""
+    """Folder of a run's files that stay on this machine; it may not exist."""
     return RUNS / "operator" / run_id
 
 
@@ -73,14 +73,14 @@ def keep_here(run_id: str, name: str, content: bytes) -> None:
 
 
 def signature(run_id: str) -> Callable[[str], str]:
-    """What turns the digest of a private folder into the one that the run keeps."""
+    """The function from the digest of a private folder to the keyed digest that the run keeps."""
     return lambda digest: keyed_digest(RUNS, ["record", run_id, digest])
 
 
 def is_public(folder: Path) -> bool:
-    """Whether a folder depends on private pictures through the mechanism alone; one that is not known does not pass.
+    """Whether a folder depends on private pictures through the mechanism alone; False for an unknown folder.
 
-    Public are what stages make of public data, and adapters, samples and exports whose own statement says private.
+    Public are the stages' results of public data, and adapters, samples and exports with a statement of privacy.
     """
     public = {ROOT / made for pipeline in PIPELINES.values() for made in pipeline.made}
     if folder in public or folder.name in PUBLIC_RESULTS:
@@ -91,7 +91,7 @@ def is_public(folder: Path) -> bool:
         return read_json(folder / "privacy.json")["private"] is True
     if (folder / "samples.json").is_file():
         return read_json(folder / "samples.json")["privacy"]["private"] is True
-    # what the stage finetune makes: an adapter, and curves of public numbers beside it
+    # the stage finetune makes an adapter, and curves of public numbers beside it
     inside = [path for path in folder.iterdir() if path.is_dir()]
     return bool(inside) and all((path / "privacy.json").is_file() and is_public(path) for path in inside)
 
@@ -99,15 +99,15 @@ def is_public(folder: Path) -> bool:
 def _digests(folder: Path, config: Config, sign: Callable[[str], str]) -> dict[str, str]:
     if folder != outputs(config):
         return digests(folder, [] if is_public(folder) else [folder], sign)
-    # of `main`: one folder per stage, and the config beside them
+    # the result of `main`: one folder per stage, and the config beside them
     resolved = ROOT / pipeline_of(config).resolved
     return digests(folder, [path for path in folder.iterdir() if path != resolved and not is_public(path)], sign)
 
 
 def public_lock(lock: Mapping[str, Any]) -> dict[str, Any]:
-    """A dvc.lock without hash, size and number of files of what may be private: of that the path alone stays.
+    """A dvc.lock that gives the path alone, no hash, size or number of files, of each folder that may be private.
 
-    What is not known to be public counts as private; so does what a lock says of params that are in no config.
+    A folder counts as private unless it is known to be public, and so do params of files that are no config.
     """
     stages = {}
     for name, stage in lock.get("stages", {}).items():
@@ -133,7 +133,7 @@ def _in_public_place(path: str) -> bool:
 
 
 def stage_folders(config: Config) -> dict[str, Path]:
-    """What each stage of a config's pipeline makes, in the order of the stages; without what comes from outside."""
+    """The folder that each stage of a config's pipeline makes, in the order of the stages; none from outside."""
     own = outputs(config)
     folders = {stage: ROOT / folder for folder, stage in pipeline_of(config).made.items()}
     if config.data.folder is None:
@@ -142,13 +142,13 @@ def stage_folders(config: Config) -> dict[str, Path]:
 
 
 def upstream(stage: str, config: Config) -> dict[str, Path]:
-    """Folders of the stages before `stage`, by the stage that makes each; what comes from outside is not among them."""
+    """Folders of the stages before `stage`, by the stage that makes each; none from outside."""
     folders = stage_folders(config)
     public = list(pipeline_of(config).made.values())
     if stage in public:
         before = public[: public.index(stage)]
     else:
-        # a base of the user's own is no stage's: its digest is in the result
+        # no stage makes a user-supplied base; its digest is stored with the result
         before = public if stage != "prepare" and base_folder(config) in folders.values() else []
         before = [*before, *STAGES[stage].before]
     return {name: folders[name] for name in before if name in folders}

@@ -19,7 +19,7 @@ EPSILONS = ("1", "5", "inf", "")  # the config's own comes last, so that outputs
 
 @click.command(cls=OneLineCommand)
 def main() -> None:
-    """Run main for eps 1, 5, inf and the config's own; what has been made before comes from DVC's run cache."""
+    """Run main for eps 1, 5, inf and the config's own; earlier results come from DVC's run cache."""
     with one_line_errors(), stop_signals_raise():
         require_clone("compare")
         rows = {}

@@ -98,9 +98,9 @@ def _evaluate(
     run.table(result.table, "evaluation", private=True)
     if result.per_class:
         run.table(result.per_class, "per_class", private=True)
-    for entry in result.entries:
-        interval = f"  ({entry.low:.4g} to {entry.high:.4g})" if entry.low is not None else ""
-        click.echo(f"{entry.metric:<40} {entry.value:>10.4g}{interval}")
+    for measurement in result.measurements:
+        interval = f"  ({measurement.low:.4g} to {measurement.high:.4g})" if measurement.low is not None else ""
+        click.echo(f"{measurement.metric:<40} {measurement.value:>10.4g}{interval}")
 
 
 def _datasets(
@@ -116,7 +116,8 @@ def _datasets(
     from dp_lora.data.layout import read_dataset
     from dp_lora.sampling import SPLIT
 
-    digest = read_dataset(samples, list(drawn), SPLIT).digest()
+    with private_names(PRIVATE_PICTURES):
+        digest = read_dataset(samples, list(drawn), SPLIT).digest()
     run.dataset("samples", samples, digest, context="evaluation", private=not covered)
     if public is not None:
         digest = read_dataset(public, list(config.public.classes), "train").digest()

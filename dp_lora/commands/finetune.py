@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dp_lora.team import Team
     from dp_lora.training.private_run import Inputs
 
-WORK_STOPPED = "the working folder of this fine-tuning cannot be gone on with; the operator's terminal says why"
+WORK_STOPPED = "this fine-tuning cannot go on in its working folder; the operator's terminal says why"
 
 
 @entry_point("finetune")
@@ -69,10 +69,10 @@ def main(call: Call) -> None:
 
 
 def _fine_tune(call: Call, run: TrackedRun, folder: Path, inputs: "Inputs", team: "Team") -> Path:
-    """Train in the working folder, and leave the adapter where it is asked for: in `folder`."""
+    """Train in the working folder, and leave the adapter in `folder`."""
     from dp_lora.models.device import pick_precision, precision_name
     from dp_lora.training.private_run import fine_tune
-    from dp_lora.training.result import copy_result, write_curves
+    from dp_lora.training.result import leave_result
     from dp_lora.training.run_folder import open_run_folder
 
     config, start = call.config, inputs.start
@@ -83,10 +83,7 @@ def _fine_tune(call: Call, run: TrackedRun, folder: Path, inputs: "Inputs", team
         plan = {name: getattr(opened.plan, name) for name in ("noise_multiplier", "sample_rate", "steps")}
         run.params({**plan, "precision": precision, "tf32": "off"})
         result = fine_tune(inputs, opened, run, team)
-    if working != folder:
-        return copy_result(result, folder)
-    write_curves(result, folder)
-    return result
+    return leave_result(result, folder)
 
 
 def _track_inputs(run: TrackedRun, inputs: "Inputs", working: Path) -> None:
@@ -96,7 +93,7 @@ def _track_inputs(run: TrackedRun, inputs: "Inputs", working: Path) -> None:
     run.dataset(start.config.experiment.name, start.data, context="private training", private=True)
     track_base(run, start.base, inputs.base["digest"])
     run.tags({"base": inputs.base["path"], "base_digest": inputs.base["digest"]})
-    # the folder's name follows from the data: two runs of one name would tell that theirs were the same
+    # the folder's name depends on the data: two runs with one name would show that their data were the same
     keep_here(run.run_id, LEDGER, json.dumps({"folder": relative(working)}).encode())
     for line in of_other_data(RUNS, start.parent, data):
         run.terminal(f"privacy.parent: was begun on other private data, and is added all the same: {line}")

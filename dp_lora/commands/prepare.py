@@ -1,6 +1,5 @@
-"""Make the datasets of an experiment in the project's one layout; bring what comes from outside to data/."""
+"""Make the datasets of an experiment in the project's one layout; downloads go to data/."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 from dp_lora.cli.common import Call, entry_point, relative
@@ -9,7 +8,6 @@ from dp_lora.cli.pipeline import dvc, write_params
 from dp_lora.cli.pipelines import from_outside, pipeline_of, private_data, public_data
 from dp_lora.cli.prepared import caches, sealing
 from dp_lora.config import IN_CLONE, ROOT, Config
-from dp_lora.errors import PRIVATE_PICTURE, private_names
 from dp_lora.files import private_folder
 from dp_lora.tracking import TrackedRun
 
@@ -19,10 +17,10 @@ PARTS = ("public", "private")
 
 @entry_point("prepare", parts=PARTS)
 def main(call: Call) -> None:
-    """Prepare what the experiment needs: its public and private pictures, and the checkpoint that it starts from.
+    """Prepare the experiment's public and private pictures, and the checkpoint that it starts from.
 
-    What comes from outside goes to data/NAME and is recorded in data.dvc; else outputs/letters/data and
-    outputs/EXPERIMENT/data are made.
+    Downloads go to data/NAME and are recorded in data.dvc. Experiments without downloads get outputs/letters/data and
+    outputs/EXPERIMENT/data.
     """
     refuse(call)
     downloads = from_outside(call.config)
@@ -43,7 +41,7 @@ def main(call: Call) -> None:
 
 
 def _prepare(part: str | None, call: Call, run: TrackedRun, folder: Path) -> None:
-    """Make one dataset: in `folder`, or, where no DVC is there to name one, in its usual place."""
+    """Make one dataset: in `folder` for a stage that DVC started, else in its usual place."""
     from dp_lora.data.prepare import prepare_private, prepare_public
 
     config = call.config
@@ -88,20 +86,18 @@ def _bring(config: Config, run: TrackedRun) -> None:
 
 
 def _draw_sheet(config: Config, dataset: Path, run: TrackedRun) -> None:
-    """A contact sheet of the operator's own pictures, beside what is kept of them: it goes when they go."""
+    """A contact sheet of the operator's own pictures, beside their caches: `prepared.look` removes both."""
     if config.data.source not in ("folder", "huggingface"):
         return
     from dp_lora.data.contact_sheet import write_contact_sheet
 
     sheet = private_folder(caches(config)) / SHEET
-    with private_names(PRIVATE_PICTURE):
-        write_contact_sheet(dataset, list(config.data.classes), sheet)
+    write_contact_sheet(dataset, list(config.data.classes), sheet)
     run.terminal(f"{relative(sheet)}: pictures as they are trained; for your eyes alone")
 
 
 def _track(run: TrackedRun, folder: Path, name: str, classes: list[str], *, private: bool) -> None:
     from dp_lora.data.layout import read_dataset
 
-    with private_names(PRIVATE_PICTURE) if private else nullcontext():
-        digest = None if private else read_dataset(folder, classes, "train").digest()
+    digest = None if private else read_dataset(folder, classes, "train").digest()
     run.dataset(name, folder, digest, context="prepared", private=private)

@@ -21,13 +21,13 @@ from dp_lora.config import ROOT, STAGES, Config, flatten, read_resolved, require
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, read_json
 from dp_lora.operator_key import KEY
-from dp_lora.reproduction import Comparison, compare
+from dp_lora.reproduction import ComparedFile, compare
 from dp_lora.tracking.process import stop_signals_raise
 from dp_lora.tracking.session import INNER_GRACE, run_in_session
 
 
 class Recorded(NamedTuple):
-    """What a run says of how it was made."""
+    """How a run was made, by its own record."""
 
     run_id: str
     stage: str
@@ -48,8 +48,8 @@ class Recorded(NamedTuple):
 def main(run_id: str) -> None:
     """Make the MLflow run RUN_ID again and say of each file whether it came out equal.
 
-    Of a private run with fresh noise all that lies upstream of the noise is made again and compared; the fine-tuning
-    itself is not: it would spend privacy once more.
+    Of a private run with fresh noise only the stages before the noise are made again and compared: another fine-tuning
+    would spend privacy once more.
     """
     with one_line_errors(), stop_signals_raise():
         require_clone("reproduce")
@@ -75,7 +75,7 @@ def main(run_id: str) -> None:
 
 
 def read_recorded(run_id: str, place: Path) -> Recorded:
-    """What a run recorded, its artifacts brought to `place`; InputError where that is not enough to make it again."""
+    """Read a run's record, with its artifacts in `place`; InputError where it is not enough to make the run again."""
     found = tracking.find_run(run_id)
     tags = found["tags"]
 
@@ -245,7 +245,7 @@ def _result_folder(recorded: Recorded) -> Path:
     return folder / recorded.output.name if recorded.stage == "finetune" else folder
 
 
-def _show(stage: str, found: list[Comparison]) -> bool:
+def _show(stage: str, found: list[ComparedFile]) -> bool:
     for comparison in found:
         click.echo(f"{stage}: {comparison.file}: {comparison.words}")
     return all(comparison.equal for comparison in found)

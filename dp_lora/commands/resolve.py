@@ -17,7 +17,7 @@ from dp_lora.errors import InputError
 @click.command(cls=OneLineCommand)
 @click.option("--pipeline", "name", type=click.Choice(list(PIPELINES)), default="letters", show_default=True)
 def main(name: str) -> None:
-    """Write the resolved config of a pipeline's params.yaml, and say what has to come from outside and is missing."""
+    """Write the resolved config of a pipeline's params.yaml, and say which folders from outside are missing."""
     with one_line_errors(child=True):
         pipeline = PIPELINES[name]
         values = read_params(pipeline)

@@ -33,7 +33,7 @@ def main(port: int) -> None:
 
     Where MLFLOW_TRACKING_URI is the address of a server, only print what to open there.
     """
-    # the run of a project that this was started from has nothing to do with the UI
+    # the MLflow run of a project that started this command has nothing to do with the UI
     with one_line_errors(child=True), stop_signals_raise():
         connect()
         if is_server(tracking.tracking_uri()):
@@ -48,7 +48,7 @@ def main(port: int) -> None:
 
 
 def show(address: str) -> None:
-    """Print the links that matter, what people came for first, and the store's server."""
+    """Print the links that matter, the most wanted first, and the server's address."""
     links = {**tracking.ui_links(address), "MLflow UI": address}
     width = max(len(name) for name in links)
     for name, link in links.items():
@@ -57,7 +57,7 @@ def show(address: str) -> None:
 
 @contextmanager
 def server(port: int) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """An MLflow server over the local store, for this machine alone: its address and its process; ended at the end.
+    """Run an MLflow server over the local store, for this machine alone, until the block ends: its address and process.
 
     Raises InputError for a port in use and a server that does not come up.
     """
@@ -67,15 +67,15 @@ def server(port: int) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     artifacts = (ROOT / "mlflow.db" if store is None else store).with_name("mlartifacts")
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", str(artifacts)]
-    # by the environment: a database's address may hold a password, and everybody sees a command line
+    # by the environment: a database's address may hold a password, and every user of the machine sees a command line
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    # jobs of features that nothing here uses: a dozen processes
+    # without the dozen processes of MLflow's jobs, which nothing here uses
     environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     environment.pop("MLFLOW_TRACKING_URI", None)
     address = f"http://{HOST}:{port}"
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with LOG.open("wb") as log:
-        # the server has workers of its own: all of its session is ended
+        # the server starts workers: its whole session is ended
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -88,13 +88,13 @@ def server(port: int) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
 
 def _require_free(port: int) -> None:
     with socket.socket() as probe:
-        # as the server does: a port that was left a moment ago is free
+        # as the server does: a port that was closed a moment ago counts as free
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except (OSError, OverflowError):
             raise InputError(
-                f"port {port} of {HOST} is in use or not to be had; end what is there, or type `make ui PORT=5001`"
+                f"port {port} of {HOST} is in use or cannot be opened; end what uses it, or type `make ui PORT=5001`"
             ) from None
 
 
@@ -108,7 +108,7 @@ def _wait(address: str, process: "subprocess.Popen[bytes]") -> None:
 
 def _last_line(path: Path) -> str:
     lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
+    return lines[-1].strip() if lines else "its log is empty"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -1,4 +1,4 @@
-"""Send what a tracking server did not take while it was away."""
+"""Send the records that a tracking server missed while it was away."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ from dp_lora.errors import InputError
 @click.command(cls=OneLineCommand)
 @click.argument("run_ids", nargs=-1)
 def main(run_ids: tuple[str, ...]) -> None:
-    """Send the records that wait in runs/outbox, of all runs or of those named; may be stopped and typed again."""
+    """Send the records that wait in runs/outbox, of all runs or of RUN_IDS; may be stopped and typed again."""
     problems: list[str] = []
     with one_line_errors():
         for run_id in run_ids:

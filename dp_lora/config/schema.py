@@ -1,42 +1,64 @@
-"""The types of every configuration key; values and their meaning stand in configs/base.yaml, and only there."""
+"""Type and range of every configuration key; values and their meaning stand in configs/base.yaml, and only there."""
 
 import math
+import re
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
+
+from dp_lora.config.ranges import (
+    AT_LEAST_1,
+    BETAS,
+    CHANNELS,
+    CLASSES,
+    FOLDER,
+    MD5_SUMS,
+    MIRROR,
+    NOT_NEGATIVE,
+    NULL_OR_AT_LEAST_1,
+    POSITIVE,
+    RANK,
+    SHA256,
+    SHARE,
+    SIDE,
+    WIDTHS,
+    hex_digits,
+    key,
+    one_of,
+)
 
 
 @dataclass
 class Experiment:
     name: str = MISSING
     description: str = MISSING
-    seed: int = MISSING
+    seed: int = key((lambda v: 0 <= v < 2**63, "must be a whole number in [0, 2^63)"))
 
 
 @dataclass
 class Public:
-    source: str = MISSING
-    n: int = MISSING
-    classes: list[str] = MISSING
-    size: int = MISSING
-    channels: int = MISSING
-    folder: str | None = None
-    mirror: str | None = None
-    mirror_md5: list[str] | None = None
+    source: str = key(one_of("letters", "emnist", "imagenet"))
+    n: int = key(AT_LEAST_1)
+    classes: list[str] = key(CLASSES)
+    size: int = key(SIDE)
+    channels: int = key(CHANNELS)
+    folder: str | None = key(FOLDER, None)
+    mirror: str | None = key(MIRROR, None)
+    mirror_md5: list[str] | None = key(MD5_SUMS, None)
 
 
 @dataclass
 class Data:
-    source: str = MISSING
+    source: str = key(one_of("mnist5k", "digits", "folder", "mnist", "huggingface", "none"))
     path: str | None = None
-    folder: str | None = None
-    mirror: str | None = None
-    mirror_md5: list[str] | None = None
-    classes: list[str] = MISSING
-    n_public: int = MISSING
-    size: int = MISSING
-    channels: int = MISSING
-    duplicates: str = MISSING
+    folder: str | None = key(FOLDER, None)
+    mirror: str | None = key(MIRROR, None)
+    mirror_md5: list[str] | None = key(MD5_SUMS, None)
+    classes: list[str] = key(CLASSES)
+    n_public: int = key(AT_LEAST_1)
+    size: int = key(SIDE)
+    channels: int = key(CHANNELS)
+    duplicates: str = key(one_of("warn", "refuse"))
     captions: bool = MISSING
     caption_column: str | None = None
     prompt: str | None = None
@@ -46,104 +68,109 @@ class Data:
 @dataclass
 class Huggingface:
     repo: str | None = None
-    revision: str | None = None
+    revision: str | None = key(
+        (lambda v: v is None or hex_digits(40)(v), "must be null, or a commit of 40 hex digits"), None
+    )
     train_files: list[str] | None = None
     test_files: list[str] | None = None
-    train_rows: int | None = None
-    test_rows: int | None = None
-    size: int | None = None
-    image_column: str = MISSING
-    label_column: str = MISSING
+    train_rows: int | None = key(NULL_OR_AT_LEAST_1, None)
+    test_rows: int | None = key((lambda v: v is None or v >= 0, "must be null, or a whole number of at least 0"), None)
+    size: int | None = key((lambda v: v is None or v >= 1, "must be null, or a number of bytes"), None)
+    image_column: str = key((bool, "must name a column"))
+    label_column: str = key((bool, "must name a column"))
     licence: str | None = None
 
 
 @dataclass
 class Model:
     base: str = MISSING
-    revision: str | None = None
-    privacy_status: str | None = None
+    revision: str | None = key(
+    privacy_status: str | None = key((lambda v: v in (None, "public"), "must be null or public"), None)
 
 
 @dataclass
 class Checkpoint:
     url: str | None = None
-    folder: str | None = None
-    sha256: str | None = None
+    folder: str | None = key(FOLDER, None)
+    sha256: str | None = key(SHA256, None)
     ema: bool = MISSING
-    member: str = MISSING
-    max_size: int = MISSING
+    member: str = key((lambda v: re.fullmatch(r"\w[\w.-]*", v) is not None, "must be the name of a file"))
+    max_size: int = key(AT_LEAST_1)
 
 
 @dataclass
 class Autoencoder:
-    kind: str = MISSING
-    block_out_channels: list[int] = MISSING
-    layers_per_block: int = MISSING
-    latent_channels: int = MISSING
+    kind: str = key(one_of("kl", "vq"))
+    block_out_channels: list[int] = key(WIDTHS)
+    layers_per_block: int = key(AT_LEAST_1)
+    latent_channels: int = key(AT_LEAST_1)
     attention: list[bool] | None = None
     num_vq_embeddings: int | None = None
-    norm_num_groups: int = MISSING
-    mse_weight: float = MISSING
-    l1_weight: float = MISSING
-    lpips_weight: float = MISSING
-    kl_weight: float = MISSING
-    disc_start: int | None = None
-    disc_weight: float = MISSING
-    batch_size: int = MISSING
-    epochs: float = MISSING
-    lr: float = MISSING
-    lr_schedule: str = MISSING
+    norm_num_groups: int = key(AT_LEAST_1)
+    mse_weight: float = key(NOT_NEGATIVE)
+    l1_weight: float = key(NOT_NEGATIVE)
+    lpips_weight: float = key(NOT_NEGATIVE)
+    kl_weight: float = key(NOT_NEGATIVE)
+    disc_start: int | None = key((lambda v: v is None or v >= 0, "must be null, or a step of at least 0"), None)
+    disc_weight: float = key(NOT_NEGATIVE)
+    batch_size: int = key(AT_LEAST_1)
+    epochs: float = key(POSITIVE)
+    lr: float = key(POSITIVE)
+    lr_schedule: str = key(one_of("constant", "cosine"))
 
 
 @dataclass
 class Ldm:
-    block_out_channels: list[int] = MISSING
-    layers_per_block: int = MISSING
+    block_out_channels: list[int] = key(WIDTHS)
+    layers_per_block: int = key(AT_LEAST_1)
     attention: list[bool] = MISSING
-    attention_head_width: int = MISSING
-    attention_heads: int | None = None
+    attention_head_width: int = key(AT_LEAST_1)
+    attention_heads: int | None = key(NULL_OR_AT_LEAST_1, None)
     scale_shift: bool = MISSING
     residual_resampling: bool = MISSING
-    cross_attention_dim: int = MISSING
-    norm_num_groups: int = MISSING
-    beta_schedule: str = MISSING
-    beta_start: float = MISSING
-    beta_end: float = MISSING
-    prediction_type: str = MISSING
-    class_dropout: float = MISSING
-    ema_decay: float = MISSING
-    batch_size: int = MISSING
-    epochs: float = MISSING
-    lr: float = MISSING
-    lr_schedule: str = MISSING
-    warmup_steps: int = MISSING
-    betas: list[float] = MISSING
-    gradient_clip: float | None = None
+    cross_attention_dim: int = key(AT_LEAST_1)
+    norm_num_groups: int = key(AT_LEAST_1)
+    beta_schedule: str = key(one_of("linear", "cosine"))
+    beta_start: float = key((lambda v: 0 < v < 1, "must be in (0, 1)"))
+    beta_end: float = key((lambda v: 0 < v < 1, "must be in (0, 1)"))
+    prediction_type: str = key(one_of("epsilon", "v_prediction"))
+    class_dropout: float = key(SHARE)
+    ema_decay: float = key(SHARE)
+    batch_size: int = key(AT_LEAST_1)
+    epochs: float = key(POSITIVE)
+    lr: float = key(POSITIVE)
+    lr_schedule: str = key(one_of("constant", "cosine"))
+    warmup_steps: int = key(NOT_NEGATIVE)
+    betas: list[float] = key(BETAS)
+    gradient_clip: float | None = key((lambda v: v is None or v > 0, "must be null, or above 0"), None)
 
 
 @dataclass
 class Lora:
-    rank: int = MISSING
-    rank_schedule: str = MISSING
-    rank_last: int | None = None
-    alpha: int | None = None
-    targets: str = MISSING
-    train: str = MISSING
+    rank: int = key(RANK)
+    rank_schedule: str = key(one_of("constant", "linear", "cosine"))
+    rank_last: int | None = key(
+        (lambda v: v is None or RANK[0](v), "must be null, or a whole number from 1 to 1024"), None
+    )
+    alpha: int | None = key(NULL_OR_AT_LEAST_1, None)
+    targets: str = key((bool, "must be default, study, or module names with commas between"))
+    train: str = key(one_of("AB", "B"))
 
 
 @dataclass
 class Privacy:
-    eps: float = MISSING
+    eps: float = key((lambda v: 0 < v <= 100 or v == math.inf, "must be in (0, 100], or inf for no privacy"))
     delta: float = MISSING
-    k: int = MISSING
-    max_grad_norm: float = MISSING
-    batch_size: int = MISSING
-    epochs: float = MISSING
-    unit: str = MISSING
-    accounting: str = MISSING
+    k: int = key((lambda v: 1 <= v <= 1000, "must be a whole number in [1, 1000]"))
+    # float32 holds sums and noise within these bounds
+    max_grad_norm: float = key((lambda v: 1e-6 <= v <= 1e6, "must be in [1e-6, 1e6]"))
+    batch_size: int = key(AT_LEAST_1)
+    epochs: float = key(POSITIVE)
+    unit: str = key(one_of("picture", "person"))
+    accounting: str = key(one_of("per_unit", "published"))
     reproducible: bool = MISSING
     seed_file: str | None = None
-    parent: str | None = None
+    parent: str | None = key((lambda v: v is None or bool(v), "must be null, a folder, or an MLflow run id"), None)
 
     @property
     def guaranteed(self) -> bool:
@@ -153,52 +180,57 @@ class Privacy:
 
 @dataclass
 class Train:
-    lr: float = MISSING
-    lr_noise_exponent: float = MISSING
-    embedding_lr: float = MISSING
-    betas: list[float] = MISSING
-    lr_schedule: str = MISSING
-    lr_final: float = MISSING
-    weight_decay: float = MISSING
-    ema_decay: float = MISSING
-    embedding_start: str = MISSING
-    embedding_noise: float = MISSING
-    timestep_min: int = MISSING
-    timestep_max: int = MISSING
-    grid_every: int = MISSING
-    checkpoint_every: int = MISSING
-    resume: str = MISSING
+    lr: float = key(POSITIVE)
+    lr_noise_exponent: float = key(NOT_NEGATIVE)
+    embedding_lr: float = key(POSITIVE)
+    betas: list[float] = key(BETAS)
+    lr_schedule: str = key(one_of("constant", "cosine"))
+    lr_final: float = key((lambda v: 0 <= v <= 1, "must be in [0, 1]"))
+    weight_decay: float = key(NOT_NEGATIVE)
+    ema_decay: float = key(SHARE)
+    embedding_start: str = key((bool, "must be mean, zero, or a class of the base per class, commas between"))
+    embedding_noise: float = key(NOT_NEGATIVE)
+    timestep_min: int = key((lambda v: 0 <= v < 1000, "must be in [0, 1000)"))
+    timestep_max: int = key((lambda v: 0 < v <= 1000, "must be in (0, 1000]"))
+    grid_every: int = key(NOT_NEGATIVE)
+    checkpoint_every: int = key(AT_LEAST_1)
+    resume: str = key(
+        (
+            lambda v: v in ("auto", "never") or hex_digits(32)(v),
+            "must be auto, never, or an MLflow run id (32 hex digits)",
+        )
+    )
 
 
 @dataclass
 class Sampling:
-    n: int = MISSING
-    steps: int = MISSING
-    eta: float = MISSING
-    guidance_scale: float = MISSING
+    n: int = key(AT_LEAST_1)
+    steps: int = key((lambda v: 1 <= v <= 1000, "must be in [1, 1000]"))
+    eta: float = key((lambda v: 0 <= v <= 1, "must be in [0, 1]"))
+    guidance_scale: float = key(NOT_NEGATIVE)
     prompts: str | None = None
     negative_prompt: str | None = None
-    batch_size: int = MISSING
-    precision: str = MISSING
+    batch_size: int = key(AT_LEAST_1)
+    precision: str = key(one_of("auto", "float32", "bfloat16"))
 
 
 @dataclass
 class Evaluation:
     inception_weights: str | None = None
-    inception_sha256: str | None = None
-    classifier_steps: int = MISSING
-    public_reference: str | None = None
-    min_images: int = MISSING
+    inception_sha256: str | None = key(SHA256, None)
+    classifier_steps: int = key(AT_LEAST_1)
+    public_reference: str | None = key((lambda v: v in (None, "digits"), "must be null or digits"), None)
+    min_images: int = key((lambda v: v >= 2, "must be at least 2"))
 
 
 @dataclass
 class Compute:
-    device: str = MISSING
-    devices: int = MISSING
-    num_nodes: int = MISSING
-    physical_batch_size: int | None = None
-    checkpointing: str = MISSING
-    precision: str = MISSING
+    device: str = key(one_of("auto", "cpu", "cuda"))
+    devices: int = key(AT_LEAST_1)
+    num_nodes: int = key(AT_LEAST_1)
+    physical_batch_size: int | None = key(NULL_OR_AT_LEAST_1, None)
+    checkpointing: str = key(one_of("auto", "always", "never"))
+    precision: str = key(one_of("auto", "float32", "bfloat16"))
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""Where pictures come from, the one layout that every dataset has, and its one reader."""
+"""Sources of pictures, the one layout of every dataset, and its one reader."""

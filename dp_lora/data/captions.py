@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dp_lora.data.refused import refused, shown
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names, shown
 
 LONGEST = 2**16  # bytes of a text beside a picture
 COLUMN = "text"  # where data.caption_column is null, as diffusers and datasets have it
@@ -16,7 +16,7 @@ SHOWN = 5  # of many pictures without a caption: so many are named
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedPicture:
     """One picture of the folder, not yet opened; `file_name` is relative to the folder, with slashes."""
 
     file_name: str
@@ -32,6 +32,7 @@ def text_name(picture: str) -> str:
     return f"{folder}{slash}{stem if stem and dot else name}.txt"
 
 
+@private_names(PRIVATE_PICTURE)
 def read_text(path: Path, root: Path) -> tuple[str, ...]:
     """The captions in a file, one a line; () where it is empty. Raises InputError that names the file.
 
@@ -39,16 +40,16 @@ def read_text(path: Path, root: Path) -> tuple[str, ...]:
     """
     try:
         if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root):
-            raise refused(f"{shown(path)}: leads out of the folder; put the file itself there")
+            raise InputError(f"{shown(path)}: leads out of the folder; put the file itself there")
         with path.open("rb") as file:
             content = file.read(LONGEST + 1)
         if len(content) > LONGEST:
-            raise refused(f"{shown(path)}: longer than a caption is ({LONGEST} bytes); shorten it, or move it away")
+            raise InputError(f"{shown(path)}: longer than a caption is ({LONGEST} bytes); shorten it, or move it away")
         text = content.decode("utf-8-sig")  # editors write a byte order mark
     except UnicodeDecodeError:
-        raise refused(f"{shown(path)}: not UTF-8; save it as UTF-8") from None
+        raise InputError(f"{shown(path)}: not UTF-8; save it as UTF-8") from None
     except (OSError, RuntimeError) as error:
-        raise refused(f"{shown(path)}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{shown(path)}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return stripped(text.split("\n"))
 
 
@@ -66,13 +67,14 @@ def of_a_table(value: Any) -> tuple[str, ...] | None:
     return stripped(texts) if whole else None
 
 
-def all_or_none(entries: list[Entry], where: str, *, wanted: bool) -> list[Entry]:
-    """The entries, each with captions or none with any.
+@private_names(PRIVATE_PICTURE)
+def all_or_none(pictures: list[ListedPicture], where: str, *, wanted: bool) -> list[ListedPicture]:
+    """The pictures, each with captions or none with any.
 
     With `wanted` (data.captions) InputError that names pictures without one; `where` says what to add them to.
     """
-    without = [repr(entry.file_name) for entry in entries if not entry.captions]
+    without = [repr(picture.file_name) for picture in pictures if not picture.captions]
     if wanted and without:
         more = f" and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
-        raise refused(f"data.captions=true: no caption: {', '.join(without[:SHOWN])}{more}; {where}")
-    return [replace(entry, captions=None) for entry in entries] if without else entries
+        raise InputError(f"data.captions=true: no caption: {', '.join(without[:SHOWN])}{more}; {where}")
+    return [replace(picture, captions=None) for picture in pictures] if without else pictures

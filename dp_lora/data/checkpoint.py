@@ -17,8 +17,8 @@ from dp_lora.files import digest_file, digest_value, whole_folder
 def prepare_checkpoint(settings: Checkpoint, folder: Path, events: Events) -> None:
     """Fill `folder` with the checkpoint and source.json, whole or not at all.
 
-    A folder that is there is checked against its source.json, and nothing is downloaded. An interrupted download goes
-    on. Raises InputError, one line, where address, archive or hash is not what it should be.
+    A folder that exists is checked against its source.json, and nothing is downloaded. An interrupted download goes on.
+    Raises InputError, one line, for a wrong address, archive or hash.
     """
     assert settings.url is not None
     name = shown_url(settings.url)
@@ -26,7 +26,7 @@ def prepare_checkpoint(settings: Checkpoint, folder: Path, events: Events) -> No
         recorded = read_source(folder)
         if recorded is not None and (folder / settings.member).exists():
             checked_checkpoint(folder, settings)
-            events.message(f"{folder}: there, and its hash is the recorded one")
+            events.message(f"{folder}: exists, and its hash is the recorded one")
             return
         expected = settings.sha256 or (recorded or {}).get("sha256")
         local = not settings.url.startswith(("http://", "https://"))
@@ -45,7 +45,7 @@ def prepare_checkpoint(settings: Checkpoint, folder: Path, events: Events) -> No
                 member = {"name": settings.member, "size": target.stat().st_size, "sha256": digest_file(target)}
                 write_source(temporary, facts | {"file": member})
         except InputError as error:
-            # another call must not meet the same bad archive
+            # the next call must not find the same bad archive
             if not local and not isinstance(error, OtherMember):
                 archive.unlink()
             raise
@@ -62,7 +62,7 @@ def _on_disk(url: str) -> Path:
 def checked_checkpoint(folder: Path, settings: Checkpoint) -> tuple[Path, str]:
     """The checkpoint's path and SHA-256, after its bytes were compared with the hash recorded at first use.
 
-    Raises InputError where the folder, or the recorded hash, is missing or another.
+    Raises InputError where the folder or the recorded hash is missing, and where the hash differs.
     """
     recorded = read_source(folder)
     path = folder / settings.member

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dp_lora.data.layout import Dataset, read_dataset
+from dp_lora.errors import PRIVATE_PICTURE, private_names
 from dp_lora.files import whole_file
 
 PICTURES, COLUMNS = 40, 8  # of a sheet at most; beside each other
@@ -13,6 +14,7 @@ SIDE, GAP = 144, 12  # pixels of a picture on the sheet, and between two
 LINES, LINE, POINTS = 4, 16, 12  # of text below a picture; their height, and the letters'
 
 
+@private_names(PRIVATE_PICTURE)
 def write_contact_sheet(dataset: Path, classes: list[str], path: Path) -> None:
     """Draw up to PICTURES pictures of a prepared dataset's training split, evenly spread over its rows, to a PNG file.
 

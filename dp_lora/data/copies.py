@@ -1,6 +1,6 @@
-"""Identical pictures of a private dataset: each copy is a unit of its own, which no accountant sees.
+"""Identical pictures of a private dataset: each copy counts as one unit, and no accountant notices.
 
-What n copies show is protected as a group of n units, not as one; copies across the split make scores too good.
+A picture with n copies is protected as a group of n units, not as one. Copies across the split make scores too good.
 """
 
 from pathlib import Path
@@ -10,19 +10,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dp_lora.data.refused import refused
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.events import Events
 
 GROUPS, MEMBERS = 5, 4  # named at a time, of many
-MEANING = (
-    "each copy is a unit of its own, and what n copies show is protected as a group of n alone (docs/privacy.md, Units)"
-)
+MEANING = "each copy counts as one unit, so n copies are protected as a group of n alone (docs/privacy.md, Units)"
 
 
 def identical_pictures(folder: Path) -> list[list[dict[str, Any]]]:
     """Groups of rows of a dataset's metadata.parquet whose pictures have the same bytes, in the order of their index.
 
-    Only byte for byte, as they were written: a crop, another size or another encoding of a picture is not seen.
+    They are compared byte for byte, as they were written: a crop, another size or another encoding is not noticed.
     """
     with pq.ParquetFile(folder / "metadata.parquet") as file:
         table = file.read()
@@ -34,18 +32,18 @@ def identical_pictures(folder: Path) -> list[list[dict[str, Any]]]:
     return list(groups.values())
 
 
+@private_names(PRIVATE_PICTURE)
 def check_copies(folder: Path, duplicates: str, events: Events) -> None:
-    """Tell the operator of identical pictures in a prepared dataset, by name; `duplicates` is data.duplicates.
+    """Name identical pictures in a prepared dataset to the operator; `duplicates` is data.duplicates.
 
-    With "warn" on the terminal alone: names and counts are private.
-    With "refuse" InputError, one line, where there are any.
+    "warn" prints them on the terminal alone, since names and counts are private. "refuse" raises InputError, one line.
     """
     groups = identical_pictures(folder)
     if not groups:
         return
     lines = [*map(_group, groups[:GROUPS]), *([f"and {len(groups) - GROUPS} more"] if len(groups) > GROUPS else [])]
     if duplicates == "refuse":
-        raise refused(
+        raise InputError(
             f"data.duplicates=refuse: {_counted(groups)}: {'; '.join(lines)}: leave one of each in the source, and "
             "prepare it again"
         )
@@ -55,7 +53,7 @@ def check_copies(folder: Path, duplicates: str, events: Events) -> None:
 
 
 def _counted(groups: list[list[dict[str, Any]]]) -> str:
-    """How many there are, and what they cross."""
+    """The number of pictures and groups, and how many groups lie in training or cross splits, classes, persons."""
 
     def crossing(column: str) -> int:
         return sum(len({row.get(column) for row in group}) > 1 for group in groups)

@@ -1,4 +1,4 @@
-"""One file from an http(s) address: resumed by ranges, whole or not there."""
+"""One file from an http(s) address: resumed by ranges, whole or absent."""
 
 import re
 import time
@@ -24,26 +24,33 @@ AGENT = {"User-Agent": "dp-lora", "Accept-Encoding": "identity"}
 
 def shown_url(url: str) -> str:
     """The address without user and password."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no address: brackets without an IPv6 address in them
+        return url.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def download(url: str, path: Path, events: Events) -> None:
-    """Bring what `url` names to `path`.
+def download(url: str, path: Path, events: Events, max_bytes: int | None = None) -> None:
+    """Download `url` to `path`; InputError for more than `max_bytes`.
 
     An interrupted download is kept in PATH.part and goes on by an HTTP range where the server still has the same file
     (ETag, else date, and size); else it begins anew. Honours the proxies of the environment. Raises InputError, one
-    line that names the address, and keeps what has come.
+    line that names the address, and keeps the bytes that arrived.
     """
     part = path.with_name(path.name + ".part")
     attempt = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _transfer(url, part, events)
+            _transfer(url, part, events, max_bytes)
             break
         except HTTPError as error:
             cause, again = f"HTTP {error.code} {error.reason}", error.code in (408, 429, 500, 502, 503, 504)
+        except InputError:
+            raise
+        except ValueError as error:  # no address: such a host or port cannot be
+            cause, again = " ".join(str(error).split()), False
         except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
             cause, again = " ".join(str(reason).split()), True
@@ -62,8 +69,8 @@ def _record(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _transfer(url: str, part: Path, events: Events) -> None:
-    """One request; appends to `part` what the server sends. Returns when the file is complete."""
+def _transfer(url: str, part: Path, events: Events, max_bytes: int | None) -> None:
+    """One request; appends the server's bytes to `part`. Returns when the file is complete."""
     known = _read_record(part)
     have = part.stat().st_size if part.exists() and known.get("url") == shown_url(url) else 0
     headers = dict(AGENT)
@@ -95,7 +102,7 @@ def _transfer(url: str, part: Path, events: Events) -> None:
                 f"{shown_url(url)}: {gigabytes(size - start)} to download, {gigabytes(free)} free on this disk"
             )
         write_json(_record(part), {"url": shown_url(url), "validator": validator, "size": size})
-        _receive(response, part, start, size)
+        _receive(response, part, start, size, max_bytes)
 
 
 def _read_record(part: Path) -> dict[str, Any]:
@@ -116,13 +123,16 @@ def _range(response: HTTPResponse) -> tuple[int, int | None]:
     return 0, int(length) if length else None
 
 
-def _receive(response: HTTPResponse, part: Path, start: int, size: int | None) -> None:
+def _receive(response: HTTPResponse, part: Path, start: int, size: int | None, max_bytes: int | None) -> None:
     name = part.name.removesuffix(".part")
     bar = progress(total=size, initial=start, unit="B", unit_scale=True, desc=name)
     with naming_full_disk(part), part.open("ab" if start else "wb") as file, bar as shown:
         while chunk := response.read(CHUNK):
             file.write(chunk)
             shown.update(len(chunk))
+            if max_bytes is not None and file.tell() > max_bytes:
+                part.unlink()
+                raise InputError(f"{shown_url(response.url)}: more than {max_bytes:,} bytes")
         received = file.tell()
     if size is not None and received != size:
         raise URLError(f"the connection ended after {received:,} of {size:,} bytes")

@@ -1,8 +1,8 @@
 """Parquet files of pictures -> PNG files, on all cores; a killed extraction goes on.
 
-What is finished stands in a record, one line of JSON per picture (file name, label, split, sha256, bytes, and captions
-where these are wanted) in the order of the rows. A line is written after its picture, and believed only where the
-picture's bytes have that hash.
+A record holds one line of JSON per finished picture (file name, label, split, sha256, bytes, and captions where these
+are wanted), in the order of the rows. A line is written after its picture, and trusted only where the picture's bytes
+have that hash.
 """
 
 import json
@@ -49,13 +49,13 @@ def extract(files: Sequence[PictureFile], wanted: Wanted, images: Path, record: 
     """Write every picture of the files to the folder `images`, and its line to `record`.
 
     Goes on after the rows that `record` has, `keep` of them at most. A picture is called SPLIT-ROW.png, its row counted
-    in its split. In memory at a time: IN_FLIGHT bytes of pictures. Raises InputError for the first bad row; what was
-    finished before it stays.
+    in its split. In memory at a time: IN_FLIGHT bytes of pictures. Raises InputError for the first bad row; the rows
+    before it stay finished.
     """
     images.mkdir(parents=True, exist_ok=True)
     total = sum(file.rows for file in files)
     with _workers() as (pool, workers):
-        done = _believed(record, images, keep, pool)
+        done = _trusted(record, images, keep, pool)
         batches = _batches(files, wanted, done)
         shown = progress(total=total, initial=done, desc=name, unit=" images")
         with naming_full_disk(record), record.open("ab") as lines, shown as bar:
@@ -100,8 +100,8 @@ def _workers() -> Iterator[tuple[ProcessPoolExecutor, int]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _believed(record: Path, images: Path, keep: int, pool: ProcessPoolExecutor) -> int:
-    """Cut the record after the last row that can be believed; returns how many rows that leaves."""
+def _trusted(record: Path, images: Path, keep: int, pool: ProcessPoolExecutor) -> int:
+    """Cut the record after the last row that can be trusted; returns the number of rows that stay."""
     rows, offset = 0, 0
     if record.exists():
         with record.open("rb") as lines:
@@ -158,7 +158,7 @@ def _stored(
         except StopIteration:
             break
         except InputError as error:
-            # what was read before the bad row is good
+            # the rows before the bad one are good
             unread = error
             break
         size = sum(map(len, batch.pictures))

@@ -1,16 +1,17 @@
-"""What lies in the operator's folder of pictures now, as one digest: it differs when one was taken out or changed."""
+"""One digest of the operator's folder of pictures: it changes when a picture is added, removed or changed."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dp_lora.data.captions import Entry
+from dp_lora.data.captions import ListedPicture
 from dp_lora.data.folder import list_pictures
 from dp_lora.data.metadata_table import Stated
-from dp_lora.data.refused import refused, shown
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names, shown
 from dp_lora.files import digest_file, digest_value
 
 
+@private_names(PRIVATE_PICTURE)
 def fingerprint(folder: Path, stated: Stated) -> str:
     """SHA-256 over all that `prepare` would read: each picture's name, class, person, captions, bytes; 64 hex digits.
 
@@ -18,15 +19,15 @@ def fingerprint(folder: Path, stated: Stated) -> str:
     private pictures and is not keyed: it must go into no file. Raises InputError as `list_pictures` does, and for a
     picture that cannot be read.
     """
-    entries = list_pictures(folder, stated).entries
+    pictures = list_pictures(folder, stated).pictures
 
-    def row(entry: Entry) -> list[Any]:
-        path = folder / entry.file_name
-        captions = [] if entry.captions is None else [entry.captions]
+    def row(picture: ListedPicture) -> list[Any]:
+        path = folder / picture.file_name
+        captions = [] if picture.captions is None else [picture.captions]
         try:
-            return [entry.file_name, entry.label, entry.person, digest_file(path), *captions]
+            return [picture.file_name, picture.label, picture.person, digest_file(path), *captions]
         except OSError as error:
-            raise refused(f"{shown(path)}: cannot be read: {error.strerror}") from None
+            raise InputError(f"{shown(path)}: cannot be read: {error.strerror}") from None
 
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
-        return digest_value(list(pool.map(row, entries)))
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        return digest_value(list(pool.map(row, pictures)))

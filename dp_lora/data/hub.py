@@ -26,9 +26,9 @@ BLOCK = 4096  # bytes that a file takes on disk at least
 def prepare_huggingface(config: Config, folder: Path, events: Events) -> None:
     """Fill `folder` with the dataset that config.huggingface names, and source.json, whole or not at all.
 
-    The train files become split train, the test files split test; identical pictures are told to the operator or
-    refused, as data.duplicates says. A folder that is there is left as it is; an
-    interrupted download or extraction goes on. Raises InputError, one line that names file and row.
+    The train files become split train, the test files split test; identical pictures are named to the operator or
+    refused, as data.duplicates says. A folder that exists is left as it is; an interrupted download or extraction goes
+    on. Raises InputError, one line that names file and row.
     """
     settings, data = config.huggingface, config.data
     captions = (data.caption_column or COLUMN) if data.captions else None
@@ -39,14 +39,14 @@ def prepare_huggingface(config: Config, folder: Path, events: Events) -> None:
     with unfinished(folder) as part:
         if _is_there(folder, settings, key):
             check_copies(folder, data.duplicates, events)
-            events.message(f"{folder}: there, {settings.repo} at {settings.revision}")
+            events.message(f"{folder}: exists, {settings.repo} at {settings.revision}")
             return
         paths = _downloaded(settings, folder, events)
-        with private_names(PRIVATE_PICTURE):
-            _extract(config, part, folder, paths, wanted, key, events)
+        _extract(config, part, folder, paths, wanted, key, events)
     events.message(f"{folder}: {settings.train_rows} pictures for training, {settings.test_rows} for testing")
 
 
+@private_names(PRIVATE_PICTURE)
 def _extract(
     config: Config,
     part: Path,
@@ -76,7 +76,7 @@ def _extract(
 
 
 def _request(settings: Huggingface) -> dict[str, Any]:
-    """What decides on the pictures."""
+    """The settings that decide on the pictures."""
     names = ("repo", "revision", "train_files", "test_files", "train_rows", "test_rows")
     return {name: getattr(settings, name) for name in names}
 
@@ -91,7 +91,7 @@ def _is_there(folder: Path, settings: Huggingface, key: str) -> bool:
 
 
 def _downloaded(settings: Huggingface, folder: Path, events: Events) -> list[tuple[str, str, Path]]:
-    """The files' names, splits and places in the cache of huggingface_hub, which brings what is missing there."""
+    """The files' names, splits and places in the cache of huggingface_hub, which downloads missing ones."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     assert settings.repo is not None

@@ -29,7 +29,7 @@ from dp_lora.progress import PERCENT, progress
 from dp_lora.sources import digest_code
 from dp_lora.team import Team
 
-CODE = "data/latents.py"  # it and all that it imports decide, beside a picture and the weights, its latents
+CODE = "data/latents.py"  # beside pictures and weights, this file and all that it imports decide on the latents
 LIBRARIES = ("torch", "diffusers")
 RECORD_EVERY = 50  # batches between two records of what is done
 ENCODE_VALUES = 2**22  # pixel values encoded at once, whatever the batch size: bounds the encoder's memory
@@ -48,9 +48,9 @@ def encode_dataset(
 
     As `encode` gives them, TF32 off. Kept in `cache_folder` (0700, files 0600) under the digest of data, autoencoder,
     kind of device, CODE and LIBRARIES, so that none can change unseen. The file appears when it is complete; an
-    interrupted encoding goes on where it was. Memory does not grow with N, nor with `batch_size` beyond ENCODE_VALUES
-    pixel values. The ranks of
-    `team` take a batch each, the first one writes. Raises InputError for latents that are not finite.
+    interrupted encoding goes on where it stopped. Memory does not grow with N, nor with `batch_size` beyond
+    ENCODE_VALUES pixel values. The ranks of `team` take a batch each, the first one writes. Raises InputError for
+    latents that are not finite.
     """
     side = dataset.size // shrinks(vae)
     shape = (len(dataset), vae.config["latent_channels"], side, side)
@@ -95,7 +95,7 @@ def _encode_to(
         events.terminal("latents: going on where an earlier run stopped")
         latents = np.lib.format.open_memmap(unfinished, mode="r+")
     else:
-        unfinished.touch(0o600)  # a file that is there keeps its mode
+        unfinished.touch(0o600)  # an existing file keeps its mode
         unfinished.chmod(0o600)
         with naming_full_disk(unfinished):
             latents = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)

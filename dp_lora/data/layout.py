@@ -24,8 +24,7 @@ import pyarrow.parquet as pq
 
 from dp_lora.data.persons import check_persons
 from dp_lora.data.png import MODES, decode_png
-from dp_lora.data.refused import refused
-from dp_lora.errors import InputError
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.files import read_json, whole_folder, write_json
 
 FORMAT = 1
@@ -37,7 +36,7 @@ IMAGES_SCHEMA = pa.schema([("index", pa.int64()), ("image", pa.binary())])
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture on its way into the layout; `png` holds the very bytes that will be stored."""
+    """One picture on its way into the layout; `png` holds the bytes that will be stored."""
 
     file_name: str  # relative, with slashes, ends in .png
     label: str | None  # None where there are no classes
@@ -79,11 +78,11 @@ def fill_dataset(
 ) -> None:
     """Make a dataset of an empty folder, which the caller makes whole or removes.
 
-    `pictures` is read once; all of them have a label, or none; so too a person, and captions. `source` is what
-    dataset.json says of the origin: it must not depend on private pictures. Equal pictures in equal order give equal
-    bytes. In memory at a time: one picture (ROW_GROUP pictures if `packed`), and every file name and person. Raises
-    InputError for an unsafe or repeated file name, an unknown split, a label, person or caption missing beside others,
-    a person spelled in two ways, and where there is no picture at all.
+    `pictures` is read once; all of them have a label, or none; so too a person, and captions. `source` describes the
+    origin in dataset.json: it must not depend on private pictures. Equal pictures in equal order give equal bytes. In
+    memory at a time: one picture (ROW_GROUP pictures if `packed`), and every file name and person. Raises InputError
+    for an unsafe or repeated file name, an unknown split, a label, person or caption missing beside others, a person
+    spelled in two ways, and where there is no picture at all.
     """
     rows = iter(pictures)
     first = next(rows, None)
@@ -180,20 +179,21 @@ class _Table:
         self._writer.close()
 
 
+@private_names(PRIVATE_PICTURE)
 def _check(picture: Picture, has: dict[str, bool], seen: dict[str, str | None]) -> None:
     name = picture.file_name
     if not safe_name(name) or not name.endswith(".png"):
-        raise refused(f"{name!r}: not a relative file name that ends in .png; rename the picture")
+        raise InputError(f"{name!r}: not a relative file name that ends in .png; rename the picture")
     if name in seen:
-        raise refused(f"{name!r}: two pictures of this name; rename one")
+        raise InputError(f"{name!r}: two pictures of this name; rename one")
     seen[name] = picture.person
     if picture.split not in SPLITS:
-        raise refused(f"{name!r}: split {picture.split!r} must be one of {', '.join(SPLITS)}")
+        raise InputError(f"{name!r}: split {picture.split!r} must be one of {', '.join(SPLITS)}")
     for column, found in _optional(picture).items():
         if found != has[column]:
-            raise refused(f"{name!r}: give every picture a {column}, or none")
+            raise InputError(f"{name!r}: give every picture a {column}, or none")
     if picture.captions is not None and not (picture.captions and all(map(str.strip, picture.captions))):
-        raise refused(f"{name!r}: its caption is empty; write one")
+        raise InputError(f"{name!r}: its caption is empty; write one")
 
 
 def _write_file(folder: Path, picture: Picture) -> None:
@@ -243,6 +243,7 @@ class Dataset:
                 f"{section}.size={size} and {section}.channels={channels}; prepare them anew, or set both so"
             )
 
+    @private_names(PRIVATE_PICTURE)
     def images(self, rows: Sequence[int] | np.ndarray | slice) -> np.ndarray:
         """The pictures of these rows of the split, in this order; uint8 (n, size, size, channels).
 
@@ -265,11 +266,12 @@ class Dataset:
             total.update(json.dumps([*row, *texts]).encode() + b"\n")
         return total.hexdigest()
 
+    @private_names(PRIVATE_PICTURE)
     def _positions(self, labels: list[str]) -> np.ndarray:
         position = {name: place for place, name in enumerate(self.classes)}
         for label, file_name in zip(labels, self.file_names, strict=True):
             if label not in position:
-                raise refused(f"{self.folder}: {file_name!r} is of class {label!r}, which is not in the class list")
+                raise InputError(f"{self.folder}: {file_name!r} is of class {label!r}, which is not in the class list")
         return np.array([position[label] for label in labels], np.int64)
 
     def _image(self, row: int) -> np.ndarray:
@@ -281,7 +283,7 @@ class Dataset:
             return decode_png(png, self.size, self.channels)
         except (OSError, ValueError, IndexError) as error:
             where = self.folder / ("images" if self._packed is None else "images.parquet")
-            raise refused(f"{where}: {name!r} cannot be read: {error}; prepare the dataset again") from None
+            raise InputError(f"{where}: {name!r} cannot be read: {error}; prepare the dataset again") from None
 
     def _png(self, row: int, name: str) -> bytes:
         if self._packed is not None:

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dp_lora.config import Config
-from dp_lora.data.captions import COLUMN, Entry, of_a_table
+from dp_lora.data.captions import COLUMN, ListedPicture, of_a_table
 from dp_lora.data.layout import safe_name
 from dp_lora.data.persons import check_persons
-from dp_lora.data.refused import refused, shown
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names, shown
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 DELIMITERS = (",", ";", "\t")  # spreadsheets write semicolons where a comma stands in numbers
@@ -43,15 +43,17 @@ class Stated:
 Rows = tuple[list[str], list[tuple[str, dict[str, Any]]]]  # the columns; where each row stands, and its fields
 
 
+@private_names(PRIVATE_PICTURE)
 def find_table(folder: Path) -> Path | None:
     """The one table of the folder; None where there is none. Raises InputError for two."""
     there = [folder / name for name in NAMES if os.path.lexists(folder / name)]
     if len(there) > 1:
-        raise refused(f"{shown(there[0])}: {there[1].name} lies beside it; which one counts? Move one away")
+        raise InputError(f"{shown(there[0])}: {there[1].name} lies beside it; which one counts? Move one away")
     return there[0] if there else None
 
 
-def read_table(table: Path, stated: Stated) -> tuple[list[Entry], bool]:
+@private_names(PRIVATE_PICTURE)
+def read_table(table: Path, stated: Stated) -> tuple[list[ListedPicture], bool]:
     """The pictures that a table names, unopened, and whether it has a column of captions.
 
     Raises InputError, one line that names table and line.
@@ -60,15 +62,15 @@ def read_table(table: Path, stated: Stated) -> tuple[list[Entry], bool]:
     try:
         columns, rows = read(table)
     except UnicodeDecodeError:
-        raise refused(f"{shown(table)}: not UTF-8; save it as UTF-8") from None
+        raise InputError(f"{shown(table)}: not UTF-8; save it as UTF-8") from None
     except (OSError, csv.Error, pa.ArrowException) as error:
-        raise refused(f"{shown(table)}: cannot be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"{shown(table)}: cannot be read: {' '.join(str(error).split())}") from None
     caption = _check_columns(table, columns, stated)
     words = ["label", "person"] if stated.classes else ["person"]
     present = [name for name in words if name in columns]
-    entries = [(where, _entry(table, where, row, present, caption)) for where, row in rows]
-    check_persons(((where, entry.person) for where, entry in entries if entry.person is not None), shown(table))
-    return [entry for _, entry in entries], caption is not None
+    listed = [(where, _picture(table, where, row, present, caption)) for where, row in rows]
+    check_persons(((where, picture.person) for where, picture in listed if picture.person is not None), shown(table))
+    return [picture for _, picture in listed], caption is not None
 
 
 def _check_columns(table: Path, columns: list[str], stated: Stated) -> str | None:
@@ -85,7 +87,7 @@ def _check_columns(table: Path, columns: list[str], stated: Stated) -> str | Non
             mend = "its first line must name it" if table.suffix == ".csv" else f"it has {', '.join(columns)}"
             if column == "label" and caption in columns:
                 mend += f"; with a base that takes text, data.captions=true takes the captions of column {caption!r}"
-            raise refused(f"{shown(table)}: no column {column!r}{reason}; {mend}")
+            raise InputError(f"{shown(table)}: no column {column!r}{reason}; {mend}")
     return caption if caption in columns else None
 
 
@@ -104,7 +106,7 @@ def _csv(table: Path) -> Rows:
                 continue
             where = f"line {reader.line_num}"
             if len(fields) != len(columns):
-                raise refused(f"{shown(table)}, {where}: not as many fields as the first line has columns")
+                raise InputError(f"{shown(table)}, {where}: not as many fields as the first line has columns")
             rows.append((where, dict(zip(columns, fields, strict=True))))
     return columns, rows
 
@@ -123,7 +125,7 @@ def _jsonl(table: Path) -> Rows:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise refused(f'{shown(table)}, line {number}: no JSON object, such as {{"file_name": "1.png"}}')
+            raise InputError(f'{shown(table)}, line {number}: no JSON object, such as {{"file_name": "1.png"}}')
         rows.append((f"line {number}", row))
     return list(dict.fromkeys(name for _, row in rows for name in row)) if rows else ["file_name"], rows
 
@@ -134,26 +136,26 @@ def _parquet(table: Path) -> Rows:
     return read.column_names, [(f"row {number}", row) for number, row in enumerate(read.to_pylist())]
 
 
-def _entry(table: Path, where: str, row: dict[str, Any], present: list[str], caption: str | None) -> Entry:
+def _picture(table: Path, where: str, row: dict[str, Any], present: list[str], caption: str | None) -> ListedPicture:
     place = f"{shown(table)}, {where}"
     name = row.get("file_name")
     if not isinstance(name, str):
-        raise refused(f"{place}: no file_name")
+        raise InputError(f"{place}: no file_name")
     fields = {column: _word(row.get(column)) for column in present}
     for column, value in fields.items():
         if not value:
             plural = "a person, or leave the column out" if column == "person" else "a class"
-            raise refused(f"{place}: {name!r}: its {column} is missing; give every picture {plural}")
+            raise InputError(f"{place}: {name!r}: its {column} is missing; give every picture {plural}")
     captions = None if caption is None else of_a_table(row.get(caption))
     if caption is not None and captions is None:
-        raise refused(f"{place}: {name!r}: its {caption} is neither a text nor a list of texts")
+        raise InputError(f"{place}: {name!r}: its {caption} is neither a text nor a list of texts")
     name = _placed(table.parent, name)
     if not safe_name(name):
-        raise refused(f"{place}: file_name {name!r} leads out of the folder; it must be a path below it")
+        raise InputError(f"{place}: file_name {name!r} leads out of the folder; it must be a path below it")
     person = fields.get("person")
     # the same text in two encodings; what else spells one person in two ways is refused
     person = None if person is None else unicodedata.normalize("NFC", person)
-    return Entry(name, fields.get("label"), person, captions)
+    return ListedPicture(name, fields.get("label"), person, captions)
 
 
 def _word(value: Any) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dp_lora.data.png import converted, formats
-from dp_lora.data.refused import refused, shown
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names, shown
 
 MAX_PIXELS = 2**26  # of a picture that is decoded whole; more is taken for a decompression bomb
 MAX_REDUCED = 2**28  # of a baseline JPEG, which is decoded at a half, a quarter or an eighth of its size
@@ -21,6 +21,7 @@ TAIL = 1024  # bytes in which the end is looked for first
 HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # brands that iPhones and others write
 
 
+@private_names(PRIVATE_PICTURE)
 def look_at(path: Path, size: int) -> bool:
     """Whether the picture will be cropped, read off its header; about 0.2 ms a picture.
 
@@ -33,6 +34,7 @@ def look_at(path: Path, size: int) -> bool:
         return image.width != image.height
 
 
+@private_names(PRIVATE_PICTURE)
 def read_picture(path: Path, size: int, channels: int) -> np.ndarray:
     """Decode one file, crop its centre square, resize; uint8 (size, size, channels).
 
@@ -57,11 +59,11 @@ def _opened(path: Path, size: int) -> Iterator[Image.Image]:
                 _check(image, size)
                 yield image
     except Image.UnidentifiedImageError:
-        raise refused(f"{shown(path)}: {_unknown(path)}") from None
-    # decoders meet broken files with almost any exception
+        raise InputError(f"{shown(path)}: {_unknown(path)}") from None
+    # decoders raise almost any exception for broken files
     except Exception as error:
         cause = " ".join(str(error).split()) or type(error).__name__
-        raise refused(f"{shown(path)}: not a readable picture: {cause}") from None
+        raise InputError(f"{shown(path)}: not a readable picture: {cause}") from None
 
 
 def _header(path: Path) -> Image.Image:

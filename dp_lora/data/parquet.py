@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from dp_lora.data.captions import of_a_table
-from dp_lora.data.refused import refused
 from dp_lora.errors import InputError
 
 BATCH_BYTES, BATCH_ROWS = 1 << 22, 256  # of one record batch, about; at most
@@ -95,7 +94,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def read_batches(file: PictureFile, wanted: Wanted, skip: int) -> Iterator[PictureBatch]:
-    """The file's rows from row `skip` on. Raises InputError that names file and row for what cannot be read."""
+    """The file's rows from row `skip` on. Raises InputError that names file and row for a row that cannot be read."""
     average = max(1, file.picture_bytes // max(1, file.rows))
     size = max(1, min(BATCH_ROWS, BATCH_BYTES // average))
     row = 0
@@ -112,7 +111,7 @@ def read_batches(file: PictureFile, wanted: Wanted, skip: int) -> Iterator[Pictu
                         rest = batch.slice(max(0, len(batch) - (row - skip)))
                         yield _batch(file, row - len(rest), rest, wanted)
     except (OSError, pa.ArrowException) as error:
-        raise refused(_unreadable(file.name, file.path, row, error)) from None
+        raise InputError(_unreadable(file.name, file.path, row, error)) from None
 
 
 def _parquet(path: Path) -> pq.ParquetFile:
@@ -167,7 +166,7 @@ def _batch(file: PictureFile, first: int, batch: pa.RecordBatch, wanted: Wanted)
     pictures = images.to_pylist()
     for row, picture in enumerate(pictures, start=first):
         if picture is None:
-            raise refused(f"{file.name}, row {row}: no picture")
+            raise InputError(f"{file.name}, row {row}: no picture")
     return PictureBatch(
         file, first, pictures, _labels(file, first, batch, wanted), _captions(file, first, batch, wanted)
     )
@@ -181,7 +180,7 @@ def _labels(file: PictureFile, first: int, batch: pa.RecordBatch, wanted: Wanted
     for row, label in enumerate(labels, start=first):
         known = label in classes if isinstance(label, str) else label is not None and 0 <= label < len(classes)
         if not known:
-            raise refused(f"{file.name}, row {row}: label {label!r} is none of the classes {', '.join(classes)}")
+            raise InputError(f"{file.name}, row {row}: label {label!r} is none of the classes {', '.join(classes)}")
     return [label if isinstance(label, str) else classes[label] for label in labels]
 
 
@@ -192,6 +191,6 @@ def _captions(file: PictureFile, first: int, batch: pa.RecordBatch, wanted: Want
     for row, value in enumerate(batch.column(wanted.caption_column).to_pylist(), start=first):
         texts = of_a_table(value)
         if not texts:
-            raise refused(f"{file.name}, row {row}: no caption in column {wanted.caption_column!r}")
+            raise InputError(f"{file.name}, row {row}: no caption in column {wanted.caption_column!r}")
         captions.append(texts)
     return captions

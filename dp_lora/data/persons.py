@@ -1,7 +1,7 @@
-"""One person, one name, one unit of privacy: two spellings would be two units, and what stands for "unknown" none.
+"""One person, one name, one unit of privacy: second spellings and placeholders such as "nan" are refused.
 
-What holds for one unit does not hold for a person whose pictures stand in two. Nor for those who share a unit called
-"nan": who leaves it changes a unit, and adjacency only speaks of a unit that leaves as a whole.
+A person in two spellings would be two units, and one unit's guarantee would not hold for the person. Nor for people who
+share a unit called "nan": a person who leaves changes this unit, and adjacency speaks of whole units that leave.
 """
 
 import re
@@ -9,17 +9,17 @@ import unicodedata
 from collections.abc import Iterable
 from decimal import Decimal
 
-from dp_lora.data.refused import refused
+from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 
-SHOWN = 5  # of many faults: so many are named at a time
-# what tables write where a value is missing (pandas' list, databases, spreadsheets), in the form of `comparable`
+SHOWN = 5  # most faults that one message names
+# texts of tables for a missing value (pandas' list, databases, spreadsheets), in the form of `comparable`
 MISSING = frozenset(
     [
         *("", "nan", "-nan", "none", "na", "n/a", "n.a.", "<na>", "#na", "#n/a", "#n/a n/a", "null", "nil", "nat"),
         *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "undefined", "unknown", "-", "--", "?"),
     ]
 )
-# nothing is seen of these, though Unicode calls them letters, marks or symbols: fillers, joiners, variation selectors
+# invisible characters that Unicode calls letters, marks or symbols: fillers, joiners, variation selectors
 UNSEEN = frozenset(
     map(
         chr,
@@ -41,7 +41,7 @@ def comparable(person: str) -> str:
     blanks around, characters that nobody sees (format, control), kinds of dashes and apostrophes, and one number
     written as 1, 1.0, 01. Not equal are names that differ in letters, such as a nickname or a Cyrillic a.
     """
-    # Unicode's compatibility caseless match (section 3.13), what is unseen left out within
+    # Unicode's compatibility caseless match (section 3.13), without invisible characters
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFD", person).casefold())
     text = "".join(map(_plain, text)).casefold()
     text = " ".join(unicodedata.normalize("NFKC", text).split())
@@ -69,6 +69,7 @@ def _number(text: str) -> str:
     return f"{'-' if sign else ''}{significant} * 10^{int(exponent) + len(written) - len(significant)}"
 
 
+@private_names(PRIVATE_PICTURE)
 def check_persons(named: Iterable[tuple[str, str]], table: str) -> None:
     """Raise InputError, one line, where a person has no name, or is spelled in more than one way.
 
@@ -86,20 +87,20 @@ def check_persons(named: Iterable[tuple[str, str]], table: str) -> None:
         spellings.setdefault(comparable(person), []).append(person)
     nameless = [_at(first, person) for key, found in spellings.items() if key in MISSING for person in found]
     if nameless:
-        raise refused(
+        raise InputError(
             f"{table}: {_listed(nameless, ', ')}: tables write this where a name is missing; name the person, or leave "
             "the picture out (whoever has such a name needs another one here, such as 'Na 1')"
         )
     double = [", ".join(_at(first, person) for person in found) for found in spellings.values() if len(found) > 1]
     if double:
-        raise refused(
+        raise InputError(
             f"{table}: one person in several spellings would be several units of privacy: {_listed(double, '; ')}; "
             "spell each in one way (two persons need names that differ in more than case, blanks or zeros)"
         )
 
 
 def _at(first: dict[str, str], person: str) -> str:
-    # as code points where two spellings may look alike; a one-line message keeps no run of blanks
+    # as code points where two spellings may look alike; blanks escaped, for a one-line message joins runs of them
     alike = unicodedata.normalize("NFKC", person) != person
     shown = ascii(person) if alike else repr(person)
     return f"{first[person]} " + shown.replace("  ", r"\x20\x20")

@@ -1,4 +1,4 @@
-"""What the processes of an extraction do. Light to import: each of them starts anew."""
+"""The work of an extraction's processes. Light to import: each process imports it anew."""
 
 import hashlib
 import multiprocessing
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp_lora.data.png import as_png
-from dp_lora.data.refused import refused
 from dp_lora.errors import InputError
 
 
@@ -29,17 +28,17 @@ def _end_with_parent() -> None:
 def store(
     folder: Path, names: Sequence[str], pictures: Sequence[bytes], size: int, channels: int, file: str, first: int
 ) -> list[tuple[str, int]]:
-    """Write pictures as PNG files; returns SHA-256 and bytes of each.
+    """Write pictures as PNG files; returns SHA-256 and number of bytes of each.
 
-    `file` and `first` say where the pictures are from. Raises InputError for the first that is no picture of this size,
-    or cannot be written.
+    `file` and `first` name the pictures' file and first row in errors. Raises InputError for the first picture that is
+    broken, of another size, or cannot be written.
     """
     stored = []
     for row, (name, picture) in enumerate(zip(names, pictures, strict=True), start=first):
         try:
             png = as_png(picture, size, channels)
         except ValueError as error:
-            raise refused(f"{file}, row {row}: {error}") from None
+            raise InputError(f"{file}, row {row}: {error}") from None
         path = f"{folder}/{name}"
         try:
             _write(path, png)

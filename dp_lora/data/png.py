@@ -64,7 +64,7 @@ def converted(image: Image.Image, channels: int) -> Image.Image:
 def is_whole_png(png: bytes, size: int, channels: int) -> bool:
     """Whether these are a PNG picture of this size with 8 bits per channel, every checksum right, every pixel there.
 
-    False too for what is rare, not wrong: interlacing, a palette, a transparent colour. A fifth of the time that
+    False too for rare forms that are not wrong: interlacing, a palette, a transparent colour. A fifth of the time that
     decoding takes (PNG specification, sections 5.3, 9.2, 10, 11.2).
     """
     header = SIGNATURE + struct.pack(">I4sIIBBBBB", 13, b"IHDR", size, size, 8, COLOUR_TYPES[channels], 0, 0, 0)
@@ -100,8 +100,8 @@ def is_whole_png(png: bytes, size: int, channels: int) -> bool:
 def as_png(picture: bytes, size: int, channels: int) -> bytes:
     """The bytes of a picture file as PNG of this size and number of channels.
 
-    PNG bytes that are already right come back as they are; every picture is unpacked once, so that what comes back can
-    be read. Raises ValueError for another size, and for bytes that are no whole picture.
+    PNG bytes that are already right come back as they are. Every picture is unpacked once, so that the result can be
+    read. Raises ValueError for another size, and for bytes that are no whole picture.
     """
     if is_whole_png(picture, size, channels):
         return picture
@@ -118,6 +118,6 @@ def as_png(picture: bytes, size: int, channels: int) -> bytes:
         raise ValueError(f"not a picture of a known format ({', '.join(formats())})") from None
     except ValueError:
         raise
-    # decoders meet broken files with almost any exception
+    # decoders raise almost any exception for broken files
     except Exception as error:
         raise ValueError(f"not a whole picture: {' '.join(str(error).split()) or type(error).__name__}") from None

@@ -38,9 +38,9 @@ def prepare_public(config: Config, folder: Path, events: Events) -> None:
 def prepare_private(config: Config, folder: Path, events: Events) -> None:
     """Write the private dataset (config.data) to `folder`, whole or not at all.
 
-    A user's own pictures and those of a Hugging Face dataset become PNG files, the others one packed file. Identical
-    pictures are told to the operator or refused, as data.duplicates says. Raises InputError that names the bad picture,
-    or the part of the config that the source cannot serve.
+    Pictures of a user's folder or a Hugging Face dataset become PNG files, others one packed file. Identical pictures
+    are named to the operator or refused, as data.duplicates says. Raises InputError that names the bad picture, or the
+    key of the config that the source cannot serve.
     """
     data = config.data
     by_person = config.privacy.unit == "person"
@@ -55,7 +55,7 @@ def prepare_private(config: Config, folder: Path, events: Events) -> None:
         prepare_huggingface(config, folder, events)
         return
     pictures, source = _private_source(config, events)
-    packed = data.source != "folder"  # never by the number of pictures, which is private
+    packed = data.source != "folder"  # must not depend on the number of pictures, which is private
     facts = {"name": data.source, **source, "settings": _settings(config)}
     check = partial(check_copies, duplicates=data.duplicates, events=events)
     with private_names(PRIVATE_PICTURE):
@@ -73,8 +73,8 @@ def _settings(config: Config) -> str:
 def check_prepared(config: Config, folder: Path) -> None:
     """Raise InputError where the private dataset in `folder` was made with other settings than `config` has.
 
-    Or where it holds identical pictures, and `config` refuses these. So no run is recorded with one data.path and
-    trained on another. Datasets that do not say are taken as they are.
+    Else a run could be recorded with one data.path and trained on another. A dataset without a record of its settings
+    passes. Raises InputError also where the dataset holds identical pictures and `config` refuses them.
     """
     stated = read_json(folder / "dataset.json")["source"].get("settings") if folder.exists() else None
     if config.data.folder is None and stated is not None and stated != _settings(config):
@@ -83,7 +83,7 @@ def check_prepared(config: Config, folder: Path) -> None:
             "data.channels or privacy.unit; type the same command with the entry point prepare in its place, then "
             "this one"
         )
-    # one that was prepared with data.duplicates=warn
+    # the dataset may have been prepared with data.duplicates=warn
     if folder.exists() and config.data.duplicates == "refuse":
         check_copies(folder, "refuse", Events())
 
@@ -105,7 +105,7 @@ def _private_source(config: Config, events: Events) -> tuple[Iterator[Picture], 
 
 
 def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -> None:
-    """Fill a folder below data/ with EMNIST or MNIST, and source.json; one that is there is left as it is."""
+    """Fill a folder below data/ with EMNIST or MNIST, and source.json; one that exists is left as it is."""
     name, source = section.source, torchvision_sets.SOURCES[section.source]
     key = digest_value([name, list(section.classes), section.size, section.channels, section.mirror_md5])
     private = isinstance(section, Data)
@@ -114,7 +114,7 @@ def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -
         there = recorded is not None and recorded.get("settings") == key and images.is_file()
         if there and recorded is not None and recorded.get("sha256") == digest_file(images):
             _check_private(section, folder, events)
-            events.message(f"{folder}: there, {source['origin']}")
+            events.message(f"{folder}: exists, {source['origin']}")
             return
         counts = {"train": 0, "test": 0}
 

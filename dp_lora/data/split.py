@@ -1,4 +1,4 @@
-"""Which side of the test split a unit of privacy stands on: its own name decides, never who else is in the data."""
+"""Assign a unit of privacy to training or test by its name alone, whoever else is in the data."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""EMNIST letters and MNIST digits at full size, brought by torchvision's own classes, which know addresses and MD5."""
+"""EMNIST letters and MNIST digits at full size, downloaded by torchvision's classes, which know addresses and MD5."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ SOURCES = {
 
 
 def addresses(name: str, mirror: str | None) -> list[str]:
-    """Where the files of `name` (emnist, mnist) are looked for: folders, torchvision's own or the mirror."""
+    """Addresses of the folders with the files of `name` (emnist, mnist): torchvision's own, or the mirror."""
     from torchvision.datasets import EMNIST, MNIST
 
     if mirror is not None:
@@ -40,15 +40,15 @@ def addresses(name: str, mirror: str | None) -> list[str]:
 def digit_pictures(section: Public | Data, raw: Path, events: Events) -> Iterator[Picture]:
     """Pictures of emnist (A to Z) or mnist (0 to 9) with their published split; white on black, upright.
 
-    28 pixels become section.size by bilinear interpolation, without a frame around them. The files are brought to the
-    folder `raw`; archives of an earlier call stay where their MD5 is right. Raises InputError, one line, where the
-    files cannot be brought, or are not the right ones.
+    28 pixels become section.size by bilinear interpolation, without a frame around them. The files are downloaded to
+    the folder `raw`; archives of an earlier call stay where their MD5 is right. Raises InputError, one line, where the
+    download fails or brings other files.
     """
     name, classes, known = section.source, list(section.classes), CLASSES[section.source]
     for label in classes:
         if label not in list(known):
             raise InputError(f"{label!r} is no class of {name}; it has {known[0]} to {known[-1]}")
-    # what a kill left half unpacked looks whole to torchvision
+    # torchvision would take files that a killed call left half unpacked for whole ones
     for path in [path for path in raw.rglob("*") if path.is_file() and path.suffix not in (".zip", ".gz")]:
         path.unlink()
     _say_space(section, raw, events)
@@ -70,7 +70,7 @@ def _pictures(section: Public | Data, raw: Path) -> Iterator[Picture]:
 
 def _say_space(section: Public | Data, raw: Path, events: Events) -> None:
     name, own = section.source, section.mirror_md5 is None
-    # how large other files are is not known
+    # the size of a mirror's other files is not known
     free = check_space(raw, DOWNLOAD[name] + UNPACKED[name] if own else 0)
     sizes = f"{gigabytes(DOWNLOAD[name])} to download, {gigabytes(UNPACKED[name])} more until the pictures are made; "
     place = addresses(name, section.mirror)[0]
@@ -108,7 +108,7 @@ def _load(section: Public | Data, train: bool, raw: Path) -> tuple[np.ndarray, n
         pixels, positions = images.contiguous().numpy(), labels.numpy().astype(np.int64)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or len(pixels) != len(positions):
             raise ValueError(f"pictures {pixels.dtype} {pixels.shape}, labels {positions.shape}")
-    # torchvision shows a server that is down, a wrong MD5, a damaged archive or idx file by almost any exception
+    # torchvision raises almost any exception for a server that is down, a wrong MD5, a damaged archive or idx file
     except Exception as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         key = "public.mirror" if name == "emnist" else "data.mirror"

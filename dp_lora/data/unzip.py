@@ -1,4 +1,4 @@
-"""One expected file out of a zip archive from the internet; everything about the archive is checked before."""
+"""One expected file out of a zip archive from the internet; the whole archive is checked first."""
 
 import stat
 import zipfile
@@ -29,7 +29,7 @@ def extract_member(archive: Path, member: str, target: Path, max_size: int, name
         with zipfile.ZipFile(archive) as file:
             info = _checked(file.infolist(), member, max_size, name)
             _extract(file, info, target, name)
-    # a damaged archive shows as almost any of these
+    # a damaged archive raises almost any of these
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise

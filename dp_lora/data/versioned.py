@@ -1,4 +1,4 @@
-"""Folders below data/: filled by `prepare`, tracked by DVC, each with a source.json that says where it is from."""
+"""Folders below data/: filled by `prepare`, tracked by DVC, each with a source.json that names its origin."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ SOURCE = "source.json"  # origin; revision or url; counts; size in bytes; sha256
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
-    """The folder beside `folder` that unfinished work is kept in (`data/.NAME.part`, which DVC ignores).
+    """The folder beside `folder` for unfinished work (`data/.NAME.part`, which DVC ignores).
 
     It stays when the block ends early, for the next call. Raises InputError while another process works there.
     """
     part = folder.with_name(f".{folder.name}.part")
     try:
         with exclusive(folder.with_name(f".{folder.name}.lock")):
-            # temporary folders of a process that was killed
+            # temporary folders that a killed process left
             for left in folder.parent.glob(f".{folder.name}.*.tmp"):
                 shutil.rmtree(left, ignore_errors=True)
             private_folder(part)
@@ -54,7 +54,7 @@ def read_source(folder: Path) -> dict[str, Any] | None:
 
 
 def gigabytes(size: float) -> str:
-    """A number of bytes as people say it."""
+    """A number of bytes in GB or MB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 

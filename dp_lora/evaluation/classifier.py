@@ -56,7 +56,7 @@ class Classifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class Training:
+class ClassifierTraining:
     """What decides a trained classifier, its images aside."""
 
     steps: int
@@ -108,7 +108,7 @@ def train_classifier(
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     classes: int,
-    training: Training,
+    training: ClassifierTraining,
     device: torch.device,
     description: str = "classifier",
 ) -> Classifier:

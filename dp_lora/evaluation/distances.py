@@ -15,7 +15,7 @@ from dp_lora.evaluation.frechet import frechet_distance
 from dp_lora.evaluation.inception import Inception, inception_distances
 from dp_lora.evaluation.letter_features import LetterFeatures
 from dp_lora.evaluation.pictures import BATCH_SIZE, batches
-from dp_lora.evaluation.report import Entry
+from dp_lora.evaluation.report import Measurement
 from dp_lora.models.autoencoder import decode, encode
 from dp_lora.models.folder import Model, module_digest
 from dp_lora.progress import progress
@@ -24,7 +24,7 @@ CODED_VALUES = 2**22  # pixel values in the autoencoder at once
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DistanceInputs:
     """Samples, the real training pictures, and the base whose autoencoder made the samples."""
 
     samples: Dataset
@@ -64,7 +64,7 @@ class Comparison:
         return {**self.real_facts(), "autoencoder": module_digest(self.base.vae), "n": len(self.reconstructed_rows)}
 
 
-def letter_distances(comparison: Comparison, letters: LetterFeatures) -> list[Entry]:
+def letter_distances(comparison: DistanceInputs, letters: LetterFeatures) -> list[Measurement]:
     """`letter_frechet_distance` and the reconstruction's."""
     comparison.require_enough()
     cache, features = comparison.cache, {"features": letters.facts}
@@ -84,12 +84,14 @@ def letter_distances(comparison: Comparison, letters: LetterFeatures) -> list[En
     floor = frechet_distance(reconstructed, real, comparison.min_images)
     meaning = "Frechet distance on features of a classifier of printed letters (not FID)"
     return [
-        Entry(name, distance, f"{meaning}, samples to real training pictures", private=True),
-        Entry(f"reconstruction_{name}", floor, f"{meaning}, the autoencoder's reconstructions to them", private=True),
+        Measurement(name, distance, f"{meaning}, samples to real training pictures", private=True),
+        Measurement(
+            f"reconstruction_{name}", floor, f"{meaning}, the autoencoder's reconstructions to them", private=True
+        ),
     ]
 
 
-def fid_and_kid(comparison: Comparison, inception: Inception, weights_digest: str) -> list[Entry]:
+def fid_and_kid(comparison: DistanceInputs, inception: Inception, weights_digest: str) -> list[Measurement]:
     """`fid`, `kid` and the reconstruction's, by clean-fid."""
     comparison.require_enough()
     cache, features = comparison.cache, {"features": weights_digest}
@@ -108,7 +110,7 @@ def fid_and_kid(comparison: Comparison, inception: Inception, weights_digest: st
     floor = inception_distances(reconstructed, real, comparison.min_images)
     kinds = {"fid": "Frechet", "kid": "kernel"}
     return [
-        Entry(f"{prefix}{name}", values[name], f"clean-fid's {kind} Inception distance, {what}", private=True)
+        Measurement(f"{prefix}{name}", values[name], f"clean-fid's {kind} Inception distance, {what}", private=True)
         for name, kind in kinds.items()
         for prefix, values, what in (
             ("", found, "samples to real training pictures"),

@@ -8,13 +8,13 @@ from dp_lora.config.schema import Config
 from dp_lora.data.layout import Dataset, read_dataset
 from dp_lora.errors import InputError
 from dp_lora.evaluation.cache import Cache
-from dp_lora.evaluation.classifier import Training, predict
-from dp_lora.evaluation.distances import Comparison, fid_and_kid, letter_distances
+from dp_lora.evaluation.classifier import ClassifierTraining, predict
+from dp_lora.evaluation.distances import DistanceInputs, fid_and_kid, letter_distances
 from dp_lora.evaluation.inception import NAME, SHA256, Inception, fetch_weights
 from dp_lora.evaluation.letter_features import letter_features
 from dp_lora.evaluation.pictures import require_same_shape, utility_pictures
 from dp_lora.evaluation.references import public_only, require_public_reference, train_on_real, untrained_embedding
-from dp_lora.evaluation.report import Entry, EvaluationResult, write_result
+from dp_lora.evaluation.report import EvaluationResult, Measurement, write_result
 from dp_lora.evaluation.utility import Task
 from dp_lora.events import Events
 from dp_lora.models.folder import Model
@@ -55,23 +55,23 @@ def evaluate(
     test = read_dataset(private_folder, classes, "test") if untrained is not None else None
     require_same_shape(samples, real)
     cache, private_cache = Cache(cache_folder), Cache(private_cache_folder)
-    training = Training(config.evaluation.classifier_steps, CLASSIFIER_SEED)
+    training = ClassifierTraining(config.evaluation.classifier_steps, CLASSIFIER_SEED)
     device = base.device
 
-    comparison = Comparison(samples, real, base, config.evaluation.min_images, private_cache)
+    comparison = DistanceInputs(samples, real, base, config.evaluation.min_images, private_cache)
     comparison.require_enough()
-    entries = [Entry("samples", len(samples), "number of samples evaluated", private=False)]
+    measurements = [Measurement("samples", len(samples), "number of samples evaluated", private=False)]
     if config.evaluation.inception_weights is not None:
         weights_sha256 = config.evaluation.inception_sha256 or SHA256
-        folder = fetch_weights(config.evaluation.inception_weights, cache.folder, weights_sha256)
-        entries += fid_and_kid(comparison, Inception(folder, device), weights_sha256)
+        folder = fetch_weights(config.evaluation.inception_weights, cache.folder, events, weights_sha256)
+        measurements += fid_and_kid(comparison, Inception(folder, device), weights_sha256)
     elif public_folder is None:
         raise InputError(f"evaluation.inception_weights=null: without public letters a distance needs a copy of {NAME}")
     if public_folder is not None:
         letters = letter_features(public_folder, list(config.public.classes), training, cache, device)
-        entries += letter_distances(comparison, letters)
+        measurements += letter_distances(comparison, letters)
 
-    result = EvaluationResult(entries, Path(out_folder))
+    result = EvaluationResult(measurements, Path(out_folder))
     if untrained is not None and test is not None:
         result = _with_utility(result, config, samples, real, test, untrained, training, private_cache)
     write_result(result)
@@ -87,27 +87,31 @@ def _with_utility(
     real: Dataset,
     test: Dataset,
     untrained: Model,
-    training: Training,
+    training: ClassifierTraining,
     private_cache: Cache,
 ) -> EvaluationResult:
     """`result` with what classifiers say of the samples: beside ceiling, start and what public pictures alone give."""
-    entries, device, classes = list(result.entries), untrained.device, list(config.data.classes)
+    measurements, device, classes = list(result.measurements), untrained.device, list(config.data.classes)
     task = Task(utility_pictures(test), test.labels, test.digest(), classes, training, device)
     images = utility_pictures(samples)
     synthetic = task.score(task.train(images, samples.labels, "classifier of samples"))
-    entries.append(Entry.accuracy("accuracy", synthetic, "real test pictures right, classifier of samples alone"))
+    measurements.append(
+        Measurement.accuracy("accuracy", synthetic, "real test pictures right, classifier of samples alone")
+    )
     network, ceiling = train_on_real(task, real, private_cache)
-    entries.append(Entry.accuracy("accuracy_train_on_real", ceiling, "the same, classifier of real pictures"))
+    measurements.append(
+        Measurement.accuracy("accuracy_train_on_real", ceiling, "the same, classifier of real pictures")
+    )
     start = untrained_embedding(task, untrained, len(samples), config, private_cache)
     meaning = "the same, classifier of samples from the base with its untrained class embedding"
-    entries.append(Entry.accuracy("accuracy_untrained_embedding", start, meaning))
+    measurements.append(Measurement.accuracy("accuracy_untrained_embedding", start, meaning))
     public = public_only(task, config, private_cache)
     if public is not None:
         meaning = "the same, classifier of public pictures of these classes, no private picture seen"
-        entries.append(Entry.accuracy("accuracy_public_only", public, meaning))
+        measurements.append(Measurement.accuracy("accuracy_public_only", public, meaning))
 
     agrees = predict(network, images, device)[0].argmax(axis=1) == samples.labels
     meaning = "samples that the classifier of real pictures puts in the class they were drawn for"
-    entries.append(Entry("class_agreement", float(agrees.mean()), meaning, private=True))
+    measurements.append(Measurement("class_agreement", float(agrees.mean()), meaning, private=True))
     per_class = [float(agrees[samples.labels == c].mean()) for c in range(len(classes))]
-    return replace(result, entries=entries, classes=classes, score=synthetic, class_agreement=per_class)
+    return replace(result, measurements=measurements, classes=classes, score=synthetic, class_agreement=per_class)

@@ -1,8 +1,6 @@
 """clean-fid's Frechet and kernel distances (Parmar et al. 2022, arXiv 2104.11222), on its own Inception weights."""
 
 import re
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,8 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dp_lora.data.download import download, shown_url
 from dp_lora.errors import InputError
-from dp_lora.files import digest_file, whole_file
+from dp_lora.events import Events
+from dp_lora.files import digest_file, exclusive, whole_file
 from dp_lora.progress import progress
 
 NAME = "inception-2015-12-05.pt"  # clean-fid looks for this name in a folder
@@ -22,7 +22,7 @@ FEATURES = 2048
 BATCH_SIZE = 32
 
 
-def fetch_weights(source: str, cache_folder: Path, sha256: str = SHA256) -> Path:
+def fetch_weights(source: str, cache_folder: Path, events: Events, sha256: str = SHA256) -> Path:
     """Bring the weights, a local path or an http(s) address, into the cache; returns the folder for clean-fid.
 
     A TorchScript archive can hold code, so nothing is opened before its SHA-256 has been compared: the copy in the
@@ -33,40 +33,26 @@ def fetch_weights(source: str, cache_folder: Path, sha256: str = SHA256) -> Path
     cached = folder / NAME
     if cached.is_file() and digest_file(cached) == sha256:
         return folder
-    with whole_file(cached) as temporary:
+    shown = f"evaluation.inception_weights={shown_url(source)}"
+    with exclusive(folder.with_name(f"{folder.name}.lock"), wait=True), whole_file(cached) as temporary:
         if re.match(r"https?://", source):
-            _download(source, temporary)
+            brought = folder / f"{NAME}.download"
+            try:
+                download(source, brought, events, MAX_BYTES)
+            except InputError as error:
+                raise InputError(f"evaluation.inception_weights={error}; or name a local copy of {NAME}") from None
+            brought.replace(temporary)
         elif not Path(source).is_file():
             raise InputError(
-                f"evaluation.inception_weights={source}: no such file; name a local copy of {NAME} or its "
+                f"{shown}: no such file; name a local copy of {NAME} or its "
                 "http(s) address, or null for a Frechet distance on letter features"
             )
         else:
             temporary.write_bytes(Path(source).read_bytes())
         found = digest_file(temporary)
         if found != sha256:
-            raise InputError(
-                f"evaluation.inception_weights={source}: is not {NAME}: its SHA-256 is {found}, must be {sha256}"
-            )
+            raise InputError(f"{shown}: is not {NAME}: its SHA-256 is {found}, must be {sha256}")
     return folder
-
-
-def _download(address: str, path: Path) -> None:
-    try:
-        with urllib.request.urlopen(address, timeout=60) as response, path.open("wb") as file:
-            size = int(response.headers.get("Content-Length") or 0)
-            with progress(total=size or None, desc=NAME, unit="B", unit_scale=True) as bar:
-                while block := response.read(2**20):
-                    file.write(block)
-                    bar.update(len(block))
-                    if bar.n > MAX_BYTES:
-                        raise InputError(f"evaluation.inception_weights={address}: more than {MAX_BYTES} bytes")
-    except (OSError, urllib.error.URLError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"evaluation.inception_weights={address}: the download failed ({error}); name a local copy of {NAME}"
-        ) from None
 
 
 class Inception:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dp_lora.data.layout import read_dataset
 from dp_lora.evaluation.cache import Cache
-from dp_lora.evaluation.classifier import Classifier, Training, predict, train_classifier
+from dp_lora.evaluation.classifier import Classifier, ClassifierTraining, predict, train_classifier
 from dp_lora.evaluation.frechet import Statistics, statistics
 from dp_lora.evaluation.pictures import resized, utility_pictures, utility_size
 
@@ -34,7 +34,7 @@ class LetterFeatures:
 
 
 def letter_features(
-    public_folder: Path, classes: list[str], training: Training, cache: Cache, device: torch.device
+    public_folder: Path, classes: list[str], training: ClassifierTraining, cache: Cache, device: torch.device
 ) -> LetterFeatures:
     """Train the letters' classifier on the public dataset's training split, or take it from the cache."""
     letters = read_dataset(public_folder, classes, "train")

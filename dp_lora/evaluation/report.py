@@ -17,7 +17,7 @@ NUMBERED = 30  # classes up to which every cell of the confusion matrix shows it
 
 
 @dataclass(frozen=True)
-class Entry:
+class Measurement:
     """One measured number; `low` and `high` are its 95% interval where it has one."""
 
     metric: str
@@ -28,7 +28,7 @@ class Entry:
     high: float | None = None
 
     @classmethod
-    def accuracy(cls, metric: str, score: Score, meaning: str) -> "Entry":
+    def accuracy(cls, metric: str, score: Score, meaning: str) -> "Measurement":
         low, high = score.interval
         return cls(metric, score.accuracy, meaning, True, low, high)
 
@@ -37,7 +37,7 @@ class Entry:
 class EvaluationResult:
     """What `evaluate` found; `folder` holds it as files."""
 
-    entries: list[Entry]
+    measurements: list[Measurement]
     folder: Path
     classes: list[str] = field(default_factory=list)  # none: the pictures have none, and nothing of classes was scored
     score: Score | None = None
@@ -47,23 +47,23 @@ class EvaluationResult:
     def metrics(self) -> dict[str, float]:
         """All numbers by name; intervals as NAME_low and NAME_high."""
         found: dict[str, float] = {}
-        for entry in self.entries:
-            found[entry.metric] = entry.value
-            if entry.low is not None and entry.high is not None:
-                found |= {f"{entry.metric}_low": entry.low, f"{entry.metric}_high": entry.high}
+        for measurement in self.measurements:
+            found[measurement.metric] = measurement.value
+            if measurement.low is not None and measurement.high is not None:
+                found |= {f"{measurement.metric}_low": measurement.low, f"{measurement.metric}_high": measurement.high}
         return found
 
     @property
     def private(self) -> frozenset[str]:
         """Names in `metrics` that were computed from private pictures without noise."""
-        secret = tuple(entry.metric for entry in self.entries if entry.private)
+        secret = tuple(measurement.metric for measurement in self.measurements if measurement.private)
         return frozenset(n for n in self.metrics if n.removesuffix("_low").removesuffix("_high") in secret)
 
     @property
     def table(self) -> dict[str, list[Any]]:
-        """The entries as columns, a row each."""
+        """The measurements as columns, a row each."""
         columns = ("metric", "value", "low", "high", "meaning", "private")
-        return {name: [getattr(entry, name) for entry in self.entries] for name in columns}
+        return {name: [getattr(measurement, name) for measurement in self.measurements] for name in columns}
 
     @property
     def per_class(self) -> dict[str, list[Any]]:
@@ -82,14 +82,14 @@ def write_result(result: EvaluationResult) -> None:
     confusion.png too."""
     with whole_folder(result.folder, private=True) as folder:
         write_json(folder / "metrics.json", result.metrics)
-        write_json(folder / "table.json", [_row(entry) for entry in result.entries])
+        write_json(folder / "table.json", [_row(measurement) for measurement in result.measurements])
         if result.score is not None:
             _write_per_class(folder / "per_class.csv", result)
             write_confusion(folder / "confusion.png", result.score.confusion, result.classes)
 
 
-def _row(entry: Entry) -> dict[str, Any]:
-    return {key: value for key, value in vars(entry).items() if value is not None}
+def _row(measurement: Measurement) -> dict[str, Any]:
+    return {key: value for key, value in vars(measurement).items() if value is not None}
 
 
 def _write_per_class(path: Path, result: EvaluationResult) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dp_lora.evaluation.classifier import Classifier, Training, predict, train_classifier, wilson_interval
+from dp_lora.evaluation.classifier import Classifier, ClassifierTraining, predict, train_classifier, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Task:
     labels: NDArray[np.int64]
     digest: str
     classes: list[str]
-    training: Training
+    training: ClassifierTraining
     device: torch.device
 
     @property

@@ -27,7 +27,7 @@ from dp_lora.privacy.plan import PrivacyPlan
 
 
 @dataclass(frozen=True)
-class Part:
+class ReleaseCost:
     """One release and what it spent: (epsilon, delta), of the unit and relation of those that it is added to."""
 
     epsilon: float
@@ -43,7 +43,7 @@ class Part:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def compose(parts: Iterable[Part]) -> tuple[float, float]:
+def compose(parts: Iterable[ReleaseCost]) -> tuple[float, float]:
     """Sum of the epsilons and sum of the deltas; (0, 0) for none. InputError where the deltas reach 1: no guarantee.
 
     Guarantee: publishing all parts is (epsilon, delta)-DP where each part is what it says, all with one unit and one
@@ -57,7 +57,7 @@ def compose(parts: Iterable[Part]) -> tuple[float, float]:
     return epsilon, delta
 
 
-def together(base: Sequence[Part], parent: Sequence[Part]) -> tuple[Part, ...]:
+def together(base: Sequence[ReleaseCost], parent: Sequence[ReleaseCost]) -> tuple[ReleaseCost, ...]:
     """What was spent before a fine-tuning: its parent's parts, and its base's where the parent's did not count it.
 
     A base is known by the digest of its folder: it is one release, however many fine-tunings started from it.
@@ -105,16 +105,16 @@ def base_privacy(info: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, flo
     )
 
 
-def base_parts(info: Mapping[str, Any], digest: Callable[[], str], plan: PrivacyPlan) -> tuple[Part, ...]:
+def base_parts(info: Mapping[str, Any], digest: Callable[[], str], plan: PrivacyPlan) -> tuple[ReleaseCost, ...]:
     """What `base_privacy` says of the base; none for a public one. `digest` gives its folder's, where it is needed.
 
     Guarantee: that of `base_privacy`.
     """
     epsilon, delta = base_privacy(info, plan)
-    return (Part(epsilon, delta, base=digest()),) if epsilon or delta else ()
+    return (ReleaseCost(epsilon, delta, base=digest()),) if epsilon or delta else ()
 
 
-def parent_parts(statement: Mapping[str, Any], plan: PrivacyPlan, shown: str) -> tuple[Part, ...]:
+def parent_parts(statement: Mapping[str, Any], plan: PrivacyPlan, shown: str) -> tuple[ReleaseCost, ...]:
     """The parts of an earlier fine-tuning's privacy.json, its own parents' among them.
 
     `shown` names the parent as it was typed. Raises InputError where it is not private, where unit or relation are not
@@ -134,7 +134,7 @@ def parent_parts(statement: Mapping[str, Any], plan: PrivacyPlan, shown: str) ->
     try:
         # a release of before `parts` were written states one sum
         stated = statement.get("parts", [{"epsilon": spent[0], "delta": spent[1], "run_id": statement.get("run_id")}])
-        parts = tuple(Part(**part) for part in stated)
+        parts = tuple(ReleaseCost(**part) for part in stated)
         whole = all(min(part.epsilon, part.delta) >= 0 for part in parts) and parts and compose(parts) == spent
     except (KeyError, TypeError, ValueError):
         whole = False

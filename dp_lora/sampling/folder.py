@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dp_lora.config.schema import Config
+from dp_lora.config.schema import Config, Sampling
 from dp_lora.data.layout import Picture, fill_dataset
 from dp_lora.data.png import encode_png
 from dp_lora.errors import InputError
@@ -96,6 +96,15 @@ def sample(
         write_json(temporary / "samples.json", {**settings, **(facts or {}), "device": device.type})
     shutil.rmtree(parts)
     events.image("grid", Path(out_folder) / "grid.png")
+
+
+def write_class_grid(
+    path: Path, model: Model, names: Sequence[str], columns: int, sampling: Sampling, seed: int, device: torch.device
+) -> None:
+    """Draw the first `columns` images of each of these classes and write them as one PNG, a row per class."""
+    labels = [model.classes.index(name) for name in names for _ in range(columns)]
+    images = draw(model, labels, [*range(columns)] * len(names), sampling, seed, device)
+    write_grid(path, np.split(images, len(names)), names)
 
 
 def assist(model: Model, config: Config, classes: Sequence[str], n: int, team: Team) -> None:

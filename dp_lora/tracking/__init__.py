@@ -1,4 +1,4 @@
-"""What runs tell MLflow, one run per entry point, and how to find runs again.
+"""Record runs in MLflow, one per entry point, and find them again.
 
 Beside this room only `native_backend`, which MLflow calls, and `served_model`, which it executes, import MLflow.
 

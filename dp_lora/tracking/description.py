@@ -1,4 +1,4 @@
-"""What the UI shows above a run: what it is, the command that repeats it, its privacy, what it was made from."""
+"""The text that the UI shows above a run: its privacy, its stage, the command that repeats it, the runs before it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,11 +23,11 @@ class Upstream:
 
 @dataclass
 class Description:
-    """What is known of a run so far."""
+    """The facts that are known of a run so far."""
 
     stage: str
     about: str  # what the experiment is, in its config's words
-    command: str  # what repeats the run
+    command: str  # it repeats the run
     commit: str | None = None
     dirty: bool = False
     privacy: Mapping[str, Any] | None = None  # content of privacy.json
@@ -36,7 +36,7 @@ class Description:
 
     def markdown(self) -> str:
         """The text, in Markdown."""
-        # first: the UI folds what is long, and this is never to be folded away
+        # privacy first: the UI folds a long text, and this line must always be seen
         parts = [] if self.privacy is None else [_privacy_line(self.privacy)]
         parts.append(" ".join(filter(None, (STAGES[self.stage].about, self.about))))
         code = "" if self.commit is None else f"\n\nCode: commit `{self.commit[:12]}`"

@@ -1,6 +1,6 @@
 """Pictures and tables as files in the layout that MLflow's pages look for.
 
-MLflow's own log_image and log_table make a second picture, or append the rows again, where they are sent twice.
+MLflow's own log_image and log_table, sent twice, make a second picture or append the rows again.
 """
 
 import json
@@ -15,7 +15,7 @@ IMAGES = "images"  # artifact folder of the chart page's pictures
 
 
 def image_key(name: str) -> str:
-    """What a picture's files for the chart page begin with."""
+    """The beginning of the names of a picture's files for the chart page."""
     return re.sub("/", "~", name)
 
 
@@ -30,7 +30,7 @@ def write_images(picture: Path, key: str, step: int, folder: Path) -> None:
     milliseconds = time.time_ns() // 1_000_000
     name = f"{key}+step+{step}+timestamp+{milliseconds}+{uuid.uuid4()}"
     with Image.open(picture) as opened:
-        # a palette has no place in the thumbnail
+        # the thumbnail's format has no palette
         shown = opened.convert("RGB")
     folder.mkdir(parents=True)
     shown.save(folder / f"{name}.png")
@@ -38,7 +38,7 @@ def write_images(picture: Path, key: str, step: int, folder: Path) -> None:
 
 
 def image_tags() -> dict[str, str]:
-    """What tells the chart page that the run has pictures."""
+    """The tag by which the chart page knows that the run has pictures."""
     from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 
     return {MLFLOW_LOGGED_IMAGES: "True"}
@@ -52,7 +52,7 @@ def table_text(columns: Mapping[str, Sequence[Any]]) -> str:
 
 
 def table_tags(known: Mapping[str, str], file: str) -> dict[str, str]:
-    """What tells the run's page that the artifact `file` is a table, beside those that the tags `known` name."""
+    """The tag by which the run's page knows that the artifact `file` is a table; keeps the tables of `known`."""
     from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
     listed = json.loads(known.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))

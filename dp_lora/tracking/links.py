@@ -38,7 +38,7 @@ def model_page(address: str, name: str) -> str:
 def comparison_page(address: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     """Runs side by side."""
     runs, experiments = (quote(json.dumps(ids)) for ids in (list(run_ids), [experiment_id]))
-    # the page finds its runs at the beginning alone
+    # the page reads `runs` as the first parameter alone
     return f"{address}/#/compare-runs?runs={runs}&experiments={experiments}&{PAGES}"
 
 
@@ -48,7 +48,7 @@ def artifact_page(address: str, experiment_id: str, run_id: str, path: str) -> s
 
 
 def ui_links(address: str) -> dict[str, str]:
-    """What is worth opening in the store, by name; `address` is the server's. Only `runs` where there is none yet."""
+    """Pages worth opening, by name; `address` is the server's. Only `runs` while the store has no run of ours."""
     client = connect()
     with one_line_errors():
         finished, newest_first = "attributes.status = 'FINISHED'", ["attributes.end_time DESC"]
@@ -79,7 +79,7 @@ def ui_links(address: str) -> dict[str, str]:
 
 
 def _named(client: "MlflowClient") -> list[str] | None:
-    """The experiment that the environment names, none where it is not there yet; None where no one is named."""
+    """The experiment that the environment names, empty while it does not exist; None where none is named."""
     if identifier := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return [identifier]
     if name := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
@@ -89,7 +89,7 @@ def _named(client: "MlflowClient") -> list[str] | None:
 
 
 def latest_per_epsilon(runs: Sequence["Run"]) -> list["Run"]:
-    """Of runs, newest first: those of the newest scored one's experiment, one per target epsilon, in its order."""
+    """The newest scored run per target epsilon, in its order, of the newest one's experiment; `runs`: newest first."""
     scored = [run for run in runs if run.data.tags.get("stage") in SCORED and "accuracy" in run.data.metrics]
     latest: dict[float, Run] = {}
     for run in scored:

@@ -1,4 +1,4 @@
-"""From a run id back to what the run said and wrote."""
+"""Find a run, its record and its output by its id."""
 
 import os
 import re
@@ -23,7 +23,7 @@ class FoundRun(TypedDict):
 
 
 def find_run(run_id: str, kind: str = "run") -> FoundRun:
-    """Read a run. Raises InputError, which calls it `kind`, where the store has none such; looking makes no store."""
+    """Read a run; `kind` is its name in errors. InputError where the store has no such run; no store is made."""
     path = sqlite_path(tracking_uri())
     if path is not None and not path.exists():
         raise InputError(
@@ -36,7 +36,7 @@ def find_run(run_id: str, kind: str = "run") -> FoundRun:
         found = client.get_run(run_id)
     except MlflowException as error:
         raise InputError(
-            f"{kind}={run_id}: no such run in {shown_uri()} ({first_line(error)}); name a run that is there, or set "
+            f"{kind}={run_id}: no such run in {shown_uri()} ({first_line(error)}); name an existing run, or set "
             "MLFLOW_TRACKING_URI"
         ) from None
     location = urlparse(found.info.artifact_uri or "")
@@ -63,14 +63,14 @@ def download(run_id: str, artifact: str, folder: Path) -> Path:
 
 
 def existing_path(named: str) -> Path | None:
-    """The path that `named` is, from the current folder, else from the project's root; None where it is none."""
+    """`named` as a path from the current folder, else from the project's root; None where it does not exist."""
     return next((path for path in (Path(named), ROOT / named) if named and path.exists()), None)
 
 
 def resolve_input(path_or_run_id: str, kind: str) -> Path:
-    """The folder that a path, or an MLflow run id by its tag `output`, stands for; `kind` says what it should hold.
+    """The folder that a path, or an MLflow run id by its tag `output`, names; `kind` is the parameter's name in errors.
 
-    A relative path counts from the current folder, else from the project's root. Raises InputError that names value.
+    A relative path counts from the current folder, else from the project's root. Raises InputError for any other value.
     """
     if (path := existing_path(path_or_run_id)) is not None:
         return path

@@ -24,8 +24,8 @@ def metric_key(name: str) -> str:
 class MetricBuffer:
     """Collects scalars and hands them to `send` in lists of at most BATCH, every few seconds and at close.
 
-    What `send` raises is sent again later, as with a local store that is locked; `warn` hears once when that begins.
-    What the store refuses for good is dropped, with a line to `warn`.
+    Where `send` raises, as with a local store that is locked, the list is sent again later; `warn` gets one line when
+    that begins. A list that the store refuses for good is dropped, with a line to `warn`.
     """
 
     def __init__(self, send: Callable[[list["Metric"]], object], warn: Callable[[str], None], seconds: float = SECONDS):
@@ -55,7 +55,7 @@ class MetricBuffer:
             self.flush()
 
     def flush(self) -> bool:
-        """Send what waits; returns whether nothing is left."""
+        """Send all waiting metrics; returns whether none is left."""
         with self._sending:
             while True:
                 with self._lock:

@@ -1,7 +1,7 @@
 """Records of a run that its tracking server has not taken yet, on disk in the order in which they were made.
 
-Each is a folder, NUMBER/ with record.json and below files/ what an artifact is made of: whole or absent. It is removed
-after it was sent. One process at a time has a run's outbox open: its lock lies beside the run's folder, and stays.
+Each record is a folder NUMBER/ with record.json and, in files/, an artifact's files: whole or absent. It is removed
+after it was sent. One process at a time has a run's outbox open: the lock lies beside the run's folder, and stays.
 """
 
 import shutil
@@ -16,11 +16,11 @@ from dp_lora.files import exclusive, read_json, whole_folder, write_json
 from dp_lora.tracking.records import Record
 
 OUTBOX = ROOT / "runs" / "outbox"  # one folder per run
-RECORD = "record.json"  # without it a record's folder is what is left of one that was sent
+RECORD = "record.json"  # a record's folder without it was sent, and its removal was cut short
 
 
 class Outbox:
-    """The records that wait, of a run whose outbox is open (`open_outbox`)."""
+    """The waiting records of a run whose outbox is open (`open_outbox`)."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -30,7 +30,7 @@ class Outbox:
         return len(self._waiting)
 
     def append(self, record: Record) -> None:
-        """Keep a record behind those that wait; the file or folder of an artifact is copied."""
+        """Keep a record as the last in the row; the file or folder of an artifact is copied."""
         number = int(self._waiting[-1].name) + 1 if self._waiting else 1
         path = self._folder / f"{number:08d}"
         with whole_folder(path, private=True) as temporary:
@@ -54,7 +54,7 @@ class Outbox:
     def remove_first(self) -> None:
         """Forget the record that waits longest: it was sent."""
         path = self._waiting.popleft()
-        # first the one file that makes it a record: the removal of a folder may be cut short
+        # RECORD first: the removal of a folder may be cut short
         (path / RECORD).unlink()
         shutil.rmtree(path)
 
@@ -69,7 +69,7 @@ def _read(path: Path) -> Record:
 
 @contextmanager
 def open_outbox(run_id: str, *, wait: bool = False) -> Iterator[Outbox]:
-    """The outbox of a run, for this process alone; where nothing waits at the end, its folder goes.
+    """Open the outbox of a run, for this process alone; an empty one is removed at the end.
 
     Where another process has it open: BlockingIOError, or with `wait` only when that one is done.
     """

@@ -1,4 +1,4 @@
-"""Which process a run belongs to, what stops it, and runs whose process died without saying so."""
+"""The process that a run belongs to, the signals that stop it, and runs whose process died silently."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was told to stop; its argument is the signal's name."""
+    """A signal stopped the process; the argument is the signal's name."""
 
 
 def _boot_id() -> str:
@@ -50,7 +50,7 @@ def _start_time(pid: int) -> str | None:
 
 
 def process_tags() -> dict[str, str]:
-    """Tags that tell later whether the process of a run still lives: a pid alone may be another process by then."""
+    """Tags that show later whether a run's process still lives: its pid alone may belong to another process by then."""
     pid = os.getpid()
     return {
         "host": socket.gethostname(),
@@ -75,7 +75,7 @@ def has_died(tags: Mapping[str, str]) -> bool:
 def close_orphans(client: "MlflowClient | None" = None) -> list[str]:
     """Mark runs of this host that are still RUNNING, but whose process has died, KILLED; returns their ids.
 
-    One whose records wait to be uploaded may have said in them how it ended: it is left alone.
+    A run with records in the outbox is left alone: they may say how it ended.
     """
     from mlflow.exceptions import MlflowException
 
@@ -86,7 +86,7 @@ def close_orphans(client: "MlflowClient | None" = None) -> list[str]:
     waiting = waiting_runs()
     dead = [run.info.run_id for run in running if run.info.run_id not in waiting and has_died(run.data.tags)]
     for run_id in dead:
-        # on a shared server it may be another user's run, which is no reason to stop here
+        # on a shared server it may be another user's run: go on with the others
         with suppress(MlflowException):
             client.set_tag(run_id, "error", DIED)
             client.set_terminated(run_id, "KILLED")
@@ -133,7 +133,7 @@ def _handlers(handler: "signal._HANDLER", numbers: Sequence[signal.Signals] = ST
         yield
         return
     before = {number: signal.getsignal(number) for number in numbers}
-    # what the caller ignores, as nohup does with SIGHUP, stays ignored
+    # a signal that the caller ignores, as nohup does with SIGHUP, stays ignored
     before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
     for number in before:
         signal.signal(number, handler)

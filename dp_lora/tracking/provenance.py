@@ -1,4 +1,4 @@
-"""What a run was made from: the code's commit, the config as params, the input's hash as DVC computes it."""
+"""A run's origin: the code's commit, the config as params, the hashes of inputs as DVC computes them."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from dp_lora.errors import InputError
 from dp_lora.files import digest_file, read_json
 from dp_lora.tracking.metrics import number_text
 
-# what DVC and its users change from run to run: not code
+# DVC and its users change these files from run to run: they are not code
 NOT_CODE = {"dvc.lock", "data.dvc", "params.yaml"}
 
 
@@ -40,7 +40,7 @@ def git_tags(root: Path = ROOT) -> dict[str, str]:
 
 
 def environment_tags() -> dict[str, str]:
-    """SHA-256 of the lock that the packages are from and, in a container, the image's digest.
+    """SHA-256 of the lock that the packages were installed from and, in a container, the image's digest.
 
     The image says by DPLORA_LOCK which lock it was built from; docker/run_arguments.py gives DPLORA_IMAGE.
     Raises InputError in an image that is older than this code: the lock that it was built from is not the project's.
@@ -102,10 +102,7 @@ def dvc_hash(path: Path) -> str:
 
 
 def origin_tags(path: Path, *, private: bool = False) -> dict[str, str]:
-    """Where a folder below data/ is from, by its source.json: origin, revision or url; and the sha256 of public ones.
-
-    Empty without one.
-    """
+    """The origin, revision or url in a folder's source.json, and the sha256 of public data; empty without that file."""
     try:
         facts = read_json(path / "source.json")
         names = ("origin", "revision", "url", *(() if private else ("sha256",)))
@@ -115,6 +112,6 @@ def origin_tags(path: Path, *, private: bool = False) -> dict[str, str]:
 
 
 def is_in_dvc(path: Path) -> bool:
-    """Whether DVC keeps `path`: what comes from outside lies in data/, what stages compute in outputs/."""
+    """Whether DVC keeps `path`: downloads lie in data/, results of stages in outputs/."""
     absolute = Path(os.path.abspath(path))
     return any(absolute.is_relative_to(ROOT / folder) for folder in ("data", "outputs"))

@@ -1,4 +1,4 @@
-"""Whether a tracking store can be used, told before MLflow tries for minutes; light: MLflow itself is not imported."""
+"""Find out in seconds whether a tracking store can be used; MLflow, which tries for minutes, is not imported."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
-SECONDS = 10.0  # that a server has for its first answer
+SECONDS = 10.0  # time that a server has for its first answer
 SCHEMA = re.compile(r"^(revision|down_revision)\b[^=]*=\s*[\"'](\w+)[\"']", re.MULTILINE)
 
 
@@ -17,7 +17,7 @@ def is_server(uri: str) -> bool:
 
 
 def server_problem(uri: str, seconds: float = SECONDS) -> str | None:
-    """What is wrong with the MLflow server at `uri`, and what to do; None where something answers."""
+    """The fault of the MLflow server at `uri`, and what to do; None where it answers."""
     import requests
 
     path = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")
@@ -36,7 +36,7 @@ def server_problem(uri: str, seconds: float = SECONDS) -> str | None:
 
 
 def schema_problem(path: Path) -> str | None:
-    """What is wrong with the SQLite store at `path`, and what to do; None where this MLflow can use it, or makes it."""
+    """The fault of the SQLite store at `path`, and what to do; None where this MLflow can use it, or makes it."""
     if not path.exists() or path.stat().st_size == 0:
         return None
     try:

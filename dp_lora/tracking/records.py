@@ -1,4 +1,4 @@
-"""What a run tells its store, as JSON and files: one form for what is sent at once and for what waits on disk.
+"""A run's records for its store, as JSON and files: one form for sending at once and for waiting on disk.
 
 Sending a record a second time changes nothing, so that a sender may be killed between the sending and its note of it.
 """
@@ -18,7 +18,7 @@ DIED = "the process died without closing its run"  # the tag `error` of a run th
 
 @dataclass(frozen=True)
 class Record:
-    """One thing to tell. `content` is JSON-able; `path` is the file or folder that an artifact is made of."""
+    """One message to the store. `content` is JSON-able; `path` is the file or folder that an artifact is made of."""
 
     kind: Literal["values", "artifact", "dataset", "end"]
     content: Mapping[str, Any]
@@ -60,7 +60,7 @@ def end(status: str) -> Record:
 
 
 def send(client: "MlflowClient", run_id: str, record: Record) -> None:
-    """Tell the store. Raises what the client raises, for a server after its retries: by default for 4 minutes."""
+    """Send a record to the store. Raises the client's errors, for a server after its retries (4 minutes by default)."""
     content = record.content
     if record.kind == "values":
         _send_values(client, run_id, content)
@@ -91,5 +91,5 @@ def _send_values(client: "MlflowClient", run_id: str, content: Mapping[str, Any]
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether the store will never take what it was told, however often it is sent."""
+    """Whether the store refuses for good, so that sending again is useless."""
     return getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parents[1]
 # models-from-code always: MLflow's diffusers flavour wants a base that DiffusionPipeline loads, and none of ours is one
 SCRIPT = PACKAGE / "served_model.py"
-# the rooms that it needs: each file is a request to a server
+# the rooms that it needs and no more: each file is one request to a server
 ROOMS = (
     "__init__.py", "errors.py", "files.py", "events.py", "progress.py", "diffusion.py", "grids.py", "team.py",
     "sources.py", "config", "data", "models", "sampling",
@@ -39,7 +39,7 @@ REQUIREMENTS = (
 )  # fmt: skip
 COPIED_UP_TO = 100 * 10**6  # bytes of a base that goes into the model's folder; a larger one is named and checked
 DESCRIPTION_LENGTH = 5000  # MLflow's column
-VERSIONS_TAG = "mlflow.modelVersions"  # by which the UI leads from a logged model to the registry
+VERSIONS_TAG = "mlflow.modelVersions"  # the UI follows it from a logged model to the registry
 
 
 def model_name(experiment: str) -> str:
@@ -57,7 +57,7 @@ def register(
 ) -> tuple["ModelVersion", str]:
     """Make the release in the folder `release` a version that its alias points to; returns version and alias.
 
-    One release is one version: called again for it, the alias alone moves. Raises what the store raises.
+    One release is one version: another call for it moves the alias alone. Raises the store's errors.
     """
     statement, info = read_json(release / "privacy.json"), read_json(release / "model.json")
     name, alias = model_name(config.experiment.name), alias_of(statement["target_epsilon"])
@@ -76,7 +76,7 @@ def register(
         )
         value = json.dumps([{"name": name, "version": made.version}])
         client.set_logged_model_tags(model_id, {VERSIONS_TAG: value})
-    if len(statement["parts"]) == 1:  # of a sum the alias would promise less than was spent
+    if len(statement["parts"]) == 1:  # the alias of a sum would promise less than was spent
         client.set_registered_model_alias(name, alias, made.version)
     return made, alias
 
@@ -153,7 +153,7 @@ def write_model(folder: Path, config: Config, release: Path, base: Path, run_id:
     size = sum(path.stat().st_size for path in base.rglob("*") if path.is_file())
     settings: dict[str, Any] = {"batch_size": config.sampling.batch_size, "precision": config.sampling.precision}
     with tempfile.TemporaryDirectory() as staged, warnings.catch_warnings():
-        # it wants an example of the input; the signature says what one is
+        # MLflow warns that it has no example of the input; the signature describes one
         warnings.simplefilter("ignore", UserWarning)
         code, artifacts = Path(staged) / PACKAGE.name, {"release": release}
         code.mkdir()
@@ -188,7 +188,7 @@ def write_model(folder: Path, config: Config, release: Path, base: Path, run_id:
 
 
 def _all_but(*suffixes: str) -> Callable[[str, list[str]], list[str]]:
-    """What shutil.copytree is to leave out, so that files with these suffixes alone are copied."""
+    """A filter for shutil.copytree that lets it copy files with these suffixes alone."""
 
     def ignored(folder: str, names: list[str]) -> list[str]:
         kept = (path for path in map(Path(folder).joinpath, names) if path.is_dir() or path.suffix in suffixes)

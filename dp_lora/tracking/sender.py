@@ -1,4 +1,4 @@
-"""How records reach the store: at once, or where a tracking server is away, later and in their order."""
+"""Send records to the store: at once or, while a tracking server is away, later and in their order."""
 
 import threading
 import time
@@ -25,8 +25,9 @@ Answer = TypeVar("Answer")
 class Sender:
     """Sends the records of one run.
 
-    From `keep_working` on, what a tracking server does not take goes to the run's outbox and the work goes on; `warn`
-    hears of it. What the server refuses for good is raised. Before, and with a store of another kind, all is raised.
+    From `keep_working` on, a record that a tracking server does not take goes to the run's outbox and the work goes on;
+    `warn` gets a line. A record that the server refuses for good raises. Before, and with another kind of store, every
+    error is raised.
     """
 
     def __init__(self, client: "MlflowClient", run_id: str, warn: Callable[[str], None]):
@@ -37,7 +38,7 @@ class Sender:
         self._lock = threading.Lock()
         self._open = ExitStack()
         self._outbox: Outbox | None = None
-        self._problem = ""  # why the server did not do what it was asked last
+        self._problem = ""  # why the server did not do the last action
         self._next_look = 0.0
 
     def keep_working(self) -> None:
@@ -47,7 +48,7 @@ class Sender:
             self._kept()
 
     def send(self, record: Record) -> None:
-        """Tell the store, or keep the record."""
+        """Send the record, or keep it in the outbox."""
         if not self._keeps:
             records.send(self._client, self._run_id, record)
             return
@@ -59,7 +60,7 @@ class Sender:
             self._kept().append(record)
 
     def ask(self, question: Callable[[], Answer]) -> Answer | None:
-        """What the store answers; None, with a line, where a server is away."""
+        """The store's answer; None, with a line, where a server is away."""
         if not self._keeps:
             return question()
         answers: list[Answer] = []
@@ -78,7 +79,7 @@ class Sender:
         return last.content["status"] if last is not None and last.kind == "end" else None
 
     def close(self) -> bool:
-        """Try once more; returns whether all was sent, else a line says what to type."""
+        """Try once more; returns whether all records were sent, else a line says what to type."""
         with self._lock, self._open:
             self._next_look = 0.0
             sent = self._nothing_waits()
@@ -89,7 +90,7 @@ class Sender:
         return sent
 
     def _nothing_waits(self) -> bool:
-        """Whether all that came before was sent; what waits is sent where the server is back."""
+        """Whether all earlier records were sent; sends the waiting ones where the server is back."""
         if not self._outbox:
             return True
         if time.monotonic() < self._next_look:
@@ -101,7 +102,7 @@ class Sender:
         return True
 
     def _done(self, action: Callable[[], object]) -> bool:
-        """Whether a server did what it was asked; told in seconds where none is there. Raises what it refuses."""
+        """Do `action`; False, within seconds, where no server answers. Raises where the server refuses for good."""
         started = time.monotonic()
         problem = server_problem(tracking_uri(), ANSWER)
         if problem is None:
@@ -128,7 +129,7 @@ class Sender:
 
 
 def deliver(client: "MlflowClient", run_id: str, outbox: Outbox, warn: Callable[[str], None]) -> None:
-    """Send what waits, in order; what the server refuses for good is dropped with a line. Raises what stops it."""
+    """Send the waiting records in order; one that the server refuses for good is dropped with a line, else raises."""
     while (record := outbox.first()) is not None:
         try:
             records.send(client, run_id, record)

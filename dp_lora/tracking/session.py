@@ -1,4 +1,4 @@
-"""A command in a session of its own, all of which ends where its caller is stopped: no child is left behind."""
+"""Run a command in its own session, and end the whole session where the caller is stopped: no child is left behind."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from pathlib import Path
 from dp_lora.tracking.process import stop_signals_deferred, stop_signals_wait
 
 GRACE = 30.0  # seconds that a command has to end, and to keep what it can, before it is killed
-INNER_GRACE = 20.0  # of what an entry point starts: shorter, so that the entry point outlives it
+INNER_GRACE = 20.0  # for a command that an entry point starts: shorter, so that the entry point outlives it
 
 
 def run_in_session(
@@ -53,7 +53,7 @@ def _signal_group(group: int, number: int) -> None:
 
 
 def _group_lives(group: int) -> bool:
-    """Whether a process of the group still runs; one that has ended, but was not waited for, does not."""
+    """Whether a process of the group still runs; a zombie does not count."""
     import psutil
 
     for process in psutil.process_iter():

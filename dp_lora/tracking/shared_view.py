@@ -1,4 +1,4 @@
-"""What an experiment opens on in the UI: MLflow's model-training pages, and a saved view of privacy and utility.
+"""How an experiment opens in the UI: on MLflow's model-training pages, with a saved view of privacy and utility.
 
 MLflow keeps both as tags of the experiment. They name metrics and pictures, and hold no value of any run.
 """
@@ -22,7 +22,7 @@ VIEW = f"mlflow.sharedViewState.{KEY}"
 TITLE = "Privacy and utility"  # in the UI's list of views
 DISTANCES = ("letter_frechet_distance", "fid")  # a run has one of them
 GRIDS = ("grid", "grids")  # pictures of the samples, and of those while training
-# the UI appends a chart of each other metric to these: folded, and behind what people came for
+# the UI appends a chart of each other metric to these sections: folded, and behind the main charts
 FOLDED = ("Model metrics", "private", "System metrics")
 SHOWN = {"deleted": False, "isGenerated": False}  # a chart or a section that MLflow leaves as it is
 WIDTHS = (90, 80, 60, 50, 90, 170, 90)  # pixels of the columns, in their order

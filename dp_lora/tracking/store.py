@@ -65,7 +65,7 @@ def _store_in_container(mounted: Path) -> Path:
 
 
 def is_at_home() -> bool:
-    """Whether the store is a file of this machine's: what must not leave the house is sent to no other."""
+    """Whether the store is a file on this machine: files without a guarantee are sent to no other store."""
     return sqlite_path(tracking_uri()) is not None
 
 
@@ -75,16 +75,16 @@ def shown_uri() -> str:
 
 
 def first_line(error: BaseException | str) -> str:
-    """What an exception or a text says, on one line and without credentials in addresses."""
+    """The first line of an exception or a text, without credentials in addresses."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return re.sub(r"//[^/@\s]*@", "//", line)[:ERROR_LENGTH]
 
 
 def connect(patience: float = 0.0) -> "MlflowClient":
     """A client of the store. Raises InputError where it cannot be opened, a server after `patience` seconds."""
-    # usage statistics would go to the internet
+    # else MLflow sends usage statistics to the internet
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # bars for small files that take no time
+    # else MLflow shows bars for small files that take no time
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     path = sqlite_path(tracking_uri())
     if path is not None:
@@ -110,7 +110,7 @@ def connect(patience: float = 0.0) -> "MlflowClient":
 
 
 def store_problem() -> str | None:
-    """What is wrong with the store, and what to do, found within seconds; None where it can be used."""
+    """The fault of the store, and what to do, found within seconds; None where it can be used."""
     uri = tracking_uri()
     if is_server(uri):
         return server_problem(uri)
@@ -120,7 +120,7 @@ def store_problem() -> str | None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what MLflow and its database say into one line that names the store."""
+    """Turn errors of MLflow and its database into one line that names the store."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -191,7 +191,7 @@ def named_experiment(client: "MlflowClient", name: str) -> str:
 
 
 def tag_text(value: Any) -> str:
-    """How a value reads as a tag."""
+    """The text of a value as a tag."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -199,8 +199,8 @@ def fail_joined_run(message: str, child: bool = False) -> None:
     """Mark the run that `mlflow run` made FAILED, where an error came before our own run opened.
 
     A direct call has no such run: nothing is written. A stage that DVC started (`child`) leaves its parent's run to
-    the parent. A run that has ended keeps its state, also where that waits to be uploaded. `message` names nothing
-    private. Never raises: the caller is about to report the error itself.
+    the parent. A run that has ended keeps its state, even where the state still waits in the outbox. `message` names
+    nothing private. Never raises: the caller is about to report the error itself.
     """
     run_id = joined_run_id()
     if run_id is None or child or run_id in waiting_runs():

@@ -49,19 +49,19 @@ if TYPE_CHECKING:
 
 VALUE_LENGTH = 6000  # of a param: MLflow's limit; config.yaml has the whole
 DIGEST_LENGTH = 36  # of a dataset: MLflow's limit
-PATIENCE = 240.0  # seconds that a stage waits for its parent's server to come back, as long as MLflow's client would
+PATIENCE = 240.0  # seconds that a stage waits for its parent's server to come back: as long as MLflow's client
 MADE_UP_NAME = r"[a-z]+-[a-z]+-\d+"  # what MLflow calls a run that nobody named
 
 
 class TrackedRun(Events):
-    """What an entry point tells MLflow about its run.
+    """An entry point's run in MLflow.
 
-    What depends on private data without noise is handed over as `private`, metrics under `private/` are so by name.
-    The tag `private` lists by its name in the store all that was, before it is there: whoever passes a run on knows
-    what to leave out. What is not in that list depends on private data through the mechanism alone.
+    The caller marks as `private` each item that depends on private data without noise; a metric under `private/` is
+    private by its name. The tag `private` lists these items by their names in the store before they are sent, so that
+    whoever passes a run on knows what to leave out. All other items depend on private data through the mechanism alone.
 
     Of a model without a guarantee (eps=inf, published accounting) all pictures, tables and files are private, and go to
-    no tracking server: they show what the model has learnt of single pictures.
+    no tracking server: the model may have learnt single pictures by heart.
     """
 
     def __init__(self, client: "MlflowClient", opened: "Run", stage: str, config: Config):
@@ -93,7 +93,7 @@ class TrackedRun(Events):
     def _takes(self, name: str, private: bool) -> bool:
         """Whether a picture, table or file goes to the store; a private one is named first."""
         if not self._guaranteed and not is_at_home():
-            self.terminal(f"{name}: no guarantee holds for it, and it goes to no tracking server")
+            self.terminal(f"{name}: has no guarantee of privacy, so it goes to no tracking server")
             return False
         if private or not self._guaranteed:
             self._name_private(name)
@@ -173,10 +173,10 @@ class TrackedRun(Events):
     ) -> None:
         """Record an input: a file or folder, or the URI of one elsewhere.
 
-        `digest` is ours (64 hex digits; None: MLflow makes one from name and source). What lies in data/ or outputs/
-        also carries its DVC hash, and a folder what its source.json says of the origin. Of `private` pictures, and
-        of adapters and samples that no guarantee covers, name, place and origin are recorded: a hash would tell whoever
-        has a candidate for them whether it is right.
+        `digest` is ours (64 hex digits; None: MLflow makes one from name and source). An input in data/ or outputs/
+        also gets its DVC hash, and a folder the origin in its source.json. Of a `private` input (pictures, and adapters
+        or samples without a guarantee) name, place and origin alone are recorded: by a hash anybody could test whether
+        a candidate is the right one.
         """
         if private:
             digest = None
@@ -221,16 +221,16 @@ class TrackedRun(Events):
             self.tags({NOTE: self._description.markdown()})
 
     def privacy(self, statement: Mapping[str, Any]) -> None:
-        """Say in the run's description what a privacy.json says; from one without a guarantee on, all files are so."""
+        """Show a privacy.json in the run's description; after one without a guarantee all files count as private."""
         self._guaranteed = self._guaranteed and statement["private"]
         if self._description is not None:
             self._description.privacy = statement
             self._show_description()
 
     def made_from(self, what: str, *, nest: bool = False, **tags: str) -> None:
-        """Link the newest finished run with these tags as what this one was made from; where none is found, nothing.
+        """Link the newest finished run with these tags as `what` this run was made from; nothing where none is found.
 
-        Nor where a tracking server is away: a line says so.
+        Where a tracking server is away nothing is linked, and a line says so.
 
         With `nest` a run that has no parent becomes a child of the linked run's parent, or of the linked run.
         """
@@ -260,9 +260,9 @@ class TrackedRun(Events):
         self.tags({"output": absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute})
 
     def register(self, config: Config, release: Path, base: Path) -> None:
-        """Register a release as a model of the experiment's; where the store cannot, one line says why.
+        """Register a release as a model of the experiment; where the store cannot, one line says why.
 
-        The fine-tuning is finished and its privacy spent: nothing of that is lost with the registry.
+        Never raises: the fine-tuning is finished and its privacy spent, and must not be lost to a failing registry.
         """
         from dp_lora.tracking.registry import register
 
@@ -286,7 +286,7 @@ class TrackedRun(Events):
         }
 
     def keep_working(self) -> None:
-        """From here on a tracking server that is away stops nothing: what it does not take waits on disk."""
+        """From here on the work goes on while a tracking server is away: records wait on disk."""
         self._sender.keep_working()
 
     def is_server_away(self) -> bool:
@@ -294,7 +294,7 @@ class TrackedRun(Events):
         return self._sender.is_away()
 
     def close(self, status: str, error: BaseException | None = None) -> None:
-        """Send what waits and end the run as `status` (FINISHED, FAILED, KILLED); what stays on disk is said."""
+        """Send what waits and end the run as `status` (FINISHED, FAILED, KILLED); a line says what stays on disk."""
         try:
             self._metrics.close()
             if self._lines:
@@ -307,10 +307,10 @@ class TrackedRun(Events):
 
 
 def recorded_error(error: BaseException, reads_private: bool) -> str:
-    """What the tag `error` holds of an exception: nothing that names private things.
+    """The tag `error` of a run that an exception stopped; it names nothing private.
 
-    Of an InputError its public text. Any other one of a stage that reads private pictures may hold a file's name or
-    what is in the file: of it the type alone, and of the operating system's what it says of the kind of error.
+    Of an InputError its public text, of an OSError its type and the system's words. Any other exception of a stage that
+    reads private pictures may quote a file or its name: of it the type alone.
     """
     if isinstance(error, InputError):
         return first_line(error.public)[:ERROR_LENGTH]
@@ -334,7 +334,7 @@ def run(
     InputError where the store cannot be opened.
     """
     with stop_signals_raise():
-        # the server was there when the parent began: what the parent has done is not lost for a minute without it
+        # the parent's server answered when the parent began: a minute without it must not cost the parent's work
         client = connect(PATIENCE if child and joined_run_id() else 0.0)
         with one_line_errors():
             close_orphans(client)
@@ -354,7 +354,7 @@ def run(
             try:
                 _close(tracked, monitor, status, None if status == "FINISHED" else error)
             except Exception as second:
-                # what stopped the work matters more than that it could not be told
+                # a failure while closing the run must not hide the original exception
                 print(f"run {tracked.run_id} could not be closed: {first_line(second)}", file=sys.stderr)
             raise
         with one_line_errors():
@@ -363,14 +363,14 @@ def run(
 
 def _close(tracked: TrackedRun, monitor: Any, status: str, error: BaseException | None) -> None:
     with stop_signals_wait():
-        # its thread, a daemon, waits for a server as long as MLflow's client tries
+        # while a server is away, the monitor's thread waits as long as MLflow's client tries
         if monitor is not None and not tracked.is_server_away():
             monitor.finish()
         tracked.close(status, error)
 
 
 def end_status(error: BaseException) -> str:
-    """The state that an exception leaves a run in."""
+    """The end state of a run that an exception stopped."""
     cause: BaseException | None = error
     while cause is not None:
         # some libraries turn Ctrl-C into SystemExit

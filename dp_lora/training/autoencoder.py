@@ -22,7 +22,7 @@ from dp_lora.models.device import pick_device
 from dp_lora.models.folder import save_autoencoder
 from dp_lora.models.info import model_info
 from dp_lora.training.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
-from dp_lora.training.fit import CHECKPOINT_SECONDS, Training, fit
+from dp_lora.training.fit import CHECKPOINT_SECONDS, PublicTraining, fit
 from dp_lora.training.perceptual import Perceptual
 from dp_lora.training.pictures import Pictures
 from dp_lora.training.seeds import seeded
@@ -33,7 +33,7 @@ GRID = "reconstructions.png"
 ENCODE_VALUES = 2**18  # pixel values per batch of the final statistics
 
 
-class AutoencoderTraining(Training):
+class AutoencoderTraining(PublicTraining):
     """One step: reconstruct a sample of the posterior, then, from `disc_start` on, teach the discriminator."""
 
     def __init__(self, config: Config, pictures: Pictures, n: int, perceptual: Perceptual | None) -> None:

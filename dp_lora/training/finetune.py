@@ -30,7 +30,7 @@ from dp_lora.models.adapters import (
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import Model
 from dp_lora.privacy.accounting import spent
-from dp_lora.privacy.composition import Part, base_parts, compose, together
+from dp_lora.privacy.composition import ReleaseCost, base_parts, compose, together
 from dp_lora.privacy.plan import PrivacyPlan, require_stated_number
 from dp_lora.privacy.randomness import Randomness, read_secret
 from dp_lora.privacy.rounding import dummies, require_small_rounding
@@ -44,9 +44,7 @@ from dp_lora.training.physical_batch import dummy_loss, physical_batch_size
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder, binding_digest
 from dp_lora.training.start import dead_weights, require_rows_apart
-from dp_lora.training.steps import lr_factor, noise_scale
-
-EPSILON_POINTS = 10  # the curve of epsilon over steps has about this many
+from dp_lora.training.steps import curve_steps, lr_factor, noise_scale
 
 
 @dataclass(frozen=True)
@@ -180,11 +178,11 @@ def finetune(
     Guarantee: the returned folder, and the grids, are (plan.target_epsilon, plan.delta)-DP under add-or-remove-one unit
     where plan.guaranteed, composed with what the base and privacy.parent had spent before.
     """
-    parent = [Part(**part) for part in run.bound["parent"]]
+    parent = [ReleaseCost(**part) for part in run.bound["parent"]]
     # these refuse before any budget is spent
     require_stated_number(run.plan, len(data.units))
     before = together(base_parts(model.info, lambda: base["digest"], run.plan), parent)
-    epsilon_before, _ = compose([*before, Part(0.0, run.plan.delta)])
+    epsilon_before, _ = compose([*before, ReleaseCost(0.0, run.plan.delta)])
     if run.result.exists():
         events.terminal(f"{run.folder.name}: this fine-tuning is finished; nothing is trained, nothing is spent")
         team.once(None)
@@ -310,7 +308,7 @@ def _report(
     events.metric("private/physical_batch_size", facts.physical_batch_size, step)
     events.metric("private/units_per_second", facts.units / seconds, step)
     plan = run.plan
-    if plan.guaranteed and (step % max(1, plan.steps // EPSILON_POINTS) == 0 or step == plan.steps):
+    if plan.guaranteed and step in curve_steps(plan.steps):
         events.metric("epsilon", epsilon_before + spent(plan, counted).epsilon, step)
 
 

@@ -22,7 +22,7 @@ CHECKPOINT = "last.ckpt"
 CHECKPOINT_SECONDS = 60.0
 
 
-class Training(L.LightningModule):
+class PublicTraining(L.LightningModule):
     """A training of `steps.total` steps. `training_step(step)` returns its losses by name, "loss" among them."""
 
     def __init__(self, total: int) -> None:
@@ -71,7 +71,7 @@ def _quiet() -> Iterator[None]:
 
 
 def fit(
-    module: Training,
+    module: PublicTraining,
     folder: Path,
     device: torch.device,
     label: str,

@@ -15,19 +15,18 @@ from torch import Tensor, nn
 from dp_lora.config.schema import Config
 from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import read_dataset
-from dp_lora.diffusion import add_noise, loss_per_row, make_scheduler, target
+from dp_lora.diffusion import diffuse, loss_per_row, make_scheduler, target
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_value
-from dp_lora.grids import write_grid
 from dp_lora.models.device import pick_device
 from dp_lora.models.flops import count_operations
 from dp_lora.models.folder import Model, load_vae, module_digest, save_model
 from dp_lora.models.info import load_info, model_info
 from dp_lora.models.meta import meta_copies
 from dp_lora.models.unet import build_unet
-from dp_lora.sampling import draw
-from dp_lora.training.fit import CHECKPOINT_SECONDS, Training, fit
+from dp_lora.sampling import write_class_grid
+from dp_lora.training.fit import CHECKPOINT_SECONDS, PublicTraining, fit
 from dp_lora.training.seeds import seeded
 from dp_lora.training.steps import EpochOrder, lr_factor, step_generator, total_steps
 
@@ -54,7 +53,7 @@ class Conditioned(nn.Module):
         return self.unet(latents, t, encoder_hidden_states=context, return_dict=False)[0]
 
 
-class LdmTraining(Training):
+class LdmTraining(PublicTraining):
     """One step: noise the latents of a batch at random timesteps, predict, and let the average follow."""
 
     def __init__(self, config: Config, latents: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
@@ -88,7 +87,7 @@ class LdmTraining(Training):
         labels = labels.masked_fill(dropped, self.null)
 
         wanted = target(x0, noise, alphas_cumprod, t, self.settings.prediction_type)
-        noisy = add_noise(x0, noise, alphas_cumprod, t)
+        noisy = diffuse(x0, noise, alphas_cumprod, t)
         noisy, wanted, t, labels = (tensor.to(self.device) for tensor in (noisy, wanted, t, labels))
         return {"loss": loss_per_row(self.model(noisy, t, labels), wanted).mean()}
 
@@ -169,7 +168,4 @@ def _sample_grid(model: Model, config: Config, path: Path, device: torch.device)
         config.sampling, steps=GRID_STEPS, eta=0.0, guidance_scale=GRID_GUIDANCE if model.info["null_row"] else 1.0
     )
     names = model.classes[:GRID_CLASSES]
-    labels = np.repeat(np.arange(len(names)), GRID_COLUMNS).tolist()
-    indices = list(range(GRID_COLUMNS)) * len(names)
-    images = draw(model, labels, indices, sampling, config.experiment.seed, device)
-    write_grid(path, np.split(images, len(names)), names)
+    write_class_grid(path, model, names, GRID_COLUMNS, sampling, config.experiment.seed, device)

@@ -6,7 +6,7 @@ from typing import Any
 from dp_lora.models.counting import count_parameters
 from dp_lora.models.estimate import count_flops, estimate_lines, finetuning_work, sampling_work
 from dp_lora.privacy.accounting import spent
-from dp_lora.privacy.composition import Part, compose, together
+from dp_lora.privacy.composition import ReleaseCost, compose, together
 from dp_lora.privacy.published import claimed_epsilon
 from dp_lora.training.costs import rates_at_hand
 from dp_lora.training.resolved import Resolved
@@ -36,7 +36,7 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
         own = spent(plan, plan.steps).epsilon
         facts["expected epsilon"] = own
         if before := together(start.spent_by_base(), start.parent):
-            total, delta = compose([*before, Part(own, plan.delta)])
+            total, delta = compose([*before, ReleaseCost(own, plan.delta)])
             facts["expected epsilon, with what was spent before"] = f"{total:.6g} at delta {delta:.6g}"
     elif plan.private:
         facts["epsilon claimed by the released code"] = claimed_epsilon(plan, plan.steps)

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dp_lora.config import relative
@@ -16,14 +15,12 @@ from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import Dataset, read_dataset
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.events import Events
-from dp_lora.grids import write_grid
-from dp_lora.models.adapters import drawn_of
 from dp_lora.models.agreement import check_agreement
 from dp_lora.models.device import pick_precision
 from dp_lora.models.estimate import GRID_IMAGES
 from dp_lora.models.folder import Model, load_model
 from dp_lora.models.info import model_digest
-from dp_lora.sampling import draw
+from dp_lora.sampling import write_class_grid
 from dp_lora.team import Team
 from dp_lora.training import finetune as training
 from dp_lora.training.finetune import PrivateData, units_of
@@ -110,7 +107,4 @@ def _texts(config: Config, dataset: Dataset) -> Sequence[Sequence[str]]:
 
 
 def _grid(config: Config, device: torch.device, model: Model, path: Path) -> None:
-    names, each = drawn_of(config, model), range(GRID_IMAGES)
-    labels = [label for label in range(len(names)) for _ in each]
-    images = draw(model, labels, [*each] * len(names), config.sampling, config.experiment.seed, device)
-    write_grid(path, np.split(images, len(names)), names)
+    write_class_grid(path, model, model.classes, GRID_IMAGES, config.sampling, config.experiment.seed, device)

@@ -11,7 +11,7 @@ from dp_lora.errors import InputError
 from dp_lora.models.embedding_start import start_positions
 from dp_lora.models.info import load_info, model_digest
 from dp_lora.models.shapes import BaseShapes
-from dp_lora.privacy.composition import Part, base_parts
+from dp_lora.privacy.composition import ReleaseCost, base_parts
 from dp_lora.privacy.plan import PrivacyPlan
 
 
@@ -26,10 +26,10 @@ class Resolved:
     data: Path  # folder of the prepared private pictures
     latents: Path  # folder that these are kept in, encoded
     plan: PrivacyPlan
-    parent: tuple[Part, ...]  # what privacy.parent has spent, its own parents included
+    parent: tuple[ReleaseCost, ...]  # what privacy.parent has spent, its own parents included
     resumed: Path | None  # the working folder that train.resume names; None: auto and never
 
-    def spent_by_base(self) -> tuple[Part, ...]:
+    def spent_by_base(self) -> tuple[ReleaseCost, ...]:
         """What the base has spent of the privacy of its own private pictures; none where it is public or not there."""
         if not self.base.exists():
             return ()

@@ -24,7 +24,7 @@ from dp_lora.files import digest_value, exclusive, fsync, read_json, write_json
 from dp_lora.models.device import pick_precision
 from dp_lora.operator_key import keyed_digest
 from dp_lora.privacy.accounting import spent
-from dp_lora.privacy.composition import Part
+from dp_lora.privacy.composition import ReleaseCost
 from dp_lora.privacy.heads import FOLDER, Heads
 from dp_lora.privacy.ledger import ONE_BRANCH, Ledger
 from dp_lora.privacy.plan import PrivacyPlan
@@ -42,7 +42,7 @@ PRIVATE_STEP = ("training/finetune.py", "data/latents.py", "models/folder.py")
 
 
 def binding(
-    config: Config, data_digest: str, base_digest: str, device: str, parent: Sequence[Part] = ()
+    config: Config, data_digest: str, base_digest: str, device: str, parent: Sequence[ReleaseCost] = ()
 ) -> dict[str, Any]:
     """Everything that a fine-tuning resolves, and its data: what a resumed run must have in common with its start.
 
@@ -236,7 +236,7 @@ def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iter
             yield f"{prefix}{key}"
 
 
-def of_other_data(runs: Path, parent: Sequence[Part], data_digest: str) -> list[str]:
+def of_other_data(runs: Path, parent: Sequence[ReleaseCost], data_digest: str) -> list[str]:
     """Run folders below `runs` of parts of the parent that were not made from just the same private data.
 
     They are added all the same: of most people's data they may have been, and a sum of more parts is a bound too.
@@ -246,7 +246,7 @@ def of_other_data(runs: Path, parent: Sequence[Part], data_digest: str) -> list[
     return [str(f) for f, content in plans if content["run_id"] in named and content["bound"]["data"] != data_digest]
 
 
-def other_ledgers(runs: Path, own: Path, data_digest: str, parent: Sequence[Part] = ()) -> list[str]:
+def other_ledgers(runs: Path, own: Path, data_digest: str, parent: Sequence[ReleaseCost] = ()) -> list[str]:
     """One line for each other run folder below `runs` that spent privacy of the same private data.
 
     But for those that `parent` counts already.

@@ -1,4 +1,4 @@
-"""Seeded starts of networks without a mark on the process's own random state."""
+"""Random streams of public trainings: keyed by name and numbers, without a mark on the process's own state."""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,10 +7,15 @@ from contextlib import contextmanager
 import torch
 
 
+def stream_key(stream: str, *numbers: int) -> int:
+    """A seed for torch, 63 bits, that belongs to this stream and these numbers alone."""
+    name = "/".join([stream, *map(str, numbers)])
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+
+
 @contextmanager
 def seeded(seed: int, stream: str) -> Iterator[None]:
     """Inside, torch's global generator, which networks start from, is keyed by (seed, stream); then it is as before."""
-    key = int.from_bytes(hashlib.sha256(f"{stream}/{seed}".encode()).digest()[:8], "big") >> 1
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key)
+        torch.manual_seed(stream_key(stream, seed))
         yield

@@ -3,13 +3,14 @@
 So a run that was interrupted goes on exactly as if it had not been, without any random state in its checkpoint.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from dp_lora.training.seeds import stream_key
 
 
 def total_steps(epochs: float, n: int, batch_size: int) -> int:
@@ -42,8 +43,7 @@ class EpochOrder:
 
 def step_generator(seed: int, step: int, stream: str) -> torch.Generator:
     """Generator on the CPU for the noise of one step; `stream` keeps equal seeds of different stages apart."""
-    key = hashlib.sha256(f"{stream}/{seed}/{step}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+    return torch.Generator().manual_seed(stream_key(stream, seed, step))
 
 
 def lr_factor(schedule: str, step: int, total: int, warmup_steps: int = 0, final: float = 0.0) -> float:
@@ -62,6 +62,11 @@ def noise_scale(noise_multiplier: float, exponent: float) -> float:
     noise dominates, the weights walk at random by lr a step, and the walk has to be kept short.
     """
     return max(1.0, noise_multiplier) ** -exponent
+
+
+def curve_steps(total: int) -> list[int]:
+    """Steps at which a curve of epsilon has a point: ten or fewer of 1 ... total, the last among them."""
+    return sorted({max(1, round(total * part / 10)) for part in range(1, 11)})
 
 
 class Steps:
