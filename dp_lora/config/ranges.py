@@ -49,6 +49,7 @@ MIRROR: Rule = (
     "must be null, or an address that begins with http",
 )
 SHA256: Rule = (lambda v: v is None or hex_digits(64)(v), "must be null, or 64 hex digits")
+COMMIT: Rule = (lambda v: v is None or hex_digits(40)(v), "must be null, or a commit of 40 hex digits")
 NULL_OR_AT_LEAST_1: Rule = (lambda v: v is None or v >= 1, "must be null, or a whole number of at least 1")
 MD5_SUMS: Rule = (lambda v: v is None or all(map(hex_digits(32), v)), "must be null, or a list of MD5 sums")
 

@@ -1,6 +1,7 @@
 """What a value may be. Each error names the key as it was typed, the value, the rule and the way out."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 

@@ -11,6 +11,7 @@ from dp_lora.config.ranges import (
     BETAS,
     CHANNELS,
     CLASSES,
+    COMMIT,
     FOLDER,
     MD5_SUMS,
     MIRROR,
@@ -68,9 +69,7 @@ class Data:
 @dataclass
 class Huggingface:
     repo: str | None = None
-    revision: str | None = key(
-        (lambda v: v is None or hex_digits(40)(v), "must be null, or a commit of 40 hex digits"), None
-    )
+    revision: str | None = key(COMMIT, None)
     train_files: list[str] | None = None
     test_files: list[str] | None = None
     train_rows: int | None = key(NULL_OR_AT_LEAST_1, None)
@@ -84,7 +83,7 @@ class Huggingface:
 @dataclass
 class Model:
     base: str = MISSING
-    revision: str | None = key(
+    revision: str | None = key(COMMIT, None)
     privacy_status: str | None = key((lambda v: v in (None, "public"), "must be null or public"), None)
 
 
