@@ -59,7 +59,7 @@ def test_a_row_counts_as_many_operations_as_the_private_step_does_for_it(tmp_pat
     assert counted(config, tmp_path / "base").train * 8 == pytest.approx(expected, rel=0.002)
 
 
-@pytest.mark.parametrize("train", ["AB", "B"])
+@pytest.mark.parametrize("train", [pytest.param("AB", marks=pytest.mark.slow), "B"])
 @pytest.mark.parametrize(
     ("targets", "within"), [("default", 0.01), ("study", 0.01), ("ff.net.2", 0.05), ("time_emb_proj", 0.05)]
 )

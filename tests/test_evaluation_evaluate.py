@@ -168,6 +168,7 @@ def test_references_are_made_once_and_shared_by_other_samples(world, result, mon
     assert trained == ["classifier of samples"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_repeats_exactly_with_an_empty_and_with_a_full_cache(world, result):
     again = world.evaluate(world.faithful, "again", cache="fresh")
     assert again.metrics == result.metrics

@@ -297,8 +297,8 @@ def test_guidance_on_a_base_without_a_null_row_is_refused_before_any_work(house)
     [
         ("steps", 20),
         ("unit", "person"),
-        ("sample_rate", 0.5),
-        ("expected_batch", 1.0),
+        pytest.param("sample_rate", 0.5, marks=pytest.mark.slow),
+        pytest.param("expected_batch", 1.0, marks=pytest.mark.slow),
         ("noise_multiplier", 0.9),
     ],
 )

@@ -187,6 +187,7 @@ def test_the_config_names_the_file_and_the_hash_of_the_download_it_was_in(projec
     assert import_base(project, overrides=f"{named} checkpoint.sha256={DOWNLOAD}").exit_code == 0
 
 
+@pytest.mark.slow
 def test_the_base_is_the_same_wherever_the_checkpoint_came_from(project, tmp_path, monkeypatch):
     use_store(tmp_path, monkeypatch)
     assert import_base(project).exit_code == 0

@@ -60,11 +60,18 @@ def test_the_wheel_holds_one_package_with_the_shipped_configs(installed):
     assert shipped == {f"{name}.yaml" for name in (*config_names(), "base")}
 
 
-def test_the_command_lists_every_command_and_prepares_and_counts_outside_of_a_clone(installed, place):
+def test_the_command_lists_every_command_and_refuses_in_one_line(installed, place):
     said = called(installed, place, "--help")
     assert said.returncode == 0, said.stderr
     assert {line.split()[0] for line in said.stdout.splitlines() if line.startswith("  ")} >= {*STAGES, *OTHERS}
+    wrong = called(installed, place, "finetune", "--config", "mnist6k")
+    assert (wrong.returncode, wrong.stderr.splitlines()) == (
+        1, ["error: config=mnist6k: no such experiment; did you mean mnist5k or emnist?"]
+    )  # fmt: skip
 
+
+@pytest.mark.slow
+def test_the_command_prepares_and_counts_outside_of_a_clone(installed, place):
     overrides = f"{TINY} data.path=mine data.classes=[cat,dog]"
     prepared = called(installed, place, "prepare", "--config", "folder", "--overrides", overrides)
     assert prepared.returncode == 0, prepared.stderr
@@ -80,7 +87,10 @@ def test_the_command_lists_every_command_and_prepares_and_counts_outside_of_a_cl
     assert not (installed.site / "runs").exists()
 
 
-@pytest.mark.parametrize("arguments", [["main"], ["compare"], ["reproduce", "0" * 32], ["pretrain_ldm"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["main"], ["compare"], ["reproduce", "0" * 32], pytest.param(["pretrain_ldm"], marks=pytest.mark.slow)],
+)
 def test_what_needs_dvc_says_so_in_one_line_and_leaves_nothing(arguments, installed, place):
     (place / "outputs/letters/data").mkdir(parents=True)  # `prepare` makes it
     before = set(place.rglob("*"))

@@ -66,7 +66,7 @@ def test_a_dry_run_that_counts_a_base_which_is_there_builds_no_network(base):
     assert heavy(f"count_params --dry-run {base}", f"sample --dry-run {base}") == set()
 
 
-@pytest.mark.parametrize("name", ["finetune", "main"])
+@pytest.mark.parametrize("name", ["finetune", pytest.param("main", marks=pytest.mark.slow)])
 def test_a_dry_run_of_a_fine_tuning_imports_what_it_calibrates_with_and_no_more(name, base):
     assert heavy(f"{name} --dry-run {base}") == {"scipy"}
     assert heavy(f"{name} --dry-run {base[:-1]} privacy.accounting=published privacy.k=2'") == {"scipy"}
@@ -81,6 +81,7 @@ def test_parameters_of_a_base_that_is_there_are_counted_without_torch_and_tracke
     assert not found & {"torch", "diffusers", "peft", "transformers", "lightning", "opacus", "matplotlib", "dvc"}
 
 
+@pytest.mark.slow
 def test_without_a_base_a_dry_run_of_finetune_imports_what_it_counts_and_calibrates_with_and_no_more():
     found = heavy("finetune --dry-run --config celebahq-eps10 --overrides compute.device=cpu")
     assert {"torch", "diffusers", "scipy"} <= found

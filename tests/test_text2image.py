@@ -113,7 +113,7 @@ def fine_tuned(folder, base, overrides=""):
         return finetune(config, model, names, data, run, CPU, Events(), lambda *_: None)
 
 
-FAST = ("sd", "flux", "pixart")  # one of each process, and of each way to load; the others are slow tests
+FAST = ("sd", "pixart")  # one of each way to load; the others are slow tests
 CHECKPOINTED = {"sd": "compute.checkpointing=always"}
 
 
