@@ -49,14 +49,12 @@ def part_config(folder: Path, part: str) -> dict[str, Any]:
 
 
 def pipeline_info(folder: Path) -> dict[str, Any]:
-    """What model.json says of a model folder, of a pipeline: it states neither classes nor its privacy."""
+    """What model.json says of a model folder, of a pipeline: it states neither classes, size nor its privacy."""
     family = family_of(folder)
-    config = part_config(folder, family.part)
-    size = int(config.get("sample_size") or 0) * _shrinks(folder)
+    part_config(folder, family.part)  # one that cannot be loaded is refused here, without torch
     return {
         "classes": [],
         "null_row": False,
-        "size": size,
         "channels": 3,
         "pipeline": family.pipeline,
         "privacy_status": "unknown",
@@ -69,8 +67,3 @@ def pipeline_digest(folder: Path) -> str:
     parts = [(name, digest_folder(folder / name)) for name in sorted(used) if (folder / name).is_dir()]
     files = [name for name in (INDEX, "model.json") if (folder / name).exists()]
     return digest_value([*((name, digest_file(folder / name)) for name in files), *parts])
-
-
-def _shrinks(folder: Path) -> int:
-    config = part_config(folder, "vae")
-    return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)
