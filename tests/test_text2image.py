@@ -21,6 +21,7 @@ from dp_lora.diffusion import Flow
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.export import export
+from dp_lora.models import folder
 from dp_lora.models.adapters import WEIGHTS, apply_adapter, lora_parameters, ready_to_draw, use_checkpointing
 from dp_lora.models.families import Family
 from dp_lora.models.families.flux import pack
@@ -30,6 +31,7 @@ from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.sampling.text import draw_prompts
 from dp_lora.statement import read_privacy
+from dp_lora.training import costs, measure
 from dp_lora.training.finetune import PrivateData, finetune, make_adapter
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.resolved import stated_info
@@ -320,3 +322,15 @@ def test_an_export_is_a_stock_pipeline_that_draws_the_same_and_states_what_was_s
         torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=0)
         assert merged.info["privacy_status"] == "private-dp"
         assert merged.info["privacy"]["epsilon"] == read_privacy(release_of(name))["epsilon"]
+
+
+def test_what_a_pipeline_takes_is_measured_on_dummies_where_a_dry_run_has_a_gpu(bases, monkeypatch):
+    monkeypatch.setattr(measure, "STEPS", 1)
+    monkeypatch.setattr(measure, "IMAGES", 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(costs, "_driver_is_there", lambda: True)
+    measured, loaded = measure.measure_rates, load_model
+    monkeypatch.setattr(folder, "load_model", lambda base, _device: loaded(base))
+    monkeypatch.setattr(measure, "measure_rates", lambda config, model, rows, _: measured(config, model, rows, CPU))
+    rates = costs.rates_at_hand(text_config("compute.device=auto"), bases["sd"])
+    assert min(rates.row, rates.image, rates.encode) > 0

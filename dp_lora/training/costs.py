@@ -24,11 +24,13 @@ def rates_at_hand(config: Config, base: Path) -> Rates | None:
 
     if not torch.cuda.is_available():
         return None
+    from dp_lora.models.adapters import ready_to_draw
     from dp_lora.models.folder import load_model
     from dp_lora.training.measure import measure_rates  # trains and draws: a dry run without a GPU does neither
 
     device = torch.device("cuda")
-    return measure_rates(config, load_model(base, device), config.privacy.batch_size * config.privacy.k, device)
+    model = ready_to_draw(load_model(base, device), config)
+    return measure_rates(config, model, config.privacy.batch_size * config.privacy.k, device)
 
 
 def _driver_is_there() -> bool:
