@@ -91,7 +91,7 @@ def flat_in_n(rounds: int, advance: Advance) -> Iterator[Ratio]:
     """A whole step (draw, gradients, ledger, noise) with 10 and 100 times the people at the same expected batch."""
     of = setup("S")
     model = of.model()
-    _, parameters = of.adapter(model.unet)
+    _, parameters = of.adapter(model.denoiser)
     expected = 128
     # one run's own drawn batch varies, so the time is taken per drawn unit
     with TemporaryDirectory() as folder:
@@ -161,7 +161,7 @@ def sampling(rounds: int, advance: Advance) -> Ratio:
         latents = torch.randn(shape)
         context = model.class_embedding[labels].unsqueeze(1)
         for t in scheduler.timesteps:
-            prediction = model.unet(latents, t, encoder_hidden_states=context).sample
+            prediction = model.denoiser(latents, t, encoder_hidden_states=context).sample
             latents = scheduler.step(prediction, t, latents).prev_sample
         return decode(model.vae, latents)
 

@@ -85,7 +85,7 @@ class Setup:
 
     def stock_unet(self) -> UNet2DConditionModel:
         """The same network with diffusers' own attention, as `from_pretrained` gives it."""
-        return stock_copy(self.model().unet)
+        return stock_copy(self.model().denoiser)
 
     def embedding(self) -> Tensor:
         generator = torch.Generator().manual_seed(1)

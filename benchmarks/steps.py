@@ -42,8 +42,8 @@ def private(
     rows = evenly(len(pictures) * k, physical_batch or setup.physical_batch, k)
     model = setup.model()
     if not one_token:
-        model.unet.set_attn_processor(AttnProcessor2_0())
-    _, parameters = setup.adapter(model.unet)
+        model.denoiser.set_attn_processor(AttnProcessor2_0())
+    _, parameters = setup.adapter(model.denoiser)
     factory = diffusion_loss(setup.config, model, setup.latents, setup.labels, setup.device)
     randomness = Randomness("benchmark")
     units = [[picture] for picture in pictures]
@@ -72,7 +72,7 @@ def _as_configured(setup: Setup) -> Iterator[None]:
 def own_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
     """Our own forward without privacy: the same draws, one gradient of the mean loss for shared weights."""
     model = setup.model()
-    adapter, parameters = setup.adapter(model.unet)
+    adapter, parameters = setup.adapter(model.denoiser)
     alphas_cumprod = model.scheduler.alphas_cumprod.to(setup.device)
     labels = torch.as_tensor(setup.labels, device=setup.device)
     rows = [picture for picture in pictures for _ in range(k)]
@@ -88,7 +88,7 @@ def own_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
             noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(setup.device)
             context = adapter.embedding[labels[part]].unsqueeze(1)
             with _as_configured(setup):
-                prediction = model.unet(diffuse(x0, noise, alphas_cumprod, t), t, context).sample
+                prediction = model.denoiser(diffuse(x0, noise, alphas_cumprod, t), t, context).sample
                 wanted = target(x0, noise, alphas_cumprod, t, setup.config.ldm.prediction_type)
                 (loss_per_row(prediction.float(), wanted).sum() / len(rows)).backward()
 

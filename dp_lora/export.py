@@ -44,13 +44,13 @@ def export(base: Model, adapter: Path, sampling: Sampling, out_folder: Path) -> 
     statement, info = read_privacy(adapter), adapter_info(adapter)
     model = merged(apply_adapter(base, adapter))
     model = replace(model, info={**model.info, **_privacy_facts(statement), "merged_from": info["base"]})
-    stock = model.pipeline is not None or is_stock(model.unet)
+    stock = model.pipeline is not None or is_stock(model.denoiser)
     with whole_folder(out_folder, private=not statement["private"]) as temporary:
         if model.pipeline is not None:
             model.pipeline.save_pretrained(temporary)
             write_json(temporary / "model.json", {"format": FORMAT, **model.info})
         else:
-            save_model(temporary, model.unet, model.vae, model.scheduler, model.embedded(), model.info)
+            save_model(temporary, model.denoiser, model.vae, model.scheduler, model.embedded(), model.info)
         write_json(temporary / "privacy.json", statement)
         (temporary / "README.md").write_text(_card(model, statement, sampling, stock), encoding="utf-8")
         shutil.copytree(adapter, temporary / ADAPTER)
@@ -71,7 +71,7 @@ def merged(model: Model) -> Model:
     The same function up to rounding. Raises InputError for weights that are not finite.
     """
     try:
-        merge_lora(model.unet)
+        merge_lora(model.denoiser)
     except ValueError as error:
         raise InputError(f"the adapter cannot be merged: {' '.join(str(error).split())}") from None
     return model
@@ -94,7 +94,7 @@ def example(model: Model, sampling: Sampling) -> str:
     It leaves the latents (1, c, h, w) as `latents` and the image (1, C, H, W) in [-1, 1] as `pixels`; the same noise
     given, they are those of `dp_lora.sampling`. Run it in the folder.
     """
-    vae, side, channels = model.vae, model.unet.config["sample_size"], model.unet.config["in_channels"]
+    vae, side, channels = model.vae, model.denoiser.config["sample_size"], model.denoiser.config["in_channels"]
     kind = type(vae).__name__
     if sampling.guidance_scale != 1 and model.null_row is not None:
         predict = """\

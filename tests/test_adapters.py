@@ -42,8 +42,8 @@ from tests.support.tiny import (
 
 def test_the_default_targets_leave_out_what_gets_no_gradient_from_one_token(tmp_path):
     model = tiny_model(tmp_path)
-    default = matched_modules(tensor_shapes(model.unet), "default")
-    study = matched_modules(tensor_shapes(model.unet), "study")
+    default = matched_modules(tensor_shapes(model.denoiser), "default")
+    study = matched_modules(tensor_shapes(model.denoiser), "study")
     assert default
     assert all(not name.endswith(("attn2.to_q", "attn2.to_k")) for name in default)
     assert {name.rsplit("attn", 1)[1] for name in set(study) - set(default)} == {"2.to_q", "2.to_k"}
@@ -53,23 +53,23 @@ def test_the_default_targets_leave_out_what_gets_no_gradient_from_one_token(tmp_
 def test_a_target_that_matches_nothing_is_an_error(tmp_path, targets):
     model = tiny_model(tmp_path)
     if targets == "to_q,":
-        assert matched_modules(tensor_shapes(model.unet), targets)
+        assert matched_modules(tensor_shapes(model.denoiser), targets)
         return
     with pytest.raises(InputError, match="matches no linear layer"):
-        matched_modules(tensor_shapes(model.unet), targets)
+        matched_modules(tensor_shapes(model.denoiser), targets)
 
 
 def test_the_start_changes_nothing_and_depends_on_the_seed(tmp_path):
     model = tiny_model(tmp_path)
     x, t, context = tiny_inputs()
-    before = model.unet(x, t, context).sample
-    add_lora(model.unet, lora_settings(), torch.Generator().manual_seed(0))
-    assert torch.equal(model.unet(x, t, context).sample, before)
-    a = [p.clone() for n, p in lora_parameters(model.unet, "AB").items() if n.endswith("lora_A")]
+    before = model.denoiser(x, t, context).sample
+    add_lora(model.denoiser, lora_settings(), torch.Generator().manual_seed(0))
+    assert torch.equal(model.denoiser(x, t, context).sample, before)
+    a = [p.clone() for n, p in lora_parameters(model.denoiser, "AB").items() if n.endswith("lora_A")]
     for seed, equal in ((0, True), (1, False)):
         other = load_model(tmp_path / "base")
-        add_lora(other.unet, lora_settings(), torch.Generator().manual_seed(seed))
-        b = [p for n, p in lora_parameters(other.unet, "AB").items() if n.endswith("lora_A")]
+        add_lora(other.denoiser, lora_settings(), torch.Generator().manual_seed(seed))
+        b = [p for n, p in lora_parameters(other.denoiser, "AB").items() if n.endswith("lora_A")]
         assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True)) is equal
 
 
@@ -78,12 +78,12 @@ def test_the_adapter_reloads_in_a_fresh_process_through_diffusers_and_peft_with_
     adapter = tiny_adapter(model)
     folder = saved_adapter(tmp_path / "adapter", adapter)
     x, t, context = tiny_inputs()
-    expected = model.unet(x, t, context).sample.detach()
+    expected = model.denoiser(x, t, context).sample.detach()
     # the stock attention adds rounding of its own
     found = differences_in_a_fresh_process(tmp_path, folder, (x, t, context), expected)
     assert [value < 2e-6 for value in found] == [True, True]
     ours = apply_adapter(load_model(tmp_path / "base"), folder)
-    assert torch.equal(ours.unet(x, t, context).sample, expected)
+    assert torch.equal(ours.denoiser(x, t, context).sample, expected)
     assert ours.classes == ["x", "y"]
     assert torch.equal(ours.class_embedding[:2], adapter.embedding.detach())
 
@@ -132,7 +132,7 @@ def test_counted_parameters_are_those_that_are_trained(tmp_path, train):
     config = tiny_config(f"lora.train={train}")
     make_base(tmp_path / "base", config)
     model = load_model(tmp_path / "base")
-    total = sum(p.numel() for p in model.unet.parameters())
+    total = sum(p.numel() for p in model.denoiser.parameters())
     counts = count_parameters(config, base_shapes(config, tmp_path / "base"))
     assert counts["unet"] == total
     parameters = tiny_adapter(model).parameters(train)
@@ -160,12 +160,12 @@ def test_the_files_of_a_base_have_the_names_and_shapes_of_its_networks(tmp_path,
     make_base(tmp_path / "base", config)
     model = load_model(tmp_path / "base")
     found = base_shapes(config, tmp_path / "base")
-    assert (found.unet, found.vae) == (tensor_shapes(model.unet), tensor_shapes(model.vae))
-    for network, shapes in ((model.unet, found.unet), (model.vae, found.vae)):
+    assert (found.denoiser, found.vae) == (tensor_shapes(model.denoiser), tensor_shapes(model.vae))
+    for network, shapes in ((model.denoiser, found.denoiser), (model.vae, found.vae)):
         assert type(network).__name__ in (*UNETS, *VAES)
         assert sum(map(math.prod, shapes.values())) == sum(p.numel() for p in network.parameters())
-    linear = {name for name, module in model.unet.named_modules() if isinstance(module, torch.nn.Linear)}
-    assert {name.removesuffix(".weight") for name, shape in found.unet.items() if is_linear(name, shape)} == linear
+    linear = {name for name, module in model.denoiser.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert {name.removesuffix(".weight") for name, shape in found.denoiser.items() if is_linear(name, shape)} == linear
     assert (found.context, found.classes) == (model.class_embedding.shape[1], len(model.classes))
 
 
@@ -221,7 +221,7 @@ def test_an_adapter_s_file_has_its_metadata_in_order_and_its_tensors_as_they_wer
     assert length % 8 == 0
     assert list(json.loads(raw[8 : 8 + length])["__metadata__"]) == ["format", "lora_adapter_metadata"]
     kept = load_file(folder / WEIGHTS)
-    trained = {name: tensor for name, tensor in adapter.unet.named_parameters() if ".lora_" in name}
+    trained = {name: tensor for name, tensor in adapter.denoiser.named_parameters() if ".lora_" in name}
     assert len(kept) == len(trained) > 0
     values = [sorted(t.flatten().tolist() for t in tensors.values()) for tensors in (kept, trained)]
     assert values[0] == values[1]

@@ -62,9 +62,9 @@ def test_each_part_loads_with_from_pretrained_and_the_unet_is_stock_and_merged(m
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert "lora" not in " ".join(load_file(folder / "unet/diffusion_pytorch_model.safetensors"))
     expected = apply_adapter(load_model(base), release)
-    difference = (predicted(unet) - predicted(expected.unet)).abs().max()
+    difference = (predicted(unet) - predicted(expected.denoiser)).abs().max()
     assert difference < 1e-5
-    assert (predicted(unet) - predicted(load_model(base).unet)).abs().max() > 1e-2
+    assert (predicted(unet) - predicted(load_model(base).denoiser)).abs().max() > 1e-2
     vae, vae_report = AutoencoderKL.from_pretrained(folder / "vae", output_loading_info=True)
     assert not any(vae_report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert list(vae.config["latents_std"]) == [2.0, 0.5]
@@ -77,7 +77,7 @@ def test_each_part_loads_with_from_pretrained_and_the_unet_is_stock_and_merged(m
 
 def test_the_adapter_beside_it_loads_in_diffusers_and_in_peft(made):
     base, release, folder = made
-    expected = predicted(apply_adapter(load_model(base), release).unet)
+    expected = predicted(apply_adapter(load_model(base), release).denoiser)
     by_diffusers = UNet2DConditionModel.from_pretrained(base / "unet")
     by_diffusers.load_lora_adapter(str(folder / "adapter"), weight_name=WEIGHTS, prefix=None)
     by_peft = PeftModel.from_pretrained(UNet2DConditionModel.from_pretrained(base / "unet"), folder / "adapter/peft")
@@ -161,7 +161,9 @@ def test_privacy_statement_and_card_travel_and_a_further_fine_tuning_adds_what_w
     assert base_privacy(load_info(folder), plan_of()) == (statement["epsilon"], statement["delta"])
     again = load_model(folder)
     assert again.classes == ["x", "y"]
-    assert (predicted(again.unet) - predicted(UNet2DConditionModel.from_pretrained(folder / "unet"))).abs().max() < 2e-6
+    assert (
+        predicted(again.denoiser) - predicted(UNet2DConditionModel.from_pretrained(folder / "unet"))
+    ).abs().max() < 2e-6
 
 
 def modes(folder: Path) -> set[int]:
@@ -187,15 +189,15 @@ def test_what_is_not_private_says_so_and_no_release_is_made_from_it(made, tmp_pa
 
 def with_residual_resampling(base: Model) -> Model:
     """The base with a residual block in the place of its downsampler, as latent diffusion's resblock_updown has."""
-    width = base.unet.config["block_out_channels"][0]
+    width = base.denoiser.config["block_out_channels"][0]
     block = ResnetBlock2D(in_channels=width, out_channels=width, temb_channels=4 * width, groups=4, down=True)
-    base.unet.down_blocks[0].downsamplers[0] = block
+    base.denoiser.down_blocks[0].downsamplers[0] = block
     return base
 
 
 def test_a_unet_that_stock_diffusers_cannot_build_is_exported_as_weights_and_says_so(made, tmp_path):
     base, release, _ = made
-    assert is_stock(load_model(base).unet)
+    assert is_stock(load_model(base).denoiser)
     assert not export(with_residual_resampling(load_model(base)), release, CONFIG.sampling, tmp_path / "export")
     card = (tmp_path / "export/README.md").read_text(encoding="utf-8")
     assert "Stock diffusers cannot build this UNet" in card

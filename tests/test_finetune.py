@@ -51,11 +51,11 @@ def test_only_the_named_parameters_change(house):
     trained_model = []
     release = run(house, "run", "lora.train=B privacy.eps=inf", keep=trained_model)
     start = make_adapter(config, load_model(house / "base"), CPU)
-    after = trained_model[0].unet.state_dict()
-    for name, value in start.unet.state_dict().items():
+    after = trained_model[0].denoiser.state_dict()
+    for name, value in start.denoiser.state_dict().items():
         assert torch.equal(value, after[name]) is ("lora_B" not in name), name
     trained = weights(release)
-    for name, value in start.unet.state_dict().items():
+    for name, value in start.denoiser.state_dict().items():
         key = f"base_model.model.{name.replace('.default', '')}"
         if "lora_A" in name:
             assert torch.equal(trained[key], value), name
@@ -70,7 +70,7 @@ def test_without_noise_every_b_has_a_gradient_at_once_and_every_a_soon_after(hou
     assert adapter.name == "not-private"
     from dp_lora.training.finetune import make_adapter
 
-    start = make_adapter(tiny_config(), load_model(house / "base"), CPU).unet.state_dict()
+    start = make_adapter(tiny_config(), load_model(house / "base"), CPU).denoiser.state_dict()
     for name, value in weights(adapter).items():
         if "lora" in name:
             key = name.removeprefix("base_model.model.").replace(".weight", ".default.weight")

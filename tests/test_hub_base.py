@@ -78,7 +78,9 @@ def test_what_a_pipeline_is_loaded_from_comes_and_nothing_else(hub, files, made,
     got = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert got == (files.keys() - {"unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin",
                                    "picture.png"}) | {"source.json"}  # fmt: skip
-    for ours, theirs in zip(load_model(folder).unet.parameters(), load_model(made).unet.parameters(), strict=True):
+    for ours, theirs in zip(
+        load_model(folder).denoiser.parameters(), load_model(made).denoiser.parameters(), strict=True
+    ):
         assert torch.equal(ours, theirs)
     source = read_json(folder / "source.json")
     assert (source["origin"], source["revision"]) == (REPO, REVISION)

@@ -106,7 +106,7 @@ def test_from_checkpoint_to_base_to_a_private_step_to_four_pictures(project, tmp
     assert base.info["privacy_status"] == "public"
     assert base.classes == [str(number) for number in range(1000)]
     assert (base.info["size"], base.info["channels"], base.info["null_row"]) == (64, 3, False)
-    before = {name: tensor.clone() for name, tensor in base.unet.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in base.denoiser.state_dict().items()}
 
     config = load("cin256", {}, f"{TINY['cin256']} {PRIVATE}")
     private_pictures(project / "pictures")
@@ -123,8 +123,8 @@ def test_from_checkpoint_to_base_to_a_private_step_to_four_pictures(project, tmp
     assert json.loads((release / "privacy.json").read_text())["steps"] == 1
     adapter = load_file(release / "pytorch_lora_weights.safetensors")
     assert len(adapter) == 2 * 128
-    base.unet.delete_adapters("default")
-    after = {name.replace(".base_layer", ""): tensor for name, tensor in base.unet.state_dict().items()}
+    base.denoiser.delete_adapters("default")
+    after = {name.replace(".base_layer", ""): tensor for name, tensor in base.denoiser.state_dict().items()}
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
 

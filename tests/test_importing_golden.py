@@ -37,7 +37,7 @@ def imported(folders: Path, name: str, ema: bool = False) -> Model:
     if (name, ema) not in _models:
         folder = folders / f"{name}-{ema}"
         model = import_model(checkpoint(name), golden_config(name, f"checkpoint.ema={str(ema).lower()}"), "0" * 64)
-        save_model(folder, model.unet, model.vae, model.scheduler, model.class_embedding, model.info)
+        save_model(folder, model.denoiser, model.vae, model.scheduler, model.class_embedding, model.info)
         _models[name, ema] = load_model(folder)
     return _models[name, ema]
 
@@ -49,7 +49,7 @@ def close(found, expected, atol):
 def predict(model: Model, name: str, context: str = "unet_context") -> torch.Tensor:
     io = arrays(name)
     with torch.no_grad():
-        return model.unet(io["unet_x"], io["unet_t"], encoder_hidden_states=io[context]).sample
+        return model.denoiser(io["unet_x"], io["unet_t"], encoder_hidden_states=io[context]).sample
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,7 +106,7 @@ def test_the_loss_of_each_row_is_the_original_s(folders, name):
     close(noisy, io["loss_x_noisy"], 2e-6)
     with torch.no_grad():
         context = model.class_embedding[io["loss_class_id"]].unsqueeze(1)
-        prediction = model.unet(noisy, io["loss_t"], encoder_hidden_states=context).sample
+        prediction = model.denoiser(noisy, io["loss_t"], encoder_hidden_states=context).sample
     close(prediction, io["loss_eps"], UNET)
     close(loss_per_row(prediction, io["loss_noise"]), io["loss_mse_per_sample"], LOSS)
 
@@ -171,7 +171,7 @@ def test_another_number_of_heads_loads_and_gives_another_function(folders):
 
 
 def test_residual_resamplers_are_handed_the_time_embedding_by_their_block_in_a_copy_too(folders):
-    unet = imported(folders, "emnist").unet
+    unet = imported(folders, "emnist").denoiser
     assert isinstance(unet, ResidualUNet2DConditionModel)
     resamplers = [module for module in unet.modules() if isinstance(module, ResidualResampler)]
     assert len(resamplers) == 2

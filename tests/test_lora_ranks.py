@@ -54,7 +54,7 @@ def test_a_constant_rank_and_a_single_layer_need_no_last_rank():
 
 
 def test_depth_runs_down_then_the_middle_then_up(tmp_path):
-    names = matched_modules(tensor_shapes(tiny_model(tmp_path).unet), "study")
+    names = matched_modules(tensor_shapes(tiny_model(tmp_path).denoiser), "study")
     blocks = [name.split(".")[0] for name in names]
     assert blocks == sorted(blocks, key=["down_blocks", "mid_block", "up_blocks"].index)
     assert set(blocks) == {"down_blocks", "mid_block", "up_blocks"}
@@ -66,23 +66,25 @@ def test_depth_runs_down_then_the_middle_then_up(tmp_path):
 def adapter_of(model, schedule: str = "linear") -> Adapter:
     """Ranks 6 to 2, A and B away from zero."""
     generator = torch.Generator().manual_seed(3)
-    lora = add_lora(model.unet, lora_settings(rank=6, targets="study", rank_schedule=schedule, rank_last=2), generator)
-    for name, parameter in model.unet.named_parameters():
+    lora = add_lora(
+        model.denoiser, lora_settings(rank=6, targets="study", rank_schedule=schedule, rank_last=2), generator
+    )
+    for name, parameter in model.denoiser.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return Adapter(model.unet, lora, torch.randn(2, 6, generator=generator).requires_grad_())
+    return Adapter(model.denoiser, lora, torch.randn(2, 6, generator=generator).requires_grad_())
 
 
 def test_every_layer_has_its_rank_in_both_factors_and_scaling_1(tmp_path):
     model = tiny_model(tmp_path)
     adapter_of(model)
-    names = matched_modules(tensor_shapes(load_model(tmp_path / "base").unet), "study")
+    names = matched_modules(tensor_shapes(load_model(tmp_path / "base").denoiser), "study")
     ranks = dict(zip(names, layer_ranks(len(names), "linear", 6, 2), strict=True))
     assert len(set(ranks.values())) == 5
-    parameters = lora_parameters(model.unet, "AB")
+    parameters = lora_parameters(model.denoiser, "AB")
     for name, rank in ranks.items():
         assert parameters[f"{name}.lora_A"].shape[0] == parameters[f"{name}.lora_B"].shape[1] == rank
-        assert model.unet.get_submodule(name).scaling == {"default": 1.0}
+        assert model.denoiser.get_submodule(name).scaling == {"default": 1.0}
 
 
 @pytest.mark.slow
@@ -90,9 +92,9 @@ def test_an_adapter_of_falling_ranks_reloads_in_a_fresh_process_through_diffuser
     model = tiny_model(tmp_path)
     folder = saved_adapter(tmp_path / "adapter", adapter_of(model))
     x, t, context = tiny_inputs()
-    expected = model.unet(x, t, context).sample.detach()
+    expected = model.denoiser(x, t, context).sample.detach()
     ours = apply_adapter(load_model(tmp_path / "base"), folder)
-    assert torch.equal(ours.unet(x, t, context).sample, expected)
+    assert torch.equal(ours.denoiser(x, t, context).sample, expected)
     found = differences_in_a_fresh_process(tmp_path, folder, (x, t, context), expected)
     assert [value < 2e-6 for value in found] == [True, True]
     stored = json.loads((folder / "peft" / "adapter_config.json").read_text())
@@ -114,7 +116,7 @@ def test_a_mutant_without_the_alpha_pattern_computes_something_else(tmp_path):
     )
     x, t, context = tiny_inputs()
     with torch.no_grad():
-        assert (mutant(x, t, context).sample - model.unet(x, t, context).sample).abs().max() > 1e-3
+        assert (mutant(x, t, context).sample - model.denoiser(x, t, context).sample).abs().max() > 1e-3
 
 
 def test_unit_gradients_of_falling_ranks_equal_autograd_unit_by_unit(tmp_path):
@@ -140,7 +142,7 @@ def test_falling_ranks_are_counted_as_they_are_made(tmp_path):
     model = load_model(tmp_path / "base")
     adapter_of(model)
     counts = count_parameters(config, base_shapes(config, tmp_path / "base"))
-    assert counts["lora"] == sum(parameter.numel() for parameter in lora_parameters(model.unet, "AB").values())
+    assert counts["lora"] == sum(parameter.numel() for parameter in lora_parameters(model.denoiser, "AB").values())
     assert counts["lora_ranks"][0] == 6
     assert counts["lora_ranks"][-1] == 2
     assert len(counts["lora_ranks"]) == len(counts["lora_modules"])

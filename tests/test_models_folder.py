@@ -27,7 +27,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 
 def save_again(model, folder: Path) -> None:
-    save_model(folder, model.unet, model.vae, model.scheduler, model.class_embedding, model.info)
+    save_model(folder, model.denoiser, model.vae, model.scheduler, model.class_embedding, model.info)
 
 
 def test_a_model_saved_again_is_byte_for_byte_the_same_wherever_it_lay(folder, tmp_path):
@@ -44,10 +44,10 @@ def test_no_path_of_the_machine_travels_with_a_model(folder, tmp_path):
 
 def test_a_loaded_model_is_frozen_in_evaluation_mode_and_attends_to_one_token(folder):
     model = load_model(folder)
-    for network in (model.unet, model.vae):
+    for network in (model.denoiser, model.vae):
         assert not network.training
         assert not any(parameter.requires_grad for parameter in network.parameters())
-    attn2 = [p for name, p in model.unet.attn_processors.items() if ".attn2." in name]
+    attn2 = [p for name, p in model.denoiser.attn_processors.items() if ".attn2." in name]
     assert attn2
     assert all(isinstance(p, OneTokenAttnProcessor) for p in attn2)
 
@@ -58,7 +58,7 @@ def test_the_null_row_is_the_last_one_and_there_is_none_without_class_dropout(fo
     assert torch.equal(model.null_row, model.class_embedding[3])
     info = {**model.info, "null_row": False}
     plain = tmp_path / "plain"
-    save_model(plain, model.unet, model.vae, model.scheduler, model.class_embedding[:3], info)
+    save_model(plain, model.denoiser, model.vae, model.scheduler, model.class_embedding[:3], info)
     assert load_model(plain).null_row is None
 
 
@@ -66,7 +66,7 @@ def test_an_embedding_with_a_row_too_few_is_refused_before_and_after_it_is_writt
     model = load_model(folder)
     before = model_digest(folder)
     with pytest.raises(InputError, match=r"\(3, 6\), but \(4, 6\)"):
-        save_model(folder, model.unet, model.vae, model.scheduler, model.class_embedding[:3], model.info)
+        save_model(folder, model.denoiser, model.vae, model.scheduler, model.class_embedding[:3], model.info)
     assert model_digest(folder) == before
     save_file({"weight": model.class_embedding[:3].contiguous()}, folder / "class_embedding.safetensors")
     with pytest.raises(InputError, match=r"class_embedding\.safetensors: has shape \(3, 6\)"):
@@ -131,7 +131,7 @@ def test_the_digest_changes_with_a_weight_and_not_with_a_picture_beside_the_mode
         next(vae.parameters()).view(-1)[0] += 1e-6
     assert module_digest(vae) != network_before
     model = load_model(folder)
-    save_model(folder, model.unet, vae, model.scheduler, model.class_embedding, model.info)
+    save_model(folder, model.denoiser, vae, model.scheduler, model.class_embedding, model.info)
     assert model_digest(folder) != before
 
 

@@ -33,7 +33,7 @@ def loop_over_units(config, model, adapter, parameters, latents, labels, units, 
                 noise = torch.from_numpy(draws[picture].standard_normal(latents.shape[1:], dtype=np.float32))[None]
                 x0 = torch.from_numpy(latents[picture])[None]
                 context = adapter.embedding[labels[picture]][None, None]
-                prediction = model.unet(diffuse(x0, noise, alphas, t[None]), t[None], context).sample
+                prediction = model.denoiser(diffuse(x0, noise, alphas, t[None]), t[None], context).sample
                 losses.append(loss_per_row(prediction, target(x0, noise, alphas, t[None], kind)))
         loss = torch.cat(losses).mean()
         found.append(torch.autograd.grad(loss, list(parameters.values()), allow_unused=True))
@@ -89,7 +89,7 @@ def test_opacus_finds_the_same_per_sample_gradients_for_the_whole_adapter_and_th
 
     config, model = tiny_config(), tiny_model(tmp_path)
     embedding = torch.zeros(2, config.ldm.cross_attention_dim)
-    stock = StockModel(stock_copy(model.unet), lora_targets("default"), 2, embedding)
+    stock = StockModel(stock_copy(model.denoiser), lora_targets("default"), 2, embedding)
     adapter = tiny_adapter(model)
     parameters = adapter.parameters("AB")
     theirs = dict(stock.named_parameters())

@@ -84,7 +84,7 @@ def plain_ddim(model: Model, label: int, index: int, sampling, seed: int) -> tor
     chain = [1 + i * (1000 // sampling.steps) for i in reversed(range(sampling.steps))]
     for t in chain:
         e_cond, e_null = (
-            model.unet(x, t, encoder_hidden_states=row.view(1, 1, -1)).sample
+            model.denoiser(x, t, encoder_hidden_states=row.view(1, 1, -1)).sample
             for row in (model.class_embedding[label], model.class_embedding[-1])
         )
         v = e_null + sampling.guidance_scale * (e_cond - e_null)
@@ -125,7 +125,7 @@ def test_guided_sampling_follows_the_equations(model, scale, eta):
 
 def test_scale_1_makes_no_null_pass_and_needs_no_null_row(model):
     seen = []
-    hook = model.unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    hook = model.denoiser.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     bare = replace(model, class_embedding=model.class_embedding[:-1], info={**model.info, "null_row": False})
     sampling = replace(tiny_config().sampling, guidance_scale=1.0)
     draw(bare, [0, 1], [0, 0], sampling, 0, CPU)
@@ -303,7 +303,7 @@ def test_a_class_that_the_model_does_not_know_is_refused_by_name(model, tmp_path
 
 
 def test_a_saved_model_draws_the_same_images(model, tmp_path):
-    save_model(tmp_path / "m", model.unet, model.vae, model.scheduler, model.class_embedding, model.info)
+    save_model(tmp_path / "m", model.denoiser, model.vae, model.scheduler, model.class_embedding, model.info)
     read = load_model(tmp_path / "m")
     sampling = tiny_config().sampling
     assert np.array_equal(draw(model, [1], [0], sampling, 0, CPU), draw(read, [1], [0], sampling, 0, CPU))

@@ -252,8 +252,8 @@ def test_an_experiment_takes_a_step_at_small_width(name, bases, tmp_path):
     noisy, t = torch.from_numpy(latents[:2]), torch.tensor([10, 900])
     context = tuned.class_embedding[:2].unsqueeze(1)
     with torch.no_grad():
-        before = load_model(base).unet(noisy, t, context).sample
-        after = tuned.unet(noisy, t, context).sample
+        before = load_model(base).denoiser(noisy, t, context).sample
+        after = tuned.denoiser(noisy, t, context).sample
     assert torch.isfinite(after).all()
     assert not torch.equal(before, after)
 

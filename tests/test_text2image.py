@@ -67,7 +67,7 @@ def prepared(bases, name, tmp_path, overrides=""):
     adapter = make_adapter(config, model, CPU)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for weight in lora_parameters(model.unet, "B").values():
+        for weight in lora_parameters(model.denoiser, "B").values():
             weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
     latents = np.random.default_rng(1).standard_normal((6, *model.latent_shape(SIZE)), dtype=np.float32)
     captions = encode_captions(TEXTS, model, SIZE, tmp_path / "captions")
@@ -95,7 +95,7 @@ def test_each_unit_s_gradient_is_that_of_its_rows_alone_with_and_without_checkpo
         alone = gradients_of(*of, [unit], len(unit))[0]
         assert total_norm(alone) > 0
         assert total_norm(difference(together[number], alone)) < 2e-5 * total_norm(alone)
-    use_checkpointing(of[1].unet)
+    use_checkpointing(of[1].denoiser)
     again = gradients_of(*of, units, 6)
     for number in range(len(units)):
         assert total_norm(difference(again[number], together[number])) < 1e-6 * total_norm(together[number])
@@ -243,7 +243,7 @@ def test_rows_of_nobody_have_the_shapes_of_captions(bases):
     for name, base in bases.items():
         model = load_model(base)
         encoded = model.family.encode(model.pipeline, "a red apple", SIZE)
-        blank = model.family.blank(model.unet.config, SIZE)
+        blank = model.family.blank(model.denoiser.config, SIZE)
         assert {key: tensor.shape for key, tensor in encoded.items()} == {k: t.shape for k, t in blank.items()}, name
 
 
@@ -317,7 +317,7 @@ def test_an_export_is_a_stock_pipeline_that_draws_the_same_and_states_what_was_s
         )  # fmt: skip
         assert export(load_model(bases[name]), release_of(name), config.sampling, tmp_path / name)
         merged = load_model(tmp_path / name)
-        assert not [key for key in merged.unet.state_dict() if "lora" in key]
+        assert not [key for key in merged.denoiser.state_dict() if "lora" in key]
         drawn = draw_prompts(ready_to_draw(merged, config), [0, 1], [0, 0], config.sampling, 3, CPU)
         torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=0)
         assert merged.info["privacy_status"] == "private-dp"

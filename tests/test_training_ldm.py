@@ -119,7 +119,7 @@ def test_saved_weights_are_those_of_the_average(public, tmp_path, monkeypatch):
     train(public, tmp_path / "ldm", "ldm.ema_decay=0.99")
     model = load_model(tmp_path / "ldm")
     name = "conv_in.weight"
-    saved = model.unet.state_dict()[name]
+    saved = model.denoiser.state_dict()[name]
     assert torch.equal(saved, seen[f"average.unet.{name}"])
     assert not torch.equal(saved, seen[f"model.unet.{name}"])
     assert torch.equal(model.class_embedding, seen["average.embedding.weight"])

@@ -40,7 +40,7 @@ def resolve(config: Config) -> "Resolved":
     base = base_folder(config)
     require_base(config)
     shapes = base_shapes(config, base)
-    matched_modules(shapes.unet, config.lora.targets, shapes.family)
+    matched_modules(shapes.denoiser, config.lora.targets, shapes.family)
     if config.privacy.seed_file:
         from dp_lora.privacy.randomness import read_secret  # torch
 

@@ -40,9 +40,9 @@ def main(call: Call) -> None:
         out = folder if call.child else folder / "base"
         run.output(out)
         model = import_model(path, call.config, digest)
-        counted = count_operations(*meta_copies(model.unet, model.vae))
-        save_model(out, model.unet, model.vae, model.scheduler, model.embedded(), model.info, operations=counted)
-        for name, network in (("unet", model.unet), ("vae", model.vae)):
+        counted = count_operations(*meta_copies(model.denoiser, model.vae))
+        save_model(out, model.denoiser, model.vae, model.scheduler, model.embedded(), model.info, operations=counted)
+        for name, network in (("unet", model.denoiser), ("vae", model.vae)):
             run.metric(f"{name}_parameters", sum(parameter.numel() for parameter in network.parameters()))
         run.metric("class_embedding_parameters", model.embedded().numel())
         click.echo(f"{relative(out)}: {len(model.classes)} classes, from {relative(path)}")

@@ -66,16 +66,16 @@ class UnitLinear(nn.Linear):
         return each.reshape(*x.shape[:-1], -1)
 
 
-def add_lora(unet: Denoiser, settings: Lora, generator: torch.Generator, family: Family = CLASSES) -> LoraConfig:
-    """Give `unet` a LoRA adapter: the base frozen, B = 0, A at a seeded random start; alpha None means alpha = rank.
+def add_lora(denoiser: Denoiser, settings: Lora, generator: torch.Generator, family: Family = CLASSES) -> LoraConfig:
+    """Give `denoiser` a LoRA adapter: the base frozen, B = 0, A at a seeded random start; alpha None is alpha = rank.
 
     A ~ N(0, 1 / in_features): rows of about unit norm. With a rank_schedule (see `layer_ranks`) the ranks are made so
     before anything is trained, and each layer's alpha is its rank: the scaling stays 1. Raises InputError for a target
     without a match.
     """
     rank = settings.rank
-    ranks = adapted_ranks(tensor_shapes(unet), settings, family)
-    unet.requires_grad_(False)
+    ranks = adapted_ranks(tensor_shapes(denoiser), settings, family)
+    denoiser.requires_grad_(False)
     others = {name: layer_rank for name, layer_rank in ranks.items() if layer_rank != rank}
     config = LoraConfig(
         r=rank,
@@ -86,15 +86,15 @@ def add_lora(unet: Denoiser, settings: Lora, generator: torch.Generator, family:
         bias="none",  # PEFT's lora_only would train the base's own biases
         lora_dropout=0.0,
     )
-    inject_adapter_in_model(config, unet, adapter_name=ADAPTER)
+    inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
     # what diffusers' own add_adapter leaves; transformers of some families have no such method
-    unet._hf_peft_config_loaded = True
-    unet.peft_config = {ADAPTER: config}
-    for layer in _lora_layers(unet).values():
+    denoiser._hf_peft_config_loaded = True
+    denoiser.peft_config = {ADAPTER: config}
+    for layer in _lora_layers(denoiser).values():
         for factors in (layer.lora_A, layer.lora_B):
             factors[ADAPTER] = _unit_linear(cast(nn.Linear, factors[ADAPTER]))
     with torch.no_grad():
-        for name, linear in _factors(unet).items():
+        for name, linear in _factors(denoiser).items():
             if name.endswith(".lora_A"):
                 start = torch.randn(linear.weight.shape, generator=generator) / math.sqrt(linear.in_features)
                 linear.weight.copy_(start)
@@ -109,28 +109,30 @@ def _unit_linear(linear: nn.Linear) -> UnitLinear:
     return layer
 
 
-def _lora_layers(unet: Denoiser) -> dict[str, LoraLinear]:
-    return {name: module for name, module in unet.named_modules() if isinstance(module, LoraLinear)}
+def _lora_layers(denoiser: Denoiser) -> dict[str, LoraLinear]:
+    return {name: module for name, module in denoiser.named_modules() if isinstance(module, LoraLinear)}
 
 
-def _factors(unet: Denoiser) -> dict[str, UnitLinear]:
+def _factors(denoiser: Denoiser) -> dict[str, UnitLinear]:
     """Every LoRA factor by name, such as `down_blocks.1...attn1.to_q.lora_B`."""
     found = {}
-    for name, layer in _lora_layers(unet).items():
+    for name, layer in _lora_layers(denoiser).items():
         found[f"{name}.lora_A"] = cast(UnitLinear, layer.lora_A[ADAPTER])
         found[f"{name}.lora_B"] = cast(UnitLinear, layer.lora_B[ADAPTER])
     return found
 
 
-def lora_parameters(unet: Denoiser, train: str) -> dict[str, Tensor]:
+def lora_parameters(denoiser: Denoiser, train: str) -> dict[str, Tensor]:
     """The trained LoRA weights by name, such as `down_blocks.1...attn1.to_q.lora_B`; `train`: AB, or B alone."""
-    return {name: linear.weight for name, linear in _factors(unet).items() if train == "AB" or name.endswith(".lora_B")}
+    return {
+        name: linear.weight for name, linear in _factors(denoiser).items() if train == "AB" or name.endswith(".lora_B")
+    }
 
 
 @contextmanager
-def unit_copies(unet: Denoiser, copies: Mapping[str, Tensor], rows: int) -> Iterator[None]:
+def unit_copies(denoiser: Denoiser, copies: Mapping[str, Tensor], rows: int) -> Iterator[None]:
     """Inside, a batch of `rows` uses `copies` in the place of the LoRA weights of their names, as `UnitLinear` says."""
-    with _placed([(linear, (copies[name], rows)) for name, linear in _factors(unet).items() if name in copies]):
+    with _placed([(linear, (copies[name], rows)) for name, linear in _factors(denoiser).items() if name in copies]):
         yield
 
 
@@ -146,7 +148,7 @@ def _placed(weights: Sequence[tuple[UnitLinear, tuple[Tensor, int] | None]]) -> 
             linear.unit_weight = weight
 
 
-def use_checkpointing(unet: Denoiser) -> None:
+def use_checkpointing(denoiser: Denoiser) -> None:
     """Keep no activations of the blocks: the backward pass computes each block's anew, with the forward's own copies.
 
     That takes about 45% longer, and a fraction of the memory. Plain checkpointing would compute them with the weights
@@ -154,10 +156,10 @@ def use_checkpointing(unet: Denoiser) -> None:
     """
 
     def checkpointed(block: Any, *arguments: Any) -> Any:
-        now = [(linear, linear.unit_weight) for linear in _factors(unet).values()]
+        now = [(linear, linear.unit_weight) for linear in _factors(denoiser).values()]
         return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), _placed(now)))
 
-    unet.enable_gradient_checkpointing(checkpointed)
+    denoiser.enable_gradient_checkpointing(checkpointed)
 
 
 def untrained_class_embedding(model: Model, start: str, n_classes: int, noise: float, seed: int) -> Tensor:
@@ -210,7 +212,7 @@ class Adapter:
     `dead`: names of LoRA weights that get no gradient whatever the pictures are; they are not trained.
     """
 
-    unet: Denoiser
+    denoiser: Denoiser
     lora: LoraConfig
     embedding: Tensor | None
     family: Family = CLASSES
@@ -218,7 +220,9 @@ class Adapter:
 
     def parameters(self, train: str) -> dict[str, Tensor]:
         """All trained tensors by name; the embedding is among them."""
-        alive = {name: weight for name, weight in lora_parameters(self.unet, train).items() if name not in self.dead}
+        alive = {
+            name: weight for name, weight in lora_parameters(self.denoiser, train).items() if name not in self.dead
+        }
         return alive if self.embedding is None else {**alive, EMBEDDING: self.embedding}
 
 
@@ -238,12 +242,12 @@ def save_adapter(
     `trained_on` the private source as the config does, `privacy_status` is one of PRIVACY_STATUSES.
     """
     lora = replace(adapter.lora, inference_mode=True)
-    for made in (lora, adapter.unet.peft_config[ADAPTER]):
+    for made in (lora, adapter.denoiser.peft_config[ADAPTER]):
         # PEFT keeps a set, whose order changes from process to process: equal adapters would be unequal files
         made.target_modules = sorted(made.target_modules or [])
     peft = folder / "peft"
     peft.mkdir()
-    state = get_peft_model_state_dict(adapter.unet, adapter_name=ADAPTER)
+    state = get_peft_model_state_dict(adapter.denoiser, adapter_name=ADAPTER)
     _save_for_diffusers(folder, adapter, state)
     save_file(
         {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()},
@@ -265,7 +269,7 @@ def _save_for_diffusers(folder: Path, adapter: Adapter, state: Mapping[str, Tens
         kind = getattr(diffusers, family.pipeline)
         kind.save_lora_weights(folder, **{f"{family.part}_lora_layers": dict(state)}, safe_serialization=True)
     elif not family.pipeline:
-        adapter.unet.save_lora_adapter(folder, adapter_name=ADAPTER, weight_name=WEIGHTS, safe_serialization=True)
+        adapter.denoiser.save_lora_adapter(folder, adapter_name=ADAPTER, weight_name=WEIGHTS, safe_serialization=True)
     if (folder / WEIGHTS).exists():
         _sort_header(folder / WEIGHTS)
 
@@ -281,29 +285,29 @@ def _sort_header(path: Path) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + raw[end:])
 
 
-def _put_on(unet: Denoiser, folder: Path) -> None:
+def _put_on(denoiser: Denoiser, folder: Path) -> None:
     """PEFT's adapter of `folder` on a denoiser, which need not have a loader of its own."""
     config = LoraConfig.from_pretrained(str(folder))
     state = load_file(folder / "adapter_model.safetensors")
-    inject_adapter_in_model(config, unet, adapter_name=ADAPTER)
+    inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
     own = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
-    found: Any = set_peft_model_state_dict(unet, own, adapter_name=ADAPTER)
+    found: Any = set_peft_model_state_dict(denoiser, own, adapter_name=ADAPTER)
     if found.unexpected_keys:
         raise ValueError("the adapter is another base's")
-    unet.to(next(unet.parameters()).device).eval().requires_grad_(False)
+    denoiser.to(next(denoiser.parameters()).device).eval().requires_grad_(False)
 
 
-def merge_lora(unet: Denoiser) -> None:
+def merge_lora(denoiser: Denoiser) -> None:
     """Add LoRA's products into the layers that they stand on (in place), and take PEFT's layers off.
 
     Raises ValueError for weights that are not finite.
     """
-    for name, layer in _lora_layers(unet).items():
+    for name, layer in _lora_layers(denoiser).items():
         layer.merge(safe_merge=True)
         above, _, own = name.rpartition(".")
-        setattr(unet.get_submodule(above), own, layer.get_base_layer())
-    unet._hf_peft_config_loaded = False
-    del unet.peft_config
+        setattr(denoiser.get_submodule(above), own, layer.get_base_layer())
+    denoiser._hf_peft_config_loaded = False
+    del denoiser.peft_config
 
 
 def adapter_info(folder: Path) -> dict[str, Any]:
@@ -322,9 +326,9 @@ def apply_adapter(model: Model, folder: Path) -> Model:
         config = read_json(folder / "peft" / "adapter_config.json")
         if model.pipeline is None:
             embedding = load_file(folder / "class_embedding.safetensors")["weight"]
-            model.unet.load_lora_adapter(str(folder), weight_name=WEIGHTS, prefix=None, adapter_name=ADAPTER)
+            model.denoiser.load_lora_adapter(str(folder), weight_name=WEIGHTS, prefix=None, adapter_name=ADAPTER)
         else:
-            _put_on(model.unet, folder / "peft")
+            _put_on(model.denoiser, folder / "peft")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"{folder}: the adapter cannot be read: {' '.join(str(error).split())}") from None
     if config["r"] != info["rank"]:

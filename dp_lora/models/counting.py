@@ -21,9 +21,9 @@ def count_parameters(config: Config, base: BaseShapes) -> dict[str, Any]:
     base's table. `lora_modules` and `lora_ranks` list the adapted layers in order of depth. Raises InputError for a
     LoRA target that matches nothing.
     """
-    frozen, first_stage = _size(base.unet), _size(base.vae)
-    ranks = adapted_ranks(base.unet, config.lora, base.family)
-    factors = {name: lora_factors(base.unet, name, rank) for name, rank in ranks.items()}
+    frozen, first_stage = _size(base.denoiser), _size(base.vae)
+    ranks = adapted_ranks(base.denoiser, config.lora, base.family)
+    factors = {name: lora_factors(base.denoiser, name, rank) for name, rank in ranks.items()}
     per_kind: Counter[str] = Counter()
     for name, (a, b) in factors.items():
         attention, _, kind = name.rpartition("attn")[2].partition(".")
@@ -52,7 +52,7 @@ def count_parameters(config: Config, base: BaseShapes) -> dict[str, Any]:
     }
 
 
-def lora_factors(unet: Shapes, name: str, rank: int) -> tuple[int, int]:
+def lora_factors(denoiser: Shapes, name: str, rank: int) -> tuple[int, int]:
     """Parameters of the factors A (rank, in) and B (out, rank) of a layer's adapter."""
-    out_features, in_features = unet[f"{name}.weight"]
+    out_features, in_features = denoiser[f"{name}.weight"]
     return rank * in_features, rank * out_features

@@ -88,8 +88,8 @@ def row_flops(operations: Operations, base: BaseShapes, lora: Lora) -> RowFlops:
     few percent off where `lora` adapts other layers than those of attention.
     """
     products = gradients = 0
-    for name, rank in adapted_ranks(base.unet, lora, base.family).items():
-        a, b = lora_factors(base.unet, name, rank)
+    for name, rank in adapted_ranks(base.denoiser, lora, base.family).items():
+        a, b = lora_factors(base.denoiser, name, rank)
         tokens = operations.tokens.get(name, 0)  # attn2's to_q and to_k are not called for one token
         products += 2 * tokens * (a + b)
         gradients += 2 * tokens * (b if lora.train == "B" else a + b)

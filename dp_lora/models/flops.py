@@ -12,30 +12,30 @@ from dp_lora.models.families import CLASSES, Family
 from dp_lora.models.operations import Operations
 
 
-def count_operations(unet: Any, vae: Any, family: Family = CLASSES, size: int | None = None) -> Operations:
+def count_operations(denoiser: Any, vae: Any, family: Family = CLASSES, size: int | None = None) -> Operations:
     """Of frozen networks on the meta device (`meta_networks`, `meta_copies`), for pictures of `size` pixels.
 
     `size` None: the autoencoder's own. Takes seconds at any width.
     """
-    unet.requires_grad_(False)
+    denoiser.requires_grad_(False)
     size = size or vae.config["sample_size"]
     side = size // shrinks(vae)
     with torch.device("meta"):
         latents = torch.empty(1, vae.config["latent_channels"], side, side)
         pixels = torch.empty(1, vae.config["in_channels"], size, size)
         timestep = torch.empty(1) if family.flow else torch.empty(1, dtype=torch.int64)
-    conditions = {name: tensor.to("meta") for name, tensor in family.blank(unet.config, size).items()}
+    conditions = {name: tensor.to("meta") for name, tensor in family.blank(denoiser.config, size).items()}
     if family is CLASSES:
         conditions["context"].requires_grad_()
 
     def predict() -> Tensor:
-        return family.predict(unet, latents, timestep, conditions)
+        return family.predict(denoiser, latents, timestep, conditions)
 
     forward = _flops(torch.no_grad()(predict))
     tokens: dict[str, int] = {}
     hooks = [
         module.register_forward_hook(_noting(name, tokens))
-        for name, module in unet.named_modules()
+        for name, module in denoiser.named_modules()
         if isinstance(module, nn.Linear)
     ]
     both = _flops(lambda: predict().square().mean().backward())

@@ -39,12 +39,12 @@ Denoiser = Any
 class Model:
     """A latent diffusion model, in evaluation mode and without gradients.
 
-    `unet` is the denoiser; of some pipelines it is a transformer. `class_embedding` (classes [+ 1],
+    `denoiser` is a UNet; of some pipelines it is a transformer. `class_embedding` (classes [+ 1],
     cross_attention_dim): one row per entry of info["classes"], then the null row when info["null_row"]; None for a
     pipeline, whose rows are conditioned on captions. `info` is model.json, or what stands for it.
     """
 
-    unet: Denoiser
+    denoiser: Denoiser
     vae: Any
     scheduler: Any
     class_embedding: Tensor | None
@@ -69,7 +69,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
+        return next(self.denoiser.parameters()).device
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """(c, h, w) of the latent of a picture of `size` pixels."""

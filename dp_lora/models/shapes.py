@@ -23,7 +23,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 class BaseShapes:
     """What a fine-tuning is counted by."""
 
-    unet: Shapes  # by tensor, such as "conv_in.weight"
+    denoiser: Shapes  # by tensor, such as "conv_in.weight"
     vae: Shapes
     context: int  # width of a class's row in the class embedding; 0: the base has none
     classes: int
@@ -38,21 +38,21 @@ def base_shapes(config: Config, base: Path) -> BaseShapes:
     if is_pipeline(base):
         family = family_of(base)
         return BaseShapes(_tensors(base / family.part), _tensors(base / "vae"), 0, 0, family)
-    unet, vae = _stored(base / "unet", UNETS), _stored(base / "vae", VAES)
+    denoiser, vae = _stored(base / "unet", UNETS), _stored(base / "vae", VAES)
     context = config.ldm.cross_attention_dim
-    if unet is not None:
+    if denoiser is not None:
         context = part_kind(base / "unet", UNETS)[1]["cross_attention_dim"]
-    if unet is None or vae is None:
+    if denoiser is None or vae is None:
         from dp_lora.models.meta import (  # torch and diffusers: seconds that no base which is there needs
             meta_networks,
             tensor_shapes,
         )
 
         made = [tensor_shapes(network) for network in meta_networks(config, base)]
-        unet, vae = unet or made[0], vae or made[1]
+        denoiser, vae = denoiser or made[0], vae or made[1]
     stated = (base / "model.json").exists()
     classes = load_info(base)["classes"] if stated else class_names(config.public.classes)
-    return BaseShapes(unet, vae, context, len(classes))
+    return BaseShapes(denoiser, vae, context, len(classes))
 
 
 def _stored(folder: Path, kinds: Sequence[str]) -> Shapes | None:

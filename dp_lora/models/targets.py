@@ -15,12 +15,12 @@ def lora_targets(targets: str, family: Family = CLASSES) -> tuple[str, ...]:
     return presets.get(targets) or tuple(name.strip() for name in targets.split(",") if name.strip())
 
 
-def matched_modules(unet: Shapes, targets: str, family: Family = CLASSES) -> list[str]:
+def matched_modules(denoiser: Shapes, targets: str, family: Family = CLASSES) -> list[str]:
     """Full names of the linear layers that `targets` adapt, in order of depth (down, middle, up; block by block).
 
     A denoiser's linear layers are those whose weight has two axes. InputError names a target that matches nothing.
     """
-    linear = [name.removesuffix(".weight") for name, shape in unet.items() if is_linear(name, shape)]
+    linear = [name.removesuffix(".weight") for name, shape in denoiser.items() if is_linear(name, shape)]
     matched: set[str] = set()
     for target in lora_targets(targets, family):
         hits = [name for name in linear if name == target or name.endswith(f".{target}")]
@@ -38,11 +38,11 @@ def is_linear(name: str, shape: tuple[int, ...]) -> bool:
     return name.endswith(".weight") and len(shape) == 2
 
 
-def adapted_ranks(unet: Shapes, settings: Lora, family: Family = CLASSES) -> dict[str, int]:
+def adapted_ranks(denoiser: Shapes, settings: Lora, family: Family = CLASSES) -> dict[str, int]:
     """The LoRA rank of each adapted layer by its full name, in order of depth.
 
     With a rank_schedule see `layer_ranks`. Raises InputError for a target without a match.
     """
-    names = matched_modules(unet, settings.targets, family)
+    names = matched_modules(denoiser, settings.targets, family)
     ranks = layer_ranks(len(names), settings.rank_schedule, settings.rank, settings.rank_last)
     return dict(zip(names, ranks, strict=True))

@@ -62,14 +62,14 @@ def _draw_latents(
     scale = sampling.guidance_scale
     context = _context(model, torch.as_tensor(labels, device=device), scale)
     streams = [image_stream(seed, model.classes[c], i) for c, i in zip(labels, indices, strict=True)]
-    side = model.unet.config["sample_size"]
-    shape = (model.unet.config["in_channels"], side, side)
+    side = model.denoiser.config["sample_size"]
+    shape = (model.denoiser.config["in_channels"], side, side)
     latents = next_noise(streams, shape, device)
     bfloat16 = pick_precision(sampling.precision, device, "sampling.precision") == torch.bfloat16
     for t in chain:
         rows = latents if scale == 1 else torch.cat([latents, latents])
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            prediction = model.unet(rows, t, encoder_hidden_states=context, return_dict=False)[0].float()
+            prediction = model.denoiser(rows, t, encoder_hidden_states=context, return_dict=False)[0].float()
         if scale != 1:
             # linear in the prediction, so epsilon and v give the same guided step
             null, conditional = prediction.chunk(2)

@@ -42,7 +42,7 @@ def balanced(classes: Sequence[str], n: int) -> list[tuple[str, int]]:
 def model_fingerprint(model: Model) -> str:
     """SHA-256 of all that decides a model's images: networks, class embedding, scheduler and class names."""
     scheduler = {key: value for key, value in dict(model.scheduler.config).items() if not key.startswith("_")}
-    parts = [module_digest(model.unet), module_digest(model.vae)]
+    parts = [module_digest(model.denoiser), module_digest(model.vae)]
     if model.pipeline is None:
         embedding = np.ascontiguousarray(model.embedded().detach().cpu().numpy())
         parts.append(digest_value(embedding.tolist()))

@@ -35,7 +35,7 @@ class CaptionRows:
     """Encoded captions, each its own picture's."""
 
     def __init__(self, model: Model, size: int, captions: Captions, device: torch.device) -> None:
-        blank = model.family.blank(model.unet.config, size)
+        blank = model.family.blank(model.denoiser.config, size)
         self._blank = {name: tensor.numpy()[0] for name, tensor in blank.items()}
         self._captions, self._device = captions, device
 

@@ -81,19 +81,19 @@ def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
     Raises InputError for a text-to-image base whose rows are not apart.
     """
     generator = torch.Generator().manual_seed(config.experiment.seed)
-    lora = add_lora(model.unet, config.lora, generator, model.family)
+    lora = add_lora(model.denoiser, config.lora, generator, model.family)
     if model.pipeline is not None:
         with full_precision():
             require_rows_apart(config, model, device)
             dead = dead_weights(config, model, device)
         if config.compute.checkpointing in ({"always"} if device.type == "cpu" else {"always", "auto"}):
-            use_checkpointing(model.unet)
-        return Adapter(model.unet, lora, None, model.family, dead)
+            use_checkpointing(model.denoiser)
+        return Adapter(model.denoiser, lora, None, model.family, dead)
     train = config.train
     embedding = untrained_class_embedding(
         model, train.embedding_start, len(config.data.classes), train.embedding_noise, config.experiment.seed
     )
-    return Adapter(model.unet, lora, embedding.clone().to(device).requires_grad_())
+    return Adapter(model.denoiser, lora, embedding.clone().to(device).requires_grad_())
 
 
 class Averaged:

@@ -155,9 +155,9 @@ def train_ldm(
     average = module.average.to(device).eval()
     model = Model(average.unet, vae, module.scheduler, average.embedding.weight, info)
     _sample_grid(model, config, folder / GRID, device)
-    counted = count_operations(*meta_copies(model.unet, vae))
+    counted = count_operations(*meta_copies(model.denoiser, vae))
     save_model(
-        out_folder, model.unet, vae, model.scheduler, model.embedded(), info, [folder / GRID], operations=counted
+        out_folder, model.denoiser, vae, model.scheduler, model.embedded(), info, [folder / GRID], operations=counted
     )
     shutil.rmtree(folder)
     events.image("samples", Path(out_folder) / GRID)

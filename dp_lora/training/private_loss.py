@@ -58,8 +58,8 @@ def diffusion_loss(
             condition = conditions.of(chosen, copies, rows)
             # the denoiser alone: its autocast must not reach losses, and what is clipped comes out of float32 copies
             autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
-            with unit_copies(model.unet, copies, len(x0)), autocast:
-                prediction = model.family.predict(model.unet, x_t, t, condition)
+            with unit_copies(model.denoiser, copies, len(x0)), autocast:
+                prediction = model.family.predict(model.denoiser, x_t, t, condition)
             return loss_per_row(prediction.float(), target)
 
         return loss

@@ -55,7 +55,7 @@ def read_inputs(start: Resolved, device: torch.device, team: Team) -> Inputs:
     check_base(start)
     model = load_model(start.base, device)
     if model.pipeline is None:
-        check_agreement(config.ldm, model.unet, model.scheduler, f"{relative(start.base)}'s")
+        check_agreement(config.ldm, model.denoiser, model.scheduler, f"{relative(start.base)}'s")
     else:
         model = replace(model, info=stated_info(config, start.base))
     dataset.require_shape(config.data.size, config.data.channels, "data")

@@ -26,7 +26,7 @@ def dummy_captions(model: Model, size: int, pictures: int) -> Captions:
 def _dummy_conditions(model: Model, size: int, rows: int) -> Conditions:
     generator = np.random.default_rng(0)
     found = {}
-    for name, blank in model.family.blank(model.unet.config, size).items():
+    for name, blank in model.family.blank(model.denoiser.config, size).items():
         shape = (rows, *blank.shape[1:])
         drawn = torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
         found[name] = drawn if name in RANDOM else blank.expand(shape).clone()
@@ -49,12 +49,12 @@ def require_rows_apart(config: Config, model: Model, device: torch.device) -> No
     """InputError where a row's output moves with another row's picture or caption: one unit would then enter another's
     gradient, and no clip would bound what it adds. Looks at dummies alone."""
     x_t, t, conditions = _dummy_rows(config, model, 3, device)
-    before = model.family.predict(model.unet, x_t, t, conditions)
+    before = model.family.predict(model.denoiser, x_t, t, conditions)
     x_t[0] += 1
     for name in RANDOM:
         if name in conditions:
             conditions[name][0] *= -1
-    after = model.family.predict(model.unet, x_t, t, conditions)
+    after = model.family.predict(model.denoiser, x_t, t, conditions)
     moved = (after - before).abs().flatten(1).amax(1) / before.abs().max()
     if not bool((moved[1:] <= APART).all()) or not bool(moved[0] > APART):
         raise InputError(
@@ -68,11 +68,11 @@ def dead_weights(config: Config, model: Model, device: torch.device) -> frozense
 
     Such are the context's queries in the last block of some transformers, whose result nothing reads.
     """
-    factors = lora_parameters(model.unet, "B")
+    factors = lora_parameters(model.denoiser, "B")
     for weight in factors.values():
         weight.requires_grad_()
     x_t, t, conditions = _dummy_rows(config, model, 1, device)
-    loss = model.family.predict(model.unet, x_t, t, conditions).square().mean()
+    loss = model.family.predict(model.denoiser, x_t, t, conditions).square().mean()
     gradients = torch.autograd.grad(loss, list(factors.values()), allow_unused=True)
     for weight in factors.values():
         weight.requires_grad_(False)

@@ -60,10 +60,10 @@ def memory_for(gib: float) -> Iterator[None]:
 def test_the_gradients_of_every_part_are_those_of_the_cpu_and_a_mutant_with_tf32_is_caught(device):
     of = setup("M", CPU, "compute.precision=float32")
     model = of.model()
-    on_gpu = replace(model, unet=copy.deepcopy(model.unet).to(device))
+    on_gpu = replace(model, denoiser=copy.deepcopy(model.denoiser).to(device))
 
     def gradients(where, model):
-        _, parameters = replace(of, device=where).adapter(model.unet)
+        _, parameters = replace(of, device=where).adapter(model.denoiser)
         loss = diffusion_loss(of.config, model, of.latents, of.labels, where)
         (rows,) = micro_batches([[0], [1, 2, 3], [4, 5]], 2, 1000, where)
         return lambda: {n: g.cpu() for n, g in part_gradients(loss(ItemStreams(11)), parameters, rows)[0].items()}
@@ -97,7 +97,7 @@ def test_a_unit_that_joins_does_not_move_the_sum_of_the_others(tmp_path, device,
 def test_nor_does_it_at_cin256_s_own_width_with_celebahq_s_own_plan(device, table, precision):
     of = setup("L", device, f"compute.precision={precision}")
     model, plan = of.model(), make_plan(of.config)
-    _, parameters = of.adapter(model.unet)
+    _, parameters = of.adapter(model.denoiser)
     rows = of.physical_batch
     loss = dummy_loss(of.config, model, dummies(plan, rows), device)
     units = [[picture] for picture in range(dummies(plan, rows))]
@@ -131,7 +131,7 @@ def test_the_search_takes_whole_pictures_and_what_does_not_fit_all_the_same_back
 ):
     of = setup("M", device, "compute.precision=float32 privacy.k=3")
     model = of.model()
-    _, parameters = of.adapter(model.unet)
+    _, parameters = of.adapter(model.denoiser)
     with memory_for(2):
         rows = rows_at_a_time(of.config, model, parameters, device, 3, 10**6)
         assert rows > 0

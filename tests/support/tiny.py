@@ -76,12 +76,12 @@ def lora_settings(**others: Any) -> Lora:
 def tiny_adapter(model: Model, targets: str = "default", classes: int = 2) -> Adapter:
     """An adapter whose A and B are both away from zero, so that every trained weight has a gradient."""
     generator = torch.Generator().manual_seed(3)
-    lora = add_lora(model.unet, lora_settings(targets=targets), generator)
-    for name, parameter in model.unet.named_parameters():
+    lora = add_lora(model.denoiser, lora_settings(targets=targets), generator)
+    for name, parameter in model.denoiser.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    embedding = torch.randn(classes, model.class_embedding.shape[1], generator=generator).to(model.unet.device)
-    return Adapter(model.unet, lora, embedding.requires_grad_())
+    embedding = torch.randn(classes, model.class_embedding.shape[1], generator=generator).to(model.denoiser.device)
+    return Adapter(model.denoiser, lora, embedding.requires_grad_())
 
 
 def saved_adapter(folder: Path, adapter: Adapter) -> Path:
