@@ -15,42 +15,25 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from dp_lora.config import load
 from dp_lora.data.conditions import encode_captions
 from dp_lora.diffusion import Flow
 from dp_lora.errors import InputError
-from dp_lora.events import Events
 from dp_lora.export import export
 from dp_lora.models import folder
 from dp_lora.models.adapters import WEIGHTS, apply_adapter, lora_parameters, ready_to_draw, use_checkpointing
 from dp_lora.models.families import Family
 from dp_lora.models.families.flux import pack
 from dp_lora.models.folder import load_model
-from dp_lora.models.info import model_digest
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.sampling.text import draw_prompts
 from dp_lora.statement import read_privacy
 from dp_lora.training import costs, measure
-from dp_lora.training.finetune import PrivateData, finetune, make_adapter
+from dp_lora.training.finetune import make_adapter
 from dp_lora.training.private_loss import diffusion_loss
-from dp_lora.training.resolved import stated_info
-from dp_lora.training.run_folder import binding, open_run_folder
 from tests.support.tiny import difference, total_norm
 from tests.support.tiny_pipelines import BUILD, SIZE, make_pipeline
-
-CPU = torch.device("cpu")
-TEXTS = [["a red apple"], ["a dog"], ["two cats on a mat"], ["a red apple"], ["x"], ["the moon over a lake"]]
-SETTINGS = (
-    "data.path=nowhere data.captions=true data.classes=[] data.n_public=40 data.size=32 data.channels=3 "
-    "sampling.prompts='a sun|a tree' lora.rank=2 lora.train=AB privacy.batch_size=8 privacy.epochs=1 "
-    "privacy.delta=1e-3 train.timestep_min=0 train.grid_every=0 train.checkpoint_every=1 sampling.steps=2 sampling.n=4 "
-    "sampling.guidance_scale=2 model.privacy_status=public compute.device=cpu"
-)
-
-
-def text_config(overrides=""):
-    return load("folder", {}, f"{SETTINGS} {overrides}")
+from tests.support.tiny_text import CPU, TEXTS, fine_tuned, text_config, text_data
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +52,8 @@ def prepared(bases, name, tmp_path, overrides=""):
     with torch.no_grad():
         for weight in lora_parameters(model.denoiser, "B").values():
             weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
-    latents = np.random.default_rng(1).standard_normal((6, *model.latent_shape(SIZE)), dtype=np.float32)
-    captions = encode_captions(TEXTS, model, SIZE, tmp_path / "captions")
-    return config, model, adapter, latents, captions
+    data = text_data(model, tmp_path)
+    return config, model, adapter, data.latents, data.captions
 
 
 def gradients_of(config, model, adapter, latents, captions, units, rows):
@@ -99,20 +81,6 @@ def test_each_unit_s_gradient_is_that_of_its_rows_alone_with_and_without_checkpo
     again = gradients_of(*of, units, 6)
     for number in range(len(units)):
         assert total_norm(difference(again[number], together[number])) < 1e-6 * total_norm(together[number])
-
-
-def fine_tuned(folder, base, overrides=""):
-    """A private fine-tuning of a few steps on six pictures with captions; gives the release."""
-    config = text_config(f"{overrides} model.base={base}")
-    model = load_model(base)
-    model = replace(model, info=stated_info(config, base))
-    latents = np.random.default_rng(1).standard_normal((6, *model.latent_shape(SIZE)), dtype=np.float32)
-    captions = encode_captions(TEXTS, model, SIZE, folder / "captions")
-    bound = binding(config, "0" * 64, model_digest(base), "cpu")
-    data = PrivateData(latents, np.zeros(6, np.int64), [[i] for i in range(6)], captions)
-    with open_run_folder(folder / "run", config, bound) as run:
-        names = {"path": str(base), "digest": bound["base"]}
-        return finetune(config, model, names, data, run, CPU, Events(), lambda *_: None)
 
 
 FAST = ("sd", "pixart")  # one of each way to load; the others are slow tests

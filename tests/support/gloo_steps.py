@@ -6,6 +6,7 @@ Writes {number of ranks: {case: (noisy sum, units)}} and what a mutant gives, in
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -124,7 +125,8 @@ def work(team: Team, folder: Path) -> dict:
     return results
 
 
-def ranks(size: int, folder: Path) -> None:
+def ranks(size: int, folder: Path, work: Callable[[Team, Path], object]) -> None:
+    """Call `work` on `size` forked ranks; folder/SIZE.pt keeps what the first one gives."""
     children = []
     for rank in range(size):
         child = os.fork()
@@ -152,4 +154,4 @@ if __name__ == "__main__":
     (out / "mutant").mkdir()
     torch.set_num_threads(1)
     for number in (2, 3):
-        ranks(number, out)
+        ranks(number, out, work)
