@@ -1,7 +1,8 @@
 """The pipelines, one per shape of experiment, and the folders that their stages share.
 
-A config belongs to the pipeline with the same checkpoint.folder, public.folder and data.folder. These folders lie below
-data/; `prepare` makes them, data.dvc tracks them, and no stage writes to them.
+A config whose model.base is a pipeline of diffusers belongs to pipelines/diffusers; another to the one with the same
+checkpoint.folder, public.folder and data.folder. These folders lie below data/; `prepare` makes them, data.dvc tracks
+them, and no stage writes to them.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -11,8 +12,11 @@ from pathlib import Path
 from dp_lora.config import IN_CLONE, ROOT, Config, relative, require_clone, typed_command
 from dp_lora.data.versioned import SOURCE
 from dp_lora.errors import InputError
+from dp_lora.files import read_json
+from dp_lora.models.pipeline_index import is_pipeline, pipeline_digest, pipeline_info
 
 RUNS = ROOT / "runs"
+BASE = "base.json"
 WORKING = RUNS / "working"  # unfinished work and caches: outside of every DVC output, safe to delete
 
 
@@ -27,6 +31,11 @@ class Pipeline:
     checkpoint: str | None = None
     public: str | None = None
     private: str | None = None  # None: a stage makes outputs/EXPERIMENT/data
+    given_base: bool = False  # whether model.base is the user's, and a stage notes which one it is
+
+    def folder_of(self, stage: str) -> Path:
+        """The shared folder that a stage makes."""
+        return next(ROOT / folder for folder, maker in self.made.items() if maker == stage)
 
     @property
     def params(self) -> Path:
@@ -74,6 +83,13 @@ PIPELINES = {
             public="data/emnist",
             private="data/mnist",
         ),
+        Pipeline(
+            "diffusers",
+            "pipelines/diffusers/dvc.yaml",
+            "outputs/diffusers/resolved.yaml",
+            made={"outputs/diffusers/letters": "prepare_public", "outputs/diffusers/base": "import_base"},
+            given_base=True,
+        ),
     )
 }
 
@@ -85,18 +101,21 @@ def outside_folders(config: Config) -> tuple[str | None, str | None, str | None]
 
 def pipeline_of(config: Config) -> Pipeline:
     """The pipeline that a config belongs to. InputError where no dvc.yaml depends on the config's folders."""
+    given_base = has_given_base(config)
     for pipeline in PIPELINES.values():
-        if pipeline.folders == outside_folders(config):
+        if pipeline.folders == outside_folders(config) and pipeline.given_base == given_base:
             return pipeline
     names = ("checkpoint.folder", "public.folder", "data.folder")
     given = ", ".join(f"{name}={folder}" for name, folder in zip(names, outside_folders(config), strict=True))
+    given += " with a diffusers pipeline as model.base" if given_base else ""
     known = ", ".join(pipeline.file for pipeline in PIPELINES.values())
     raise InputError(f"config={config.experiment.name}: no pipeline depends on {given}; there are {known}")
 
 
 def outputs(config: Config) -> Path:
-    """Folder of what the stages of an experiment make."""
-    return ROOT / "outputs" / config.experiment.name
+    """Folder of what the stages of an experiment make. One config may be run on a base of ours and on a given one."""
+    folder = ROOT / "outputs"
+    return (folder / "diffusers" if has_given_base(config) else folder) / config.experiment.name
 
 
 def private_data(config: Config) -> Path:
@@ -111,12 +130,15 @@ def public_data(config: Config) -> Path:
             f"config={config.experiment.name}: its base is imported from {config.checkpoint.folder}; there are no "
             "public pictures to pretrain on"
         )
-    return ROOT / (config.public.folder or "outputs/letters/data")
+    return ROOT / config.public.folder if config.public.folder else pipeline_of(config).folder_of("prepare_public")
 
 
 def autoencoder_folder(config: Config) -> Path:
-    """The folder that `pretrain_ae` makes in the config's pipeline."""
-    return ROOT / "outputs" / pipeline_of(config).name / "autoencoder"
+    """The folder that `pretrain_ae` makes in the config's pipeline; InputError where the base comes from outside."""
+    pipeline = pipeline_of(config)
+    if pipeline.given_base:
+        raise InputError(f"model.base={config.model.base}: has an autoencoder of its own; nothing is pretrained")
+    return pipeline.folder_of("pretrain_ae")
 
 
 def base_folder(config: Config) -> Path:
@@ -127,9 +149,31 @@ def base_folder(config: Config) -> Path:
     return ROOT / model.base
 
 
+def has_given_base(config: Config) -> bool:
+    """Whether the base is a pipeline of diffusers from outside: of the Hub, or in a folder that no stage makes."""
+    base = base_folder(config)
+    made = {folder for pipeline in PIPELINES.values() for folder in pipeline.made}
+    return config.model.revision is not None or (is_pipeline(base) and relative(base) not in made)
+
+
 def from_outside(config: Config) -> list[Path]:
     """Every folder that a config needs from outside."""
     return [ROOT / folder for folder in outside_folders(config) if folder is not None]
+
+
+def named_base(config: Config) -> dict[str, str]:
+    """What the stages of pipelines/diffusers depend on in the place of the base itself: folder, class and digest."""
+    base = base_folder(config)
+    return {"base": relative(base), "pipeline": pipeline_info(base)["pipeline"], "digest": pipeline_digest(base)}
+
+
+def base_is_named(config: Config) -> bool:
+    """Whether what a stage noted of a base from outside holds; DVC does not look into that folder."""
+    pipeline = pipeline_of(config)
+    if not pipeline.given_base:
+        return True
+    noted = pipeline.folder_of("import_base") / BASE
+    return noted.exists() and read_json(noted) == named_base(config)
 
 
 def require_base(config: Config) -> None:

@@ -1,22 +1,23 @@
-"""Make a base model from an original latent-diffusion checkpoint."""
+"""Make a base model from an original latent-diffusion checkpoint, or name a pipeline of diffusers."""
 
 import click
 
 from dp_lora.cli.common import Call, entry_point, relative
 from dp_lora.cli.pipeline import dvc
-from dp_lora.cli.pipelines import base_folder, require
+from dp_lora.cli.pipelines import BASE, base_folder, has_given_base, named_base, require, require_base
 from dp_lora.config import IN_CLONE, ROOT
 from dp_lora.errors import InputError
+from dp_lora.files import write_json
 
 
 @entry_point("import_base")
 def main(call: Call) -> None:
     """Bring a pipeline of the Hub (model.revision) to data/, or convert the checkpoint of checkpoint.folder, once.
 
-    Files are read as data, never run.
+    Where model.base is a pipeline's folder, that is named. Files are read as data, never run.
     """
-    if call.config.model.revision is not None:
-        _fetch(call)
+    if has_given_base(call.config):
+        _bring(call)
         return
     checkpoint = call.config.checkpoint
     if checkpoint.folder is None:
@@ -48,19 +49,27 @@ def main(call: Call) -> None:
         click.echo(f"{relative(out)}: {len(model.classes)} classes, from {relative(path)}")
 
 
-def _fetch(call: Call) -> None:
+def _bring(call: Call) -> None:
+    """Download a pipeline that is not here, and record which one is used: its folder and its digest."""
     model, folder = call.config.model, base_folder(call.config)
+    download = model.revision is not None and not folder.exists()
     if call.dry_run:
-        call.print_dry_run({}, [relative(folder), *(["data.dvc"] if IN_CLONE else [])])
+        new = [relative(folder), *(["data.dvc"] if IN_CLONE else [])] if download else []
+        call.print_dry_run({}, [*new, call.shown_out(BASE)])
         return
-    assert model.revision is not None
-    from dp_lora.data.hub_base import fetch_base
-    from dp_lora.models.info import model_digest
+    with call.tracked() as (run, out):
+        if call.child:
+            require_base(call.config)  # no stage downloads: data.dvc cannot be written while DVC runs
+        elif model.revision is not None:
+            from dp_lora.data.hub_base import fetch_base
 
-    with call.tracked() as (run, _):
-        fetch_base(model.base, model.revision, folder, run)
-        run.output(folder)
-        run.dataset(folder.name, folder, model_digest(folder), context="base model")
-        if IN_CLONE:
-            dvc("commit", "--force", "data.dvc")
-        click.echo(f"{relative(folder)}: {model.base} at {model.revision}")
+            fetch_base(model.base, model.revision, folder, run)
+            if download and IN_CLONE:
+                dvc("commit", "--force", "data.dvc")
+        named = named_base(call.config)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / BASE, named)
+        run.output(out)
+        run.dataset(folder.name, folder, named["digest"], context="base model")
+        at = f" is {model.base} at {model.revision}" if model.revision else ""
+        click.echo(f"{relative(folder)}{at}: {named['pipeline']}, SHA-256 {named['digest']}")

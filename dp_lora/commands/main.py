@@ -9,7 +9,7 @@ from dp_lora.cli.finetuning import KEPT, resolve
 from dp_lora.cli.pipeline import is_up_to_date, repro, write_params
 from dp_lora.cli.pipelines import (
     WORKING,
-    base_folder,
+    base_is_named,
     from_outside,
     outputs,
     pipeline_of,
@@ -19,9 +19,7 @@ from dp_lora.cli.pipelines import (
 )
 from dp_lora.cli.prepared import look
 from dp_lora.config import Config, require_clone
-from dp_lora.errors import InputError
 from dp_lora.files import read_json
-from dp_lora.models.pipeline_index import is_pipeline
 from dp_lora.statement import EPSILONS, read_privacy
 
 PUBLIC_FIGURES = {"epsilon", *EPSILONS, "delta", "rank", "trainable parameters"}  # the others read private pictures
@@ -31,11 +29,6 @@ PUBLIC_FIGURES = {"epsilon", *EPSILONS, "delta", "rank", "trainable parameters"}
 def main(call: Call) -> None:
     """Make everything that is out of date, from pictures to scores; `dvc repro` of the config's pipeline."""
     require_clone("main")
-    if is_pipeline(base_folder(call.config)):
-        raise InputError(
-            f"model.base={call.config.model.base}: main and DVC's stages make bases of their own, and start from no "
-            "pipeline; call prepare, finetune, sample, fid and export one after the other"
-        )
     refuse(call)
     pipeline = pipeline_of(call.config)
     if call.dry_run:
@@ -51,7 +44,7 @@ def main(call: Call) -> None:
     write_params(pipeline, {"config": call.config.experiment.name, **call.typed})
     # before DVC compares: it does not look into the user's own folder
     look(call.config)
-    if is_up_to_date(pipeline):
+    if is_up_to_date(pipeline) and base_is_named(call.config):
         click.echo("nothing to do: every stage is up to date")
     else:
         with call.tracked() as (run, _):

@@ -20,7 +20,7 @@ def main(call: Call) -> None:
     """Prepare the experiment's public and private pictures, and the checkpoint that it starts from.
 
     Downloads go to data/NAME and are recorded in data.dvc. Experiments without downloads get outputs/letters/data and
-    outputs/EXPERIMENT/data.
+    outputs/EXPERIMENT/data; on a given diffusers pipeline both lie below outputs/diffusers.
     """
     refuse(call)
     downloads = from_outside(call.config)
@@ -33,8 +33,10 @@ def main(call: Call) -> None:
             if IN_CLONE:
                 dvc("commit", "--force", "data.dvc")
         elif call.out is None and IN_CLONE:
-            write_params(pipeline_of(call.config), {"config": call.config.experiment.name, **call.typed})
-            dvc("repro", "prepare_public", "prepare", environment=run.environment())
+            pipeline = pipeline_of(call.config)
+            write_params(pipeline, {"config": call.config.experiment.name, **call.typed})
+            targets = [pipeline.target(stage) for stage in ("prepare_public", "prepare")]
+            dvc("repro", *targets, environment=run.environment())
         else:
             for part in PARTS if call.out is None else (call.part,):
                 _prepare(part, call, run, folder)
