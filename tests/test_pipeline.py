@@ -39,7 +39,13 @@ NOT_RESULTS = (
     "compute.physical_batch_size",
 )
 # one experiment of each pipeline
-EXPERIMENTS = {"letters": "mnist5k", "celebahq": "celebahq-eps10", "emnist": "mnist32-class-dp-eps10"}
+GIVEN = f"data.path=pictures data.n_public=4000 model.base=someone/base model.revision={'ab' * 20} sampling.prompts=x"
+EXPERIMENTS = {
+    "letters": ("mnist5k", ""),
+    "celebahq": ("celebahq-eps10", ""),
+    "emnist": ("mnist32-class-dp-eps10", ""),
+    "diffusers": ("text2image", GIVEN),
+}
 each_pipeline = pytest.mark.parametrize("name", PIPELINES)
 
 
@@ -49,7 +55,8 @@ def outs_of(stage: dict) -> list[str]:
 
 
 def config_of(name: str):
-    return load(EXPERIMENTS[name])
+    config, overrides = EXPERIMENTS[name]
+    return load(config, {}, overrides)
 
 
 def keys_of(name: str, stage: str) -> list[str]:
@@ -144,10 +151,25 @@ def test_every_dependency_is_code_that_exists_another_stage_s_output_or_a_folder
 
 
 def test_prepared_private_pictures_are_in_no_cache_remote_or_run_cache_and_each_repro_looks_at_their_folder():
-    stages = FILES["letters"]["stages"]
-    # DVC keeps nothing of an output with `cache: false`, and with `persist: true` takes it from no run cache
-    assert stages["prepare"]["outs"] == [{"outputs/${config}/data": {"cache": False, "persist": True}}]
-    assert stages["resolve"]["always_changed"]
+    for name, folder in (("letters", "outputs/${config}/data"), ("diffusers", "outputs/diffusers/${config}/data")):
+        stages = FILES[name]["stages"]
+        # DVC keeps nothing of an output with `cache: false`, and with `persist: true` takes it from no run cache
+        assert stages["prepare"]["outs"] == [{folder: {"cache": False, "persist": True}}]
+        assert stages["resolve"]["always_changed"]
+
+
+def test_one_config_has_other_folders_on_a_given_base_so_that_no_two_stages_make_one_folder(tmp_path, monkeypatch):
+    from dp_lora.cli import pipelines
+
+    monkeypatch.setattr(pipelines, "ROOT", tmp_path)
+    config = load("folder", {}, "data.path=pictures data.classes=[a] data.n_public=4000 model.base=mine")
+    assert private_data(config) == tmp_path / "outputs/folder/data"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/model_index.json").write_text("{}")
+    assert private_data(config) == tmp_path / "outputs/diffusers/folder/data"
+    assert pipeline_of(config) is PIPELINES["diffusers"]
+    with pytest.raises(InputError, match="autoencoder of its own; nothing is pretrained"):
+        autoencoder_folder(config)
 
 
 @each_pipeline
@@ -169,7 +191,8 @@ def test_the_pipelines_differ_in_nothing_but_where_data_and_base_come_from():
             text = FILES[name]["stages"][stage]
             words = text["cmd"].replace(pipeline.resolved, "RESOLVED").split()
             code = [dependency for dependency in text["deps"] if dependency.startswith("dp_lora/")]
-            said.add((*words, *code, *text["outs"], *keys_of(name, stage)))
+            own = " ".join([*words, *text["outs"]]).replace("outputs/diffusers/$", "outputs/$")
+            said.add((own, *code, *keys_of(name, stage)))
         assert len(said) == 1, stage
 
 
@@ -189,9 +212,10 @@ def test_a_config_belongs_to_the_pipeline_whose_folders_it_names(name):
     assert outside_folders(config) == PIPELINES[name].folders
     outside = [folder for folder in PIPELINES[name].folders if folder is not None]
     assert from_outside(config) == [ROOT / folder for folder in outside]
-    expected = PIPELINES[name].private or "outputs/mnist5k/data"
-    assert private_data(config) == ROOT / expected
-    assert config.model.base == list(PIPELINES[name].made)[-1]
+    made = {"letters": "outputs/mnist5k/data", "diffusers": "outputs/diffusers/text2image/data"}
+    assert private_data(config) == ROOT / (PIPELINES[name].private or made[name])
+    given = PIPELINES[name].given_base
+    assert config.model.base == ("someone/base" if given else list(PIPELINES[name].made)[-1])
 
 
 def test_autoencoder_and_public_pictures_are_the_pipeline_s():
@@ -260,7 +284,7 @@ def test_a_missing_base_is_made_by_its_own_pipeline_whose_params_come_back(name,
     params.write_text("config: before\n")
     base = tmp_path / config.model.base
     outside = [folder for folder in PIPELINES[name].folders[:2] if folder is not None]
-    typed = {"config": EXPERIMENTS[name], "eps": "5"}
+    typed = {"config": EXPERIMENTS[name][0], "eps": "5"}
     if outside:
         with pytest.raises(InputError, match=f"^{outside[0]}: missing; type"):
             pipeline.make_missing(config, typed, {}, base)
@@ -270,5 +294,7 @@ def test_a_missing_base_is_made_by_its_own_pipeline_whose_params_come_back(name,
         (tmp_path / folder / "source.json").write_text("{}")
     pipeline.make_missing(config, typed, {}, base)
     assert seen["arguments"] == ("repro", stage)
-    assert {key: value for key, value in seen["params"].items() if value is not None} == {"config": EXPERIMENTS[name]}
+    assert {key: value for key, value in seen["params"].items() if value is not None} == {
+        "config": EXPERIMENTS[name][0]
+    }
     assert params.read_text() == "config: before\n"

@@ -1,6 +1,7 @@
 """The command line on a pipeline of diffusers: prepare to export on captions, of which no record holds a word."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from dp_lora.config import ROOT
 from dp_lora.files import read_json
 from dp_lora.statement import read_privacy
-from tests.support.kept import told
+from tests.support.kept import runs_of, told, unnamed
 from tests.support.prepare_call import clone
 from tests.support.tiny_pipelines import make_pipeline
 from tests.support.tiny_project import run
@@ -22,16 +23,21 @@ SETTINGS = (
 )
 
 
+def write_pictures(folder, n=40):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(n):
+        path = folder / f"{number:03d}.png"
+        Image.fromarray(rng.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(path)
+        # one is longer than the encoder takes: what is cut off may be told by nobody
+        path.with_suffix(".txt").write_text(f"the {SECRETS[number % 3]} " * (60 if number == 7 else 1))
+
+
 @pytest.mark.slow
 def test_a_folder_with_captions_becomes_a_release_and_no_record_holds_a_word_of_a_caption(tmp_path):
     project = clone(ROOT, tmp_path / "project")
     make_pipeline(project / "base", "sd")
-    (project / "pictures").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(40):
-        path = project / "pictures" / f"{number:03d}.png"
-        Image.fromarray(rng.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(path)
-        path.with_suffix(".txt").write_text(f"the {SECRETS[number % 3]} " * (60 if number == 7 else 1))
+    write_pictures(project / "pictures")
 
     said = []
 
@@ -55,6 +61,45 @@ def test_a_folder_with_captions_becomes_a_release_and_no_record_holds_a_word_of_
     assert not [secret for secret in SECRETS if secret in "".join(said)]
     assert told(project, {secret.encode() for secret in SECRETS}) == []
 
-    other = run(project, "dp_lora", "main", "--config", "text2image", "--overrides", SETTINGS)
-    assert other.returncode == 1
-    assert "start from no pipeline" in other.stderr
+
+@pytest.fixture(scope="module")
+def neighbours(tmp_path_factory):
+    """Two projects after `main` on one given base: one on N pictures with captions, one with one more."""
+    place = tmp_path_factory.mktemp("neighbours")
+    made = []
+    for name in ("one", "two"):
+        project = clone(ROOT, place / name)
+        if made:
+            shutil.copytree(made[0] / "base", project / "base")
+        else:
+            make_pipeline(project / "base", "sd")
+        write_pictures(project / "pictures", 41 if made else 40)
+        done = run(project, "dp_lora", "main", "--config", "text2image", "--overrides", SETTINGS, OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        made.append(project)
+    return made
+
+
+@pytest.mark.slow
+def test_of_neighbours_with_captions_what_differs_stands_in_a_run_whose_tag_names_it(neighbours):
+    runs = [runs_of(f"sqlite:///{project}/mlflow.db") for project in neighbours]
+    assert {name.split()[0] for name in runs[0]} >= {"main", "prepare", "finetune", "sample", "fid"}
+    assert unnamed(*runs, tuple(neighbours)) == []
+    for project in neighbours:
+        assert told(project, {secret.encode() for secret in SECRETS}) == []
+
+
+@pytest.mark.slow
+def test_main_begins_anew_where_the_given_base_changed_and_does_nothing_where_it_did_not(neighbours):
+    def main():
+        done = run(neighbours[0], "dp_lora", "main", "--config", "text2image", "--overrides", SETTINGS)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    assert "nothing to do" in main()
+    index = neighbours[0] / "base/model_index.json"
+    index.write_text(index.read_text().replace("{", '{"_note": "another",', 1))
+    said = main()
+    assert "nothing to do" not in said
+    assert "Running stage 'pipelines/diffusers/dvc.yaml:finetune'" in said
+    assert "dvc.yaml:prepare'" not in said  # the pictures are the same
