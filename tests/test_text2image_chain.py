@@ -2,12 +2,14 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from dp_lora.config import ROOT
+from dp_lora.config import ROOT, STAGES
 from dp_lora.files import read_json
 from dp_lora.statement import read_privacy
 from tests.support.kept import runs_of, told, unnamed
@@ -66,14 +68,24 @@ def test_a_folder_with_captions_becomes_a_release_and_no_record_holds_a_word_of_
 def neighbours(tmp_path_factory):
     """Two projects after `main` on one given base: one on N pictures with captions, one with one more."""
     place = tmp_path_factory.mktemp("neighbours")
+    # what is public is made once, so that the order of its stages tells nobody apart
+    public = clone(ROOT, place / "public")
+    make_pipeline(public / "base", "sd")
+    write_pictures(public / "pictures")
+    typed = {"config": "text2image", "overrides": SETTINGS}
+    (public / "pipelines/diffusers/params.yaml").write_text(
+        yaml.safe_dump(dict.fromkeys(STAGES["main"].parameters) | typed)
+    )
+    stages = [f"pipelines/diffusers/dvc.yaml:{stage}" for stage in ("prepare_public", "count_params")]
+    done = run(public, "dvc", "repro", *stages, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    (public / "mlflow.db").unlink()
+    shutil.rmtree(public / "mlartifacts")
     made = []
-    for name in ("one", "two"):
-        project = clone(ROOT, place / name)
-        if made:
-            shutil.copytree(made[0] / "base", project / "base")
-        else:
-            make_pipeline(project / "base", "sd")
-        write_pictures(project / "pictures", 41 if made else 40)
+    for name, pictures in (("one", 40), ("two", 41)):
+        project = Path(shutil.copytree(public, place / name, symlinks=True))
+        shutil.rmtree(project / "pictures")
+        write_pictures(project / "pictures", pictures)
         done = run(project, "dp_lora", "main", "--config", "text2image", "--overrides", SETTINGS, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         made.append(project)
@@ -102,4 +114,4 @@ def test_main_begins_anew_where_the_given_base_changed_and_does_nothing_where_it
     said = main()
     assert "nothing to do" not in said
     assert "Running stage 'pipelines/diffusers/dvc.yaml:finetune'" in said
-    assert "dvc.yaml:prepare'" not in said  # the pictures are the same
+    assert "Running stage 'pipelines/diffusers/dvc.yaml:prepare':" not in said  # the pictures are the same
