@@ -40,6 +40,11 @@ class Pipeline:
     def folders(self) -> tuple[str | None, str | None, str | None]:
         return self.checkpoint, self.public, self.private
 
+    @property
+    def figures(self) -> str | None:
+        """The file that names its metrics and plots; None: `file` itself does."""
+        return None if self.file == "dvc.yaml" else (Path(self.file).parent / "figures" / "dvc.yaml").as_posix()
+
     def target(self, stage: str) -> str:
         """A stage as an argument of `dvc repro`."""
         return stage if self.file == "dvc.yaml" else f"{self.file}:{stage}"
