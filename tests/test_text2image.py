@@ -105,7 +105,7 @@ def fine_tuned(folder, base, overrides=""):
     """A private fine-tuning of a few steps on six pictures with captions; gives the release."""
     config = text_config(f"{overrides} model.base={base}")
     model = load_model(base)
-    model = replace(model, info=stated_info(config, base))
+    model = ready_to_draw(replace(model, info=stated_info(config, base)), config)
     latents = np.random.default_rng(1).standard_normal((6, *model.latent_shape(SIZE)), dtype=np.float32)
     captions = encode_captions(TEXTS, model, SIZE, folder / "captions")
     bound = binding(config, "0" * 64, model_digest(base), "cpu")

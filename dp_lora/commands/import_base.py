@@ -55,12 +55,11 @@ def _fetch(call: Call) -> None:
         return
     assert model.revision is not None
     from dp_lora.data.hub_base import fetch_base
-    from dp_lora.models.info import model_digest
 
     with call.tracked() as (run, _):
-        fetch_base(model.base, model.revision, folder, run)
+        digest = fetch_base(model.base, model.revision, folder, run)
         run.output(folder)
-        run.dataset(folder.name, folder, model_digest(folder), context="base model")
+        run.dataset(folder.name, folder, digest, context="base model")
         if IN_CLONE:
             dvc("commit", "--force", "data.dvc")
         click.echo(f"{relative(folder)}: {model.base} at {model.revision}")
