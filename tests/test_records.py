@@ -33,7 +33,7 @@ from dp_lora.evaluation.frechet import Statistics
 from dp_lora.events import Events
 from dp_lora.files import digest_file, read_json, whole_file, whole_folder, write_json
 from dp_lora.privacy.plan import PUBLISHED
-from dp_lora.tracking import tracked_run
+from dp_lora.tracking import opening, tracked_run
 from dp_lora.tracking.provenance import dvc_hash
 from tests.support.kept import hashes, leaves, runs_of, told, unnamed
 from tests.support.tiny import no_privacy, plan_of
@@ -281,8 +281,8 @@ def test_of_an_adapter_that_no_guarantee_covers_no_hash_is_recorded(client, tmp_
 
 @pytest.mark.parametrize(("stage", "named"), [("finetune", True), ("fid", True), ("pretrain_ae", False)])
 def test_load_and_memory_of_what_reads_private_pictures_are_named_private(client, monkeypatch, stage, named):
-    monkeypatch.setattr(tracked_run, "_asked_for_system_metrics", lambda: True)
-    monkeypatch.setattr(tracked_run, "_monitor", lambda run_id: None)
+    monkeypatch.setattr(opening, "_asked_for_system_metrics", lambda: True)
+    monkeypatch.setattr(opening, "_monitor", lambda run_id: None)
     with tracking.run(stage, load("mnist5k")) as run:
         assert client.get_run(run.run_id).data.tags.get("private") == ("system" if named else None)
 

@@ -17,6 +17,7 @@ from dp_lora import tracking
 from dp_lora.config import ROOT, flatten, load
 from dp_lora.errors import InputError
 from dp_lora.tracking import metrics, process, provenance, store, tracked_run
+from dp_lora.tracking.ending import end_status
 from tests.support.tracking_store import all_runs, artifacts, made_run, use_store
 
 
@@ -167,9 +168,9 @@ def test_ctrl_c_that_a_library_turned_into_an_exit_is_still_killed():
         except SystemExit as error:
             return error
 
-    assert tracked_run.end_status(interrupted()) == "KILLED"
-    assert tracked_run.end_status(SystemExit(0)) == "FINISHED"
-    assert tracked_run.end_status(SystemExit(2)) == "FAILED"
+    assert end_status(interrupted()) == "KILLED"
+    assert end_status(SystemExit(0)) == "FINISHED"
+    assert end_status(SystemExit(2)) == "FAILED"
 
 
 def test_sigterm_ends_the_run_as_killed_and_the_old_handler_comes_back(client, config):

@@ -10,7 +10,7 @@ from dp_lora.cli.common import Call, relative
 from dp_lora.cli.pipelines import base_folder, pipeline_of, require_base
 from dp_lora.config import Config
 from dp_lora.config.prompts import drawn_prompts
-from dp_lora.config.rules import check_shape, check_text
+from dp_lora.config.rules import check_classes, check_shape, check_text
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from dp_lora.models.pipeline_index import is_pipeline
@@ -28,7 +28,7 @@ def refuse(call: Call) -> None:
         _refuse_pictures(config)
     if call.stage in ("main", "finetune"):
         if not is_pipeline(base_folder(config)):  # which is conditioned on text
-            _refuse_no_classes(config)
+            check_classes(config.data)
         _refuse_base(config, made_anew=call.stage == "main")
         if config.privacy.parent is not None:
             find_adapter(config.privacy.parent, "privacy.parent")
@@ -45,12 +45,6 @@ def _refuse_pictures(config: Config) -> None:
     from dp_lora.data.metadata_table import Stated
 
     list_pictures(Path(data.path), Stated.of(config))
-
-
-def _refuse_no_classes(config: Config) -> None:
-    """InputError for pictures without classes, of which a base of classes could learn none."""
-    if not config.data.classes:
-        raise InputError("data.classes=[]: this base learns classes, not captions; list at least one in data.classes")
 
 
 def _refuse_base(config: Config, *, made_anew: bool) -> None:

@@ -49,6 +49,11 @@ class Pipeline:
     def folders(self) -> tuple[str | None, str | None, str | None]:
         return self.checkpoint, self.public, self.private
 
+    @property
+    def figures(self) -> str | None:
+        """The file that names its metrics and plots; None: `file` itself does."""
+        return None if self.file == "dvc.yaml" else (Path(self.file).parent / "figures" / "dvc.yaml").as_posix()
+
     def target(self, stage: str) -> str:
         """A stage as an argument of `dvc repro`."""
         return stage if self.file == "dvc.yaml" else f"{self.file}:{stage}"
@@ -161,10 +166,17 @@ def from_outside(config: Config) -> list[Path]:
     return [ROOT / folder for folder in outside_folders(config) if folder is not None]
 
 
-def named_base(config: Config) -> dict[str, str]:
-    """What the stages of pipelines/diffusers depend on in the place of the base itself: folder, class and digest."""
+def named_base(config: Config, digest: str | None = None) -> dict[str, str]:
+    """What the stages of pipelines/diffusers depend on in the place of the base itself: folder, class and digest.
+
+    Gigabytes are read for the digest where it is not given.
+    """
     base = base_folder(config)
-    return {"base": relative(base), "pipeline": pipeline_info(base)["pipeline"], "digest": pipeline_digest(base)}
+    return {
+        "base": relative(base),
+        "pipeline": pipeline_info(base)["pipeline"],
+        "digest": digest or pipeline_digest(base),
+    }
 
 
 def base_is_named(config: Config) -> bool:

@@ -10,6 +10,7 @@ from dp_lora import tracking
 from dp_lora.cli.adapters import find_base, track_base
 from dp_lora.cli.common import Call, entry_point, relative, track_privacy
 from dp_lora.cli.early import refuse
+from dp_lora.cli.figures import show_figures
 from dp_lora.cli.pipeline import make_missing, would_make
 from dp_lora.cli.pipelines import WORKING, outputs, private_data, public_data, require
 from dp_lora.cli.prepared import caches, require_prepared
@@ -44,6 +45,8 @@ def main(call: Call) -> None:
         _evaluate(call, run, samples, facts, data, public, out)
         run.artifact(out, private=True)
         run.output(out)
+    if call.child:
+        show_figures(call.config)
 
 
 def samples_folder(call: Call) -> Path:

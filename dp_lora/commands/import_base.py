@@ -58,15 +58,16 @@ def _bring(call: Call) -> None:
         call.print_dry_run({}, [*new, call.shown_out(BASE)])
         return
     with call.tracked() as (run, out):
+        digest = None
         if call.child:
             require_base(call.config)  # no stage downloads: data.dvc cannot be written while DVC runs
         elif model.revision is not None:
             from dp_lora.data.hub_base import fetch_base
 
-            fetch_base(model.base, model.revision, folder, run)
+            digest = fetch_base(model.base, model.revision, folder, run)
             if download and IN_CLONE:
                 dvc("commit", "--force", "data.dvc")
-        named = named_base(call.config)
+        named = named_base(call.config, digest)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / BASE, named)
         run.output(out)

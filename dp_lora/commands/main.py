@@ -36,6 +36,7 @@ def main(call: Call) -> None:
 
         facts = finetuning_facts(resolve(call.config), samples=True) | to_bring(call.config)
         made = [relative(pipeline.params), relative(pipeline.lock), pipeline.resolved, *pipeline.made]
+        made += [pipeline.figures] if pipeline.figures else []
         kept = [KEPT, relative(WORKING)]
         call.print_dry_run({"pipeline": pipeline.file, **facts}, [*made, relative(outputs(call.config)), *kept])
         return

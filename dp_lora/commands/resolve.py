@@ -6,6 +6,7 @@ It runs at every `dvc repro`, so that prepared pictures which were taken out of 
 import click
 
 from dp_lora.cli.common import OneLineCommand, one_line_errors, relative
+from dp_lora.cli.figures import show_figures
 from dp_lora.cli.house import close_house
 from dp_lora.cli.pipeline import read_params
 from dp_lora.cli.pipelines import PIPELINES, from_outside, pipeline_of, what_to_type
@@ -34,3 +35,4 @@ def main(name: str) -> None:
         line = what_to_type(config, from_outside(config))
         if line is not None:
             click.echo(line, err=True)
+        show_figures(config)  # where DVC took `fid` from its run cache, `fid` itself did not

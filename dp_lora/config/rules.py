@@ -135,6 +135,12 @@ def _check_sampling(config: DictConfig, fail: Callable[[str, str], None]) -> Non
         fail("privacy.epochs", "must give at most 1,000,000 steps: steps = epochs * n_public / batch_size")
 
 
+def check_classes(data: Data) -> None:
+    """InputError for pictures without classes, of which a base of classes could learn none."""
+    if not data.classes:
+        raise InputError("data.classes=[]: this base learns classes, not captions; list at least one in data.classes")
+
+
 def check_shape(data: Data, size: int, channels: int) -> None:
     """InputError where a base for pictures of `size` pixels and `channels` channels meets data of another shape."""
     if (size, channels) != (data.size, data.channels):

@@ -3,6 +3,8 @@
 A caption is as private as its picture: no message has its text.
 """
 
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,24 +34,35 @@ def text_name(picture: str) -> str:
     return f"{folder}{slash}{stem if stem and dot else name}.txt"
 
 
+def lies_in(path: str, root: str) -> bool:
+    """Whether a file or folder lies in `root`, which is resolved, links followed. OSError where it is not there."""
+    return Path(os.path.realpath(path, strict=True)).is_relative_to(root)
+
+
 @private_names(PRIVATE_PICTURE)
-def read_text(path: Path, root: Path) -> tuple[str, ...]:
-    """The captions in a file, one a line; () where it is empty. Raises InputError that names the file.
+def read_text(path: str, root: str) -> tuple[str, ...]:
+    """The captions in a file, one a line; () where it is empty or not there. Raises InputError that names the file.
 
     `root` is the folder, resolved, that the file's own folder is known to lie in.
     """
     try:
-        if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root):
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise InputError(f"{shown(path)}: cannot be read: {error.strerror}") from None
+    try:
+        if stat.S_ISLNK(status.st_mode) and not lies_in(path, root):
             raise InputError(f"{shown(path)}: leads out of the folder; put the file itself there")
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             content = file.read(LONGEST + 1)
         if len(content) > LONGEST:
             raise InputError(f"{shown(path)}: longer than a caption is ({LONGEST} bytes); shorten it, or move it away")
         text = content.decode("utf-8-sig")  # editors write a byte order mark
     except UnicodeDecodeError:
         raise InputError(f"{shown(path)}: not UTF-8; save it as UTF-8") from None
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{shown(path)}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise InputError(f"{shown(path)}: cannot be read: {error.strerror or error}") from None
     return stripped(text.split("\n"))
 
 

@@ -6,11 +6,12 @@ public statements of the config, and a message must not tempt anybody to read th
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_lora.data.captions import ListedPicture, all_or_none, read_text, text_name
+from dp_lora.data.captions import ListedPicture, all_or_none, lies_in, read_text, text_name
 from dp_lora.data.layout import Picture
 from dp_lora.data.metadata_table import NAMES, Stated, find_table, read_table
 from dp_lora.data.open_picture import look_at, read_picture
@@ -122,7 +123,7 @@ def list_pictures(folder: Path, stated: Stated) -> Listing:
     if not folder.is_dir():
         raise InputError(f"data.path={shown(folder)}: no such folder")
     table = find_table(folder)
-    root, left_out, in_column = folder.resolve(), set[str](), False
+    root, left_out, in_column = str(folder.resolve()), set[str](), False
     if table is not None:
         pictures, in_column = read_table(table, stated)
         where = f"add it to {shown(table)}, or as NAME.txt beside NAME.png"
@@ -135,46 +136,65 @@ def list_pictures(folder: Path, stated: Stated) -> Listing:
         needs = "class subfolders or a metadata.csv" if stated.classes else "pictures with captions"
         raise InputError(f"data.path={shown(folder)}: no pictures in it; it needs {needs}")
     pictures.sort(key=lambda picture: picture.file_name)
-    files = dict[tuple[int, int], str]()
+    check = _Check(folder, root, stated)
     for picture in pictures:
-        _check(folder / picture.file_name, root, picture, stated, files)
+        check(picture)
     if not in_column:
-        pictures = [_with_text(folder, root, picture) for picture in pictures]
+        pictures = [_with_text(str(folder), root, picture) for picture in pictures]
     captioned = sum(bool(picture.captions) for picture in pictures)
     return Listing(all_or_none(pictures, where, wanted=stated.captions), sorted(left_out), captioned)
 
 
-def _with_text(folder: Path, root: Path, picture: ListedPicture) -> ListedPicture:
-    text = folder / text_name(picture.file_name)
-    if text_name(picture.file_name) == picture.file_name or not os.path.lexists(text):
-        return picture
-    return ListedPicture(picture.file_name, picture.label, picture.person, read_text(text, root))
+def _with_text(folder: str, root: str, picture: ListedPicture) -> ListedPicture:
+    name = text_name(picture.file_name)
+    captions = read_text(f"{folder}/{name}", root) if name != picture.file_name else ()
+    return ListedPicture(picture.file_name, picture.label, picture.person, captions) if captions else picture
 
 
-def _check(path: Path, root: Path, picture: ListedPicture, stated: Stated, files: dict[tuple[int, int], str]) -> None:
-    try:
-        picture.file_name.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{shown(path)}: its name is not UTF-8; rename it") from None
-    if stated.classes and picture.label not in stated.classes:
-        raise InputError(f"{shown(path)}: class {picture.label!r} is not in data.classes; move it away, or state it")
-    try:
-        place = path.resolve(strict=True)
-    except (OSError, RuntimeError):
-        raise InputError(f"{shown(path)}: no such file") from None
-    if not place.is_relative_to(root):
-        raise InputError(f"{shown(path)}: leads out of the folder; put the file itself there")
-    if not place.is_file():
-        raise InputError(f"{shown(path)}: not a file")
-    # the file itself, not its path: a hard link has another path, and a second listing the same
-    stat = place.stat()
-    file = (stat.st_dev, stat.st_ino)
-    if file in files:
-        raise InputError(
-            f"{shown(path)}: the same file as {files[file]!r}, linked or listed twice; a picture belongs to one unit, "
-            "remove one"
-        )
-    files[file] = picture.file_name
+class _Check:
+    """Looks at each listed file, once per picture; few calls of the system, for there may be tens of thousands."""
+
+    def __init__(self, folder: Path, root: str, stated: Stated) -> None:
+        self._folder, self._root, self._stated = str(folder), root, stated
+        self._files: dict[tuple[int, int], str] = {}  # name of the picture by device and inode
+        self._inside: dict[str, bool] = {}  # whether a folder, which may be a link, lies in the root
+
+    def __call__(self, picture: ListedPicture) -> None:
+        """Raise InputError for a name, label, link or second listing that cannot be taken."""
+        path = f"{self._folder}/{picture.file_name}"
+        try:
+            picture.file_name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{shown(path)}: its name is not UTF-8; rename it") from None
+        if self._stated.classes and picture.label not in self._stated.classes:
+            raise InputError(
+                f"{shown(path)}: class {picture.label!r} is not in data.classes; move it away, or state it"
+            )
+        try:
+            status, inside = self._look(path)
+        except OSError:
+            raise InputError(f"{shown(path)}: no such file") from None
+        if not inside:
+            raise InputError(f"{shown(path)}: leads out of the folder; put the file itself there")
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{shown(path)}: not a file")
+        # the file itself, not its path: a hard link has another path, and a second listing the same
+        file = (status.st_dev, status.st_ino)
+        if file in self._files:
+            raise InputError(
+                f"{shown(path)}: the same file as {self._files[file]!r}, linked or listed twice; a picture belongs to "
+                "one unit, remove one"
+            )
+        self._files[file] = picture.file_name
+
+    def _look(self, path: str) -> tuple[os.stat_result, bool]:
+        """The file that a path leads to, and whether that lies in the root."""
+        status, top = os.lstat(path), os.path.dirname(path)
+        if stat.S_ISLNK(status.st_mode):
+            return os.stat(path), lies_in(path, self._root)
+        if top not in self._inside:
+            self._inside[top] = lies_in(top, self._root)
+        return status, self._inside[top]
 
 
 def _walk(folder: Path, stated: Stated, left_out: set[str]) -> list[ListedPicture]:
@@ -189,6 +209,7 @@ def _walk(folder: Path, stated: Stated, left_out: set[str]) -> list[ListedPictur
     listed = []
     for top, folders, files in os.walk(folder, onerror=unreadable):
         within = Path(top).relative_to(folder)
+        prefix = f"{within.as_posix()}/" if within.parts else ""
         litter = {name for name in folders if name.startswith(".") or name.lower() in LITTER_FOLDERS}
         folders[:] = sorted(set(folders) - litter)
         for name in folders:
@@ -198,7 +219,7 @@ def _walk(folder: Path, stated: Stated, left_out: set[str]) -> list[ListedPictur
         texts = set(map(text_name, pictures))
         litter -= texts
         for name in sorted(set(files) - litter - texts):
-            path = Path(top, name)
+            path = f"{top}/{name}"
             if name.lower().endswith(".txt"):
                 raise InputError(
                     f"{shown(path)}: a caption without its picture: NAME.txt belongs to NAME.png; rename it, or move "
@@ -208,7 +229,7 @@ def _walk(folder: Path, stated: Stated, left_out: set[str]) -> list[ListedPictur
                 raise InputError(f"{shown(path)}: captions are read from NAME.txt beside NAME.png; rename it")
             if stated.classes and not within.parts:
                 raise InputError(f"{shown(path)}: lies in no class subfolder; move it, or write a metadata.csv")
-            listed.append(ListedPicture((within / name).as_posix(), within.parts[0] if stated.classes else None, None))
+            listed.append(ListedPicture(f"{prefix}{name}", within.parts[0] if stated.classes else None, None))
         left_out |= litter
     return listed
 

@@ -8,16 +8,18 @@ from dp_lora.data.hub import endpoint, hub_errors
 from dp_lora.data.versioned import check_space, gigabytes, read_source, unfinished, write_source
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import digest_folder, publish
-from dp_lora.models.pipeline_index import INDEX, LEFT_OUT, family_of, part_config, read_index
+from dp_lora.files import publish
+from dp_lora.models.pipeline_index import INDEX, LEFT_OUT, family_of, part_config, pipeline_digest, read_index
 
 WEIGHTS = ".safetensors"
 TEXTS = (".json", ".txt", ".model")  # configs, vocabularies, and the tables of sentencepiece
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".pkl")
 
 
-def fetch_base(repo: str, revision: str, folder: Path, events: Events) -> None:
-    """Fill `folder` with the pipeline `repo` at `revision` (40 hex digits) and source.json, whole or not at all.
+def fetch_base(repo: str, revision: str, folder: Path, events: Events) -> str:
+    """Fill `folder` with the pipeline `repo` at `revision` (40 hex digits) and source.json; returns its digest.
+
+    It is filled whole or not at all, and read once for the digest, the `pipeline_digest` that source.json keeps.
 
     Nothing is asked of anybody where the folder is there. Small files come first, so that a pipeline which cannot be
     fine-tuned is refused before its weights are downloaded; an interrupted download goes on. HF_ENDPOINT, HF_TOKEN and
@@ -26,7 +28,7 @@ def fetch_base(repo: str, revision: str, folder: Path, events: Events) -> None:
     recorded = read_source(folder)
     if recorded is not None and (recorded.get("origin"), recorded.get("revision")) == (repo, revision):
         events.message(f"{folder}: there, {repo} at {revision}")
-        return
+        return pipeline_digest(folder)
     with unfinished(folder) as part:
         sizes = _listed(repo, revision)
         if INDEX not in sizes:
@@ -47,10 +49,11 @@ def fetch_base(repo: str, revision: str, folder: Path, events: Events) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             (part / name).replace(target)
         total = sum(path.stat().st_size for path in built.rglob("*") if path.is_file())
-        digest = digest_folder(built)
+        digest = pipeline_digest(built)
         write_source(built, {"origin": repo, "revision": revision, "size": total, "sha256": digest})
         publish(built, folder)
     events.message(f"{folder}: {repo} at {revision}")
+    return digest
 
 
 def _listed(repo: str, revision: str) -> dict[str, int]:

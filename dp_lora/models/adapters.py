@@ -7,7 +7,7 @@ with the copy of its unit when copies are given; the state dict stays PEFT's own
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -129,11 +129,9 @@ def lora_parameters(denoiser: Denoiser, train: str) -> dict[str, Tensor]:
     }
 
 
-@contextmanager
-def unit_copies(denoiser: Denoiser, copies: Mapping[str, Tensor], rows: int) -> Iterator[None]:
+def unit_copies(denoiser: Denoiser, copies: Mapping[str, Tensor], rows: int) -> AbstractContextManager[None]:
     """Inside, a batch of `rows` uses `copies` in the place of the LoRA weights of their names, as `UnitLinear` says."""
-    with _placed([(linear, (copies[name], rows)) for name, linear in _factors(denoiser).items() if name in copies]):
-        yield
+    return _placed([(linear, (copies[name], rows)) for name, linear in _factors(denoiser).items() if name in copies])
 
 
 @contextmanager

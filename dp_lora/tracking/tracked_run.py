@@ -1,44 +1,32 @@
-"""One MLflow run around one entry point: opened, described, fed while it works, and closed in its true state."""
+"""What an entry point tells its MLflow run while it works."""
 
 import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dp_lora.config import ROOT, STAGES, Config, flatten, resolved_yaml
-from dp_lora.errors import InputError
+from dp_lora.config import ROOT, STAGES, Config
 from dp_lora.events import Events
 from dp_lora.tracking import layout, records
 from dp_lora.tracking.description import NOTE, Description, Upstream
+from dp_lora.tracking.ending import recorded_error
 from dp_lora.tracking.metrics import MetricBuffer, metric_key
-from dp_lora.tracking.process import close_orphans, process_tags, stop_signals_raise, stop_signals_wait
 from dp_lora.tracking.provenance import (
     dvc_hash,
-    environment_tags,
-    git_tags,
     is_in_dvc,
     origin_tags,
     param_text,
-    run_name,
 )
 from dp_lora.tracking.sender import Sender
 from dp_lora.tracking.store import (
-    ERROR_LENGTH,
-    connect,
-    experiment_id,
     first_line,
     is_at_home,
-    joined_run,
-    joined_run_id,
-    one_line_errors,
     tag_text,
     tracking_uri,
 )
@@ -49,8 +37,6 @@ if TYPE_CHECKING:
 
 VALUE_LENGTH = 6000  # of a param: MLflow's limit; config.yaml has the whole
 DIGEST_LENGTH = 36  # of a dataset: MLflow's limit
-PATIENCE = 240.0  # seconds that a stage waits for its parent's server to come back: as long as MLflow's client
-MADE_UP_NAME = r"[a-z]+-[a-z]+-\d+"  # what MLflow calls a run that nobody named
 
 
 class TrackedRun(Events):
@@ -304,119 +290,3 @@ class TrackedRun(Events):
         finally:
             self._sender.send(records.end(status))
             self._sender.close()
-
-
-def recorded_error(error: BaseException, reads_private: bool) -> str:
-    """The tag `error` of a run that an exception stopped; it names nothing private.
-
-    Of an InputError its public text, of an OSError its type and the system's words. Any other exception of a stage that
-    reads private pictures may quote a file or its name: of it the type alone.
-    """
-    if isinstance(error, InputError):
-        return first_line(error.public)[:ERROR_LENGTH]
-    kind = type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
-        return f"{kind}: {error.strerror}"
-    if reads_private and not isinstance(error, KeyboardInterrupt):
-        return kind
-    return f"{kind}: {first_line(error)}"[:ERROR_LENGTH]
-
-
-@contextmanager
-def run(
-    stage: str, config: Config, child: bool = False, *, system_metrics: bool = False, command: str = ""
-) -> Iterator[TrackedRun]:
-    """Open the run of an entry point, describe it, and close it FINISHED, FAILED or KILLED.
-
-    Started by `mlflow run` (MLFLOW_RUN_ID), it joins that run; with `child`, as a stage that DVC started, it opens a
-    run of its own below it. Else it opens a new run. `command` is what a user types to repeat it.
-    SIGTERM and SIGHUP raise Terminated while it is open. Raises
-    InputError where the store cannot be opened.
-    """
-    with stop_signals_raise():
-        # the parent's server answered when the parent began: a minute without it must not cost the parent's work
-        client = connect(PATIENCE if child and joined_run_id() else 0.0)
-        with one_line_errors():
-            close_orphans(client)
-            tracked = TrackedRun(client, _opened(client, stage, config, child), stage, config)
-        watched = system_metrics or _asked_for_system_metrics()
-        with one_line_errors():
-            if watched:
-                tracked.name_system_metrics()
-        monitor = _monitor(tracked.run_id) if watched else None
-        try:
-            with one_line_errors():
-                _describe(tracked, stage, config, command)
-            tracked.keep_working()
-            yield tracked
-        except BaseException as error:
-            status = end_status(error)
-            try:
-                _close(tracked, monitor, status, None if status == "FINISHED" else error)
-            except Exception as second:
-                # a failure while closing the run must not hide the original exception
-                print(f"run {tracked.run_id} could not be closed: {first_line(second)}", file=sys.stderr)
-            raise
-        with one_line_errors():
-            _close(tracked, monitor, "FINISHED", None)
-
-
-def _close(tracked: TrackedRun, monitor: Any, status: str, error: BaseException | None) -> None:
-    with stop_signals_wait():
-        # while a server is away, the monitor's thread waits as long as MLflow's client tries
-        if monitor is not None and not tracked.is_server_away():
-            monitor.finish()
-        tracked.close(status, error)
-
-
-def end_status(error: BaseException) -> str:
-    """The end state of a run that an exception stopped."""
-    cause: BaseException | None = error
-    while cause is not None:
-        # some libraries turn Ctrl-C into SystemExit
-        if isinstance(cause, KeyboardInterrupt):
-            return "KILLED"
-        cause = cause.__cause__ or cause.__context__
-    return "FINISHED" if isinstance(error, SystemExit) and not error.code else "FAILED"
-
-
-def _opened(client: "MlflowClient", stage: str, config: Config, child: bool) -> "Run":
-    parent = joined_run(client)
-    tags = process_tags()
-    name = run_name(stage, config, nested=parent is not None and child)
-    if parent is not None and not child:
-        # a name that the user gave stays
-        made_up = re.fullmatch(MADE_UP_NAME, parent.info.run_name or "")
-        client.update_run(parent.info.run_id, status="RUNNING", name=name if made_up else None)
-        for key, value in tags.items():
-            client.set_tag(parent.info.run_id, key, value)
-        return parent
-    from mlflow.tracking.context.registry import resolve_tags
-
-    if parent is not None:
-        tags["mlflow.parentRunId"] = parent.info.run_id
-    experiment = parent.info.experiment_id if parent is not None else experiment_id(client)
-    return client.create_run(experiment, tags=resolve_tags(tags), run_name=name)
-
-
-def _describe(tracked: TrackedRun, stage: str, config: Config, command: str) -> None:
-    code = git_tags()
-    tracked.tags({"stage": stage, "experiment": config.experiment.name} | code | environment_tags())
-    about, commit = config.experiment.description, code.get("mlflow.source.git.commit")
-    tracked.describe(Description(stage, about, command, commit, code.get("dirty") == "true"))
-    tracked.params(flatten(config))
-    tracked.text(resolved_yaml(config), "config.yaml")
-
-
-def _asked_for_system_metrics() -> bool:
-    from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
-
-    return bool(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get())
-
-
-def _monitor(run_id: str) -> Any:
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    monitor = SystemMetricsMonitor(run_id, tracking_uri=tracking_uri())
-    monitor.start()
-    return monitor

@@ -15,6 +15,7 @@ from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import Dataset, read_dataset
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.events import Events
+from dp_lora.models.adapters import ready_to_draw
 from dp_lora.models.agreement import check_agreement
 from dp_lora.models.device import pick_precision
 from dp_lora.models.estimate import GRID_IMAGES
@@ -57,7 +58,7 @@ def read_inputs(start: Resolved, device: torch.device, team: Team) -> Inputs:
     if model.pipeline is None:
         check_agreement(config.ldm, model.denoiser, model.scheduler, f"{relative(start.base)}'s")
     else:
-        model = replace(model, info=stated_info(config, start.base))
+        model = ready_to_draw(replace(model, info=stated_info(config, start.base)), config)
     dataset.require_shape(config.data.size, config.data.channels, "data")
     base = {"path": start.base_name, "digest": model_digest(start.base)}
     bound = binding(config, dataset.digest(), base["digest"], device.type, start.parent)

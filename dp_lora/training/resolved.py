@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dp_lora.config.prompts import drawn_prompts
-from dp_lora.config.rules import check_shape, check_text
+from dp_lora.config.rules import check_classes, check_shape, check_text
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.models.embedding_start import start_positions
@@ -38,7 +37,7 @@ class Resolved:
 
 
 def stated_info(config: Config, base: Path) -> dict[str, Any]:
-    """model.json of a base; of a pipeline what stands for it, with what the config states and its prompts.
+    """model.json of a base; of a pipeline what stands for it, with the privacy that the config states.
 
     Raises InputError for model.privacy_status where the base states its own.
     """
@@ -50,8 +49,7 @@ def stated_info(config: Config, base: Path) -> dict[str, Any]:
         )
     if "pipeline" not in info:
         return info
-    status = config.model.privacy_status or info["privacy_status"]
-    return info | {"privacy_status": status, "size": config.data.size, "classes": drawn_prompts(config)}
+    return info | {"privacy_status": config.model.privacy_status or info["privacy_status"]}
 
 
 def check_base(start: Resolved) -> None:
@@ -61,8 +59,7 @@ def check_base(start: Resolved) -> None:
         check_text(config)
         start.spent_by_base()
         return
-    if not config.data.classes:
-        raise InputError("data.classes: empty, but the base is conditioned on classes; list them")
+    check_classes(config.data)
     start_positions(config.train.embedding_start, info["classes"], len(config.data.classes))
     start.spent_by_base()
     if config.sampling.guidance_scale != 1 and not info["null_row"]:

@@ -9,6 +9,7 @@ import torch
 from dp_lora.config import Config, load
 from dp_lora.data.conditions import encode_captions
 from dp_lora.events import Events
+from dp_lora.models.adapters import ready_to_draw
 from dp_lora.models.folder import Model, load_model
 from dp_lora.models.info import model_digest
 from dp_lora.team import Team
@@ -41,7 +42,7 @@ def text_data(model: Model, folder: Path) -> PrivateData:
 def fine_tuned(folder: Path, base: Path, overrides: str = "", run: str = "run", team: Team | None = None) -> Path:
     """A private fine-tuning of a few steps in folder/run; gives the release. Other ranks than the first assist."""
     config = text_config(f"{overrides} model.base={base}")
-    model = replace(load_model(base), info=stated_info(config, base))
+    model = ready_to_draw(replace(load_model(base), info=stated_info(config, base)), config)
     team = team or Team()
     data = text_data(model, folder / f"rank-{team.rank}")
     if not team.first:

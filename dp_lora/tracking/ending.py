@@ -1,0 +1,31 @@
+"""How an exception ends a run: its state, and what the record says of the error."""
+
+from dp_lora.errors import InputError
+from dp_lora.tracking.store import ERROR_LENGTH, first_line
+
+
+def end_status(error: BaseException) -> str:
+    """The end state of a run that an exception stopped."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # some libraries turn Ctrl-C into SystemExit
+        if isinstance(cause, KeyboardInterrupt):
+            return "KILLED"
+        cause = cause.__cause__ or cause.__context__
+    return "FINISHED" if isinstance(error, SystemExit) and not error.code else "FAILED"
+
+
+def recorded_error(error: BaseException, reads_private: bool) -> str:
+    """The tag `error` of a run that an exception stopped; it names nothing private.
+
+    Of an InputError its public text, of an OSError its type and the system's words. Any other exception of a stage that
+    reads private pictures may quote a file or its name: of it the type alone.
+    """
+    if isinstance(error, InputError):
+        return first_line(error.public)[:ERROR_LENGTH]
+    kind = type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return f"{kind}: {error.strerror}"
+    if reads_private and not isinstance(error, KeyboardInterrupt):
+        return kind
+    return f"{kind}: {first_line(error)}"[:ERROR_LENGTH]
