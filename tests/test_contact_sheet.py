@@ -9,7 +9,7 @@ from PIL import Image, ImageFont
 
 from dp_lora.cli import common, pipelines, prepared
 from dp_lora.config import load, write_resolved
-from dp_lora.data.contact_sheet import GAP, LINE, LINES, SIDE, _font, _wrapped, write_contact_sheet
+from dp_lora.data.contact_sheet import GAP, LINE, LINES, SIDE, _wrapped, font, write_contact_sheet
 from dp_lora.data.layout import Picture, write_dataset
 from dp_lora.data.png import encode_png
 from tests.support.kept import everything
@@ -100,9 +100,9 @@ def test_the_sheet_shows_each_picture_as_it_is_stored(tmp_path: Path, classes: l
 
 @pytest.mark.parametrize("text", ["a cat " * 50, "x" * 300, "\u732b" * 100, "two\nlines", "", " "])
 def test_a_long_caption_is_cut_and_never_wider_than_its_picture(text: str) -> None:
-    font = _font()
-    lines = _wrapped(text, font)
-    assert isinstance(font, ImageFont.FreeTypeFont)
+    letters = font()
+    lines = _wrapped(text, letters)
+    assert isinstance(letters, ImageFont.FreeTypeFont)
     assert len(lines) <= LINES
-    assert all(font.getlength(line.removesuffix("…")) <= SIDE for line in lines)
+    assert all(letters.getlength(line.removesuffix("…")) <= SIDE for line in lines)
     assert "".join(lines).removesuffix("…").replace(" ", "") in text.replace(" ", "").replace("\n", "")

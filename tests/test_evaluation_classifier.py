@@ -15,8 +15,8 @@ from dp_lora.evaluation.classifier import (
     predict,
     save_classifier,
     train_classifier,
-    wilson_interval,
 )
+from dp_lora.evaluation.intervals import share_interval
 from dp_lora.evaluation.utility import Score, score
 
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def test_every_image_is_seen_equally_often():
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_the_interval_is_wilson_s(correct, n, low, high):
-    assert wilson_interval(correct, n) == pytest.approx((low, high), abs=5e-5)
+    assert share_interval(correct, n) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_confusion_counts_real_classes_in_rows_and_predictions_in_columns():

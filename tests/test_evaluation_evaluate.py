@@ -118,7 +118,7 @@ def test_the_reconstruction_distance_is_that_of_decoded_latents_of_as_many_real_
     from dp_lora.data.pixels import to_pixels, to_uint8
     from dp_lora.evaluation.cache import Cache
     from dp_lora.evaluation.classifier import ClassifierTraining
-    from dp_lora.evaluation.frechet import frechet_distance
+    from dp_lora.evaluation.frechet import frechet_distance, statistics
     from dp_lora.evaluation.letter_features import letter_features
 
     real = read_dataset(world.private, DIGITS, "train").images(slice(None))
@@ -127,7 +127,7 @@ def test_the_reconstruction_distance_is_that_of_decoded_latents_of_as_many_real_
     letters = letter_features(
         world.public, LETTERS, ClassifierTraining(25, 0), Cache(world.root / "cache"), torch.device("cpu")
     )
-    expected = frechet_distance(letters.statistics([decoded]), letters.statistics([real]))
+    expected = frechet_distance(*(statistics([letters.features([images])]) for images in (decoded, real)))
     assert result.metrics["reconstruction_letter_frechet_distance"] == pytest.approx(expected, rel=1e-4)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dp_lora.errors import InputError
-from dp_lora.evaluation.frechet import Statistics, frechet_distance, load_statistics, save_statistics, statistics
+from dp_lora.evaluation.frechet import Statistics, frechet_distance, statistics
 
 
 def gaussian(n, width, seed, scale=1.0, shift=0.0):
@@ -80,12 +80,3 @@ def test_features_of_another_network_are_refused():
 def test_one_image_has_no_statistics():
     with pytest.raises(InputError, match="1 images give no covariance"):
         statistics([gaussian(1, 3, 0)])
-
-
-def test_stored_statistics_come_back_exactly(tmp_path):
-    value = statistics([gaussian(20, 5, 0)])
-    save_statistics(tmp_path / "s.npz", value)
-    read = load_statistics(tmp_path / "s.npz")
-    assert read.n == value.n
-    assert np.array_equal(read.mean, value.mean)
-    assert np.array_equal(read.covariance, value.covariance)

@@ -29,7 +29,6 @@ from dp_lora.data.prepare import prepare_private
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.evaluation.cache import Cache
 from dp_lora.evaluation.classifier import Classifier
-from dp_lora.evaluation.frechet import Statistics
 from dp_lora.events import Events
 from dp_lora.files import digest_file, read_json, whole_file, whole_folder, write_json
 from dp_lora.privacy.plan import PUBLISHED
@@ -498,7 +497,6 @@ def test_prepared_private_pictures_and_caches_are_their_owner_s_alone(open_to_al
     cache = Cache(tmp_path / "cache")
     cache.json("a", {}, lambda: {})
     cache.array("b", {}, lambda: np.zeros(3))
-    cache.statistics("c", {}, lambda: Statistics(2, np.zeros(2), np.eye(2)))
     cache.classifier("d", {}, lambda: Classifier(1, 2))
     for folder in ("data", "packed", "cache"):
         assert modes(tmp_path / folder) == {"folder 700", "file 600"}, folder

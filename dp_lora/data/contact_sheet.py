@@ -25,25 +25,27 @@ def write_contact_sheet(dataset: Path, classes: list[str], path: Path) -> None:
     columns, height = min(COLUMNS, len(rows)), SIDE + LINES * LINE + GAP
     size = (GAP + max(columns, 4) * (SIDE + GAP), 2 * LINE + GAP + -(-len(rows) // columns) * height)
     sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), _font()
-    draw.text((GAP, GAP // 2), f"private: pictures as they are trained, {pictures.size} pixels wide", "black", font)
+    draw, letters = ImageDraw.Draw(sheet), font()
+    draw.text((GAP, GAP // 2), f"private: pictures as they are trained, {pictures.size} pixels wide", "black", letters)
     for place, row in enumerate(rows):
         left, top = GAP + place % columns * (SIDE + GAP), 2 * LINE + place // columns * height
-        sheet.paste(_enlarged(pictures.images([row])[0]), (left, top))
-        lines = _wrapped(_words_of(pictures, int(row)), font)
+        sheet.paste(enlarged(pictures.images([row])[0]), (left, top))
+        lines = _wrapped(_words_of(pictures, int(row)), letters)
         for line, text in enumerate(lines):
-            draw.text((left, top + SIDE + line * LINE), text, "black", font)
+            draw.text((left, top + SIDE + line * LINE), text, "black", letters)
     with whole_file(path, private=True) as temporary:
         sheet.save(temporary)
 
 
-def _font() -> ImageFont.FreeTypeFont:
+def font() -> ImageFont.FreeTypeFont:
+    """The letters of a sheet of pictures."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", POINTS)
 
 
-def _enlarged(image: np.ndarray) -> Image.Image:
+def enlarged(image: np.ndarray) -> Image.Image:
+    """A picture uint8 (H, W, C) as it stands on a sheet: SIDE pixels wide, RGB."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
     # single pixels are seen as they are
     how = Image.Resampling.NEAREST if picture.width < SIDE else Image.Resampling.LANCZOS
@@ -57,11 +59,11 @@ def _words_of(pictures: Dataset, row: int) -> str:
     return f"{label}{captions[0] if captions else ''}{more}"
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+def _wrapped(text: str, letters: ImageFont.FreeTypeFont) -> list[str]:
     """The text in at most LINES lines of SIDE pixels, broken between letters: captions need no blanks."""
     lines = [""]
     for letter in " ".join(text.split()):
-        if font.getlength(lines[-1] + letter) > SIDE:
+        if letters.getlength(lines[-1] + letter) > SIDE:
             # back to the last blank, where the line has one
             head, blank, tail = lines[-1].rpartition(" ")
             lines[-1:] = [head, tail] if blank and letter != " " else [lines[-1], ""]

@@ -315,6 +315,12 @@ def read_dataset(folder: Path, classes: Sequence[str], split: str) -> Dataset:
     return Dataset(folder, rows, classes, facts)
 
 
+def has_split(folder: Path, split: str) -> bool:
+    """Whether a dataset has pictures in a split."""
+    table = _read_table(Path(folder) / "metadata.parquet", _metadata_schema(label=False, person=False, caption=False))
+    return split in table["split"].unique().to_pylist()
+
+
 def _holds_captions(column: pa.ChunkedArray) -> bool:
     if column.type != CAPTIONS or column.null_count or pc.list_flatten(column).null_count:
         return False

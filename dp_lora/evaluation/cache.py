@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dp_lora.evaluation.classifier import Classifier, load_classifier, save_classifier
-from dp_lora.evaluation.frechet import Statistics, load_statistics, save_statistics
 from dp_lora.files import digest_value, private_folder, read_json, whole_file, write_json
 from dp_lora.sources import digest_code
 
@@ -34,9 +33,6 @@ class Cache:
 
     def classifier(self, name: str, facts: dict[str, Any], make: Callable[[], Classifier]) -> Classifier:
         return self._file(self._path(name, facts, "safetensors"), make, load_classifier, save_classifier)
-
-    def statistics(self, name: str, facts: dict[str, Any], make: Callable[[], Statistics]) -> Statistics:
-        return self._file(self._path(name, facts, "npz"), make, load_statistics, save_statistics)
 
     def array(self, name: str, facts: dict[str, Any], make: Callable[[], NDArray]) -> NDArray:
         return self._file(self._path(name, facts, "npy"), make, _load_array, _save_array)

@@ -4,17 +4,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dp_lora.config import relative
 from dp_lora.config.schema import Config
-from dp_lora.data.layout import Dataset, read_dataset
+from dp_lora.data.layout import Dataset, has_split, read_dataset
 from dp_lora.errors import InputError
 from dp_lora.evaluation.cache import Cache
 from dp_lora.evaluation.classifier import ClassifierTraining, predict
-from dp_lora.evaluation.distances import DistanceInputs, fid_and_kid, letter_distances
+from dp_lora.evaluation.copying import look_for_copies, write_pairs
+from dp_lora.evaluation.distances import fid_and_kid, letter_distances
+from dp_lora.evaluation.features import FeatureSets, FeatureSpace, PictureSets
 from dp_lora.evaluation.inception import NAME, SHA256, Inception, fetch_weights
 from dp_lora.evaluation.letter_features import letter_features
+from dp_lora.evaluation.measurement import Measurement
 from dp_lora.evaluation.pictures import require_same_shape, utility_pictures
+from dp_lora.evaluation.precision_recall import NEIGHBOURS, precision_recall_scores
 from dp_lora.evaluation.references import public_only, require_public_reference, train_on_real, untrained_embedding
-from dp_lora.evaluation.report import EvaluationResult, Measurement, write_result
+from dp_lora.evaluation.report import EvaluationResult, write_result
 from dp_lora.evaluation.utility import Task
 from dp_lora.events import Events
 from dp_lora.models.folder import Model
@@ -52,32 +57,64 @@ def evaluate(
     classes = list(config.data.classes)
     samples = read_dataset(samples_folder, list(drawn), SPLIT)
     real = read_dataset(private_folder, classes, "train")
-    test = read_dataset(private_folder, classes, "test") if untrained is not None else None
+    # utility needs test pictures, and says so where there are none
+    has_test = untrained is not None or has_split(private_folder, "test")
+    test = read_dataset(private_folder, classes, "test") if has_test else None
     require_same_shape(samples, real)
     cache, private_cache = Cache(cache_folder), Cache(private_cache_folder)
     training = ClassifierTraining(config.evaluation.classifier_steps, CLASSIFIER_SEED)
-    device = base.device
-
-    comparison = DistanceInputs(samples, real, base, config.evaluation.min_images, private_cache)
-    comparison.require_enough()
+    sets = PictureSets(samples, real, test, base, config.evaluation.min_images, private_cache)
+    sets.require_enough()
     measurements = [Measurement("samples", len(samples), "number of samples evaluated", private=False)]
-    if config.evaluation.inception_weights is not None:
-        weights_sha256 = config.evaluation.inception_sha256 or SHA256
-        folder = fetch_weights(config.evaluation.inception_weights, cache.folder, events, weights_sha256)
-        measurements += fid_and_kid(comparison, Inception(folder, device), weights_sha256)
-    elif public_folder is None:
-        raise InputError(f"evaluation.inception_weights=null: without public letters a distance needs a copy of {NAME}")
-    if public_folder is not None:
-        letters = letter_features(public_folder, list(config.public.classes), training, cache, device)
-        measurements += letter_distances(comparison, letters)
+    distances, features = _distances(config, sets, public_folder, training, cache, events)
+    measurements += distances
+    copying = None
+    if test is not None and len(test) >= max(config.evaluation.min_images, NEIGHBOURS + 1):
+        measurements += precision_recall_scores(features)
+        copying = look_for_copies(features)
+        measurements += copying.scores()
+        pairs = private_cache.folder / f"nearest_pairs-{samples.digest()[:12]}.png"
+        write_pairs(pairs, copying, samples, real)
+        events.terminal(f"{relative(pairs)}: samples beside the nearest training pictures; for your eyes alone")
+    else:
+        events.terminal(
+            "precision, recall and the search for copies are left out: they need at least evaluation.min_images test "
+            "pictures"
+        )
 
-    result = EvaluationResult(measurements, Path(out_folder))
+    result = EvaluationResult(measurements, Path(out_folder), copying=copying)
     if untrained is not None and test is not None:
         result = _with_utility(result, config, samples, real, test, untrained, training, private_cache)
     write_result(result)
     if result.score is not None:
         events.image(f"{result.folder.name}/confusion", result.folder / "confusion.png", private=True)
     return result
+
+
+def _distances(
+    config: Config,
+    sets: PictureSets,
+    public_folder: Path | None,
+    training: ClassifierTraining,
+    cache: Cache,
+    events: Events,
+) -> tuple[list[Measurement], FeatureSets]:
+    """Distances in each space that there is, and the features of all else: Inception's, without these the letters'."""
+    measurements, device, found = [], sets.base.device, []
+    if config.evaluation.inception_weights is not None:
+        weights_sha256 = config.evaluation.inception_sha256 or SHA256
+        folder = fetch_weights(config.evaluation.inception_weights, cache.folder, events, weights_sha256)
+        space = FeatureSpace("inception", "Inception", weights_sha256, Inception(folder, device).features)
+        found.append(FeatureSets(space, sets))
+        measurements += fid_and_kid(found[-1])
+    elif public_folder is None:
+        raise InputError(f"evaluation.inception_weights=null: without public letters a distance needs a copy of {NAME}")
+    if public_folder is not None:
+        letters = letter_features(public_folder, list(config.public.classes), training, cache, device)
+        space = FeatureSpace("letter", "classifier of printed letters", letters.facts, letters.features)
+        found.append(FeatureSets(space, sets))
+        measurements += letter_distances(found[-1])
+    return measurements, found[0]
 
 
 def _with_utility(

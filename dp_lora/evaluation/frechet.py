@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dp_lora.errors import InputError
-from dp_lora.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -47,16 +45,6 @@ def statistics(batches: Iterable[NDArray]) -> Statistics:
     if n < 2:
         raise InputError(f"features: {n} images give no covariance; at least 2 are needed")
     return Statistics(n, mean, scatter / (n - 1))
-
-
-def save_statistics(path: Path, value: Statistics) -> None:
-    with whole_file(Path(path), private=True) as temporary:
-        np.savez(temporary, n=value.n, mean=value.mean, covariance=value.covariance)
-
-
-def load_statistics(path: Path) -> Statistics:
-    with np.load(path, allow_pickle=False) as stored:
-        return Statistics(int(stored["n"]), stored["mean"], stored["covariance"])
 
 
 def frechet_distance(a: Statistics, b: Statistics, min_images: int = 2) -> float:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from dp_lora.data.layout import read_dataset
 from dp_lora.evaluation.cache import Cache
 from dp_lora.evaluation.classifier import Classifier, ClassifierTraining, predict, train_classifier
-from dp_lora.evaluation.frechet import Statistics, statistics
 from dp_lora.evaluation.pictures import resized, utility_pictures, utility_size
 
 
@@ -26,11 +25,10 @@ class LetterFeatures:
         self.network, self.size, self.facts, self.device = network, size, facts, device
         self.channels = network.channels
 
-    def statistics(self, batches: Iterable[NDArray[np.uint8]]) -> Statistics:
-        """Feature statistics of images uint8 (n, H, W, C); others are brought to the letters' size and colours."""
-        return statistics(
-            predict(self.network, resized(part, self.size, self.channels), self.device)[1] for part in batches
-        )
+    def features(self, batches: Iterable[NDArray[np.uint8]], _description: str = "") -> NDArray[np.float32]:
+        """Features (n, 96) of images uint8 (n, H, W, C), which are brought to the letters' size and colours."""
+        parts = (resized(part, self.size, self.channels) for part in batches)
+        return np.concatenate([predict(self.network, part, self.device)[1] for part in parts])
 
 
 def letter_features(

@@ -10,27 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dp_lora.evaluation.copying import Copying, write_distances
+from dp_lora.evaluation.measurement import Measurement
 from dp_lora.evaluation.utility import Score
 from dp_lora.files import whole_file, whole_folder, write_json
 
 NUMBERED = 30  # classes up to which every cell of the confusion matrix shows its count
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One measured number; `low` and `high` are its 95% interval where it has one."""
-
-    metric: str
-    value: float
-    meaning: str
-    private: bool  # computed from private pictures without noise: for the operator alone
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def accuracy(cls, metric: str, score: Score, meaning: str) -> "Measurement":
-        low, high = score.interval
-        return cls(metric, score.accuracy, meaning, True, low, high)
 
 
 @dataclass(frozen=True)
@@ -42,6 +27,7 @@ class EvaluationResult:
     classes: list[str] = field(default_factory=list)  # none: the pictures have none, and nothing of classes was scored
     score: Score | None = None
     class_agreement: list[float] = field(default_factory=list)
+    copying: Copying | None = None  # none: there were too few test pictures
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -78,11 +64,15 @@ class EvaluationResult:
 
 
 def write_result(result: EvaluationResult) -> None:
-    """Write metrics.json and table.json into `result.folder`, whole or not at all; of classes per_class.csv and
-    confusion.png too."""
+    """Write metrics.json and table.json into `result.folder`, whole or not at all.
+
+    Beside them nearest_distances.png where copies were looked for, and of classes per_class.csv and confusion.png.
+    """
     with whole_folder(result.folder, private=True) as folder:
         write_json(folder / "metrics.json", result.metrics)
         write_json(folder / "table.json", [_row(measurement) for measurement in result.measurements])
+        if result.copying is not None:
+            write_distances(folder / "nearest_distances.png", result.copying)
         if result.score is not None:
             _write_per_class(folder / "per_class.csv", result)
             write_confusion(folder / "confusion.png", result.score.confusion, result.classes)

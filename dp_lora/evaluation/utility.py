@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dp_lora.evaluation.classifier import Classifier, ClassifierTraining, predict, train_classifier, wilson_interval
+from dp_lora.evaluation.classifier import Classifier, ClassifierTraining, predict, train_classifier
+from dp_lora.evaluation.intervals import share_interval
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Score:
     @property
     def interval(self) -> tuple[float, float]:
         """95%, over test pictures: what another training or another set of samples would change is not in it."""
-        return wilson_interval(self.correct, self.n)
+        return share_interval(self.correct, self.n)
 
     def to_json(self) -> dict[str, Any]:
         return {"confusion": self.confusion.tolist()}
