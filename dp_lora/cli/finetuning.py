@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 KEPT = "runs/DIGEST (ledger and checkpoints)"  # a dry run's name for the working folder
 
 
+def audits_path(config: Config) -> Path:
+    """The file of the audits that were made of an experiment's private step."""
+    return RUNS / "audits" / f"{config.experiment.name}.jsonl"
+
+
 def resolve(config: Config) -> "Resolved":
     """Resolve base, plan, parent, pictures and the folder that train.resume names; check a base that exists.
 

@@ -34,7 +34,7 @@ from dp_lora.privacy.composition import ReleaseCost, base_parts, compose, togeth
 from dp_lora.privacy.plan import PrivacyPlan, require_stated_number
 from dp_lora.privacy.randomness import Randomness, read_secret
 from dp_lora.privacy.rounding import dummies, require_small_rounding
-from dp_lora.privacy.step import PrivateFacts, noisy_sum
+from dp_lora.privacy.step import PrivateFacts, mean_gradient, noisy_sum
 from dp_lora.privacy.sums import assist as assist_steps
 from dp_lora.progress import progress
 from dp_lora.release import write_result
@@ -257,8 +257,7 @@ def _train(
             if config.compute.physical_batch_size is None:
                 run.keep_physical_batch_size(physical)
         counted = run.ledger.counted_steps(plan)
-        # the divisor is public: the true batch size is private under Poisson sampling
-        gradient = {name: value / plan.expected_batch for name, value in total.items()}
+        gradient = mean_gradient(total, plan)
         state.step(gradient, lr_factor(config.train.lr_schedule, step, plan.steps, final=config.train.lr_final))
         step += 1
         if step % config.train.checkpoint_every == 0 or step == plan.steps:
