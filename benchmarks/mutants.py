@@ -82,8 +82,7 @@ def clipped_by_micro_batch(_plan: PrivacyPlan) -> Mapping[str, Any]:
     """A person who spans micro-batches is clipped in each."""
 
     def mutant(*arguments: Any) -> Iterator[Any]:
-        for number, rows in enumerate(micro_batches(*arguments)):
-            del number
+        for rows in micro_batches(*arguments):
             yield replace(rows, last_continues=False)
 
     return {"micro_batches": mutant}
@@ -103,30 +102,30 @@ def divided_by_the_true_batch(_plan: PrivacyPlan) -> Mapping[str, Any]:
     return {"noisy_sum": watched, "mean_gradient": mutant}
 
 
-def ours(eps: float, k: int = 1, unit: str = "picture") -> PrivacyPlan:
-    return calibrate(eps=eps, k=k, unit=unit, **PUBLIC)  # type: ignore[arg-type]
-
-
-def as_published(eps: float, k: int) -> Case:
+def as_published(eps: float, k: int, public: Mapping[str, Any] = PUBLIC) -> Case:
     """The released code's step with `k` draws, under its own accounting."""
-    plan = published_plan(eps=eps, k=k, unit="picture", **PUBLIC)  # type: ignore[arg-type]
+    plan = published_plan(eps=eps, k=k, unit="picture", **public)
     return Case(f"published accounting, k={k}", plan, jump=k, convicted_by="bound")
 
 
-def cases(eps: float) -> list[Case]:
+def cases(eps: float, public: Mapping[str, Any] = PUBLIC) -> list[Case]:
     """The right step, and each fault, at a target of `eps`."""
-    person = ours(eps, unit="person")
+
+    def ours(k: int = 1, unit: str = "picture") -> PrivacyPlan:
+        return calibrate(eps=eps, k=k, unit=unit, **public)
+
+    person = ours(unit="person")
     cut = PERSON / PERSON_ROWS
     return [
-        Case("right, k=1", ours(eps)),
-        Case("right, k=4", ours(eps, k=4)),
+        Case("right, k=1", ours()),
+        Case("right, k=4", ours(k=4)),
         Case("right, person", person),
-        Case("no noise", ours(eps), no_noise, noise=0.0, convicted_by="bound"),
-        as_published(eps, 4),
-        as_published(eps, 12),
-        Case("noise reused once per epoch", ours(eps), noise_once_per_epoch, noise=0.0, convicted_by="bound"),
+        Case("no noise", ours(), no_noise, noise=0.0, convicted_by="bound"),
+        as_published(eps, 4, public),
+        as_published(eps, 12, public),
+        Case("noise reused once per epoch", ours(), noise_once_per_epoch, noise=0.0, convicted_by="bound"),
         Case("person clipped by micro-batch", person, clipped_by_micro_batch, jump=cut, convicted_by="jump"),
-        Case("3 q drawn, q accounted", ours(eps), thrice_the_rate, rate=3.0, convicted_by="jump"),
-        Case("noise sigma/2", ours(eps), half_the_noise, noise=0.5, convicted_by="noise"),
-        Case("divided by the true batch", ours(eps), divided_by_the_true_batch, convicted_by="worlds"),
+        Case("3 q drawn, q accounted", ours(), thrice_the_rate, rate=3.0, convicted_by="jump"),
+        Case("noise sigma/2", ours(), half_the_noise, noise=0.5, convicted_by="noise"),
+        Case("divided by the true batch", ours(), divided_by_the_true_batch, convicted_by="worlds"),
     ]

@@ -54,8 +54,8 @@ def resolve(config: Config) -> "Resolved":
     # a release must not name a folder of this machine
     shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
     latents = caches(config) / "latents"
-    parent = _parent(config, plan)
-    start = Resolved(config, base, shapes, shown, private_data(config), latents, plan, parent, resumed)
+    parent, audits = _parent(config, plan), audits_path(config)
+    start = Resolved(config, base, shapes, shown, private_data(config), latents, plan, parent, audits, resumed)
     if base.exists():
         check_base(start)
     return start

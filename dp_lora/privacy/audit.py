@@ -10,7 +10,6 @@ is too blunt (a fault of a factor of two), and say what is wrong: audit_scores.p
 Scores, guesses and direct numbers are fixed beforehand.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -135,13 +134,3 @@ def audit_step(
     seen = observe(plan, coins, randomness, device)
     audit, found = audit_of(plan, seen, coins, spreads(plan, randomness, device), delta or plan.delta)
     return audit, found, coins
-
-
-def public_facts(audit: Mapping[str, Any]) -> str:
-    """One line of an audit's JSON for people: bound, ceiling and direct numbers."""
-    shown = {name: Measured(**audit[name]) for name in ("noise", "lag", "jump", "divisor")}
-    direct = ", ".join(f"{name} {value}" for name, value in shown.items())
-    return (
-        f"epsilon at least {audit['bound']['epsilon']:.3g} of the claimed {audit['claimed']:.4g} (perfect guesses: "
-        f"{audit['ceiling']:.3g}), {direct}"
-    )

@@ -8,7 +8,8 @@ Nothing here reads private data, and nothing here is released: the sums are of m
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,10 +28,11 @@ from dp_lora.team import Team
 HUGE = 1e3  # a canary's raw gradient over the clip, at least
 ELSEWHERE = 8  # coordinates in which everybody else's gradients lie
 OTHERS = 97  # directions of everybody else
-OTHER_UNITS = 100  # of everybody else
+OTHER_UNITS = 20  # of everybody else
 PERSON = 12  # pictures of a person; at PERSON_ROWS rows at a time every person is cut
 PERSON_ROWS = 4
 ELEMENTS = 4_000_000  # of gradients at a time: memory alone
+MEMORY = Path("/dev/shm")  # of Linux
 WORLDS = 400  # runs with, and as many without, one unit; half of them count
 SPREAD = 1000  # coordinates over which a run's spread is taken
 
@@ -85,8 +87,7 @@ def observe(
     parameters = {"w": torch.zeros(m + ELSEWHERE, device=device)}
     loss = canary_loss(m, plan.max_grad_norm)
     seen = np.empty((plan.steps, m))
-    with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(Path(folder) / "ledger.jsonl")
+    with _ledger() as ledger:
         for step in range(plan.steps):
             total, _ = private_step.noisy_sum(plan, step, units, loss, parameters, randomness, ledger, rows, team)
             seen[step] = total["w"][:m].cpu().numpy() / plan.max_grad_norm
@@ -118,12 +119,18 @@ def _spreads(
         return lambda copies, rows: 0 * copies["w"][rows.slot].sum(1)
 
     found = np.empty(runs)
-    with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(Path(folder) / "ledger.jsonl")
+    with _ledger() as ledger:
         for run in range(runs):
             total, _ = private_step.noisy_sum(plan, run, units, nowhere, parameters, world, ledger, plan.k)
             found[run] = _root_mean_square(private_step.mean_gradient(total, plan)["w"])
     return found
+
+
+@contextmanager
+def _ledger() -> Iterator[Ledger]:
+    """A ledger of made-up units: it need not outlive the process, so it lies in memory where there is room for it."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+        yield Ledger(Path(folder) / "ledger.jsonl")
 
 
 def _root_mean_square(tensor: Tensor) -> float:

@@ -20,6 +20,7 @@ from dp_lora.privacy.plan import PrivacyPlan
 # of a plan: audits of one code at small epsilons speak for it at a larger one, where no audit can refute anything
 NOT_COMPARED = ("target_epsilon", "noise_multiplier", "delta")
 NOT_AUDITED = "not audited"
+DIRECT_NUMBERS = ("noise", "lag", "jump", "divisor")
 
 
 def settings_digest(plan: PrivacyPlan, code: str) -> str:
@@ -67,3 +68,12 @@ def audits_of(path: Path, plan: PrivacyPlan, code: str) -> list[dict[str, Any]]:
         if isinstance(record, dict) and record.get("settings") == wanted:
             found.append(record)
     return found
+
+
+def public_facts(record: Mapping[str, Any]) -> str:
+    """Bound, claim, ceiling and direct numbers of a record, in one line for people."""
+    direct = (f"{name} {record[name]['value']:.3f} ± {record[name]['half']:.3f}" for name in DIRECT_NUMBERS)
+    return (
+        f"epsilon at least {record['bound']['epsilon']:.3g} of the claimed {record['claimed']:.4g} (perfect guesses "
+        f"would give {record['ceiling']:.3g}); {', '.join(direct)}"
+    )

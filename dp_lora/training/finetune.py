@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,13 +168,14 @@ def finetune(
     events: Events,
     grid: Callable[[Model, Path], None],
     team: Team = Team(),  # noqa: B008 (frozen)
+    audits: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Fine-tune `model` (changed in place) on private data and write run.result; begins or goes on in `run`.
 
-    `base` names the base model (path, digest) in the result. `grid` draws a sample grid of a model into a file; it sees
-    released weights only. Steps that an earlier process took count: with fresh randomness a run that lost steps in a
-    crash ends with fewer, never beyond its budget. The first rank of `team` calls this, the others `assist`. Returns
-    the folder of the adapter.
+    `base` names the base model (path, digest) in the result, and `audits` is what it says of audits. `grid` draws a
+    sample grid of a model into a file; it sees released weights only. Steps that an earlier process took count: with
+    fresh randomness a run that lost steps in a crash ends with fewer, never beyond its budget. The first rank of `team`
+    calls this, the others `assist`. Returns the folder of the adapter.
 
     Guarantee: the returned folder, and the grids, are (plan.target_epsilon, plan.delta)-DP under add-or-remove-one unit
     where plan.guaranteed, composed with what the base and privacy.parent had spent before.
@@ -193,7 +195,7 @@ def finetune(
     with state.released():
         counted = run.ledger.counted_steps(run.plan)
         head = run.ledger.head(run.plan)
-        write_result(run.result, run.plan, counted, run.run_id, head, config, adapter, before, base)
+        write_result(run.result, run.plan, counted, run.run_id, head, config, adapter, before, base, audits)
     return run.result
 
 

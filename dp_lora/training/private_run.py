@@ -20,6 +20,7 @@ from dp_lora.models.device import pick_precision
 from dp_lora.models.estimate import GRID_IMAGES
 from dp_lora.models.folder import Model, load_model
 from dp_lora.models.info import model_digest
+from dp_lora.privacy.audit_record import audits_of
 from dp_lora.sampling import write_class_grid
 from dp_lora.team import Team
 from dp_lora.training import finetune as training
@@ -74,7 +75,8 @@ def fine_tune(inputs: Inputs, run: RunFolder, events: Events, team: Team) -> Pat
     config, device = inputs.start.config, inputs.device
     data = _encoded(inputs, events, team)
     grid = partial(_grid, config, device)
-    return training.finetune(config, inputs.model, inputs.base, data, run, device, events, grid, team)
+    audits = audits_of(inputs.start.audits, run.plan, inputs.bound["code"])
+    return training.finetune(config, inputs.model, inputs.base, data, run, device, events, grid, team, audits)
 
 
 def assist(inputs: Inputs, team: Team) -> None:
