@@ -57,10 +57,10 @@ def right_worlds():
 
 
 def audited(case: Case, worlds, number: int = 0) -> Audit:
-    m = M if case.plan.unit == "picture" else 300
+    m = M if case.plan.unit == "picture" else 150
     coins = toss(m, randomness(number))
     with wrong(case):
-        seen = observe(case.plan, coins, randomness(number), CPU, others=10)
+        seen = observe(case.plan, coins, randomness(number), CPU, others=5)
     return audit_of(case.plan, seen, coins, worlds, case.plan.delta)[0]
 
 

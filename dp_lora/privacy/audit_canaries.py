@@ -82,7 +82,9 @@ def observe(
     has PERSON pictures, and is cut by the micro-batches. `others` units more take part.
     """
     m, person = len(coins), plan.unit == "person"
-    rows = PERSON_ROWS if person else max(plan.k, ELEMENTS // (m + ELSEWHERE))
+    # a draw fills about two micro-batches: whatever is left of one is padding
+    drawn = plan.sample_rate * (m / 2 + others) * plan.k
+    rows = PERSON_ROWS * plan.k if person else max(plan.k, min(round(drawn / 2), ELEMENTS // (m + ELSEWHERE)))
     units = canary_units(coins, PERSON if person else 1, others)
     parameters = {"w": torch.zeros(m + ELSEWHERE, device=device)}
     loss = canary_loss(m, plan.max_grad_norm)
