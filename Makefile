@@ -7,7 +7,7 @@ PORT ?= 5000
 GPU_PYTHON ?= $(VPYTHON)
 GPU_SITE := build/gpu-site
 
-.PHONY: help setup quickstart compare utility standin-search bench bench-prepare reproduce ui doctor image test test-slow test-container test-ui gpu-wheels test-gpu pictures release-check lint format lock clean
+.PHONY: help setup quickstart compare utility standin-search bench audit bench-prepare reproduce ui doctor image test test-slow test-container test-ui gpu-wheels test-gpu pictures release-check lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -52,6 +52,9 @@ standin-search: setup ## choose hyper-parameters on public rendered digits
 
 bench: setup ## the private step beside non-private ones: time and memory (about 12 minutes on 2 idle cores)
 	@$(VPYTHON) -m benchmarks.private_step
+
+audit: setup ## attack the private step, as it is and with known faults: what each attack proves (about 6 minutes on 2 cores)
+	@$(VPYTHON) -m benchmarks.audit
 
 bench-prepare: setup ## extraction beside plain pyarrow and file writes: time and memory
 	@$(VPYTHON) -m benchmarks.prepare

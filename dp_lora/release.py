@@ -15,6 +15,7 @@ from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import WEIGHTS, Adapter, save_adapter
 from dp_lora.models.families import CLASSES, Family
 from dp_lora.privacy.accounting import cross_checked, spent
+from dp_lora.privacy.audit_record import NOT_AUDITED, public_facts
 from dp_lora.privacy.composition import ReleaseCost, compose
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_epsilon
@@ -50,11 +51,14 @@ def privacy_statement(
     ledger_head: str,
     config: Config,
     before: Sequence[ReleaseCost] = (),
+    audits: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The content of privacy.json, from public values and the ledger's count alone; `before` is what is added to it.
 
-    `run_id` and `ledger_head` say nothing of the data: the former is random, of the latter see `Ledger.head`. Raises
-    InputError where the ledger holds no step, or more than the plan allows, or where epsilon passes the target.
+    `audits` are those of the private step with this code and these settings (`audit_record.audits_of`): no private data
+    are in them. `run_id` and `ledger_head` say nothing of the data: the former is random, of the latter see
+    `Ledger.head`. Raises InputError where the ledger holds no step, or more than the plan allows, or where epsilon
+    passes the target.
     """
     if not plan.private:
         return {
@@ -106,6 +110,7 @@ def privacy_statement(
         },
         "run_id": run_id,
         "ledger_head": ledger_head,
+        "audits": [dict(audit) for audit in audits],
     }
 
 
@@ -144,13 +149,14 @@ def write_result(
     adapter: Adapter,
     before: Sequence[ReleaseCost],
     base: Mapping[str, str],
+    audits: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the adapter's folder, whole or not at all; `base` names the base model, the rest is `privacy_statement`'s.
 
     A release follows the umask; without a guarantee the folder is its owner's alone. Raises InputError, before anything
     is written, where `privacy_statement` does.
     """
-    statement = privacy_statement(plan, counted_steps, run_id, ledger_head, config, before)
+    statement = privacy_statement(plan, counted_steps, run_id, ledger_head, config, before, audits)
     with whole_folder(folder, private=not statement["private"]) as temporary:
         trained_on = {"source": config.data.source, "unit": config.privacy.unit, "n_public": config.data.n_public}
         status = "private-dp" if statement["private"] else "non-private"
@@ -170,6 +176,7 @@ def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str],
             _accountants_line(statement["accountants"]),
             f"- Randomness: {statement['randomness']}.",
             *_scope_lines(statement["parts"]),
+            *audit_lines(statement["audits"]),
             "",
         ]
     rank = f"{config.lora.rank}"
@@ -206,6 +213,18 @@ def _scope_lines(parts: Sequence[Mapping[str, Any]]) -> list[str]:
         "else is made from the same data adds up.",
         *(f"  - {ReleaseCost(**part)}" for part in parts[:-1]),
         f"  - this run: epsilon {parts[-1]['epsilon']:.6g}, delta {parts[-1]['delta']:.6g}",
+    ]
+
+
+def audit_lines(audits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a model card: each audit of this code and these settings, or that there was none."""
+    if not audits:
+        return [f"- Private step: {NOT_AUDITED} with this code and these settings."]
+    return [
+        f"- Audit of {audit['date']} at epsilon {audit['target_epsilon']:g}, delta {audit['delta']:g} (code "
+        f"{audit['code'][:12]}, {audit['canaries']} canaries, {100 * audit['confidence']:g}%): "
+        f"{'REFUTED' if audit['refuted'] else 'not refuted'}; {public_facts(audit)}."
+        for audit in audits
     ]
 
 

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 KEPT = "runs/DIGEST (ledger and checkpoints)"  # a dry run's name for the working folder
 
 
+def audits_path(config: Config) -> Path:
+    """The file of the audits that were made of an experiment's private step."""
+    return RUNS / "audits" / f"{config.experiment.name}.jsonl"
+
+
 def resolve(config: Config) -> "Resolved":
     """Resolve base, plan, parent, pictures and the folder that train.resume names; check a base that exists.
 
@@ -49,8 +54,8 @@ def resolve(config: Config) -> "Resolved":
     # a release must not name a folder of this machine
     shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
     latents = caches(config) / "latents"
-    parent = _parent(config, plan)
-    start = Resolved(config, base, shapes, shown, private_data(config), latents, plan, parent, resumed)
+    parent, audits = _parent(config, plan), audits_path(config)
+    start = Resolved(config, base, shapes, shown, private_data(config), latents, plan, parent, audits, resumed)
     if base.exists():
         check_base(start)
     return start

@@ -223,6 +223,13 @@ class Evaluation:
 
 
 @dataclass
+class Audit:
+    level: str = key(one_of("step", "run"))
+    canaries: int = key((lambda v: 100 <= v <= 1_000_000, "must be a whole number in [100, 1000000]"))
+    delta: float | None = key((lambda v: v is None or 1e-10 <= v < 1, "must be null, or in [1e-10, 1)"), None)
+
+
+@dataclass
 class Compute:
     device: str = key(one_of("auto", "cpu", "cuda"))
     devices: int = key(AT_LEAST_1)
@@ -247,4 +254,5 @@ class Config:
     train: Train = field(default_factory=Train)
     sampling: Sampling = field(default_factory=Sampling)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    audit: Audit = field(default_factory=Audit)
     compute: Compute = field(default_factory=Compute)

@@ -134,6 +134,15 @@ STAGES = {
             folder="count_params",
         ),
         Stage(
+            "audit",
+            "What an attack on the private step refutes of the epsilon that is claimed.",
+            ("config", *PARAMETERS, "overrides"),
+            reads_private=True,  # audit.level=run
+            needs_private=True,
+            named_by_privacy=True,
+            computes=True,
+        ),
+        Stage(
             "export",
             "Base and adapter merged, for stock diffusers.",
             ("config", "adapter", "overrides"),

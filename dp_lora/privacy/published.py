@@ -7,9 +7,10 @@ It clips each of the k noise draws apart and sets the noise for one of them. The
 import functools
 import math
 import warnings
+from dataclasses import replace
 
 from dp_lora.errors import InputError
-from dp_lora.privacy.accounting import check_public_numbers, prv_bounds, steps_for
+from dp_lora.privacy.accounting import check_public_numbers, prv_bounds, spent, steps_for
 from dp_lora.privacy.opacus_accountants import accountants
 from dp_lora.privacy.plan import PUBLISHED, PrivacyPlan
 
@@ -64,3 +65,16 @@ def claimed_epsilon(plan: PrivacyPlan, steps: int) -> float:
     if claimed is None:
         raise InputError(f"privacy.accounting={PUBLISHED}: Opacus' PRV accountant has no answer after {steps} steps")
     return claimed[1]
+
+
+def claimed_at(plan: PrivacyPlan, delta: float) -> float:
+    """Epsilon that is claimed of all the plan's steps at `delta`: a bound, or what the released code prints.
+
+    InputError for a plan without privacy, which claims nothing.
+
+    Guarantee: where plan.guaranteed that of `accounting.spent`; else none.
+    """
+    if not plan.private:
+        raise InputError("eps=inf: a run without privacy claims nothing that an audit could refute; set a finite eps")
+    at = replace(plan, delta=delta)
+    return spent(at, at.steps).epsilon if plan.guaranteed else claimed_epsilon(at, at.steps)

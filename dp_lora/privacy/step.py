@@ -107,3 +107,12 @@ def noisy_sum(
     if plan.private:
         total = add_noise(total, plan.noise_multiplier * plan.max_grad_norm, randomness.numpy("noise", step))
     return {name: value.to(parameters[name].dtype) for name, value in total.items()}, facts
+
+
+def mean_gradient(total: Mapping[str, Tensor], plan: PrivacyPlan) -> dict[str, Tensor]:
+    """A noisy sum over the expected batch: the gradient that an optimizer gets.
+
+    Guarantee: the divisor is public. The true batch size is private under Poisson sampling, and would show in the
+    spread of the noise.
+    """
+    return {name: value / plan.expected_batch for name, value in total.items()}

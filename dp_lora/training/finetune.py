@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,11 +35,13 @@ from dp_lora.privacy.composition import ReleaseCost, base_parts, compose, togeth
 from dp_lora.privacy.plan import PrivacyPlan, require_stated_number
 from dp_lora.privacy.randomness import Randomness, read_secret
 from dp_lora.privacy.rounding import dummies, require_small_rounding
-from dp_lora.privacy.step import PrivateFacts, noisy_sum
+from dp_lora.privacy.step import PrivateFacts, mean_gradient, noisy_sum
+from dp_lora.privacy.sums import LossFactory
 from dp_lora.privacy.sums import assist as assist_steps
 from dp_lora.progress import progress
 from dp_lora.release import write_result
 from dp_lora.team import Team
+from dp_lora.training.canaries import Canaries
 from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
 from dp_lora.training.physical_batch import dummy_loss, physical_batch_size
 from dp_lora.training.private_loss import diffusion_loss
@@ -56,6 +59,27 @@ class PrivateData:
     labels: np.ndarray
     units: Sequence[Sequence[int]]
     captions: Captions | None = None
+    canaries: Canaries | None = None  # of an audit, behind the private pictures; what is trained so is no result
+
+    def with_canaries(self, canaries: Canaries) -> "PrivateData":
+        """These pictures and units, and those of an audit's canaries."""
+        return PrivateData(
+            canaries.latents(self.latents),
+            canaries.labels(self.labels),
+            [*self.units, *canaries.units],
+            canaries.captions(self.captions),
+            canaries,
+        )
+
+    def trained(self, adapter: Adapter, config: Config, device: torch.device) -> dict[str, Tensor]:
+        """What is trained on them: the adapter's parameters, and what an audit's canaries pull at."""
+        own = {} if self.canaries is None else self.canaries.parameters(device)
+        return adapter.parameters(config.lora.train) | own
+
+    def loss_factory(self, config: Config, model: Model, device: torch.device) -> LossFactory:
+        """Loss of their rows."""
+        loss = diffusion_loss(config, model, self.latents, self.labels, device, self.captions)
+        return loss if self.canaries is None else self.canaries.loss_factory(loss)
 
 
 def units_of(n_pictures: int, persons: Sequence[str] | None, unit: str) -> list[list[int]]:
@@ -167,20 +191,22 @@ def finetune(
     events: Events,
     grid: Callable[[Model, Path], None],
     team: Team = Team(),  # noqa: B008 (frozen)
+    audits: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Fine-tune `model` (changed in place) on private data and write run.result; begins or goes on in `run`.
 
-    `base` names the base model (path, digest) in the result. `grid` draws a sample grid of a model into a file; it sees
-    released weights only. Steps that an earlier process took count: with fresh randomness a run that lost steps in a
-    crash ends with fewer, never beyond its budget. The first rank of `team` calls this, the others `assist`. Returns
-    the folder of the adapter.
+    `base` names the base model (path, digest) in the result, and `audits` is what it says of audits. `grid` draws a
+    sample grid of a model into a file; it sees released weights only. Steps that an earlier process took count: with
+    fresh randomness a run that lost steps in a crash ends with fewer, never beyond its budget. The first rank of `team`
+    calls this, the others `assist`. Returns the folder of the adapter.
 
     Guarantee: the returned folder, and the grids, are (plan.target_epsilon, plan.delta)-DP under add-or-remove-one unit
     where plan.guaranteed, composed with what the base and privacy.parent had spent before.
     """
     parent = [ReleaseCost(**part) for part in run.bound["parent"]]
     # these refuse before any budget is spent
-    require_stated_number(run.plan, len(data.units))
+    made_up = 0 if data.canaries is None else len(data.canaries.units)
+    require_stated_number(run.plan, len(data.units) - made_up)
     before = together(base_parts(model.info, lambda: base["digest"], run.plan), parent)
     epsilon_before, _ = compose([*before, ReleaseCost(0.0, run.plan.delta)])
     if run.result.exists():
@@ -188,19 +214,21 @@ def finetune(
         team.once(None)
         return run.result
     adapter = make_adapter(config, model, device)
-    state = Averaged(config, adapter.parameters(config.lora.train), run.plan.noise_multiplier)
+    state = Averaged(config, data.trained(adapter, config, device), run.plan.noise_multiplier)
     _train(config, model, adapter, state, data, run, device, events, grid, team, epsilon_before)
+    if data.canaries is not None:
+        return run.folder
     with state.released():
         counted = run.ledger.counted_steps(run.plan)
         head = run.ledger.head(run.plan)
-        write_result(run.result, run.plan, counted, run.run_id, head, config, adapter, before, base)
+        write_result(run.result, run.plan, counted, run.run_id, head, config, adapter, before, base, audits)
     return run.result
 
 
 def assist(config: Config, model: Model, data: PrivateData, device: torch.device, team: Team) -> None:
     """What every rank but the first does in a fine-tuning: its share of each step's clipped sum, and nothing else."""
-    parameters = make_adapter(config, model, device).parameters(config.lora.train)
-    loss_factory = diffusion_loss(config, model, data.latents, data.labels, device, data.captions)
+    parameters = data.trained(make_adapter(config, model, device), config, device)
+    loss_factory = data.loss_factory(config, model, device)
     with full_precision():
         assist_steps(data.units, loss_factory, parameters, team)
 
@@ -223,7 +251,7 @@ def _train(
     randomness = Randomness(binding_digest(run.bound), secret)
     if not randomness.fresh:
         events.message("reproducible mode: sampling and noise replay from the seed file; keep it secret")
-    loss_factory = diffusion_loss(config, model, data.latents, data.labels, device, data.captions)
+    loss_factory = data.loss_factory(config, model, device)
     step = counted_then = 0
     if (checkpoint := load_checkpoint(run.checkpoints)) is not None:
         step, counted_then, tensors = checkpoint
@@ -257,8 +285,9 @@ def _train(
             if config.compute.physical_batch_size is None:
                 run.keep_physical_batch_size(physical)
         counted = run.ledger.counted_steps(plan)
-        # the divisor is public: the true batch size is private under Poisson sampling
-        gradient = {name: value / plan.expected_batch for name, value in total.items()}
+        if data.canaries is not None:
+            data.canaries.saw(total)
+        gradient = mean_gradient(total, plan)
         state.step(gradient, lr_factor(config.train.lr_schedule, step, plan.steps, final=config.train.lr_final))
         step += 1
         if step % config.train.checkpoint_every == 0 or step == plan.steps:

@@ -3,12 +3,16 @@
 import math
 from typing import Any
 
+from dp_lora.config.schema import Config
 from dp_lora.models.counting import count_parameters
 from dp_lora.models.estimate import count_flops, estimate_lines, finetuning_work, sampling_work
 from dp_lora.privacy.accounting import spent
+from dp_lora.privacy.audit_bound import ceiling
+from dp_lora.privacy.audit_scores import SCORES
 from dp_lora.privacy.composition import ReleaseCost, compose, together
-from dp_lora.privacy.published import claimed_epsilon
+from dp_lora.privacy.published import claimed_at, claimed_epsilon
 from dp_lora.training.costs import rates_at_hand
+from dp_lora.training.plan import make_plan
 from dp_lora.training.resolved import Resolved
 
 HIGH_NOISE_RATIO = 1.2  # up to about here the default experiment still learns (eps=1: 1.19)
@@ -49,3 +53,14 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
     row, rates = count_flops(config, base, start.shapes), rates_at_hand(config, base)
     parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates)
     return facts | estimate_lines([*parts, *(sampling_work(config, row, rates) if samples else [])], rates)
+
+
+def audit_facts(config: Config) -> dict[str, Any]:
+    """The numbers of an audit, from public ones alone. InputError for a config without privacy."""
+    plan, delta = make_plan(config), config.audit.delta or config.privacy.delta
+    found = {"noise_multiplier": plan.noise_multiplier, "sample_rate": plan.sample_rate, "steps": plan.steps}
+    highest = ceiling(config.audit.canaries, delta, SCORES)
+    return found | {
+        "epsilon claimed": claimed_at(plan, delta),
+        "epsilon that perfect guesses would show": f"{highest:.3f} at 95% confidence",
+    }

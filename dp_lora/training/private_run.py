@@ -21,6 +21,7 @@ from dp_lora.models.device import pick_precision
 from dp_lora.models.estimate import GRID_IMAGES
 from dp_lora.models.folder import Model, load_model
 from dp_lora.models.info import model_digest
+from dp_lora.privacy.audit_record import audits_of
 from dp_lora.sampling import write_class_grid
 from dp_lora.team import Team
 from dp_lora.training import finetune as training
@@ -73,18 +74,20 @@ def fine_tune(inputs: Inputs, run: RunFolder, events: Events, team: Team) -> Pat
     Guarantee: that of `finetune`.
     """
     config, device = inputs.start.config, inputs.device
-    data = _encoded(inputs, events, team)
+    data = encoded(inputs, events, team)
     grid = partial(_grid, config, device)
-    return training.finetune(config, inputs.model, inputs.base, data, run, device, events, grid, team)
+    audits = audits_of(inputs.start.audits, run.plan, inputs.bound["code"])
+    return training.finetune(config, inputs.model, inputs.base, data, run, device, events, grid, team, audits)
 
 
 def assist(inputs: Inputs, team: Team) -> None:
     """Every other rank's part: its share of encoding and of each step; it tracks, prints and writes nothing."""
-    data = _encoded(inputs, Events(), team)
+    data = encoded(inputs, Events(), team)
     training.assist(inputs.start.config, inputs.model, data, inputs.device, team)
 
 
-def _encoded(inputs: Inputs, events: Events, team: Team) -> PrivateData:
+def encoded(inputs: Inputs, events: Events, team: Team) -> PrivateData:
+    """The private training split as a fine-tuning takes it; the ranks of `team` encode it together."""
     dataset, start = inputs.dataset, inputs.start
     with private_names(PRIVATE_PICTURE):
         units = units_of(len(dataset), dataset.persons, start.config.privacy.unit)

@@ -26,6 +26,7 @@ class Resolved:
     latents: Path  # folder that these are kept in, encoded
     plan: PrivacyPlan
     parent: tuple[ReleaseCost, ...]  # what privacy.parent has spent, its own parents included
+    audits: Path  # file of the audits that were made of the experiment's private step
     resumed: Path | None  # the working folder that train.resume names; None: auto and never
 
     def spent_by_base(self) -> tuple[ReleaseCost, ...]:

@@ -1,0 +1,288 @@
+"""The audit convicts each known fault of a private step, convicts no right step, and never claims more than it may."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from benchmarks.mutants import Case, cases, wrong
+from dp_lora.errors import InputError
+from dp_lora.privacy.accounting import calibrate
+from dp_lora.privacy.audit import Audit, audit_of, audit_step
+from dp_lora.privacy.audit_bound import (
+    GUESSES,
+    Bound,
+    best_bound,
+    ceiling,
+    one_run_bound,
+    p_value,
+    two_worlds_bound,
+)
+from dp_lora.privacy.audit_canaries import canary_units, observe, spreads, toss
+from dp_lora.privacy.audit_record import audits_of, record_audit
+from dp_lora.privacy.audit_scores import SCORES, Measured, direct_numbers, scores_of
+from dp_lora.privacy.randomness import Randomness
+from tests.support.tiny import no_privacy, plan_of
+
+CPU = torch.device("cpu")
+SECRET = b"0123456789abcdef"
+# fewer and larger steps than mnist5k's: the same in seconds
+PUBLIC = {"delta": 1e-5, "n_public": 4000, "batch_size": 1000, "epochs": 10.0, "max_grad_norm": 0.05}
+M = 1000
+GOLDEN = json.loads((Path(__file__).parent / "data/audit/one_run_bounds.json").read_text())["cases"]
+CASES = {(eps, case.name): case for eps in (1.0, 3.0) for case in cases(eps, PUBLIC)}
+
+
+def marked(convicted: bool) -> list:
+    """Cases of one kind; persons, whose many micro-batches take long, are slow at eps 1."""
+    return [
+        pytest.param(eps, name, marks=pytest.mark.slow) if "person" in name and eps == 1 else (eps, name)
+        for (eps, name), case in CASES.items()
+        if bool(case.convicted_by) == convicted and case.convicted_by != "worlds"
+    ]
+
+
+def randomness(number: int = 0) -> Randomness:
+    return Randomness(f"audit {number}", SECRET)
+
+
+@pytest.fixture(scope="module")
+def right_worlds():
+    return spreads(CASES[3.0, "right, k=1"].plan, randomness(), CPU)
+
+
+def audited(case: Case, worlds, number: int = 0) -> Audit:
+    m = M if case.plan.unit == "picture" else 150
+    coins = toss(m, randomness(number))
+    with wrong(case):
+        seen = observe(case.plan, coins, randomness(number), CPU, others=5)
+    return audit_of(case.plan, seen, coins, worlds, case.plan.delta)[0]
+
+
+# ---------------------------------------------------------------------------- faults are convicted, right steps are not
+@pytest.mark.parametrize(("eps", "name"), marked(convicted=True))
+def test_each_fault_is_convicted_by_the_number_that_is_made_for_it(eps, name, right_worlds):
+    case = CASES[eps, name]
+    audit = audited(case, right_worlds)
+    assert audit.refuted
+    assert audit.verdict.startswith("refuted: ")
+    if case.convicted_by == "bound":
+        assert audit.bound.epsilon > audit.claimed
+    elif case.convicted_by == "jump":
+        assert audit.jump.is_above()
+        assert audit.jump.value == pytest.approx(case.jump * case.rate, rel=0.25)
+    else:
+        assert audit.noise.is_below()
+        assert audit.noise.value == pytest.approx(0.5, rel=0.05)
+    assert audit.bound.epsilon < case.true_epsilon
+
+
+def test_noise_that_is_used_again_is_correlated(right_worlds):
+    audit = audited(CASES[3.0, "noise reused once per epoch"], right_worlds)
+    assert audit.lag.is_above()
+    assert audit.lag.value == pytest.approx(0.75, abs=0.1)  # three of four steps of an epoch repeat the one before
+
+
+def test_what_is_divided_by_the_true_batch_is_convicted_by_two_worlds_while_the_canaries_are_blind(right_worlds):
+    case = CASES[3.0, "divided by the true batch"]
+    with wrong(case):
+        worlds = spreads(case.plan, randomness(), CPU)
+        coins = toss(200, randomness())
+        seen = observe(case.plan, coins, randomness(), CPU, others=10)
+    audit, _ = audit_of(case.plan, seen, coins, worlds, case.plan.delta)
+    assert audit.worlds_bound == pytest.approx(3.98, abs=0.01) > audit.worlds_claimed
+    assert audit.divisor.value == pytest.approx(2.0, rel=0.02)
+    assert audit.bound.epsilon <= audit.claimed
+    assert not audit.jump.is_above()
+    assert "the divisor tells who took part" in audit.verdict
+    right, _ = audit_of(case.plan, seen, coins, right_worlds, case.plan.delta)
+    assert right.worlds_bound == 0
+    assert not right.refuted
+
+
+@pytest.mark.parametrize(("eps", "name"), marked(convicted=False))
+def test_the_right_step_is_not_convicted(eps, name, right_worlds):
+    audit = audited(CASES[eps, name], right_worlds)
+    assert not audit.refuted
+    assert audit.verdict.startswith("not refuted: ")
+    assert audit.bound.epsilon <= audit.claimed < audit.ceiling
+    assert not audit.jump.is_below()  # the canaries do reach the sum
+
+
+@pytest.mark.slow
+def test_the_right_step_is_not_convicted_in_twenty_runs_of_fresh_entropy():
+    plan = CASES[3.0, "right, k=1"].plan
+    found = [audit_step(plan, M, CPU)[0] for _ in range(20)]
+    assert [audit.verdict for audit in found if audit.refuted] == []
+    assert max(audit.bound.epsilon for audit in found) > 0.2  # it sees something of what it may see
+
+
+def test_twenty_right_runs_are_not_convicted(right_worlds):
+    plan = calibrate(eps=3.0, k=1, unit="picture", **{**PUBLIC, "epochs": 2.0})
+    case = dataclasses.replace(CASES[3.0, "right, k=1"], plan=plan)
+    assert [audit.verdict for number in range(20) if (audit := audited(case, right_worlds, number)).refuted] == []
+
+
+# ---------------------------------------------------------------------------- the bound
+@pytest.mark.parametrize("case", range(len(GOLDEN)))
+def test_the_bound_is_that_of_another_implementation_on_the_same_scores(case):
+    golden = GOLDEN[case]
+    inside, outside = np.array(golden["in"]), np.array(golden["out"])
+    for one in golden["thresholds"]:
+        right, wrong_ = int((inside >= one["threshold"]).sum()), int((outside >= one["threshold"]).sum())
+        bound = one_run_bound(golden["m"], right + wrong_, right, golden["delta"], 1 - golden["confidence"])
+        assert bound == pytest.approx(one["bound"], abs=2e-3)
+        assert bound <= one["bound"] + 1e-5  # rounded towards zero
+
+
+@pytest.mark.parametrize(("eps", "canaries"), [(1, 10), (5, 446), (10, 65_987)])
+def test_so_many_canaries_are_needed_at_least_where_every_guess_is_right(eps, canaries):
+    assert one_run_bound(canaries, canaries, canaries, 0.0, 0.05) >= eps - 1.1e-3
+    assert one_run_bound(canaries - 1, canaries - 1, canaries - 1, 0.0, 0.05) < eps
+
+
+def test_the_p_value_is_the_binomial_tail_and_delta_adds_to_it():
+    assert p_value(100, 50, 40, 1.0, 0.0) == pytest.approx(stats.binom.sf(39, 50, math.e / (1 + math.e)))
+    grid = [p_value(100, 50, 40, 1.0, delta) for delta in (0.0, 1e-5, 1e-3, 0.1)]
+    assert grid == sorted(grid)
+    assert grid[1] < grid[2]
+    # delta's term by its definition: no window of i right guesses below v has more than i alpha
+    fair = 1 / (1 + math.exp(-1.0))
+    alpha = max(sum(stats.binom.pmf(40 - j, 50, fair) for j in range(1, i + 1)) / i for i in range(1, 41))
+    assert grid[2] - grid[0] == pytest.approx(2 * 100 * 1e-3 * alpha)
+
+
+def test_scores_that_know_nothing_give_a_bound_above_0_in_at_most_one_run_of_twenty():
+    generator = np.random.default_rng(1)
+    above = 0
+    for _ in range(1000):
+        coins = generator.random(500) < 0.5
+        found = {str(number): generator.standard_normal(500) for number in range(SCORES)}
+        above += best_bound(found, coins, 1e-5).epsilon > 0
+    assert above <= 50
+
+
+def test_scores_that_are_all_equal_give_no_bound_although_canaries_stand_in_order():
+    coins = np.arange(1000) >= 500
+    assert best_bound({"none": np.zeros(1000)}, coins, 1e-5).epsilon == 0
+
+
+def test_two_worlds_that_are_alike_give_a_bound_above_0_in_at_most_one_of_twenty():
+    generator = np.random.default_rng(2)
+    worlds = [(generator.standard_normal(100), generator.standard_normal(100)) for _ in range(300)]
+    assert sum(two_worlds_bound(*pair, 1e-5) > 0 for pair in worlds) <= 15
+
+
+def test_the_ceiling_is_what_perfect_scores_reach_and_falls_or_rises_with_more_canaries_by_delta():
+    coins = np.random.default_rng(3).random(M) < 0.5
+    assert best_bound({str(number): coins.astype(float) for number in range(SCORES)}, coins, 1e-5).epsilon == (
+        pytest.approx(ceiling(M, 1e-5, SCORES), abs=1e-9)
+    )
+    high = [ceiling(m, 1e-5, SCORES) for m in (1000, 5000, 20_000)]
+    assert high == pytest.approx([4.47, 4.38, 4.27], abs=0.01)
+    low = [ceiling(m, 1e-7, SCORES) for m in (1000, 5000, 20_000)]
+    assert low == sorted(low)
+    assert low[-1] > 7
+
+
+def test_guesses_never_overlap_and_no_score_is_tried_unpaid():
+    assert all(share_in + share_out <= 1 for share_in, share_out in GUESSES)
+    assert len(scores_of(np.zeros((3, 4)), 0.5, 1.0)) == SCORES
+
+
+# ---------------------------------------------------------------------------- canaries
+def test_coins_are_fair_fresh_by_default_and_replayed_with_a_secret():
+    assert abs(toss(100_000, Randomness("audit")).mean() - 0.5) < 0.008
+    assert not np.array_equal(toss(100, Randomness("audit")), toss(100, Randomness("audit")))
+    assert np.array_equal(toss(100, randomness()), toss(100, randomness()))
+
+
+@pytest.mark.parametrize(("k", "unit"), [(1, "picture"), (4, "picture"), (2, "person")])
+def test_a_canary_moves_the_sum_by_one_clip_along_its_own_coordinate_and_others_do_not(k, unit):
+    """At rate 1 and next to no noise each canary that is in stands at 1, each other one at 0, whatever k and unit."""
+    plan = plan_of(sample_rate=1.0, noise_multiplier=1e-6, k=k, unit=unit, steps=2, target_epsilon=5.0)
+    coins = toss(60, randomness())
+    seen = observe(plan, coins, randomness(), CPU, others=5)
+    assert seen.shape == (2, 60)
+    assert np.abs(seen - coins).max() < 1e-4
+
+
+def test_a_persons_canary_is_cut_by_the_micro_batches():
+    units = canary_units(np.array([True, False, True]), 12, 1)
+    assert [len(set(unit)) for unit in units] == [1, 1, 1]
+    assert [len(unit) for unit in units] == [12, 12, 1]
+
+
+def test_direct_numbers_are_those_of_noise_that_is_made_up():
+    generator, coins = np.random.default_rng(4), np.arange(400) < 200
+    noise = 2.0 * generator.standard_normal((200, 400))
+    inside = (generator.random((200, 400)) < 0.3) & coins
+    found = direct_numbers(noise + inside, coins, 0.3, 2.0)
+    assert [one.right for one in found] == [1.0, 0.0, 1.0]
+    assert not any(one.is_above() or one.is_below() for one in found)
+    assert [abs(one.value - one.right) < 2 * one.half for one in found] == [True] * 3
+    with pytest.raises(InputError, match="all coins fell alike"):
+        direct_numbers(noise, np.ones(400, dtype=bool), 0.3, 2.0)
+
+
+# ---------------------------------------------------------------------------- what is said of it
+def finding(**changes: object) -> Audit:
+    right, none = Measured(1.0, 0.01, 1.0), Measured(0.0, 0.01, 0.0)
+    values: dict = {
+        "canaries": M, "delta": 1e-5, "claimed": 3.0, "bound": Bound(1.0, "jump 1", 100, 90), "ceiling": 4.5,
+        "noise": right, "lag": none, "jump": right, "divisor": right, "worlds_bound": 0.0, "worlds_claimed": 1.0,
+    }  # fmt: skip
+    return Audit(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "not refuted: epsilon is at least 1 of the claimed 3 (perfect guesses would give 4.5)"),
+        ({"bound": Bound(3.5)}, "refuted: epsilon is at least 3.5, claimed 3"),
+        ({"noise": Measured(0.9, 0.01, 1.0)}, "refuted: noise is 0.900"),
+        ({"noise": Measured(1.1, 0.01, 1.0)}, "not refuted: "),
+        ({"lag": Measured(-0.5, 0.01, 0.0)}, "refuted: noise of successive steps is correlated"),
+        ({"jump": Measured(2.0, 0.1, 1.0)}, "refuted: rate times jump is 2.000"),
+        ({"jump": Measured(0.5, 0.1, 1.0)}, "blind: "),
+        ({"worlds_bound": 2.0}, "refuted: the divisor tells who took part"),
+        ({"claimed": 10.0}, "cannot refute epsilon 10: even perfect guesses bound it by 4.5 alone"),
+        ({"claimed": 10.0, "noise": Measured(0.9, 0.01, 1.0)}, "refuted: noise"),
+    ],
+)
+def test_the_verdict_names_what_is_refuted_and_what_could_not_have_been(changes, words):
+    audit = finding(**changes)
+    assert audit.verdict.startswith(words)
+    assert "\n" not in audit.verdict
+    assert audit.refuted == words.startswith("refuted")
+    assert audit.as_json()["verdict"] == audit.verdict
+
+
+def test_a_plan_without_privacy_claims_nothing_that_could_be_audited():
+    with pytest.raises(InputError, match="eps=inf"):
+        audit_step(no_privacy(), M, CPU)
+
+
+def test_records_are_appended_and_found_by_code_and_settings_alone(tmp_path):
+    path, plan = tmp_path / "audits" / "mnist5k.jsonl", plan_of()
+    other = dataclasses.replace(plan, k=2)
+    assert audits_of(path, plan, "code") == []
+    record_audit(path, finding().as_json(), plan, "code", "2025-01-01")
+    record_audit(path, finding(bound=Bound(9.0)).as_json(), other, "code", "2025-01-02")
+    record_audit(path, finding().as_json(), plan, "other code", "2025-01-03")
+    at_another_epsilon = dataclasses.replace(plan, target_epsilon=1.0, noise_multiplier=4.0)
+    record_audit(path, finding(bound=Bound(9.0)).as_json(), at_another_epsilon, "code", "2025-01-04")
+    with path.open("a") as file:
+        file.write('{"torn')
+    found = audits_of(path, plan, "code")
+    # one that refuted the claim stays, whatever came before or after
+    assert [(one["date"], one["refuted"]) for one in found] == [("2025-01-01", False), ("2025-01-04", True)]
+    assert path.stat().st_mode & 0o077 == 0
+    path.write_bytes(b"\xff")
+    with pytest.raises(InputError, match="cannot be read"):
+        audits_of(path, plan, "code")
