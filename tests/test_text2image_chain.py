@@ -23,6 +23,8 @@ SETTINGS = (
     "model.base=base model.privacy_status=public sampling.prompts='a sun|a tree' sampling.n=8 sampling.steps=2 "
     "compute.device=cpu train.grid_every=2 public.n=60 evaluation.min_images=4 evaluation.classifier_steps=2"
 )
+# DVC runs stages that do not depend on each other in the order of a hash, and a run keeps the dvc.lock of its moment
+PLAIN = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
 def write_pictures(folder, n=40):
@@ -77,7 +79,7 @@ def neighbours(tmp_path_factory):
         yaml.safe_dump(dict.fromkeys(STAGES["main"].parameters) | typed)
     )
     stages = [f"pipelines/diffusers/dvc.yaml:{stage}" for stage in ("prepare_public", "count_params")]
-    done = run(public, "dvc", "repro", *stages, OMP_NUM_THREADS="1")
+    done = run(public, "dvc", "repro", *stages, **PLAIN)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     (public / "mlflow.db").unlink()
     shutil.rmtree(public / "mlartifacts")
@@ -86,7 +88,7 @@ def neighbours(tmp_path_factory):
         project = Path(shutil.copytree(public, place / name, symlinks=True))
         shutil.rmtree(project / "pictures")
         write_pictures(project / "pictures", pictures)
-        done = run(project, "dp_lora", "main", "--config", "text2image", "--overrides", SETTINGS, OMP_NUM_THREADS="1")
+        done = run(project, "dp_lora", "main", "--config", "text2image", "--overrides", SETTINGS, **PLAIN)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         made.append(project)
     return made
