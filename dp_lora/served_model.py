@@ -1,10 +1,11 @@
-"""A registered model as MLflow runs it: images of the classes that are asked for.
+"""A registered model as MLflow runs it: images of the classes, or of the prompts, that are asked for.
 
 MLflow copies this file into the model's folder and executes it when a release is registered and when it is loaded;
 it only defines, and imports the networks when a model is loaded.
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,36 +43,45 @@ class ReleasedModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> NDArray[np.uint8]:
-        """`n` images for each row's `class`: uint8 (rows * n, H, W, C), in the rows' order.
+        """`n` images for each row's `class`, or `prompt` of a text-to-image base: uint8 (rows * n, H, W, C), in order.
 
-        The i-th image of a class is that of the entry point `sample` with the same settings, up to rounding. Raises
-        MlflowException for a class that the model does not know and for settings that it cannot draw with.
+        The i-th image of a class or prompt is that of the entry point `sample` with the same settings, up to rounding.
+        Raises MlflowException for a class that the model does not know, an empty prompt, and settings that it cannot
+        draw with.
         """
         from dp_lora.sampling import draw
 
         given = dict(params or {})
         seed, n = given.pop("seed"), given["n"]
-        own = {name: context.model_config[name] for name in ("batch_size", "precision")}
+        own = {name: value for name, value in context.model_config.items() if name not in ("base", "size")}
         settings = Sampling(**given, **own)
+        model, of_prompts = self._model, self._model.class_embedding is None
         # of a dictionary of lists MLflow makes one row
-        cells = (cell if isinstance(cell, list) else [cell] for cell in model_input["class"])
-        names = [str(name) for cell in cells for name in cell]
-        unknown = sorted(set(names) - set(self._model.classes))
+        cells = (
+            cell if isinstance(cell, list) else [cell] for cell in model_input["prompt" if of_prompts else "class"]
+        )
+        names = [str(name).strip() if of_prompts else str(name) for cell in cells for name in cell]
+        if of_prompts:
+            if not all(names):
+                raise MlflowException.invalid_parameter_value("a prompt is empty; write what the image is to show")
+            asked = {"size": context.model_config["size"], "classes": list(dict.fromkeys(names))}
+            model = replace(model, info={**model.info, **asked})
+        unknown = sorted(set(names) - set(model.classes))
         if unknown or not names or n < 1:
             problem = f"class {unknown[0]!r} is unknown" if unknown else f"{n} images of each of {len(names)} rows"
-            known = ", ".join(self._model.classes[:20])
-            raise MlflowException.invalid_parameter_value(f"{problem}; the model knows {known}")
+            known = "" if of_prompts else f"; the model knows {', '.join(model.classes[:20])}"
+            raise MlflowException.invalid_parameter_value(f"{problem}{known}")
         seen: Counter[str] = Counter()
         wanted: list[tuple[int, int]] = []
         for name in names:
-            wanted += [(self._model.classes.index(name), seen[name] + i) for i in range(n)]
+            wanted += [(model.classes.index(name), seen[name] + i) for i in range(n)]
             seen[name] += n
-        device = self._model.device
+        device = model.device
         images = []
         try:
             for start in range(0, len(wanted), settings.batch_size):
                 labels, indices = zip(*wanted[start : start + settings.batch_size], strict=True)
-                images.append(draw(self._model, labels, indices, settings, seed, device))
+                images.append(draw(model, labels, indices, settings, seed, device))
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
         return np.concatenate(images)

@@ -66,9 +66,11 @@ class World:
         return evaluate(
             samples_folder=samples,
             drawn=self.config.data.classes,
+            covered=True,
             private_folder=self.private,
             base=self.base,
             untrained=self.untrained,
+            adapter=None,
             cache_folder=self.root / "public-cache" / cache,
             private_cache_folder=self.root / cache,
             out_folder=self.root / out,

@@ -40,7 +40,7 @@ ARROWS = {
     "reproduction": set(),
     "export": {"release", "statement", "models"},
     "sampling": {"models", "data", "grids", "sources"},
-    "evaluation": {"models", "data", "sampling", "sources"},
+    "evaluation": {"diffusion", "models", "data", "sampling", "sources"},
     "training": {
         "data",
         "models",

@@ -47,6 +47,20 @@ def _adapter_in(folder: Path, shown: str) -> Path:
     )
 
 
+def adapter_of_samples(facts: Mapping[str, Any], key: str) -> Path:
+    """The adapter that drew the samples of which samples.json says `facts`; `key` asks for it.
+
+    Raises InputError where it is gone, or another one lies in its place.
+    """
+    folder = ROOT / facts["adapter"]
+    if not (folder / "privacy.json").exists() or read_privacy(folder)["run_id"] != facts["privacy"]["run_id"]:
+        raise InputError(
+            f"{key}: {facts['adapter']}, which drew the samples, is gone or holds another run's adapter by now; draw "
+            "samples anew"
+        )
+    return folder
+
+
 def track_adapter(
     run: tracking.TrackedRun, adapter: Path, info: Mapping[str, Any], statement: Mapping[str, Any], config: Config
 ) -> None:

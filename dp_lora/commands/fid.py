@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from dp_lora import tracking
-from dp_lora.cli.adapters import find_base, track_base
+from dp_lora.cli.adapters import adapter_of_samples, find_base, track_base
 from dp_lora.cli.common import Call, entry_point, relative, track_privacy
 from dp_lora.cli.early import refuse
 from dp_lora.cli.figures import show_figures
@@ -76,14 +76,17 @@ def _evaluate(
     from dp_lora.models.folder import load_model
 
     config = call.config
+    adapter = None
+    if config.evaluation.membership:
+        adapter = adapter_of_samples(facts, "evaluation.membership=true")
     track_privacy(run, facts["privacy"], config)
     _datasets(run, config, samples, facts["classes"], data, public, covered=facts["privacy"]["private"])
     found = find_base(facts["base"], config, relative(samples))
     track_base(run, found, facts["base"]["digest"])
     run.tags({"samples": relative(samples), "adapter": facts["adapter"], "base": facts["base"]["path"]})
-    adapter = facts["privacy"]["run_id"]
-    run.made_from("samples", nest=True, stage="sample", run_id_of_adapter=adapter, output=relative(samples))
-    run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=adapter)
+    made = facts["privacy"]["run_id"]
+    run.made_from("samples", nest=True, stage="sample", run_id_of_adapter=made, output=relative(samples))
+    run.made_from("adapter", nest=True, stage="finetune", run_id_of_adapter=made)
     base = load_model(found, pick_device(config.compute.device))
     classes = list(config.data.classes)
     train = config.train
@@ -94,8 +97,9 @@ def _evaluate(
         )
         untrained = with_embedding(base, start, classes)
     kept = (WORKING / "evaluation", caches(config) / "evaluation")
+    drawn, covered = facts["classes"], facts["privacy"]["private"]
     with private_names(PRIVATE_PICTURES):
-        result = evaluate(config, samples, facts["classes"], data, public, base, untrained, *kept, out, run)
+        result = evaluate(config, samples, drawn, covered, data, public, base, untrained, adapter, *kept, out, run)
     for name, value in result.metrics.items():
         run.metric(name, value, private=name in result.private)
     run.table(result.table, "evaluation", private=True)

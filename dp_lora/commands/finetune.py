@@ -15,7 +15,6 @@ from dp_lora.cli.pipelines import RUNS, private_data, require, to_bring
 from dp_lora.cli.prepared import require_prepared
 from dp_lora.cli.record import LEDGER, keep_here
 from dp_lora.errors import InputError, private_names
-from dp_lora.models.pipeline_index import is_pipeline
 from dp_lora.statement import read_privacy
 from dp_lora.tracking import TrackedRun
 
@@ -112,6 +111,5 @@ def _report(call: Call, run: TrackedRun, result: Path, base: Path) -> None:
     run.output(result)
     if statement["private"]:
         run.artifact(result.parent / EPSILON_OF_DELTA)
-        if not is_pipeline(base):  # MLflow's model draws classes; a text-to-image release is loaded by its pipeline
-            run.register(config, result, base)
+        run.register(config, result, base)
     click.echo(f"{relative(result)}: {statement['statement']}")

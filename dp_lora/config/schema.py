@@ -219,6 +219,8 @@ class Evaluation:
     inception_sha256: str | None = key(SHA256, None)
     classifier_steps: int = key(AT_LEAST_1)
     public_reference: str | None = key((lambda v: v in (None, "digits"), "must be null or digits"), None)
+    clip: str | None = None
+    membership: bool = MISSING
     min_images: int = key((lambda v: v >= 2, "must be at least 2"))
 
 

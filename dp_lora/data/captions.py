@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dp_lora.config.schema import Config
+from dp_lora.data.layout import Dataset
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names, shown
 
 LONGEST = 2**16  # bytes of a text beside a picture
@@ -91,3 +93,17 @@ def all_or_none(pictures: list[ListedPicture], where: str, *, wanted: bool) -> l
         more = f" and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
         raise InputError(f"data.captions=true: no caption: {', '.join(without[:SHOWN])}{more}; {where}")
     return [replace(picture, captions=None) for picture in pictures] if without else pictures
+
+
+def texts_of(config: Config, dataset: Dataset) -> Sequence[Sequence[str]]:
+    """What each picture is conditioned on: its own captions, its class's public prompt, or the one prompt of all.
+
+    Raises InputError for data.captions=true and pictures without captions.
+    """
+    if config.data.prompts is not None:
+        return [[config.data.prompts[label]] for label in dataset.labels]
+    if config.data.prompt is not None:
+        return [[config.data.prompt]] * len(dataset)
+    if dataset.captions is None:
+        raise InputError("data.captions=true: the prepared pictures have no captions; prepare them anew")
+    return dataset.captions

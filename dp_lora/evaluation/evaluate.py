@@ -4,24 +4,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dp_lora.config import relative
+from dp_lora.config import ROOT, relative
 from dp_lora.config.schema import Config
 from dp_lora.data.layout import Dataset, has_split, read_dataset
 from dp_lora.errors import InputError
 from dp_lora.evaluation.cache import Cache
 from dp_lora.evaluation.classifier import ClassifierTraining, predict
+from dp_lora.evaluation.clip import clip_score, load_clip
 from dp_lora.evaluation.copying import look_for_copies, write_pairs
 from dp_lora.evaluation.distances import fid_and_kid, letter_distances
 from dp_lora.evaluation.features import FeatureSets, FeatureSpace, PictureSets
 from dp_lora.evaluation.inception import NAME, SHA256, Inception, fetch_weights
 from dp_lora.evaluation.letter_features import letter_features
 from dp_lora.evaluation.measurement import Measurement
+from dp_lora.evaluation.membership import membership_scores
 from dp_lora.evaluation.pictures import require_same_shape, utility_pictures
 from dp_lora.evaluation.precision_recall import NEIGHBOURS, precision_recall_scores
 from dp_lora.evaluation.references import public_only, require_public_reference, train_on_real, untrained_embedding
 from dp_lora.evaluation.report import EvaluationResult, write_result
 from dp_lora.evaluation.utility import Task
 from dp_lora.events import Events
+from dp_lora.models.adapters import apply_adapter
 from dp_lora.models.folder import Model
 from dp_lora.sampling import SPLIT
 
@@ -33,10 +36,12 @@ def evaluate(
     config: Config,
     samples_folder: Path,
     drawn: Sequence[str],
+    covered: bool,
     private_folder: Path,
     public_folder: Path | None,
     base: Model,
     untrained: Model | None,
+    adapter: Path | None,
     cache_folder: Path,
     private_cache_folder: Path,
     out_folder: Path,
@@ -47,6 +52,7 @@ def evaluate(
     `drawn` names what the samples are of, in their order. `base` is the model without an adapter, whose autoencoder
     made the samples; `untrained` the same with the class embedding that fine-tuning starts from, for
     config.data.classes; None for a text-to-image base, whose samples are of prompts: nothing of classes is scored then.
+    `covered`: a guarantee holds for the samples. `adapter` drew them; with None membership is left out.
     `public_folder` holds the public letters; it may be None where evaluation.inception_weights is set. What does not
     depend on the samples is kept: what comes of public pictures alone in `cache_folder`, all else in
     `private_cache_folder`, which is removed with the private pictures.
@@ -66,29 +72,48 @@ def evaluate(
     sets = PictureSets(samples, real, test, base, config.evaluation.min_images, private_cache)
     sets.require_enough()
     measurements = [Measurement("samples", len(samples), "number of samples evaluated", private=False)]
+    if config.evaluation.clip is not None:
+        measurements.append(_clip_measurement(config.evaluation.clip, samples, untrained is None, covered, base))
     distances, features = _distances(config, sets, public_folder, training, cache, events)
     measurements += distances
     copying = None
-    if test is not None and len(test) >= max(config.evaluation.min_images, NEIGHBOURS + 1):
+    least = max(config.evaluation.min_images, NEIGHBOURS + 1)
+    enough = test is not None and min(len(test), len(samples)) >= least
+    if enough:
         measurements += precision_recall_scores(features)
         copying = look_for_copies(features)
         measurements += copying.scores()
+        # it shows private pictures: beside the caches it goes when one is withdrawn, and nothing else keeps it
         pairs = private_cache.folder / f"nearest_pairs-{samples.digest()[:12]}.png"
         write_pairs(pairs, copying, samples, real)
         events.terminal(f"{relative(pairs)}: samples beside the nearest training pictures; for your eyes alone")
     else:
         events.terminal(
-            "precision, recall and the search for copies are left out: they need at least evaluation.min_images test "
-            "pictures"
+            f"precision, recall, copies and membership are left out: they need at least {least} test pictures, and as "
+            "many samples (evaluation.min_images)"
         )
 
     result = EvaluationResult(measurements, Path(out_folder), copying=copying)
     if untrained is not None and test is not None:
         result = _with_utility(result, config, samples, real, test, untrained, training, private_cache)
+    if adapter is not None and test is not None and enough:
+        # last: from here on the base draws as the adapter does
+        more = membership_scores(apply_adapter(base, adapter), config, real, test, private_cache.folder)
+        result = replace(result, measurements=[*result.measurements, *more])
     write_result(result)
     if result.score is not None:
         events.image(f"{result.folder.name}/confusion", result.folder / "confusion.png", private=True)
     return result
+
+
+def _clip_measurement(clip: str, samples: Dataset, of_prompts: bool, covered: bool, base: Model) -> Measurement:
+    """CLIP score of samples of public prompts. It reads no private picture: the samples' guarantee covers it."""
+    shown = f"evaluation.clip={clip}"
+    if not of_prompts:
+        raise InputError(f"{shown}: these samples are of classes, not of prompts; set it to null")
+    model, processor = load_clip(ROOT / clip, shown, base.device)
+    meaning = "100 times the mean cosine of CLIP's embeddings of a sample and of the public prompt that it was drawn of"
+    return Measurement("clip_score", clip_score(samples, model, processor), meaning, private=not covered)
 
 
 def _distances(

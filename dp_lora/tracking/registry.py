@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dp_lora.config import Config
+from dp_lora.config.prompts import drawn_prompts
 from dp_lora.files import read_json
 from dp_lora.tracking.metrics import number_text
 from dp_lora.tracking.provenance import param_text
@@ -33,6 +34,8 @@ ROOMS = (
     "__init__.py", "errors.py", "files.py", "events.py", "progress.py", "diffusion.py", "grids.py", "team.py",
     "sources.py", "config", "data", "models", "sampling",
 )  # fmt: skip
+# a pipeline's tokenizers; its digest covers every file of its parts, so that none may be left out
+PIPELINE_FILES = (".safetensors", ".json", ".txt", ".model", ".md", ".jinja")
 REQUIREMENTS = (
     "torch", "diffusers", "peft", "safetensors", "numpy", "pandas", "pyarrow", "pillow", "matplotlib", "omegaconf",
     "PyYAML", "tqdm",
@@ -62,7 +65,8 @@ def register(
     statement, info = read_json(release / "privacy.json"), read_json(release / "model.json")
     name, alias = model_name(config.experiment.name), alias_of(statement["target_epsilon"])
     facts = {key: param_text(value) for key, value in _facts(statement, info).items()}
-    _make_registered_model(client, name, alias, config.experiment.description, info["classes"])
+    example = {"prompt": drawn_prompts(config)[0]} if _of_prompts(release) else {"class": info["classes"][0]}
+    _make_registered_model(client, name, alias, config.experiment.description, example)
     same = f"name = '{name}' and tags.run_id_of_adapter = '{statement['run_id']}'"
     known = client.search_model_versions(same, max_results=1)
     if known:
@@ -98,13 +102,21 @@ def _card(release: Path) -> str:
     return text.split("---\n", 2)[-1].strip()[:DESCRIPTION_LENGTH]
 
 
-def _make_registered_model(client: "MlflowClient", name: str, alias: str, about: str, classes: list[str]) -> None:
+def _of_prompts(release: Path) -> bool:
+    """Whether a release draws prompts: one of classes has their embedding."""
+    return not (release / "class_embedding.safetensors").exists()
+
+
+def _make_registered_model(
+    client: "MlflowClient", name: str, alias: str, about: str, example: Mapping[str, str]
+) -> None:
     from mlflow.exceptions import MlflowException
 
+    row = ", ".join(f"{json.dumps(column)}: [{json.dumps(value)}]" for column, value in example.items())
     description = (
         f"{about}\n\nOne version per release; the alias epsE is the newest with target epsilon E.\n\n```python\n"
         f'model = mlflow.pyfunc.load_model("models:/{name}@{alias}")\n'
-        f'images = model.predict(pandas.DataFrame({{"class": [{json.dumps(classes[0])}]}}), params={{"n": 4}})\n```'
+        f'images = model.predict(pandas.DataFrame({{{row}}}), params={{"n": 4}})\n```'
     )
     try:
         client.create_registered_model(name, description=description[:DESCRIPTION_LENGTH])
@@ -143,15 +155,20 @@ def _log(
 def write_model(folder: Path, config: Config, release: Path, base: Path, run_id: str, model_id: str) -> None:
     """Write the model's folder: MLmodel, environment, served_model.py, code/, artifacts/release, artifacts/base.
 
-    A base above COPIED_UP_TO is left out: model_config names its folder as the release does, and the digest in the
-    release is checked when it is loaded.
+    A base above COPIED_UP_TO, or a pipeline with other files than safetensors and text, is left out: model_config names
+    its folder as the release does, and the digest in the release is checked when it is loaded.
     """
     import mlflow.pyfunc
     from mlflow.models import Model
 
-    info = read_json(release / "model.json")
-    size = sum(path.stat().st_size for path in base.rglob("*") if path.is_file())
+    info, pipeline = read_json(release / "model.json"), (base / "model_index.json").exists()
+    files = [path for path in base.rglob("*") if path.is_file()]
+    copied = sum(path.stat().st_size for path in files) <= COPIED_UP_TO
+    if pipeline:
+        copied = copied and all(path.suffix in PIPELINE_FILES for path in files)
     settings: dict[str, Any] = {"batch_size": config.sampling.batch_size, "precision": config.sampling.precision}
+    if _of_prompts(release):
+        settings |= {"size": config.data.size, "negative_prompt": config.sampling.negative_prompt}
     with tempfile.TemporaryDirectory() as staged, warnings.catch_warnings():
         # MLflow warns that it has no example of the input; the signature describes one
         warnings.simplefilter("ignore", UserWarning)
@@ -162,9 +179,10 @@ def write_model(folder: Path, config: Config, release: Path, base: Path, run_id:
                 shutil.copytree(room, code / room.name, ignore=_all_but(".py"))
             else:
                 shutil.copyfile(room, code / room.name)
-        if size <= COPIED_UP_TO:
+        if copied:
             artifacts["base"] = Path(staged) / "base"
-            shutil.copytree(base, artifacts["base"], ignore=_all_but(".safetensors", ".json"))
+            kept = PIPELINE_FILES if pipeline else (".safetensors", ".json")
+            shutil.copytree(base, artifacts["base"], ignore=_all_but(*kept))
         else:
             settings["base"] = info["base"]["path"]
         model = Model(run_id=run_id, model_id=model_id)
@@ -174,9 +192,12 @@ def write_model(folder: Path, config: Config, release: Path, base: Path, run_id:
             python_model=SCRIPT,
             code_paths=[str(code)],
             artifacts={name: str(path) for name, path in artifacts.items()},
-            signature=_signature(config, read_json(base / "model.json")),
+            signature=_signature(config, _of_prompts(release)),
             # stated, so that MLflow does not load the model in another process to find them
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+            pip_requirements=[
+                f"{name}=={version(name).partition('+')[0]}"
+                for name in (*REQUIREMENTS, *(["transformers"] if pipeline else []))
+            ],
             model_config=settings,
         )
     # MLflow notes where script and artifacts lay; loading needs their names alone
@@ -197,22 +218,23 @@ def _all_but(*suffixes: str) -> Callable[[str, list[str]], list[str]]:
     return ignored
 
 
-def _signature(config: Config, base: Mapping[str, Any]) -> "ModelSignature":
-    """Class names in, images out; the params are what decides an image, with the experiment's own settings."""
+def _signature(config: Config, of_prompts: bool) -> "ModelSignature":
+    """Class names or prompts in, images out; the params decide an image, with the experiment's own settings."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    sampling, image = config.sampling, (base["size"], base["size"], base["channels"])
+    sampling, image = config.sampling, (config.data.size, config.data.size, config.data.channels)
     params = [
         ParamSpec("seed", "long", config.experiment.seed),
         ParamSpec("n", "long", 1),
         ParamSpec("steps", "long", sampling.steps),
         ParamSpec("guidance_scale", "double", float(sampling.guidance_scale)),
-        ParamSpec("eta", "double", float(sampling.eta)),
+        # a pipeline draws by its own scheduler
+        *([] if of_prompts else [ParamSpec("eta", "double", float(sampling.eta))]),
     ]
     return ModelSignature(
-        Schema([ColSpec("string", "class")]),
+        Schema([ColSpec("string", "prompt" if of_prompts else "class")]),
         Schema([TensorSpec(np.dtype(np.uint8), (-1, *image))]),
         ParamSchema(params),
     )

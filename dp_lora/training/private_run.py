@@ -1,6 +1,6 @@
 """A private fine-tuning as each of its ranks makes it: read the inputs, encode the pictures, train on the latents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,11 @@ import torch
 
 from dp_lora.config import relative
 from dp_lora.config.schema import Config
+from dp_lora.data.captions import texts_of
 from dp_lora.data.conditions import encode_captions
 from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import Dataset, read_dataset
-from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
+from dp_lora.errors import PRIVATE_PICTURE, private_names
 from dp_lora.events import Events
 from dp_lora.models.adapters import ready_to_draw
 from dp_lora.models.agreement import check_agreement
@@ -94,20 +95,9 @@ def encoded(inputs: Inputs, events: Events, team: Team) -> PrivateData:
         latents = encode_dataset(dataset, inputs.model.vae, start.latents, inputs.device, ENCODE_BATCH, events, team)
         captions = None
         if inputs.model.pipeline is not None:
-            texts = _texts(start.config, dataset)
+            texts = texts_of(start.config, dataset)
             captions = encode_captions(texts, inputs.model, dataset.size, start.latents, team)
         return PrivateData(latents, dataset.labels, units, captions)
-
-
-def _texts(config: Config, dataset: Dataset) -> Sequence[Sequence[str]]:
-    """What each picture is conditioned on: its own captions, its class's public prompt, or the one prompt of all."""
-    if config.data.prompts is not None:
-        return [[config.data.prompts[label]] for label in dataset.labels]
-    if config.data.prompt is not None:
-        return [[config.data.prompt]] * len(dataset)
-    if dataset.captions is None:
-        raise InputError("data.captions=true: the prepared pictures have no captions; prepare them anew")
-    return dataset.captions
 
 
 def _grid(config: Config, device: torch.device, model: Model, path: Path) -> None:
