@@ -44,6 +44,27 @@ def test_a_release_holds_adapter_statement_and_card_and_nothing_else(house):
     assert f"({statement['epsilon']:.6g}, 0.001)" in (release / "README.md").read_text()
 
 
+def test_a_release_and_its_card_name_the_audits_of_its_code_or_say_that_there_was_none(house):
+    card, statement = "README.md", "privacy.json"
+    release = run(house, "run")
+    assert json.loads((release / statement).read_text())["audits"] == []
+    assert "not audited with this code" in (release / card).read_text()
+    number = {"value": 1.0, "half": 0.01, "right": 1.0}
+    found = {
+        "date": "2025-01-01", "code": "c" * 64, "target_epsilon": 3.0, "delta": 1e-5, "canaries": 1000,
+        "confidence": 0.95, "refuted": False, "bound": {"epsilon": 0.8}, "claimed": 2.998, "ceiling": 4.47,
+        "noise": number, "lag": {**number, "value": 0.0}, "jump": number, "divisor": number,
+    }  # fmt: skip
+    release = run(house, "audited", audits=[found, {**found, "refuted": True}])
+    assert json.loads((release / statement).read_text())["audits"] == [found, {**found, "refuted": True}]
+    text = (release / card).read_text()
+    assert (
+        "Audit of 2025-01-01 at epsilon 3, delta 1e-05 (code cccccccccccc, 1000 canaries, 95%): not refuted; " in text
+    )
+    assert "epsilon at least 0.8 of the claimed 2.998 (perfect guesses would give 4.47); noise 1.000 ± 0.010" in text
+    assert "95%): REFUTED; " in text
+
+
 def test_only_the_named_parameters_change(house):
     from dp_lora.training.finetune import make_adapter
 

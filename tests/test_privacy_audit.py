@@ -109,8 +109,9 @@ def test_what_is_divided_by_the_true_batch_is_convicted_by_two_worlds_while_the_
 def test_the_right_step_is_not_convicted(eps, name, right_worlds):
     audit = audited(CASES[eps, name], right_worlds)
     assert not audit.refuted
-    assert audit.verdict.startswith("not refuted: ")
-    assert audit.bound.epsilon <= audit.claimed < audit.ceiling
+    # of fewer canaries, as persons have here, perfect guesses would not refute eps 3 either
+    assert audit.verdict.startswith("not refuted: " if audit.claimed < audit.ceiling else "cannot refute ")
+    assert audit.bound.epsilon <= audit.claimed
     assert not audit.jump.is_below()  # the canaries do reach the sum
 
 

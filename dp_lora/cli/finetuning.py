@@ -1,5 +1,6 @@
 """Resolve once where a fine-tuning starts and where it works, and refuse bad settings before any work."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from dp_lora.cli.record import LEDGER, operator_folder
 from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
+from dp_lora.privacy.audit_record import settings_digest
 from dp_lora.privacy.composition import ReleaseCost, parent_parts
 from dp_lora.statement import read_privacy
 
@@ -25,6 +27,11 @@ KEPT = "runs/DIGEST (ledger and checkpoints)"  # a dry run's name for the workin
 def audits_path(config: Config) -> Path:
     """The file of the audits that were made of an experiment's private step."""
     return RUNS / "audits" / f"{config.experiment.name}.jsonl"
+
+
+def audited_as(start: "Resolved", bound: Mapping[str, Any]) -> str:
+    """Tag `audit_of` of the runs that audited the private step with the code and the settings of a fine-tuning."""
+    return settings_digest(start.plan, bound["code"])
 
 
 def resolve(config: Config) -> "Resolved":

@@ -9,7 +9,7 @@ import click
 from dp_lora.cli.adapters import track_base
 from dp_lora.cli.common import Call, entry_point, relative, track_privacy
 from dp_lora.cli.early import refuse
-from dp_lora.cli.finetuning import KEPT, resolve, working_folder
+from dp_lora.cli.finetuning import KEPT, audited_as, resolve, working_folder
 from dp_lora.cli.pipeline import absent, make_missing, would_make
 from dp_lora.cli.pipelines import RUNS, private_data, require, to_bring
 from dp_lora.cli.prepared import require_prepared
@@ -91,6 +91,7 @@ def _track_inputs(run: TrackedRun, inputs: "Inputs", working: Path) -> None:
     start, data = inputs.start, inputs.bound["data"]
     run.dataset(start.config.experiment.name, start.data, context="private training", private=True)
     track_base(run, start.base, inputs.base["digest"])
+    run.made_from("audit", stage="audit", audit_of=audited_as(start, inputs.bound))
     run.tags({"base": inputs.base["path"], "base_digest": inputs.base["digest"]})
     # the folder's name depends on the data: two runs with one name would show that their data were the same
     keep_here(run.run_id, LEDGER, json.dumps({"folder": relative(working)}).encode())

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.randomness import Randomness
 from dp_lora.team import Team
 from dp_lora.training.canaries import Canaries
-from dp_lora.training.finetune import assist, finetune
+from dp_lora.training.finetune import PrivateData, assist, finetune
 from dp_lora.training.plan import make_plan
 from dp_lora.training.private_run import Inputs, encoded
 from dp_lora.training.run_folder import code_digest, open_run_folder
@@ -48,42 +49,56 @@ def audit_private_step(config: Config, device: torch.device) -> Audited:
 
 
 def audit_fine_tuning(inputs: Inputs, folder: Path, team: Team) -> Audited:
-    """Audit of level `run`: the whole fine-tuning of `config` with canaries among its private pictures, in `folder`.
+    """Audit of level `run`: the whole fine-tuning of `inputs` with canaries among its private pictures.
 
-    The first rank of `team` calls this, the others `assist_audit`. `folder`, with ledger and checkpoints, is removed.
-
-    Guarantee: none: what is found was computed in a run on private data, and is for the operator alone. Nothing that
-    was trained with canaries outlives the call.
+    The first rank of `team` calls this, the others `assist_audit`. For the rest see `audit_with`.
     """
-    config, plan = inputs.start.config, inputs.start.plan
-    randomness = Randomness("audit")
-    coins = team.once(toss(config.audit.canaries, randomness))
     data = encoded(inputs, Events(), team)
-    canaries = Canaries.beside(len(data.latents), coins, plan)
-    quiet = replace(config, train=replace(config.train, grid_every=0, resume="auto"))
-    # another binding than any fine-tuning's: nobody goes on in this folder
-    bound = inputs.bound | {"canaries": len(coins)}
-    try:
-        with open_run_folder(folder / "run", quiet, bound) as run:
-            names = inputs.base
-            finetune(
-                quiet, inputs.model, names, data.with_canaries(canaries), run, inputs.device, Events(), _no_grid, team
-            )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    seen = np.stack(canaries.seen)
-    with full_precision():
-        worlds = spreads(plan, randomness, inputs.device)
-    audit, scores = audit_of(plan, seen, coins, worlds, config.audit.delta or plan.delta)
-    return Audited(plan, audit, scores, coins)
+    return audit_with(inputs.start.config, inputs.model, inputs.base, data, inputs.bound, folder, inputs.device, team)
 
 
 def assist_audit(inputs: Inputs, team: Team) -> None:
     """Every other rank's part of `audit_fine_tuning`."""
-    coins = team.once()
     data = encoded(inputs, Events(), team)
+    coins = team.once()
     canaries = Canaries.beside(len(data.latents), coins, inputs.start.plan)
     assist(inputs.start.config, inputs.model, data.with_canaries(canaries), inputs.device, team)
+
+
+def audit_with(
+    config: Config,
+    model: Model,
+    base: Mapping[str, str],
+    data: PrivateData,
+    bound: Mapping[str, Any],
+    folder: Path,
+    device: torch.device,
+    team: Team = Team(),  # noqa: B008 (frozen)
+    randomness: Randomness = Randomness("audit"),  # noqa: B008 (frozen)
+) -> Audited:
+    """Fine-tune on `data` with canaries among them, in `folder`, and audit what was seen of them.
+
+    Arguments as in `finetune`; `bound` is what `run_folder.binding` says of the fine-tuning, and `randomness` tosses
+    the coins. `folder`, with plan, ledger and checkpoints, is removed.
+
+    Guarantee: none: what is found was computed in a run on private data, and is for the operator alone. Nothing that
+    was trained with canaries outlives the call: `finetune` writes no result of it, and its folder goes.
+    """
+    plan = make_plan(config)
+    coins = team.once(toss(config.audit.canaries, randomness))
+    canaries = Canaries.beside(len(data.latents), coins, plan)
+    quiet = replace(config, train=replace(config.train, grid_every=0, resume="auto"))
+    try:
+        # another binding than any fine-tuning's: nobody goes on in this folder
+        with open_run_folder(folder / "run", quiet, {**bound, "canaries": len(coins)}) as run:
+            audited = data.with_canaries(canaries)
+            finetune(quiet, model, base, audited, run, device, Events(), _no_grid, team)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    with full_precision():
+        worlds = spreads(plan, randomness, device)
+    audit, scores = audit_of(plan, np.stack(canaries.seen), coins, worlds, config.audit.delta or plan.delta)
+    return Audited(plan, audit, scores, coins)
 
 
 def _no_grid(_model: Model, _path: Path) -> None:

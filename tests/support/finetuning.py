@@ -56,6 +56,7 @@ def run(
     keep=None,
     parent=(),
     device=CPU,
+    audits=(),
 ):
     config = tiny_config(overrides)
     dataset = read_dataset(house / data, ["x", "y"], "train")
@@ -78,7 +79,8 @@ def run(
         with open_run_folder(house / folder, config, bound) as opened:
             data_in = PrivateData(latents, dataset.labels, units_of(len(dataset), None, "picture"))
             names = {"path": "base", "digest": bound["base"]}
-            return finetune(config, model, names, data_in, opened, device, events or Heard(), lambda *_: None)
+            heard = events or Heard()
+            return finetune(config, model, names, data_in, opened, device, heard, lambda *_: None, audits=audits)
     finally:
         if stop_before is not None:
             monkeypatch.setattr(module, "noisy_sum", real)

@@ -1,0 +1,208 @@
+"""Canaries among the private pictures of a whole fine-tuning: seen as they are, convicting its faults, then gone."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.mutants import Case, clipped_by_micro_batch, no_noise, thrice_the_rate, wrong
+from dp_lora.commands.audit import main
+from dp_lora.config import ROOT, load
+from dp_lora.data.conditions import encode_captions
+from dp_lora.models.folder import load_model
+from dp_lora.models.info import model_digest
+from dp_lora.privacy.audit_record import audits_of
+from dp_lora.privacy.randomness import Randomness
+from dp_lora.training import audit as module
+from dp_lora.training import finetune as finetune_module
+from dp_lora.training.audit import audit_with
+from dp_lora.training.finetune import PrivateData, units_of
+from dp_lora.training.plan import make_plan
+from dp_lora.training.resolved import stated_info
+from dp_lora.training.run_folder import binding, code_digest
+from tests.support.tiny import make_base, tiny_config, tiny_latents
+from tests.support.tiny_pipelines import BUILD, SIZE, make_pipeline
+
+CPU = torch.device("cpu")
+N = 32
+SECRET = b"0123456789abcdef"
+SETTINGS = "audit.canaries=400 privacy.eps=3 privacy.delta=1e-5 privacy.epochs=2 privacy.max_grad_norm=0.01"
+
+
+@pytest.fixture(autouse=True)
+def quick_worlds(monkeypatch):
+    """The divisor is audited in test_privacy_audit.py; here few runs of the two worlds are enough."""
+    real = module.spreads
+    monkeypatch.setattr(module, "spreads", lambda *arguments: real(*arguments, runs=20))
+
+
+def audited(tmp_path, overrides="", persons=None):
+    """An audit of a tiny fine-tuning, and its working folder."""
+    config = tiny_config(f"{SETTINGS} {overrides}")
+    make_base(tmp_path / "base", config)
+    latents, labels = tiny_latents(N)
+    data = PrivateData(latents, labels, units_of(N, persons, config.privacy.unit))
+    bound = binding(config, "0" * 64, model_digest(tmp_path / "base"), "cpu")
+    folder = tmp_path / "working"
+    names = {"path": "base", "digest": bound["base"]}
+    model = load_model(tmp_path / "base")
+    return audit_with(config, model, names, data, bound, folder, CPU, randomness=Randomness("audit", SECRET)), folder
+
+
+def assert_seen(audit):
+    """The canaries stand in the sums as units do, and the noise is what is stated."""
+    assert not audit.refuted, audit.verdict
+    assert not audit.jump.is_below()
+    assert audit.jump.half < 0.7
+    assert audit.noise.value == pytest.approx(1.0, abs=0.05)
+
+
+def test_canaries_are_seen_in_a_fine_tuning_of_which_nothing_is_left(tmp_path):
+    found, folder = audited(tmp_path)
+    assert_seen(found.audit)
+    assert found.audit.claimed == pytest.approx(3.0, rel=0.01)
+    assert not folder.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+@pytest.mark.parametrize(("fault", "words"), [(no_noise, "noise is 0.000"), (thrice_the_rate, "rate times jump")])
+def test_faults_of_the_private_step_are_convicted_through_the_whole_fine_tuning(tmp_path, fault, words):
+    plan = make_plan(tiny_config(SETTINGS))
+    # finetune holds the step by its name; what the step calls is what is wrong
+    with wrong(Case("fault", plan, fault)):
+        found, _ = audited(tmp_path)
+    assert words in found.audit.verdict
+
+
+def test_a_working_folder_goes_also_where_the_fine_tuning_stops(tmp_path, monkeypatch):
+    real = finetune_module.noisy_sum
+
+    def stopping(plan, step, *rest):
+        if step == 1:
+            raise KeyboardInterrupt
+        return real(plan, step, *rest)
+
+    monkeypatch.setattr(finetune_module, "noisy_sum", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        audited(tmp_path)
+    assert not (tmp_path / "working").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "compute.precision=bfloat16",
+        "privacy.k=4 lora.train=AB",
+        "compute.physical_batch_size=3",
+    ],
+)
+def test_canaries_are_seen_under_other_settings_too(tmp_path, overrides):
+    found, _ = audited(tmp_path, overrides)
+    assert_seen(found.audit)
+
+
+@pytest.mark.slow
+def test_canaries_are_seen_where_a_step_backs_off_from_the_end_of_memory(tmp_path, monkeypatch):
+    real = PrivateData.loss_factory
+    failed = []
+
+    def failing(self, *arguments):
+        factory = real(self, *arguments)
+
+        def made(draws):
+            loss = factory(draws)
+
+            def limited(copies, rows):
+                if len(rows.slot) > 10:
+                    failed.append(len(rows.slot))
+                    raise torch.OutOfMemoryError("CUDA out of memory, pretended")
+                return loss(copies, rows)
+
+            return limited
+
+        return made
+
+    monkeypatch.setattr(PrivateData, "loss_factory", failing)
+    found, _ = audited(tmp_path)
+    assert failed
+    assert_seen(found.audit)
+
+
+@pytest.mark.slow
+def test_persons_of_canaries_are_seen_and_their_clipping_by_micro_batch_is_convicted(tmp_path):
+    persons = [f"p{picture // 3}" for picture in range(N)]
+    overrides = "privacy.unit=person data.n_public=11 privacy.batch_size=2 compute.physical_batch_size=4"
+    found, _ = audited(tmp_path, overrides, persons)
+    assert_seen(found.audit)
+    with wrong(Case("fault", found.plan, clipped_by_micro_batch)):
+        found, _ = audited(tmp_path, overrides, persons)
+    assert found.audit.jump.is_above()
+    assert found.audit.jump.value == pytest.approx(3.0, rel=0.25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(BUILD))
+def test_canaries_are_seen_with_each_family_of_bases(tmp_path, name):
+    base = make_pipeline(tmp_path / name, name)
+    config = load(
+        "folder",
+        {},
+        "data.path=nowhere data.captions=true data.classes=[] data.n_public=40 data.size=32 data.channels=3 "
+        "sampling.prompts='a sun|a tree' lora.rank=2 privacy.batch_size=8 train.timestep_min=0 train.grid_every=0 "
+        f"model.privacy_status=public compute.device=cpu {SETTINGS} model.base={base}",
+    )
+    model = load_model(base)
+    model = replace(model, info=stated_info(config, base))
+    latents = np.random.default_rng(1).standard_normal((6, *model.latent_shape(SIZE)), dtype=np.float32)
+    texts = [["a red apple"], ["a dog"], ["two cats"], ["a red apple"], ["x"], ["the moon"]]
+    captions = encode_captions(texts, model, SIZE, tmp_path / "captions")
+    data = PrivateData(latents, np.zeros(6, np.int64), [[i] for i in range(6)], captions)
+    bound = binding(config, "0" * 64, model_digest(base), "cpu")
+    names = {"path": str(base), "digest": bound["base"]}
+    coins = Randomness("audit", SECRET)
+    found = audit_with(config, model, names, data, bound, tmp_path / "working", CPU, randomness=coins)
+    assert_seen(found.audit)
+    assert not (tmp_path / "working").exists()
+
+
+def test_the_command_names_what_is_missing_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    result = CliRunner().invoke(main, ["--overrides", "audit.level=run model.base=outputs/nowhere"])
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: model.base=outputs/nowhere")
+    result = CliRunner().invoke(main, ["--eps", "inf"])
+    assert result.exit_code == 1
+    assert "claims nothing" in result.stderr
+
+
+def test_the_command_audits_the_step_records_it_and_shows_it_in_the_ui(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.setattr("dp_lora.commands.audit.audits_path", lambda _config: tmp_path / "audits" / "mnist5k.jsonl")
+    overrides = "audit.canaries=400 privacy.batch_size=1000 privacy.epochs=2"
+    result = CliRunner().invoke(main, ["--eps", "3", "--overrides", overrides])
+    assert result.exit_code == 0, result.output
+    verdict = result.stdout.strip().splitlines()[-1]
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    folder = ROOT / "runs" / run.info.run_id
+    try:
+        assert run.data.tags["verdict"] == verdict
+        assert run.data.metrics["audit_epsilon_bound"] <= run.data.metrics["audit_epsilon_ceiling"]
+        assert run.data.metrics["audit_noise_low"] < run.data.metrics["audit_noise_high"]
+        # of public numbers and chance alone
+        assert not {name for name in run.data.tags.get("private", "").split(", ") if "audit" in name}
+        assert sorted(path.name for path in (folder / "audit").iterdir()) == ["audit.json", "audit.png"]
+        config = load("mnist5k", {"eps": "10"}, overrides)
+        (found,) = audits_of(tmp_path / "audits" / "mnist5k.jsonl", make_plan(config), code_digest())
+        assert found["verdict"] == verdict
+        assert run.data.tags["audit_of"] == found["settings"]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
