@@ -17,6 +17,7 @@ from dp_lora.config.schema import Sampling
 from dp_lora.errors import InputError
 from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import adapter_info, apply_adapter, merge_lora
+from dp_lora.models.families import ClassConditional
 from dp_lora.models.folder import Model, save_model
 from dp_lora.models.info import FORMAT
 from dp_lora.release import loading_lines
@@ -47,6 +48,8 @@ def export(base: Model, adapter: Path, sampling: Sampling, out_folder: Path) -> 
     stock = model.pipeline is not None or is_stock(model.denoiser)
     with whole_folder(out_folder, private=not statement["private"]) as temporary:
         if model.pipeline is not None:
+            if isinstance(model.family, ClassConditional):
+                model.family.put_table(model.denoiser, model.embedded())
             model.pipeline.save_pretrained(temporary)
             write_json(temporary / "model.json", {"format": FORMAT, **model.info})
         else:
@@ -141,9 +144,10 @@ def _card(model: Model, statement: Mapping[str, Any], sampling: Sampling, stock:
             "Merging is post-processing: the statement holds for these weights and for what is drawn from them."
         )
     lines += ["", f"**Base model:** `{base['path']}` (SHA-256 of the folder {base['digest']})."]
-    if model.pipeline is None:
+    if model.family.of_classes:
         null = ", then a last row for 'no class'" if model.null_row is not None else ""
-        lines.append(f"**Rows of class_embedding.safetensors:** {', '.join(model.classes)}{null}.")
+        where = "class_embedding.safetensors" if model.pipeline is None else "the class table, from class_labels=[0] on"
+        lines.append(f"**Rows of {where}:** {', '.join(model.classes)}{null}.")
     lines.append("")
     if model.pipeline is not None:
         lines += [

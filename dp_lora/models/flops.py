@@ -25,7 +25,7 @@ def count_operations(denoiser: Any, vae: Any, family: Family = CLASSES, size: in
         pixels = torch.empty(1, vae.config["in_channels"], size, size)
         timestep = torch.empty(1) if family.flow else torch.empty(1, dtype=torch.int64)
     conditions = {name: tensor.to("meta") for name, tensor in family.blank(denoiser.config, size).items()}
-    if family is CLASSES:
+    if family.of_classes:
         conditions["context"].requires_grad_()
 
     def predict() -> Tensor:

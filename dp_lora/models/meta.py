@@ -13,6 +13,7 @@ from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.models.attention import use_one_token_attention
 from dp_lora.models.autoencoder import VAE_CLASSES, Vae, build_autoencoder, latent_size
+from dp_lora.models.families import ClassConditional
 from dp_lora.models.info import part_kind
 from dp_lora.models.pipeline_index import family_of, is_pipeline, part_config
 from dp_lora.models.unet import UNET_CLASSES, build_unet
@@ -24,8 +25,12 @@ def meta_networks(config: Config, base: Path) -> tuple[Any, Any]:
     InputError where the config's numbers do not fit together, or a part of the folder is of another kind.
     """
     if is_pipeline(base):
+        family = family_of(base)
         with torch.device("meta"):
-            return _of_diffusers(part_config(base, family_of(base).part)), _of_diffusers(part_config(base, "vae"))
+            denoiser, first_stage = (_of_diffusers(part_config(base, part)) for part in (family.part, "vae"))
+        if isinstance(family, ClassConditional):
+            family.take_table(denoiser, 0)
+        return denoiser, first_stage
     with torch.device("meta"):
         vae: Any = _stored(base / "vae", VAE_CLASSES)
         if vae is None:

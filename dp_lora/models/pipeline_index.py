@@ -5,7 +5,7 @@ from typing import Any
 
 from dp_lora.errors import InputError, line
 from dp_lora.files import digest_file, digest_folder, digest_value, read_json
-from dp_lora.models.families import FAMILIES, Family
+from dp_lora.models.families import FAMILIES, ClassConditional, Family
 
 INDEX = "model_index.json"
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # what neither trains nor draws a picture
@@ -49,16 +49,15 @@ def part_config(folder: Path, part: str) -> dict[str, Any]:
 
 
 def pipeline_info(folder: Path) -> dict[str, Any]:
-    """What model.json says of a model folder, of a pipeline: it states neither classes, size nor its privacy."""
+    """What model.json says of a model folder, of a pipeline: no privacy; one of captions has no classes and no size."""
     family = family_of(folder)
-    part_config(folder, family.part)  # one that cannot be loaded is refused here, without torch
-    return {
-        "classes": [],
-        "null_row": False,
-        "channels": 3,
-        "pipeline": family.pipeline,
-        "privacy_status": "unknown",
-    }
+    config = part_config(folder, family.part)  # one that cannot be loaded is refused here, without torch
+    stated: dict[str, Any] = {"channels": 3, "pipeline": family.pipeline, "privacy_status": "unknown"}
+    if not isinstance(family, ClassConditional):
+        return stated | {"classes": [], "null_row": False}
+    halvings = len(part_config(folder, "vae")["block_out_channels"]) - 1
+    size = config["sample_size"] * 2**halvings
+    return stated | {"classes": family.classes(config), "null_row": True, "size": size}
 
 
 def pipeline_digest(folder: Path) -> str:

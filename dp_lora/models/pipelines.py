@@ -10,9 +10,10 @@ from dp_lora.models.families import Family
 from dp_lora.models.pipeline_index import INDEX, LEFT_OUT, family_of, part_config, read_index
 
 
-def load_pipeline(folder: Path, device: torch.device | str) -> tuple[Family, Any]:
-    """Family and pipeline of a folder, on `device`, in evaluation mode and without gradients, float32.
+def load_pipeline(folder: Path, device: torch.device | str, precision: torch.dtype) -> tuple[Family, Any]:
+    """Family and pipeline of a folder, on `device`, in evaluation mode and without gradients, in `precision`.
 
+    Its autoencoder is float32 all the same: latents are encoded once, and some autoencoders overflow in less.
     Raises InputError, one line, where something is missing, damaged, or not safetensors.
     """
     import diffusers
@@ -33,7 +34,12 @@ def load_pipeline(folder: Path, device: torch.device | str) -> tuple[Family, Any
     try:
         kind = getattr(diffusers, family.pipeline)
         pipe = kind.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, **absent
+            str(folder),
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            torch_dtype={"default": precision, "vae": torch.float32},
+            **absent,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise InputError(f"{folder}: cannot be read ({line(error)})") from None

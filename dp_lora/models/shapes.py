@@ -14,7 +14,7 @@ from dp_lora.config.schema import Config
 from dp_lora.errors import InputError, line
 from dp_lora.models.families import CLASSES, Family
 from dp_lora.models.info import UNETS, VAES, load_info, part_kind
-from dp_lora.models.pipeline_index import family_of, is_pipeline
+from dp_lora.models.pipeline_index import family_of, is_pipeline, part_config
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -36,8 +36,9 @@ def base_shapes(config: Config, base: Path) -> BaseShapes:
     InputError for a part that is of another kind or has no weights, and where the config's numbers do not fit together.
     """
     if is_pipeline(base):
-        family = family_of(base)
-        return BaseShapes(_tensors(base / family.part), _tensors(base / "vae"), 0, 0, family)
+        family, classes = family_of(base), load_info(base)["classes"]
+        width = family.width(part_config(base, family.part)) if family.of_classes else 0
+        return BaseShapes(_tensors(base / family.part), _tensors(base / "vae"), width, len(classes), family)
     denoiser, vae = _stored(base / "unet", UNETS), _stored(base / "vae", VAES)
     context = config.ldm.cross_attention_dim
     if denoiser is not None:

@@ -69,7 +69,7 @@ def _draw_latents(
     for t in chain:
         rows = latents if scale == 1 else torch.cat([latents, latents])
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            prediction = model.denoiser(rows, t, encoder_hidden_states=context, return_dict=False)[0].float()
+            prediction = model.predict(rows, torch.full((len(rows),), t, device=device), {"context": context})
         if scale != 1:
             # linear in the prediction, so epsilon and v give the same guided step
             null, conditional = prediction.chunk(2)
@@ -102,6 +102,6 @@ def draw_pixels(
 def draw(
     model: Model, labels: Sequence[int], indices: Sequence[int], sampling: Sampling, seed: int, device: torch.device
 ) -> NDArray[np.uint8]:
-    """`draw_pixels`, or of a pipeline `draw_prompts`, as uint8 (rows, H, W, C)."""
-    of = draw_pixels if model.pipeline is None else draw_prompts
+    """`draw_pixels`, or of a base of captions `draw_prompts`, as uint8 (rows, H, W, C)."""
+    of = draw_pixels if model.family.of_classes else draw_prompts
     return to_uint8(of(model, labels, indices, sampling, seed, device))

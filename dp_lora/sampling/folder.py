@@ -43,7 +43,7 @@ def model_fingerprint(model: Model) -> str:
     """SHA-256 of all that decides a model's images: networks, class embedding, scheduler and class names."""
     scheduler = {key: value for key, value in dict(model.scheduler.config).items() if not key.startswith("_")}
     parts = [module_digest(model.denoiser), module_digest(model.vae)]
-    if model.pipeline is None:
+    if model.family.of_classes:
         embedding = np.ascontiguousarray(model.embedded().detach().cpu().numpy())
         parts.append(digest_value(embedding.tolist()))
     else:

@@ -30,7 +30,8 @@ def draw_prompts(
     arguments: dict[str, Any] = {**family.call}
     if sampling.negative_prompt is not None:
         arguments["negative_prompt"] = [sampling.negative_prompt] * len(prompts)
-    bfloat16 = pick_precision(sampling.precision, device, "sampling.precision") == torch.bfloat16
+    wanted = pick_precision(sampling.precision, device, "sampling.precision")
+    bfloat16 = torch.bfloat16 in (wanted, model.precision)  # of a grid: drawn as the base is held in training
     with full_precision(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
         images = pipe(
             prompt=prompts,

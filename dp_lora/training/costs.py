@@ -25,11 +25,13 @@ def rates_at_hand(config: Config, base: Path) -> Rates | None:
     if not torch.cuda.is_available():
         return None
     from dp_lora.models.adapters import ready_to_draw
+    from dp_lora.models.device import pick_precision
     from dp_lora.models.folder import load_model
     from dp_lora.training.measure import measure_rates  # trains and draws: a dry run without a GPU does neither
 
     device = torch.device("cuda")
-    model = ready_to_draw(load_model(base, device), config)
+    precision = pick_precision(config.compute.precision, device)
+    model = ready_to_draw(load_model(base, device, precision), config)
     return measure_rates(config, model, config.privacy.batch_size * config.privacy.k, device)
 
 

@@ -9,6 +9,7 @@ from dp_lora.config.rules import check_shape, check_text
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.models.embedding_start import start_positions
+from dp_lora.models.families import FAMILIES
 from dp_lora.models.info import load_info, model_digest
 from dp_lora.models.shapes import BaseShapes
 from dp_lora.privacy.composition import ReleaseCost, base_parts
@@ -38,7 +39,7 @@ class Resolved:
 
 
 def stated_info(config: Config, base: Path) -> dict[str, Any]:
-    """model.json of a base; of a pipeline what stands for it, with what the config states and its prompts.
+    """model.json of a base; of a pipeline what stands for it, with what the config states and prompts for captions.
 
     Raises InputError for model.privacy_status where the base states its own.
     """
@@ -50,19 +51,24 @@ def stated_info(config: Config, base: Path) -> dict[str, Any]:
         )
     if "pipeline" not in info:
         return info
-    status = config.model.privacy_status or info["privacy_status"]
-    return info | {"privacy_status": status, "size": config.data.size, "classes": drawn_prompts(config)}
+    info |= {"privacy_status": config.model.privacy_status or info["privacy_status"]}
+    if FAMILIES[info["pipeline"]].of_classes:
+        return info
+    return info | {"size": config.data.size, "classes": drawn_prompts(config)}
 
 
 def check_base(start: Resolved) -> None:
     """InputError for a base that cannot be started from. Reads its model.json alone, so it costs no time."""
     config, info = start.config, stated_info(start.config, start.base)
-    if "pipeline" in info:
+    if not start.shapes.family.of_classes:
         check_text(config)
         start.spent_by_base()
         return
     if not config.data.classes:
         raise InputError("data.classes: empty, but the base is conditioned on classes; list them")
+    if "pipeline" in info and len(config.data.classes) > len(info["classes"]):
+        # a row more would be the stock pipeline's 'no class'
+        raise InputError(f"data.classes: the base has rows for {len(info['classes']):,} classes; list at most as many")
     start_positions(config.train.embedding_start, info["classes"], len(config.data.classes))
     start.spent_by_base()
     if config.sampling.guidance_scale != 1 and not info["null_row"]:
