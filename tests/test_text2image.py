@@ -354,7 +354,8 @@ def test_what_a_pipeline_takes_is_measured_on_dummies_where_a_dry_run_has_a_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(costs, "_driver_is_there", lambda: True)
     measured, loaded = measure.measure_rates, load_model
-    monkeypatch.setattr(folder, "load_model", lambda base, _device: loaded(base))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(folder, "load_model", lambda base, *_: loaded(base))
     monkeypatch.setattr(measure, "measure_rates", lambda config, model, rows, _: measured(config, model, rows, CPU))
     rates = costs.rates_at_hand(text_config("compute.device=auto"), bases["sd"])
     assert min(rates.row, rates.image, rates.encode) > 0

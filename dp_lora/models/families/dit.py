@@ -56,7 +56,8 @@ class DiT(ClassConditional):
         table = torch.cat([rows[:-1], rows[-1:].expand(stated + 2 - len(rows), -1)])
         for block in denoiser.transformer_blocks:
             embedder = LabelEmbedding(stated, rows.shape[1], DROPOUT)
-            embedder.embedding_table.weight = torch.nn.Parameter(table.to(block.norm1.linear.weight), False)
+            own = table.to(block.norm1.linear.weight, copy=True)  # a file of tensors holds no shared ones
+            embedder.embedding_table.weight = torch.nn.Parameter(own, requires_grad=False)
             block.norm1.emb.class_embedder = embedder.eval()
 
     def predict(self, denoiser: Any, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
