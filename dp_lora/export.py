@@ -20,6 +20,7 @@ from dp_lora.models.adapters import adapter_info, apply_adapter, merge_lora
 from dp_lora.models.families import ClassConditional
 from dp_lora.models.folder import Model, save_model
 from dp_lora.models.info import FORMAT
+from dp_lora.models.pipeline_index import steps_and_guidance
 from dp_lora.release import loading_lines
 from dp_lora.statement import read_privacy
 
@@ -99,11 +100,12 @@ def example(model: Model, sampling: Sampling) -> str:
     """
     vae, side, channels = model.vae, model.denoiser.config["sample_size"], model.denoiser.config["in_channels"]
     kind = type(vae).__name__
-    if sampling.guidance_scale != 1 and model.null_row is not None:
+    steps, scale = steps_and_guidance(sampling, model.family)
+    if scale != 1 and model.null_row is not None:
         predict = """\
         null, wanted = unet(latents.repeat(2, 1, 1, 1), t, rows[[-1, row]].unsqueeze(1)).sample.chunk(2)
 """
-        predicted = f"null + {sampling.guidance_scale!r} * (wanted - null)"
+        predicted = f"null + {scale!r} * (wanted - null)"
     else:
         predict, predicted = "", "unet(latents, t, rows[[row]].unsqueeze(1)).sample"
     scaling = vae.config["scaling_factor"]
@@ -124,7 +126,7 @@ from safetensors.torch import load_file
 row, noise = 0, torch.Generator().manual_seed(0)  # row 0 is the class {model.classes[0]!r}
 unet, vae = UNet2DConditionModel.from_pretrained("unet"), {kind}.from_pretrained("vae")
 scheduler, rows = DDIMScheduler.from_pretrained("scheduler"), load_file("class_embedding.safetensors")["weight"]
-scheduler.set_timesteps({sampling.steps})
+scheduler.set_timesteps({steps})
 latents = torch.randn(1, {channels}, {side}, {side}, generator=noise)
 with torch.inference_mode():
     for t in scheduler.timesteps:

@@ -15,18 +15,14 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from dp_lora.config import load
-from dp_lora.data.conditions import encode_captions
 from dp_lora.diffusion import Flow
 from dp_lora.errors import InputError
-from dp_lora.events import Events
 from dp_lora.export import export
 from dp_lora.models import folder
-from dp_lora.models.adapters import WEIGHTS, apply_adapter, lora_parameters, ready_to_draw, use_checkpointing
+from dp_lora.models.adapters import WEIGHTS, apply_adapter, ready_to_draw, use_checkpointing
 from dp_lora.models.families import Family
 from dp_lora.models.families.flux import pack
 from dp_lora.models.folder import load_model
-from dp_lora.models.info import model_digest
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.release import loading_lines
@@ -35,65 +31,19 @@ from dp_lora.sampling.noise import image_stream, next_noise
 from dp_lora.sampling.text import draw_prompts
 from dp_lora.statement import read_privacy
 from dp_lora.training import costs, measure
-from dp_lora.training.finetune import PrivateData, finetune, make_adapter
+from dp_lora.training.finetune import make_adapter
 from dp_lora.training.private_loss import diffusion_loss
-from dp_lora.training.resolved import stated_info
-from dp_lora.training.run_folder import binding, open_run_folder
+from tests.support.text2image import TEXTS, captions_of, fine_tuned, gradients_of, prepared, text_config
 from tests.support.tiny import difference, total_norm
 from tests.support.tiny_pipelines import BUILD, SIZE, TEXT, make_pipeline
 
 CPU = torch.device("cpu")
-TEXTS = [["a red apple"], ["a dog"], ["two cats on a mat"], ["a red apple"], ["x"], ["the moon over a lake"]]
-LABELS = np.array([0, 1, 2, 0, 1, 1])
-SETTINGS = (
-    "data.path=nowhere data.captions=true data.classes=[] data.n_public=40 data.size=32 data.channels=3 "
-    "sampling.prompts='a sun|a tree' lora.rank=2 lora.train=AB privacy.batch_size=8 privacy.epochs=1 "
-    "privacy.delta=1e-3 train.timestep_min=0 train.grid_every=0 train.checkpoint_every=1 sampling.steps=2 sampling.n=4 "
-    "sampling.guidance_scale=2 model.privacy_status=public compute.device=cpu"
-)
-
-
-CLASSES = "data.captions=false data.classes=[cat,dog,owl] sampling.eta=0"
-
-
-def text_config(overrides="", name=""):
-    return load("folder", {}, f"{SETTINGS} {CLASSES if name == 'dit' else ''} {overrides}")
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bases")
     return {name: make_pipeline(folder / name, name) for name in BUILD}
-
-
-def prepared(bases, name, tmp_path, overrides=""):
-    """Config, model with an adapter that is away from zero, its parameters, and six pictures with captions."""
-    config = text_config(overrides, name)
-    model = load_model(bases[name])
-    model = replace(model, info={**model.info, "size": SIZE})
-    adapter = make_adapter(config, model, CPU)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for weight in lora_parameters(model.denoiser, "B").values():
-            weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
-    latents = np.random.default_rng(1).standard_normal((6, *model.latent_shape(SIZE)), dtype=np.float32)
-    return config, model, adapter, latents, captions_of(model, tmp_path / "captions")
-
-
-def captions_of(model, folder):
-    return None if model.family.of_classes else encode_captions(TEXTS, model, SIZE, folder)
-
-
-def gradients_of(config, model, adapter, latents, captions, units, rows):
-    loss = diffusion_loss(config, model, latents, LABELS, CPU, captions)(ItemStreams(3))
-    found = {}
-    for batch in micro_batches(units, 1, rows, CPU):
-        parts, _ = part_gradients(loss, adapter.parameters("AB"), batch)
-        for place, unit in enumerate(batch.units):
-            for name, gradient in parts.items():
-                key = (unit, name)
-                found[key] = found.get(key, 0) + gradient[place].double()
-    return {unit: {name: g for (u, name), g in found.items() if u == unit} for unit in range(len(units))}
 
 
 @pytest.mark.parametrize("name", list(BUILD))
@@ -109,20 +59,6 @@ def test_each_unit_s_gradient_is_that_of_its_rows_alone_with_and_without_checkpo
     again = gradients_of(*of, units, 6)
     for number in range(len(units)):
         assert total_norm(difference(again[number], together[number])) < 1e-6 * total_norm(together[number])
-
-
-def fine_tuned(folder, base, overrides=""):
-    """A private fine-tuning of a few steps on six pictures with captions; gives the release."""
-    config = text_config(f"{overrides} model.base={base}", base.name)
-    model = load_model(base)
-    model = replace(model, info=stated_info(config, base))
-    latents = np.random.default_rng(1).standard_normal((6, *model.latent_shape(SIZE)), dtype=np.float32)
-    bound = binding(config, "0" * 64, model_digest(base), "cpu")
-    captions = captions_of(model, folder / "captions")
-    data = PrivateData(latents, LABELS, [[i] for i in range(6)], captions)
-    with open_run_folder(folder / "run", config, bound) as run:
-        names = {"path": str(base), "digest": bound["base"]}
-        return finetune(config, model, names, data, run, CPU, Events(), lambda *_: None)
 
 
 def drawn(model, config):
@@ -247,21 +183,22 @@ def test_a_base_whose_rows_are_not_apart_is_refused(bases, monkeypatch):
 def test_a_caption_that_is_too_long_is_cut_without_a_word_of_it_on_the_terminal(bases, tmp_path, capfd):
     model = load_model(bases["sd"])
     capfd.readouterr()
-    encode_captions([["secretword " * 100]], model, SIZE, tmp_path / "captions")
+    captions_of(text_config(), model, tmp_path / "captions", [["secretword " * 100]])
     out, err = capfd.readouterr()
     assert "secretword" not in out + err
 
 
 def test_captions_are_encoded_once_alone_and_kept_for_their_owner(bases, tmp_path, monkeypatch):
     model = load_model(bases["sd"])
-    first = encode_captions(TEXTS, model, SIZE, tmp_path / "captions")
-    assert {len(array) for array in first.tensors.values()} == {5}  # six pictures, one caption twice
+    first = captions_of(text_config(), model, tmp_path / "captions")
+    # six pictures, one caption twice, and the empty caption
+    assert {len(tensor) for tensor in first.tensors.values()} == {6}
     assert first.of[0] == first.of[3]
-    alone = encode_captions([TEXTS[5]], model, SIZE, tmp_path / "one")
-    assert np.array_equal(alone.tensors["context"][0], first.tensors["context"][first.of[5][0]])
+    alone = captions_of(text_config(), model, tmp_path / "one", [TEXTS[5]])
+    assert torch.equal(alone.tensors["context"][0], first.tensors["context"][first.of[5][0]])
     monkeypatch.setattr(Family, "encode", None)
-    again = encode_captions(TEXTS, model, SIZE, tmp_path / "captions")
-    assert np.array_equal(again.tensors["context"], first.tensors["context"])
+    again = captions_of(text_config(), model, tmp_path / "captions")
+    assert torch.equal(again.tensors["context"], first.tensors["context"])
     kept = [path for path in (tmp_path / "captions").rglob("*") if path.suffix == ".npy"]
     assert {path.stat().st_mode & 0o777 for path in kept} == {0o600}
     assert {path.parent.stat().st_mode & 0o777 for path in kept} == {0o700}
@@ -277,7 +214,7 @@ def test_rows_of_nobody_have_the_shapes_of_captions(bases):
 
 def test_of_several_captions_a_picture_s_own_stream_draws_one_however_rows_are_cut(bases, tmp_path):
     config, model, adapter, latents, _ = prepared(bases, "sd", tmp_path)
-    captions = encode_captions([[*texts, "other"] for texts in TEXTS], model, SIZE, tmp_path / "several")
+    captions = captions_of(config, model, tmp_path / "several", [[*texts, "other"] for texts in TEXTS])
     parts = []
     for rows in (8, 2):
         loss = diffusion_loss(config, model, latents, np.zeros(6, np.int64), CPU, captions)(ItemStreams(3))

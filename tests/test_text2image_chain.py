@@ -22,34 +22,49 @@ SETTINGS = (
 )
 
 
-@pytest.mark.slow
-def test_a_folder_with_captions_becomes_a_release_and_no_record_holds_a_word_of_a_caption(tmp_path):
-    project = clone(ROOT, tmp_path / "project")
-    make_pipeline(project / "base", "sd")
-    (project / "pictures").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(40):
-        path = project / "pictures" / f"{number:03d}.png"
-        Image.fromarray(rng.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(path)
-        path.with_suffix(".txt").write_text(f"the {SECRETS[number % 3]} " * (60 if number == 7 else 1))
-
-    said = []
+def calls(project, config, settings, said):
+    """A function that runs a command on `settings`, notes what it says, and gives its stdout."""
 
     def ok(command, *more):
-        done = run(project, "dp_lora", command, "--config", "text2image", "--overrides", SETTINGS, *more)
+        done = run(project, "dp_lora", command, "--config", config, "--overrides", settings, *more)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         said.append(done.stdout + done.stderr)
         return done.stdout
 
+    return ok
+
+
+def pictures(folder, captioned):
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        path = folder / ("" if captioned else ("cat", "dog")[number % 2]) / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(path)
+        if captioned:
+            path.with_suffix(".txt").write_text(f"the {SECRETS[number % 3]} " * (60 if number == 7 else 1))
+
+
+def released_and_drawn(project, ok):
+    """The chain from `prepare` to `export`; gives the samples' folder."""
     ok("prepare")
     assert "noise ratio: " in ok("finetune", "--dry-run")
     release = re.search(r"^(runs/[0-9a-f]{32}/release): ", ok("finetune"), re.MULTILINE)[1]
     assert 0 < read_privacy(project / release)["epsilon"] <= 10
     samples = re.search(r"^(runs/\S+/samples)/grid.png", ok("sample", "--adapter", release), re.MULTILINE)[1]
-    assert read_json(project / samples / "samples.json")["classes"] == ["a sun", "a tree"]
     ok("fid", "--samples", samples)
     exported = re.search(r"^(runs/\S+/export): ", ok("export", "--adapter", release), re.MULTILINE)[1]
     assert (project / exported / "model_index.json").exists()
+    return project / samples
+
+
+@pytest.mark.slow
+def test_a_folder_with_captions_becomes_a_release_and_no_record_holds_a_word_of_a_caption(tmp_path):
+    project = clone(ROOT, tmp_path / "project")
+    make_pipeline(project / "base", "sd")
+    pictures(project / "pictures", captioned=True)
+    said = []
+    samples = released_and_drawn(project, calls(project, "text2image", SETTINGS, said))
+    assert read_json(samples / "samples.json")["classes"] == ["a sun", "a tree"]
 
     # what is drawn, scored and told holds none of them
     assert not [secret for secret in SECRETS if secret in "".join(said)]
@@ -58,3 +73,18 @@ def test_a_folder_with_captions_becomes_a_release_and_no_record_holds_a_word_of_
     other = run(project, "dp_lora", "main", "--config", "text2image", "--overrides", SETTINGS)
     assert other.returncode == 1
     assert "start from no pipeline" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_folder_of_classes_becomes_a_release_of_a_class_conditional_pipeline(tmp_path):
+    project = clone(ROOT, tmp_path / "project")
+    make_pipeline(project / "base", "dit")
+    pictures(project / "pictures", captioned=False)
+    settings = f"{SETTINGS} data.classes=[cat,dog] data.channels=3"
+    samples = released_and_drawn(project, calls(project, "folder", settings, []))
+    assert read_json(samples / "samples.json")["classes"] == ["cat", "dog"]
+
+    other = f"{settings} data.size=64"
+    refused = run(project, "dp_lora", "finetune", "--dry-run", "--config", "folder", "--overrides", other)
+    assert refused.returncode == 1
+    assert "the base is for pictures of 32 pixels and 3 channels" in refused.stderr

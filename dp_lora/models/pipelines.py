@@ -38,16 +38,18 @@ def load_pipeline(folder: Path, device: torch.device | str, precision: torch.dty
             use_safetensors=True,
             local_files_only=True,
             low_cpu_mem_usage=False,
-            torch_dtype={"default": precision, "vae": torch.float32},
+            dtype={"default": precision, "vae": torch.float32},
             **absent,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise InputError(f"{folder}: cannot be read ({line(error)})") from None
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    for component in pipe.components.values():
+    for name, component in pipe.components.items():
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
+            if name != "vae" and component.dtype != precision:
+                component.to(precision)  # diffusers leaves some classes as wide as they were
     return family, pipe
 
 

@@ -14,6 +14,7 @@ from dp_lora.errors import InputError
 from dp_lora.models.autoencoder import decode
 from dp_lora.models.device import full_precision, pick_precision
 from dp_lora.models.folder import Model
+from dp_lora.models.pipeline_index import steps_and_guidance
 from dp_lora.sampling.noise import image_stream, next_noise
 from dp_lora.sampling.text import draw_prompts
 
@@ -58,8 +59,8 @@ def _draw_latents(
     model: Model, labels: Sequence[int], indices: Sequence[int], sampling: Sampling, seed: int, device: torch.device
 ) -> Tensor:
     scheduler = DDIMScheduler.from_config(model.scheduler.config)
-    chain = timesteps(scheduler, sampling.steps)
-    scale = sampling.guidance_scale
+    steps, scale = steps_and_guidance(sampling, model.family)
+    chain = timesteps(scheduler, steps)
     context = _context(model, torch.as_tensor(labels, device=device), scale)
     streams = [image_stream(seed, model.classes[c], i) for c, i in zip(labels, indices, strict=True)]
     side = model.denoiser.config["sample_size"]

@@ -12,8 +12,9 @@ DRIVER = "libcuda.so.1"  # of NVIDIA; without it torch, which takes seconds to i
 
 def sampling_facts(config: Config, base: Path) -> dict[str, str]:
     """What drawing the samples costs."""
-    rates = rates_at_hand(config, base)
-    return estimate_lines(sampling_work(config, count_flops(config, base, base_shapes(config, base)), rates), rates)
+    rates, shapes = rates_at_hand(config, base), base_shapes(config, base)
+    row = count_flops(config, base, shapes)
+    return estimate_lines(sampling_work(config, row, rates, shapes.family), rates)
 
 
 def rates_at_hand(config: Config, base: Path) -> Rates | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Config
-from dp_lora.data.conditions import Captions
+from dp_lora.data.conditions import Captions, CaptionsOfEachStep
 from dp_lora.data.persons import check_persons
 from dp_lora.errors import InputError
 from dp_lora.events import Events
@@ -55,7 +55,7 @@ class PrivateData:
     latents: np.ndarray
     labels: np.ndarray
     units: Sequence[Sequence[int]]
-    captions: Captions | None = None
+    captions: Captions | CaptionsOfEachStep | None = None
 
 
 def units_of(n_pictures: int, persons: Sequence[str] | None, unit: str) -> list[list[int]]:

@@ -47,5 +47,6 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
         norm = plan.noise_multiplier * math.sqrt(counts["trainable"])
         facts["noise ratio"] = _shown_ratio(norm / plan.expected_batch)
     row, rates = count_flops(config, base, start.shapes), rates_at_hand(config, base)
-    parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates)
-    return facts | estimate_lines([*parts, *(sampling_work(config, row, rates) if samples else [])], rates)
+    family = start.shapes.family
+    parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates, family)
+    return facts | estimate_lines([*parts, *(sampling_work(config, row, rates, family) if samples else [])], rates)

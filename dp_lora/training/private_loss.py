@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Config
-from dp_lora.data.conditions import Captions
+from dp_lora.data.conditions import Captions, CaptionsOfEachStep
 from dp_lora.diffusion import loss_per_row, process_of
 from dp_lora.models.adapters import unit_copies
 from dp_lora.models.device import pick_precision
@@ -24,7 +24,7 @@ def diffusion_loss(
     latents: np.ndarray,
     labels: np.ndarray,
     device: torch.device,
-    captions: Captions | None = None,
+    captions: Captions | CaptionsOfEachStep | None = None,
 ) -> LossFactory:
     """Loss of rows (R,): a time of the base's process from timestep_min to timestep_max, fresh noise, squared error.
 
@@ -37,7 +37,9 @@ def diffusion_loss(
     autocasts = model.precision == torch.float32 != pick_precision(config.compute.precision, device)
     process = process_of(model.scheduler, "model.base").to(device)
     conditions = (
-        ClassRows(labels, device) if captions is None else CaptionRows(model, config.data.size, captions, device)
+        ClassRows(labels, device)
+        if captions is None
+        else CaptionRows(model, config.data.size, captions, config.train.caption_dropout, device)
     )
     shape = latents.shape[1:]
 

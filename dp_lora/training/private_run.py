@@ -92,7 +92,7 @@ def _encoded(inputs: Inputs, events: Events, team: Team) -> PrivateData:
         captions = None
         if not inputs.model.family.of_classes:
             texts = _texts(start.config, dataset)
-            captions = encode_captions(texts, inputs.model, dataset.size, start.latents, team)
+            captions = encode_captions(start.config, texts, inputs.model, start.latents, team)
         return PrivateData(latents, dataset.labels, units, captions)
 
 

@@ -18,8 +18,7 @@ APART = 1e-4  # of the largest value: what another row may move by in the last b
 def dummy_captions(model: Model, size: int, pictures: int) -> Captions:
     """Public random conditions, one for each of `pictures`' dummies, in the shapes of encoded captions."""
     rows = max(1, pictures)
-    tensors = {name: tensor.numpy() for name, tensor in _dummy_conditions(model, size, rows).items()}
-    return Captions(tensors, [[number] for number in range(rows)])
+    return Captions(_dummy_conditions(model, size, rows), [[number] for number in range(rows)])
 
 
 def _dummy_conditions(model: Model, size: int, rows: int) -> Conditions:
