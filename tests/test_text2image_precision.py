@@ -37,9 +37,10 @@ def test_each_unit_s_gradient_is_that_of_its_rows_alone_in_bfloat16_too(name, ba
         alone = gradients_of(*of, [unit], len(unit))[0]
         # eight bits of mantissa, and kernels that add up a batch of another size in another order
         assert total_norm(difference(together[number], alone)) < 0.02 * total_norm(alone)
+    off = 0.2 if name == "flux" else 0.1  # FLUX rounds its times to bfloat16, too
     exact = gradients_of(*prepared(bases, name, tmp_path), UNITS, 6)
     for number in range(len(UNITS)):
-        assert 1e-4 < total_norm(difference(together[number], exact[number])) / total_norm(exact[number]) < 0.1
+        assert 1e-4 < total_norm(difference(together[number], exact[number])) / total_norm(exact[number]) < off
 
 
 @pytest.mark.parametrize("name", list(BUILD))
