@@ -48,5 +48,9 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
         facts["noise ratio"] = _shown_ratio(norm / plan.expected_batch)
     row, rates = count_flops(config, base, start.shapes), rates_at_hand(config, base)
     family = start.shapes.family
+    if family.pipeline:
+        from dp_lora.models.memory import memory_line  # torch and diffusers, which a pipeline's operations took already
+
+        facts["memory"] = memory_line(config, base, start.shapes)
     parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates, family)
     return facts | estimate_lines([*parts, *(sampling_work(config, row, rates, family) if samples else [])], rates)
