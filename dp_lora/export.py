@@ -17,8 +17,10 @@ from dp_lora.config.schema import Sampling
 from dp_lora.errors import InputError
 from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import adapter_info, apply_adapter, merge_lora
+from dp_lora.models.families import ClassConditional
 from dp_lora.models.folder import Model, save_model
 from dp_lora.models.info import FORMAT
+from dp_lora.models.pipeline_index import steps_and_guidance
 from dp_lora.release import loading_lines
 from dp_lora.statement import read_privacy
 
@@ -47,6 +49,8 @@ def export(base: Model, adapter: Path, sampling: Sampling, out_folder: Path) -> 
     stock = model.pipeline is not None or is_stock(model.denoiser)
     with whole_folder(out_folder, private=not statement["private"]) as temporary:
         if model.pipeline is not None:
+            if isinstance(model.family, ClassConditional):
+                model.family.put_table(model.denoiser, model.embedded())
             model.pipeline.save_pretrained(temporary)
             write_json(temporary / "model.json", {"format": FORMAT, **model.info})
         else:
@@ -96,11 +100,12 @@ def example(model: Model, sampling: Sampling) -> str:
     """
     vae, side, channels = model.vae, model.denoiser.config["sample_size"], model.denoiser.config["in_channels"]
     kind = type(vae).__name__
-    if sampling.guidance_scale != 1 and model.null_row is not None:
+    steps, scale = steps_and_guidance(sampling, model.family)
+    if scale != 1 and model.null_row is not None:
         predict = """\
         null, wanted = unet(latents.repeat(2, 1, 1, 1), t, rows[[-1, row]].unsqueeze(1)).sample.chunk(2)
 """
-        predicted = f"null + {sampling.guidance_scale!r} * (wanted - null)"
+        predicted = f"null + {scale!r} * (wanted - null)"
     else:
         predict, predicted = "", "unet(latents, t, rows[[row]].unsqueeze(1)).sample"
     scaling = vae.config["scaling_factor"]
@@ -121,7 +126,7 @@ from safetensors.torch import load_file
 row, noise = 0, torch.Generator().manual_seed(0)  # row 0 is the class {model.classes[0]!r}
 unet, vae = UNet2DConditionModel.from_pretrained("unet"), {kind}.from_pretrained("vae")
 scheduler, rows = DDIMScheduler.from_pretrained("scheduler"), load_file("class_embedding.safetensors")["weight"]
-scheduler.set_timesteps({sampling.steps})
+scheduler.set_timesteps({steps})
 latents = torch.randn(1, {channels}, {side}, {side}, generator=noise)
 with torch.inference_mode():
     for t in scheduler.timesteps:
@@ -141,9 +146,10 @@ def _card(model: Model, statement: Mapping[str, Any], sampling: Sampling, stock:
             "Merging is post-processing: the statement holds for these weights and for what is drawn from them."
         )
     lines += ["", f"**Base model:** `{base['path']}` (SHA-256 of the folder {base['digest']})."]
-    if model.pipeline is None:
+    if model.family.of_classes:
         null = ", then a last row for 'no class'" if model.null_row is not None else ""
-        lines.append(f"**Rows of class_embedding.safetensors:** {', '.join(model.classes)}{null}.")
+        where = "class_embedding.safetensors" if model.pipeline is None else "the class table, from class_labels=[0] on"
+        lines.append(f"**Rows of {where}:** {', '.join(model.classes)}{null}.")
     lines.append("")
     if model.pipeline is not None:
         lines += [

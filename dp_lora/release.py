@@ -186,7 +186,7 @@ def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str],
         f"**Base model:** `{base['path']}` (SHA-256 of the folder {base['digest']}).",
         *([] if adapter.embedding is None else [_classes_line(config)]),
         f"**LoRA:** rank {rank}, targets {config.lora.targets}, trained factors {config.lora.train}.",
-        *([] if adapter.embedding is not None else [WEB_SCRAPED]),
+        *([WEB_SCRAPED] if adapter.family.pipeline else []),
         "",
         *loading_lines(adapter.family),
         "",
@@ -232,7 +232,7 @@ def loading_lines(family: Family = CLASSES) -> list[str]:
     """Lines of a model card: how `folder`, an adapter's, is put on the base model."""
     if family.pipeline:
         part = f"pipe.{family.part}"
-        lines = [f'{part} = PeftModel.from_pretrained({part}, folder + "/peft")  # PEFT']
+        lines = [*family.loading, f'{part} = PeftModel.from_pretrained({part}, folder + "/peft")  # PEFT']
         if family.by_pipeline:
             lines.insert(0, "pipe.load_lora_weights(folder)  # diffusers; or")
     else:

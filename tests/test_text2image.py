@@ -1,4 +1,4 @@
-"""Text-to-image bases: per-unit gradients, rows apart, dead targets, checkpointing, releases that load elsewhere."""
+"""Pipelines as bases: per-unit gradients, rows apart, dead targets, checkpointing, releases that load elsewhere."""
 
 import functools
 import json
@@ -15,57 +15,33 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from dp_lora.data.conditions import encode_captions
 from dp_lora.diffusion import Flow
 from dp_lora.errors import InputError
 from dp_lora.export import export
 from dp_lora.models import folder
-from dp_lora.models.adapters import WEIGHTS, apply_adapter, lora_parameters, ready_to_draw, use_checkpointing
+from dp_lora.models.adapters import WEIGHTS, apply_adapter, ready_to_draw, use_checkpointing
 from dp_lora.models.families import Family
 from dp_lora.models.families.flux import pack
 from dp_lora.models.folder import load_model
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
+from dp_lora.release import loading_lines
+from dp_lora.sampling import draw_pixels
+from dp_lora.sampling.noise import image_stream, next_noise
 from dp_lora.sampling.text import draw_prompts
 from dp_lora.statement import read_privacy
 from dp_lora.training import costs, measure
 from dp_lora.training.finetune import make_adapter
 from dp_lora.training.private_loss import diffusion_loss
+from tests.support.text2image import CPU, TEXTS, captions_of, fine_tuned, gradients_of, prepared, text_config
 from tests.support.tiny import difference, total_norm
-from tests.support.tiny_pipelines import BUILD, SIZE, make_pipeline
-from tests.support.tiny_text import CPU, TEXTS, fine_tuned, text_config, text_data
+from tests.support.tiny_pipelines import BUILD, SIZE, TEXT, make_pipeline
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bases")
     return {name: make_pipeline(folder / name, name) for name in BUILD}
-
-
-def prepared(bases, name, tmp_path, overrides=""):
-    """Config, model with an adapter that is away from zero, its parameters, and six pictures with captions."""
-    config = text_config(overrides)
-    model = load_model(bases[name])
-    model = replace(model, info={**model.info, "size": SIZE})
-    adapter = make_adapter(config, model, CPU)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for weight in lora_parameters(model.denoiser, "B").values():
-            weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
-    data = text_data(model, tmp_path)
-    return config, model, adapter, data.latents, data.captions
-
-
-def gradients_of(config, model, adapter, latents, captions, units, rows):
-    loss = diffusion_loss(config, model, latents, np.zeros(6, np.int64), CPU, captions)(ItemStreams(3))
-    found = {}
-    for batch in micro_batches(units, 1, rows, CPU):
-        parts, _ = part_gradients(loss, adapter.parameters("AB"), batch)
-        for place, unit in enumerate(batch.units):
-            for name, gradient in parts.items():
-                key = (unit, name)
-                found[key] = found.get(key, 0) + gradient[place].double()
-    return {unit: {name: g for (u, name), g in found.items() if u == unit} for unit in range(len(units))}
 
 
 @pytest.mark.parametrize("name", list(BUILD))
@@ -83,8 +59,35 @@ def test_each_unit_s_gradient_is_that_of_its_rows_alone_with_and_without_checkpo
         assert total_norm(difference(again[number], together[number])) < 1e-6 * total_norm(together[number])
 
 
-FAST = ("sd", "pixart")  # one of each way to load; the others are slow tests
-CHECKPOINTED = {"sd": "compute.checkpointing=always"}
+def drawn(model, config):
+    """Two images (2, 3, H, W) in [0, 1] of the first two prompts or classes."""
+    of = draw_pixels if model.family.of_classes else draw_prompts
+    return (of(of_config(model, config), [0, 1], [0, 0], config.sampling, 3, CPU) + 1) / 2
+
+
+def of_config(model, config):
+    return ready_to_draw(replace(model, info={**model.info, "classes": list(config.data.classes)}), config)
+
+
+def first_noise(model, config):
+    """What the pipeline is given for the images of `drawn`."""
+    if model.family.of_classes:
+        streams = [image_stream(3, name, 0) for name in config.data.classes[:2]]
+        return {"latents": next_noise(streams, model.latent_shape(SIZE), CPU)}
+    seen = {}
+
+    def kept(_pipe, *, latents, generator, **_):
+        seen["latents"], seen["seeds"] = latents, [one.initial_seed() for one in generator]
+        return SimpleNamespace(images=torch.zeros(2, 3, SIZE, SIZE))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.pipeline), "__call__", kept)
+        drawn(model, config)
+    return seen
+
+
+FAST = ("sd", "dit")  # one of each way to load; the others are slow tests
+CHECKPOINTED = {"sd": "compute.checkpointing=always", "pixart": "compute.checkpointing=always"}
 
 
 @pytest.fixture(scope="module")
@@ -96,21 +99,23 @@ def release_of(bases, tmp_path_factory):
 STOCK = """
 import json, sys
 import torch, diffusers
+from diffusers.pipelines.dit import pipeline_dit
 from peft import PeftModel
+from safetensors.torch import load_file
 diffusers.utils.logging.disable_progress_bar()
-for base, release, part, by_pipeline, call, io in json.load(open(sys.argv[1])):
+for base, folder, loading, call, io in json.load(open(sys.argv[1])):
     pipe = diffusers.DiffusionPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
-    if by_pipeline:
-        pipe.load_lora_weights(release)
-    else:
-        setattr(pipe, part, PeftModel.from_pretrained(getattr(pipe, part), release + "/peft"))
+    exec(loading)
     given = torch.load(io, weights_only=True)
-    generators = [torch.Generator().manual_seed(seed) for seed in given["seeds"]]
-    images = pipe(
-        prompt=["a sun", "a tree"], latents=given["latents"], generator=generators, num_inference_steps=2,
-        guidance_scale=2.0, height=32, width=32, output_type="pt", **call,
-    ).images
+    if isinstance(pipe, diffusers.DiTPipeline):
+        pipeline_dit.randn_tensor = lambda *_, **__: given["latents"]  # it takes none from its caller
+        call = {"class_labels": [0, 1]}
+    else:
+        generators = [torch.Generator().manual_seed(seed) for seed in given["seeds"]]
+        call |= {"prompt": ["a sun", "a tree"], "latents": given["latents"], "generator": generators}
+        call |= {"height": 32, "width": 32}
+    images = pipe(num_inference_steps=2, guidance_scale=2.0, output_type="pt", **call).images
     print(float((images - given["images"]).abs().max()), float((images - given["of_base"]).abs().max()))
 """
 
@@ -121,25 +126,14 @@ for base, release, part, by_pipeline, call, io in json.load(open(sys.argv[1])):
 def test_every_release_draws_the_same_in_a_stock_pipeline_of_a_fresh_process(names, bases, release_of, tmp_path):
     wanted = []
     for name in names:
-        config, base = text_config(), bases[name]
-        seen = {}
-
-        def kept(_pipe, *, latents, generator, seen=seen, **_):
-            seen["latents"], seen["seeds"] = latents, [one.initial_seed() for one in generator]
-            return SimpleNamespace(images=torch.zeros(2, 3, SIZE, SIZE))
-
-        of_base = ready_to_draw(load_model(base), config)
-        ours = ready_to_draw(apply_adapter(load_model(base), release_of(name)), config)
-        arguments = ([0, 1], [0, 0], config.sampling, 3, CPU)
-        images = draw_prompts(ours, *arguments)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(of_base.pipeline), "__call__", kept)
-            draw_prompts(of_base, *arguments)
+        config, base = text_config(name=name), bases[name]
+        of_base, ours = load_model(base), apply_adapter(load_model(base), release_of(name))
         io = tmp_path / f"{name}.pt"
-        facts = {"images": (images + 1) / 2, "of_base": (draw_prompts(of_base, *arguments) + 1) / 2}
-        torch.save({**seen, **facts}, io)
-        family = ours.family
-        row = [base, release_of(name), family.part, family.by_pipeline, dict(family.call), io]
+        facts = {"images": drawn(ours, config), "of_base": drawn(of_base, config)}
+        torch.save({**first_noise(of_base, config), **facts}, io)
+        # the card's own lines, one way of two where it names two
+        loading = "\n".join(loading_lines(ours.family)[1:-1]).partition("; or")[0]
+        row = [base, release_of(name), loading, dict(ours.family.call), io]
         wanted.append([str(value) if isinstance(value, Path) else value for value in row])
     (tmp_path / "wanted.json").write_text(json.dumps(wanted))
     done = subprocess.run(
@@ -152,16 +146,16 @@ def test_every_release_draws_the_same_in_a_stock_pipeline_of_a_fresh_process(nam
         assert to_base > 1e-4, name  # the adapter does something
 
 
-def test_a_release_states_what_it_cost_and_holds_no_class_and_no_caption(release_of):
+def test_a_release_states_what_it_cost_and_holds_no_caption(release_of):
     for name in FAST:
         release = release_of(name)
         statement = read_privacy(release)
         assert statement["private"] is True
         assert 0 < statement["epsilon"] <= 10
-        assert not (release / "class_embedding.safetensors").exists()
+        assert (release / "class_embedding.safetensors").exists() is (name == "dit")
         text = "".join(path.read_text() for path in release.rglob("*") if path.suffix in (".md", ".json"))
         assert not [word for words in TEXTS for word in words if len(word) > 1 and word in text], name
-        assert (release / WEIGHTS).exists() is (name != "pixart")
+        assert (release / WEIGHTS).exists() is (name != "dit")
 
 
 def test_the_last_block_s_context_queries_of_sd3_are_left_untrained(bases, tmp_path):
@@ -187,29 +181,30 @@ def test_a_base_whose_rows_are_not_apart_is_refused(bases, monkeypatch):
 def test_a_caption_that_is_too_long_is_cut_without_a_word_of_it_on_the_terminal(bases, tmp_path, capfd):
     model = load_model(bases["sd"])
     capfd.readouterr()
-    encode_captions([["secretword " * 100]], model, SIZE, tmp_path / "captions")
+    captions_of(text_config(), model, tmp_path / "captions", [["secretword " * 100]])
     out, err = capfd.readouterr()
     assert "secretword" not in out + err
 
 
 def test_captions_are_encoded_once_alone_and_kept_for_their_owner(bases, tmp_path, monkeypatch):
     model = load_model(bases["sd"])
-    first = encode_captions(TEXTS, model, SIZE, tmp_path / "captions")
-    assert {len(array) for array in first.tensors.values()} == {5}  # six pictures, one caption twice
+    first = captions_of(text_config(), model, tmp_path / "captions")
+    # six pictures, one caption twice, and the empty caption
+    assert {len(tensor) for tensor in first.tensors.values()} == {6}
     assert first.of[0] == first.of[3]
-    alone = encode_captions([TEXTS[5]], model, SIZE, tmp_path / "one")
-    assert np.array_equal(alone.tensors["context"][0], first.tensors["context"][first.of[5][0]])
+    alone = captions_of(text_config(), model, tmp_path / "one", [TEXTS[5]])
+    assert torch.equal(alone.tensors["context"][0], first.tensors["context"][first.of[5][0]])
     monkeypatch.setattr(Family, "encode", None)
-    again = encode_captions(TEXTS, model, SIZE, tmp_path / "captions")
-    assert np.array_equal(again.tensors["context"], first.tensors["context"])
+    again = captions_of(text_config(), model, tmp_path / "captions")
+    assert torch.equal(again.tensors["context"], first.tensors["context"])
     kept = [path for path in (tmp_path / "captions").rglob("*") if path.suffix == ".npy"]
     assert {path.stat().st_mode & 0o777 for path in kept} == {0o600}
     assert {path.parent.stat().st_mode & 0o777 for path in kept} == {0o700}
 
 
 def test_rows_of_nobody_have_the_shapes_of_captions(bases):
-    for name, base in bases.items():
-        model = load_model(base)
+    for name in TEXT:
+        model = load_model(bases[name])
         encoded = model.family.encode(model.pipeline, "a red apple", SIZE)
         blank = model.family.blank(model.denoiser.config, SIZE)
         assert {key: tensor.shape for key, tensor in encoded.items()} == {k: t.shape for k, t in blank.items()}, name
@@ -217,7 +212,7 @@ def test_rows_of_nobody_have_the_shapes_of_captions(bases):
 
 def test_of_several_captions_a_picture_s_own_stream_draws_one_however_rows_are_cut(bases, tmp_path):
     config, model, adapter, latents, _ = prepared(bases, "sd", tmp_path)
-    captions = encode_captions([[*texts, "other"] for texts in TEXTS], model, SIZE, tmp_path / "several")
+    captions = captions_of(config, model, tmp_path / "several", [[*texts, "other"] for texts in TEXTS])
     parts = []
     for rows in (8, 2):
         loss = diffusion_loss(config, model, latents, np.zeros(6, np.int64), CPU, captions)(ItemStreams(3))
@@ -277,17 +272,13 @@ def test_pickled_and_quantised_weights_are_refused(bases, tmp_path):
 
 
 def test_an_export_is_a_stock_pipeline_that_draws_the_same_and_states_what_was_spent(bases, release_of, tmp_path):
-    for name in ("sd", "pixart"):
-        config = text_config()
-        expected = draw_prompts(
-            ready_to_draw(apply_adapter(load_model(bases[name]), release_of(name)), config),
-            [0, 1], [0, 0], config.sampling, 3, CPU,
-        )  # fmt: skip
+    for name in FAST:
+        config = text_config(name=name)
+        expected = drawn(apply_adapter(load_model(bases[name]), release_of(name)), config)
         assert export(load_model(bases[name]), release_of(name), config.sampling, tmp_path / name)
         merged = load_model(tmp_path / name)
         assert not [key for key in merged.denoiser.state_dict() if "lora" in key]
-        drawn = draw_prompts(ready_to_draw(merged, config), [0, 1], [0, 0], config.sampling, 3, CPU)
-        torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(drawn(merged, config), expected, atol=1e-4, rtol=0)
         assert merged.info["privacy_status"] == "private-dp"
         assert merged.info["privacy"]["epsilon"] == read_privacy(release_of(name))["epsilon"]
 
@@ -298,7 +289,8 @@ def test_what_a_pipeline_takes_is_measured_on_dummies_where_a_dry_run_has_a_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(costs, "_driver_is_there", lambda: True)
     measured, loaded = measure.measure_rates, load_model
-    monkeypatch.setattr(folder, "load_model", lambda base, _device: loaded(base))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(folder, "load_model", lambda base, *_: loaded(base))
     monkeypatch.setattr(measure, "measure_rates", lambda config, model, rows, _: measured(config, model, rows, CPU))
     rates = costs.rates_at_hand(text_config("compute.device=auto"), bases["sd"])
     assert min(rates.row, rates.image, rates.encode) > 0

@@ -27,39 +27,50 @@ SETTINGS = (
 PLAIN = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
-def write_pictures(folder, n=40):
-    folder.mkdir()
+def calls(project, config, settings, said):
+    """A function that runs a command on `settings`, notes what it says, and gives its stdout."""
+
+    def ok(command, *more):
+        done = run(project, "dp_lora", command, "--config", config, "--overrides", settings, *more)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        said.append(done.stdout + done.stderr)
+        return done.stdout
+
+    return ok
+
+
+def write_pictures(folder, captioned=True, n=40):
     rng = np.random.default_rng(0)
     for number in range(n):
-        path = folder / f"{number:03d}.png"
+        path = folder / ("" if captioned else ("cat", "dog")[number % 2]) / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(path)
-        # one is longer than the encoder takes: what is cut off may be told by nobody
-        path.with_suffix(".txt").write_text(f"the {SECRETS[number % 3]} " * (60 if number == 7 else 1))
+        if captioned:
+            # one is longer than the encoder takes: what is cut off may be told by nobody
+            path.with_suffix(".txt").write_text(f"the {SECRETS[number % 3]} " * (60 if number == 7 else 1))
+
+
+def released_and_drawn(project, ok):
+    """The chain from `prepare` to `export`; gives the samples' folder."""
+    ok("prepare")
+    assert "noise ratio: " in ok("finetune", "--dry-run")
+    release = re.search(r"^(runs/[0-9a-f]{32}/release): ", ok("finetune"), re.MULTILINE)[1]
+    assert 0 < read_privacy(project / release)["epsilon"] <= 10
+    samples = re.search(r"^(runs/\S+/samples)/grid.png", ok("sample", "--adapter", release), re.MULTILINE)[1]
+    ok("fid", "--samples", samples)
+    exported = re.search(r"^(runs/\S+/export): ", ok("export", "--adapter", release), re.MULTILINE)[1]
+    assert (project / exported / "model_index.json").exists()
+    return project / samples
 
 
 @pytest.mark.slow
 def test_a_folder_with_captions_becomes_a_release_and_no_record_holds_a_word_of_a_caption(tmp_path):
     project = clone(ROOT, tmp_path / "project")
     make_pipeline(project / "base", "sd")
-    write_pictures(project / "pictures")
-
+    write_pictures(project / "pictures", captioned=True)
     said = []
-
-    def ok(command, *more):
-        done = run(project, "dp_lora", command, "--config", "text2image", "--overrides", SETTINGS, *more)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-        said.append(done.stdout + done.stderr)
-        return done.stdout
-
-    ok("prepare")
-    assert "noise ratio: " in ok("finetune", "--dry-run")
-    release = re.search(r"^(runs/[0-9a-f]{32}/release): ", ok("finetune"), re.MULTILINE)[1]
-    assert 0 < read_privacy(project / release)["epsilon"] <= 10
-    samples = re.search(r"^(runs/\S+/samples)/grid.png", ok("sample", "--adapter", release), re.MULTILINE)[1]
-    assert read_json(project / samples / "samples.json")["classes"] == ["a sun", "a tree"]
-    ok("fid", "--samples", samples)
-    exported = re.search(r"^(runs/\S+/export): ", ok("export", "--adapter", release), re.MULTILINE)[1]
-    assert (project / exported / "model_index.json").exists()
+    samples = released_and_drawn(project, calls(project, "text2image", SETTINGS, said))
+    assert read_json(samples / "samples.json")["classes"] == ["a sun", "a tree"]
 
     # what is drawn, scored and told holds none of them
     assert not [secret for secret in SECRETS if secret in "".join(said)]
@@ -87,7 +98,7 @@ def neighbours(tmp_path_factory):
     for name, pictures in (("one", 40), ("two", 41)):
         project = Path(shutil.copytree(public, place / name, symlinks=True))
         shutil.rmtree(project / "pictures")
-        write_pictures(project / "pictures", pictures)
+        write_pictures(project / "pictures", n=pictures)
         done = run(project, "dp_lora", "main", "--config", "text2image", "--overrides", SETTINGS, **PLAIN)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         made.append(project)
@@ -117,3 +128,18 @@ def test_main_begins_anew_where_the_given_base_changed_and_does_nothing_where_it
     assert "nothing to do" not in said
     assert "Running stage 'pipelines/diffusers/dvc.yaml:finetune'" in said
     assert "Running stage 'pipelines/diffusers/dvc.yaml:prepare':" not in said  # the pictures are the same
+
+
+@pytest.mark.slow
+def test_a_folder_of_classes_becomes_a_release_of_a_class_conditional_pipeline(tmp_path):
+    project = clone(ROOT, tmp_path / "project")
+    make_pipeline(project / "base", "dit")
+    write_pictures(project / "pictures", captioned=False)
+    settings = f"{SETTINGS} data.classes=[cat,dog] data.channels=3"
+    samples = released_and_drawn(project, calls(project, "folder", settings, []))
+    assert read_json(samples / "samples.json")["classes"] == ["cat", "dog"]
+
+    other = f"{settings} data.size=64"
+    refused = run(project, "dp_lora", "finetune", "--dry-run", "--config", "folder", "--overrides", other)
+    assert refused.returncode == 1
+    assert "the base is for pictures of 32 pixels and 3 channels" in refused.stderr

@@ -16,9 +16,9 @@ from dp_lora.privacy.step import noisy_sum
 from dp_lora.training import finetune as module
 from dp_lora.training.private_loss import diffusion_loss
 from tests.support.finetuning import Crash, seed_file
+from tests.support.text2image import CPU, fine_tuned, private_data, text_config
 from tests.support.tiny import plan_of
 from tests.support.tiny_pipelines import BUILD, make_pipeline
-from tests.support.tiny_text import CPU, fine_tuned, text_config, text_data
 
 FAST = "sd"
 FAMILIES = [pytest.param(name, marks=() if name == FAST else pytest.mark.slow) for name in BUILD]
@@ -32,7 +32,7 @@ def weights(release):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_replay_gives_the_same_bits_also_where_it_was_stopped_and_resumed(name, tmp_path, monkeypatch):
-    base = make_pipeline(tmp_path / "base", name)
+    base = make_pipeline(tmp_path / name, name)
     seeded = f"{seed_file(tmp_path)} {ROWS}"
     unbroken, again = (weights(fine_tuned(tmp_path, base, seeded, run)) for run in ("one", "two"))
     fresh = weights(fine_tuned(tmp_path, base, ROWS, "fresh"))
@@ -57,7 +57,7 @@ def test_a_replay_gives_the_same_bits_also_where_it_was_stopped_and_resumed(name
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(BUILD))
 def test_two_ranks_release_the_weights_of_one(name, tmp_path):
-    base = make_pipeline(tmp_path / "base", name)
+    base = make_pipeline(tmp_path / name, name)
     script = [
         sys.executable,
         "-m",
@@ -78,11 +78,11 @@ def test_two_ranks_release_the_weights_of_one(name, tmp_path):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_all_that_is_trained_gets_the_stated_noise_and_no_number_goes_without(name, tmp_path):
     """A draw of nobody: what `noisy_sum` gives is the noise alone, sigma * C * N(0, 1) on each trained number."""
-    config = text_config()
-    model = load_model(make_pipeline(tmp_path / "base", name))
+    config = text_config("", name)
+    model = load_model(make_pipeline(tmp_path / name, name))
     model.info["size"] = config.data.size
     parameters = module.make_adapter(config, model, CPU).parameters("AB")
-    data = text_data(model, tmp_path)
+    data = private_data(config, model, tmp_path / "captions")
     loss = diffusion_loss(config, model, data.latents, data.labels, CPU, data.captions)
     plan = plan_of(sample_rate=1e-9, max_grad_norm=0.5)
     total, facts = noisy_sum(

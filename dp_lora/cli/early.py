@@ -13,7 +13,8 @@ from dp_lora.config.prompts import drawn_prompts
 from dp_lora.config.rules import check_classes, check_shape, check_text
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
-from dp_lora.models.pipeline_index import is_pipeline
+from dp_lora.models.info import load_info
+from dp_lora.models.pipeline_index import family_of, is_pipeline
 
 
 def refuse(call: Call) -> None:
@@ -27,13 +28,18 @@ def refuse(call: Call) -> None:
     if call.stage in ("main", "prepare", "finetune", "fid"):
         _refuse_pictures(config)
     if call.stage in ("main", "finetune"):
-        if not is_pipeline(base_folder(config)):  # which is conditioned on text
+        if _learns_classes(config):
             check_classes(config.data)
         _refuse_base(config, made_anew=call.stage == "main")
         if config.privacy.parent is not None:
             find_adapter(config.privacy.parent, "privacy.parent")
     if call.stage in ("sample", "export") and (call.inputs.get("adapter") or not call.dry_run):
         adapter_folder(call)
+
+
+def _learns_classes(config: Config) -> bool:
+    base = base_folder(config)
+    return not is_pipeline(base) or family_of(base).of_classes
 
 
 def _refuse_pictures(config: Config) -> None:
@@ -51,11 +57,15 @@ def _refuse_base(config: Config, *, made_anew: bool) -> None:
     """InputError for a base of another size or other channels; `made_anew`: one that the pipeline makes is not read."""
     require_base(config)
     base = base_folder(config)
-    if is_pipeline(base):
+    if not _learns_classes(config):
         check_text(config)
         drawn_prompts(config)
         return
     own = (made_anew or not base.exists()) and relative(base) in pipeline_of(config).made
+    if is_pipeline(base):
+        info = load_info(base)
+        check_shape(config.data, info["size"], info["channels"])
+        return
     public, path = config.public, base / "model.json"
     try:
         stated = (public.size, public.channels) if own else tuple(read_json(path)[key] for key in ("size", "channels"))

@@ -91,7 +91,7 @@ def _evaluate(
     classes = list(config.data.classes)
     train = config.train
     untrained = None
-    if base.pipeline is None:
+    if base.family.of_classes:
         start = untrained_class_embedding(
             base, train.embedding_start, len(classes), train.embedding_noise, config.experiment.seed
         )

@@ -1,6 +1,7 @@
 """Fine-tune the base model on private pictures under (epsilon, delta)-differential privacy."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from dp_lora.tracking import TrackedRun
 if TYPE_CHECKING:
     from dp_lora.team import Team
     from dp_lora.training.private_run import Inputs
+    from dp_lora.training.resolved import Resolved
 
 WORK_STOPPED = "this fine-tuning cannot go on in its working folder; the operator's terminal says why"
 
@@ -64,7 +66,7 @@ def main(call: Call) -> None:
         run.made_from("private pictures", output=relative(start.data))
         with joined(fabric, compute, device) as (team, device):
             result = _fine_tune(call, run, folder, read_inputs(start, device, team), team)
-        _report(call, run, result, start.base)
+        _report(call, run, result, start)
 
 
 def _fine_tune(call: Call, run: TrackedRun, folder: Path, inputs: "Inputs", team: "Team") -> Path:
@@ -101,7 +103,8 @@ def _track_inputs(run: TrackedRun, inputs: "Inputs", working: Path) -> None:
         run.terminal(f"the same private data were used before; publishing both adds up (privacy.parent): {line}")
 
 
-def _report(call: Call, run: TrackedRun, result: Path, base: Path) -> None:
+def _report(call: Call, run: TrackedRun, result: Path, start: "Resolved") -> None:
+    from dp_lora.models.pipeline_index import steps_and_guidance
     from dp_lora.training.result import EPSILON_OF_DELTA
 
     statement = read_privacy(result)
@@ -112,5 +115,8 @@ def _report(call: Call, run: TrackedRun, result: Path, base: Path) -> None:
     run.output(result)
     if statement["private"]:
         run.artifact(result.parent / EPSILON_OF_DELTA)
-        run.register(config, result, base)
+        # where steps or guidance are null, the registered model states the numbers that its pipeline takes
+        steps, guidance_scale = steps_and_guidance(config.sampling, start.shapes.family)
+        drawn = replace(config.sampling, steps=steps, guidance_scale=guidance_scale)
+        run.register(replace(config, sampling=drawn), result, start.base)
     click.echo(f"{relative(result)}: {statement['statement']}")

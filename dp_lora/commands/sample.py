@@ -60,9 +60,11 @@ def main(call: Call) -> None:
 
 def _model(base: Path, adapter: Path, device: "torch.device", config: Config) -> "Model":
     from dp_lora.models.adapters import apply_adapter, ready_to_draw
+    from dp_lora.models.device import pick_precision
     from dp_lora.models.folder import load_model
 
-    return ready_to_draw(apply_adapter(load_model(base, device), adapter), config)
+    precision = pick_precision(config.sampling.precision, device, "sampling.precision")
+    return ready_to_draw(apply_adapter(load_model(base, device, precision), adapter), config)
 
 
 def _sample(

@@ -189,6 +189,7 @@ class Train:
     ema_decay: float = key(SHARE)
     embedding_start: str = key((bool, "must be mean, zero, or a class of the base per class, commas between"))
     embedding_noise: float = key(NOT_NEGATIVE)
+    caption_dropout: float = key(SHARE)
     timestep_min: int = key((lambda v: 0 <= v < 1000, "must be in [0, 1000)"))
     timestep_max: int = key((lambda v: 0 < v <= 1000, "must be in (0, 1000]"))
     grid_every: int = key(NOT_NEGATIVE)
@@ -204,9 +205,9 @@ class Train:
 @dataclass
 class Sampling:
     n: int = key(AT_LEAST_1)
-    steps: int = key((lambda v: 1 <= v <= 1000, "must be in [1, 1000]"))
+    steps: int | None = key((lambda v: v is None or 1 <= v <= 1000, "must be null, or in [1, 1000]"), None)
     eta: float = key((lambda v: 0 <= v <= 1, "must be in [0, 1]"))
-    guidance_scale: float = key(NOT_NEGATIVE)
+    guidance_scale: float | None = key((lambda v: v is None or NOT_NEGATIVE[0](v), "must be null, or 0 or above"), None)
     prompts: str | None = None
     negative_prompt: str | None = None
     batch_size: int = key(AT_LEAST_1)
@@ -237,6 +238,7 @@ class Compute:
     devices: int = key(AT_LEAST_1)
     num_nodes: int = key(AT_LEAST_1)
     physical_batch_size: int | None = key(NULL_OR_AT_LEAST_1, None)
+    captions: str = key(one_of("cached", "each_step"))
     checkpointing: str = key(one_of("auto", "always", "never"))
     precision: str = key(one_of("auto", "float32", "bfloat16"))
 

@@ -1,4 +1,4 @@
-"""Captions as the denoiser takes them: each distinct one is encoded once, alone, and kept as memory-mapped files.
+"""Captions as the denoiser takes them: each encoded alone, once and kept as memory-mapped files, or anew in each step.
 
 Captions are private. They and their number are in no message but the terminal's, and the libraries' own warnings, one
 of which prints the end of a caption that is too long, are silent here.
@@ -14,10 +14,13 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from torch import Tensor
 
+from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.files import digest_value, exclusive, private_folder, whole_folder
 from dp_lora.models.device import full_precision
+from dp_lora.models.families import TEXT, Conditions
 from dp_lora.models.folder import Model, module_digest
 from dp_lora.models.pipelines import text_encoders
 from dp_lora.progress import PERCENT, progress
@@ -26,32 +29,66 @@ from dp_lora.team import Team
 
 CODE = "data/conditions.py"
 LIBRARIES = ("torch", "diffusers", "transformers")
+BITS = np.uint16  # numpy has no bfloat16: a file holds its bits
 
 
 @dataclass(frozen=True)
 class Captions:
     """What pictures are conditioned on: `tensors` (distinct captions, ...), and where in them each picture's are."""
 
-    tensors: Mapping[str, np.ndarray]
+    tensors: Mapping[str, Tensor]
     of: Sequence[Sequence[int]]  # per picture; of several one is drawn anew for each row
+    empty: int = 0  # where the empty caption is, which train.caption_dropout swaps in
+
+    def rows(self, numbers: Sequence[int]) -> Conditions:
+        """Conditions (rows, ...) of the captions of these numbers, on the CPU."""
+        return {name: tensor[list(numbers)] for name, tensor in self.tensors.items()}
+
+
+@dataclass(frozen=True)
+class CaptionsOfEachStep:
+    """As `Captions`, of which none is kept: those of a micro-batch's rows are encoded, alone each, when it is made."""
+
+    texts: Sequence[str]
+    of: Sequence[Sequence[int]]
+    empty: int
+    model: Model
+    size: int
+
+    def rows(self, numbers: Sequence[int]) -> Conditions:
+        """As `Captions.rows`, on the model's device. One that is not finite is left to the clip: it counts as 0."""
+        with full_precision(), _silent():
+            encoded = {number: _encoded(self.texts[number], self.model, self.size) for number in dict.fromkeys(numbers)}
+        return {name: torch.cat([encoded[number][name] for number in numbers]) for name in encoded[numbers[0]]}
+
+
+AnyCaptions = Captions | CaptionsOfEachStep
 
 
 def encode_captions(
+    config: Config,
     texts: Sequence[Sequence[str]],
     model: Model,
-    size: int,
     cache_folder: Path,
     team: Team = Team(),  # noqa: B008 (frozen)
-) -> Captions:
-    """The captions of each picture, encoded by the pipeline's own text encoders, float32.
+) -> AnyCaptions:
+    """The captions of each picture, encoded by the pipeline's own text encoders, as wide as its denoiser is held.
 
     Each caption is encoded alone: its embedding depends on no other caption, so that a unit's caption enters that
-    unit's gradient alone. Kept in `cache_folder` (0700, files 0600) under a digest of captions, encoders, size, code.
-    The first rank of `team` encodes, the others wait. Raises InputError for embeddings that are not finite.
+    unit's gradient alone. With compute.captions=cached they are kept in `cache_folder` (0700, files 0600) under a
+    digest of captions, encoders, size, code; the first rank of `team` encodes, the others wait. Raises InputError for
+    embeddings that are not finite.
     """
-    distinct = list(dict.fromkeys(text for several in texts for text in several))
+    size = config.data.size
+    distinct = list(dict.fromkeys([*(text for several in texts for text in several), ""]))
+    position = {text: number for number, text in enumerate(distinct)}
+    of = [[position[text] for text in several] for several in texts]
+    if config.compute.captions == "each_step":
+        with full_precision(), _silent():
+            _require_finite(_encoded("", model, size))
+        return CaptionsOfEachStep(distinct, of, position[""], model, size)
     encoders = [module_digest(encoder) for encoder in text_encoders(model.pipeline)]
-    made_by = [model.device.type, digest_code(CODE), *map(version, LIBRARIES)]
+    made_by = [str(model.precision), model.device.type, digest_code(CODE), *map(version, LIBRARIES)]
     key = digest_value([distinct, encoders, model.family.pipeline, size, made_by])
     folder = private_folder(Path(cache_folder)) / f"{key[:32]}.captions"
     with exclusive(folder.with_suffix(".lock"), wait=True) if team.first else nullcontext():
@@ -59,22 +96,30 @@ def encode_captions(
             with full_precision(), _silent():
                 _encode_to(folder, distinct, model, size)
         team.once()  # the others go on when the folder is there
-    tensors = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
-    position = {text: number for number, text in enumerate(distinct)}
-    return Captions(tensors, [[position[text] for text in several] for several in texts])
+    tensors = {path.stem: _mapped(path) for path in sorted(folder.glob("*.npy"))}
+    return Captions(tensors, of, position[""])
 
 
-@torch.inference_mode()
+@torch.no_grad()
+def _encoded(text: str, model: Model, size: int) -> Conditions:
+    """One caption, (1, ...) each."""
+    encoded = model.family.encode(model.pipeline, text, size)
+    return {name: tensor.to(model.precision) if name in TEXT else tensor for name, tensor in encoded.items()}
+
+
+def _require_finite(encoded: Conditions) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in encoded.values()):
+        raise InputError("captions: the base's text encoder gives NaN or infinite values; its weights are broken")
+
+
 def _encode_to(folder: Path, texts: Sequence[str], model: Model, size: int) -> None:
     with whole_folder(folder, private=True) as temporary:
         arrays: dict[str, np.memmap] = {}
         for number, text in enumerate(progress(texts, desc="captions", bar_format=PERCENT)):
-            for name, tensor in model.family.encode(model.pipeline, text, size).items():
-                row = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()[0]
-                if not np.isfinite(row).all():
-                    raise InputError(
-                        "captions: the base's text encoder gives NaN or infinite values; its weights are broken"
-                    )
+            encoded = _encoded(text, model, size)
+            _require_finite(encoded)
+            for name, tensor in encoded.items():
+                row = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor)[0].cpu().numpy()
                 if name not in arrays:
                     shape = (len(texts), *row.shape)
                     path = temporary / f"{name}.npy"
@@ -82,6 +127,13 @@ def _encode_to(folder: Path, texts: Sequence[str], model: Model, size: int) -> N
                 arrays[name][number] = row
         for array in arrays.values():
             array.flush()
+
+
+def _mapped(path: Path) -> Tensor:
+    # "c": torch takes no array that it may not write to; what it would write never reaches the file
+    array = np.load(path, mmap_mode="c", allow_pickle=False)
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == BITS else tensor
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dp_lora.config.schema import Config
 from dp_lora.data.captions import texts_of
-from dp_lora.data.conditions import Captions, encode_captions
+from dp_lora.data.conditions import AnyCaptions, encode_captions
 from dp_lora.data.layout import Dataset
 from dp_lora.data.pixels import to_pixels
 from dp_lora.diffusion import loss_per_row, process_of
@@ -82,15 +82,15 @@ def membership_scores(
 
 def _losses_of(model: Model, config: Config, dataset: Dataset, n: int, cache_folder: Path) -> NDArray[np.float64]:
     rows, captions = spread(n, len(dataset)), None
-    if model.class_embedding is None:
+    if not model.family.of_classes:
         texts = texts_of(config, dataset)
-        captions = encode_captions([texts[row] for row in rows], model, dataset.size, cache_folder / "captions")
+        captions = encode_captions(config, [texts[row] for row in rows], model, cache_folder / "captions")
     return losses(model, config, dataset, rows, captions)
 
 
 @torch.inference_mode()
 def losses(
-    model: Model, config: Config, dataset: Dataset, rows: NDArray[np.int64], captions: Captions | None
+    model: Model, config: Config, dataset: Dataset, rows: NDArray[np.int64], captions: AnyCaptions | None
 ) -> NDArray[np.float64]:
     """Mean loss of the pictures of `rows` (n,) over DRAWS times and noises, which are the same for every picture: (n,).
 
@@ -114,8 +114,8 @@ def losses(
                 noise = torch.from_numpy(stream.standard_normal(shape, dtype=np.float32)).to(device)
                 x_t, target = process.noised(latents, noise.expand_as(latents), t)
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                    prediction = model.family.predict(model.denoiser, x_t, t, conditions)
-                total += loss_per_row(prediction.float(), target).double()
+                    prediction = model.predict(x_t, t, conditions)
+                total += loss_per_row(prediction, target).double()
         found.append((total / DRAWS).cpu().numpy())
     losses = np.concatenate(found)
     if not np.isfinite(losses).all():
@@ -133,15 +133,12 @@ def _latents(model: Model, dataset: Dataset, rows: NDArray[np.int64]) -> Tensor:
 
 
 def _conditions(
-    model: Model, dataset: Dataset, rows: NDArray[np.int64], places: Sequence[int], captions: Captions | None
+    model: Model, dataset: Dataset, rows: NDArray[np.int64], places: Sequence[int], captions: AnyCaptions | None
 ) -> Conditions:
     """What the pictures of `rows` are conditioned on; of several captions the first."""
     if captions is None:
         names = (dataset.classes[label] for label in dataset.labels[rows])
         label = torch.tensor([model.classes.index(name) for name in names], device=model.device)
         return {"context": model.embedded()[label].unsqueeze(1)}
-    first = [captions.of[place][0] for place in places]
-    return {
-        name: torch.from_numpy(np.stack([stored[number] for number in first])).to(model.device)
-        for name, stored in captions.tensors.items()
-    }
+    encoded = captions.rows([captions.of[place][0] for place in places])
+    return {name: tensor.to(model.device) for name, tensor in encoded.items()}

@@ -48,7 +48,7 @@ class UnitLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.unit_weight is None:
-            return super().forward(x)
+            return nn.functional.linear(x, self.weight.to(x.dtype))
         copies, rows = self.unit_weight
         if x.ndim < 2 or len(x) != rows:
             # a layer that sees all rows as one list would give each unit the others' gradient
@@ -91,6 +91,8 @@ def add_lora(denoiser: Denoiser, settings: Lora, generator: torch.Generator, fam
     denoiser._hf_peft_config_loaded = True
     denoiser.peft_config = {ADAPTER: config}
     for layer in _lora_layers(denoiser).values():
+        # PEFT would keep a float32 copy of every input of a layer that is held in bfloat16
+        layer.cast_input_dtype_enabled = False
         for factors in (layer.lora_A, layer.lora_B):
             factors[ADAPTER] = _unit_linear(cast(nn.Linear, factors[ADAPTER]))
     with torch.no_grad():
@@ -105,7 +107,8 @@ def add_lora(denoiser: Denoiser, settings: Lora, generator: torch.Generator, fam
 
 def _unit_linear(linear: nn.Linear) -> UnitLinear:
     layer = UnitLinear(linear.in_features, linear.out_features, bias=False, device="meta")
-    layer.weight = linear.weight
+    # PEFT makes them as wide as the layer that they stand on; what is trained is float32
+    layer.weight = nn.Parameter(linear.weight.detach().float())
     return layer
 
 
@@ -181,7 +184,7 @@ def untrained_class_embedding(model: Model, start: str, n_classes: int, noise: f
 def with_embedding(model: Model, embedding: Tensor | None, classes: Sequence[str]) -> Model:
     """The model that draws `classes`, `embedding` (classes, dim) in the place of its own; its null row stays last.
 
-    Of a pipeline `classes` are prompts, and `embedding` is None.
+    Of a base of captions `classes` are prompts, and `embedding` is None.
     """
     if embedding is None:
         return replace(model, info={**model.info, "classes": list(classes)})
@@ -192,13 +195,13 @@ def with_embedding(model: Model, embedding: Tensor | None, classes: Sequence[str
 
 
 def drawn_of(config: Config, model: Model) -> list[str]:
-    """What pictures are drawn of: the classes, or of a pipeline the public prompts."""
-    return list(config.data.classes) if model.pipeline is None else drawn_prompts(config)
+    """What pictures are drawn of: the classes, or of a base of captions the public prompts."""
+    return list(config.data.classes) if model.family.of_classes else drawn_prompts(config)
 
 
 def ready_to_draw(model: Model, config: Config) -> Model:
-    """The model as it draws pictures of `config`: a pipeline in the pictures' size, of the public prompts."""
-    if model.pipeline is None:
+    """The model as it draws pictures of `config`: a base of captions in their size, of the public prompts."""
+    if model.family.of_classes:
         return model
     return replace(model, info={**model.info, "size": config.data.size, "classes": drawn_prompts(config)})
 
@@ -322,8 +325,9 @@ def apply_adapter(model: Model, folder: Path) -> Model:
     embedding = None
     try:
         config = read_json(folder / "peft" / "adapter_config.json")
-        if model.pipeline is None:
+        if model.family.of_classes:
             embedding = load_file(folder / "class_embedding.safetensors")["weight"]
+        if model.pipeline is None:
             model.denoiser.load_lora_adapter(str(folder), weight_name=WEIGHTS, prefix=None, adapter_name=ADAPTER)
         else:
             _put_on(model.denoiser, folder / "peft")

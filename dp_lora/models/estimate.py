@@ -14,8 +14,9 @@ from pathlib import Path
 from dp_lora.config.prompts import drawn_prompts
 from dp_lora.config.schema import Config, Lora
 from dp_lora.models.counting import lora_factors
-from dp_lora.models.families import CLASSES
+from dp_lora.models.families import CLASSES, Family
 from dp_lora.models.operations import Operations, read_operations
+from dp_lora.models.pipeline_index import steps_and_guidance
 from dp_lora.models.shapes import BaseShapes
 from dp_lora.models.targets import adapted_ranks
 
@@ -103,7 +104,12 @@ def row_flops(operations: Operations, base: BaseShapes, lora: Lora) -> RowFlops:
 
 
 def finetuning_work(
-    config: Config, row: RowFlops, steps: int, expected_batch: float, rates: Rates | None = None
+    config: Config,
+    row: RowFlops,
+    steps: int,
+    expected_batch: float,
+    rates: Rates | None = None,
+    family: Family = CLASSES,
 ) -> list[Work]:
     """Encoding, DP-SGD and grids of a private fine-tuning of `steps` steps, from public numbers alone.
 
@@ -117,7 +123,7 @@ def finetuning_work(
     drawn = grids * GRID_IMAGES * (len(config.data.classes) or len(drawn_prompts(config)))
     pictures = config.data.n_public
     encoding, dp_sgd = pictures * float(row.encode), steps * rows * float(row.train)
-    drawing = drawn * (_flops_of_latent(config, row) + row.decode)
+    drawing = drawn * (_flops_of_latent(config, row, family) + row.decode) if drawn else 0.0
     seconds = (pictures * rates.encode, steps * rows * rates.row, drawn * rates.image) if rates else (None,) * 3
     return [
         Work("latents", f"{pictures:,} pictures", encoding, "float32", seconds[0]),
@@ -128,11 +134,11 @@ def finetuning_work(
     ]
 
 
-def sampling_work(config: Config, row: RowFlops, rates: Rates | None = None) -> list[Work]:
+def sampling_work(config: Config, row: RowFlops, rates: Rates | None = None, family: Family = CLASSES) -> list[Work]:
     """Drawing sampling.n latents, and decoding them; by measured rates both in one."""
     sampling = config.sampling
-    amount = f"{sampling.n:,} images at {sampling.steps} steps"
-    precision, latents = _on_gpu(sampling.precision), sampling.n * _flops_of_latent(config, row)
+    amount = f"{sampling.n:,} images at {steps_and_guidance(sampling, family)[0]} steps"
+    precision, latents = _on_gpu(sampling.precision), sampling.n * _flops_of_latent(config, row, family)
     decoding = sampling.n * float(row.decode)
     if rates:
         return [Work("samples", f"{amount}, decoded", latents + decoding, precision, sampling.n * rates.image)]
@@ -146,9 +152,9 @@ def _on_gpu(precision: str) -> str:
     return "bfloat16" if precision == "auto" else precision
 
 
-def _flops_of_latent(config: Config, row: RowFlops) -> float:
-    rows = 1 if config.sampling.guidance_scale == 1 else 2
-    return float(rows * config.sampling.steps * row.forward)
+def _flops_of_latent(config: Config, row: RowFlops, family: Family) -> float:
+    steps, scale = steps_and_guidance(config.sampling, family)
+    return float((1 if scale == 1 else 2) * steps * row.forward)
 
 
 def estimate_lines(parts: Sequence[Work], rates: Rates | None = None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dp_lora.models.autoencoder import decode, encode, shrinks
 from dp_lora.models.families import CLASSES, Family
+from dp_lora.models.meta import meta_row
 from dp_lora.models.operations import Operations
 
 
@@ -20,13 +21,8 @@ def count_operations(denoiser: Any, vae: Any, family: Family = CLASSES, size: in
     denoiser.requires_grad_(False)
     size = size or vae.config["sample_size"]
     side = size // shrinks(vae)
-    with torch.device("meta"):
-        latents = torch.empty(1, vae.config["latent_channels"], side, side)
-        pixels = torch.empty(1, vae.config["in_channels"], size, size)
-        timestep = torch.empty(1) if family.flow else torch.empty(1, dtype=torch.int64)
-    conditions = {name: tensor.to("meta") for name, tensor in family.blank(denoiser.config, size).items()}
-    if family is CLASSES:
-        conditions["context"].requires_grad_()
+    latents, timestep, conditions = meta_row(denoiser, family, size, (vae.config["latent_channels"], side, side))
+    pixels = torch.empty(1, vae.config["in_channels"], size, size, device="meta")
 
     def predict() -> Tensor:
         return family.predict(denoiser, latents, timestep, conditions)

@@ -23,7 +23,7 @@ from dp_lora.errors import InputError, line
 from dp_lora.files import whole_folder, write_json
 from dp_lora.models.attention import use_one_token_attention
 from dp_lora.models.autoencoder import VAE_CLASSES, Vae, shrinks
-from dp_lora.models.families import CLASSES, Family
+from dp_lora.models.families import CLASSES, TEXT, ClassConditional, Conditions, Family
 from dp_lora.models.info import load_info, part_kind
 from dp_lora.models.operations import FILE, Operations
 from dp_lora.models.pipeline_index import is_pipeline
@@ -39,9 +39,9 @@ Denoiser = Any
 class Model:
     """A latent diffusion model, in evaluation mode and without gradients.
 
-    `denoiser` is a UNet; of some pipelines it is a transformer. `class_embedding` (classes [+ 1],
-    cross_attention_dim): one row per entry of info["classes"], then the null row when info["null_row"]; None for a
-    pipeline, whose rows are conditioned on captions. `info` is model.json, or what stands for it.
+    `denoiser` is a UNet; of some pipelines it is a transformer. `class_embedding` (classes [+ 1], dim): one row per
+    entry of info["classes"], then the null row when info["null_row"]; None for a base that is conditioned on captions.
+    `info` is model.json, or what stands for it.
     """
 
     denoiser: Denoiser
@@ -51,6 +51,7 @@ class Model:
     info: dict[str, Any]
     family: Family = CLASSES
     pipeline: Any = None  # the pipeline of diffusers that the parts are of; None for a model folder of ours
+    precision: torch.dtype = torch.float32  # what the frozen denoiser is held in; adapters on it are float32
 
     @property
     def classes(self) -> list[str]:
@@ -64,8 +65,13 @@ class Model:
 
     def embedded(self) -> Tensor:
         """The class embedding of a class-conditional model."""
-        assert self.class_embedding is not None, "a pipeline has no class embedding"
+        assert self.class_embedding is not None, "a base of captions has no class embedding"
         return self.class_embedding
+
+    def predict(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """`Family.predict`, of inputs as wide as the denoiser is held; float32 for the loss."""
+        given = {name: tensor.to(self.precision) if name in TEXT else tensor for name, tensor in conditions.items()}
+        return self.family.predict(self.denoiser, x_t.to(self.precision), t, given).float()
 
     @property
     def device(self) -> torch.device:
@@ -120,16 +126,20 @@ def _save_part(part: Vae | UNet2DConditionModel | DDIMScheduler, folder: Path) -
     part.save_pretrained(folder)
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> Model:
-    """Read a model folder, or a pipeline's.
+def load_model(folder: Path, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32) -> Model:
+    """Read a model folder, or a pipeline's, whose denoiser and text encoders are then held in `precision`.
 
-    Raises InputError, one line, where it is missing, damaged or does not fit together.
+    A folder of ours is held in float32: it is small, and autocast gives it its precision. Raises InputError, one line,
+    where it is missing, damaged or does not fit together.
     """
     folder = Path(folder)
     info = load_info(folder)
     if is_pipeline(folder):
-        family, pipe = load_pipeline(folder, device)
-        return Model(getattr(pipe, family.part), pipe.vae, pipe.scheduler, None, info, family, pipe)
+        family, pipe = load_pipeline(folder, device, precision)
+        denoiser, table = getattr(pipe, family.part), None
+        if isinstance(family, ClassConditional):
+            table = family.take_table(denoiser, len(info["classes"])).float()
+        return Model(denoiser, pipe.vae, pipe.scheduler, table, info, family, pipe, precision)
     embedding_file = folder / "class_embedding.safetensors"
     try:
         # what is trained starts from it: in half precision a step's sum and noise would be rounded to 8 bits

@@ -7,12 +7,13 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.models.attention import use_one_token_attention
 from dp_lora.models.autoencoder import VAE_CLASSES, Vae, build_autoencoder, latent_size
+from dp_lora.models.families import TEXT, ClassConditional, Conditions, Family
 from dp_lora.models.info import part_kind
 from dp_lora.models.pipeline_index import family_of, is_pipeline, part_config
 from dp_lora.models.unet import UNET_CLASSES, build_unet
@@ -24,8 +25,12 @@ def meta_networks(config: Config, base: Path) -> tuple[Any, Any]:
     InputError where the config's numbers do not fit together, or a part of the folder is of another kind.
     """
     if is_pipeline(base):
+        family = family_of(base)
         with torch.device("meta"):
-            return _of_diffusers(part_config(base, family_of(base).part)), _of_diffusers(part_config(base, "vae"))
+            denoiser, first_stage = (_of_diffusers(part_config(base, part)) for part in (family.part, "vae"))
+        if isinstance(family, ClassConditional):
+            family.take_table(denoiser, 0)
+        return denoiser, first_stage
     with torch.device("meta"):
         vae: Any = _stored(base / "vae", VAE_CLASSES)
         if vae is None:
@@ -36,6 +41,20 @@ def meta_networks(config: Config, base: Path) -> tuple[Any, Any]:
             unet = build_unet(config.ldm, config.autoencoder.latent_channels, side)
     use_one_token_attention(unet)
     return unet, vae
+
+
+def meta_row(
+    denoiser: Any, family: Family, size: int, latent: tuple[int, int, int], precision: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Conditions]:
+    """What `family.predict` takes for one row: a latent of shape `latent`, a time, what a picture of `size` is of."""
+    with torch.device("meta"):
+        x_t = torch.empty(1, *latent, dtype=precision)
+        t = torch.empty(1) if family.flow else torch.empty(1, dtype=torch.int64)
+    blank = family.blank(denoiser.config, size)
+    conditions = {name: tensor.to("meta", precision if name in TEXT else None) for name, tensor in blank.items()}
+    if family.of_classes:
+        conditions["context"].requires_grad_()
+    return x_t, t, conditions
 
 
 def _of_diffusers(config: dict[str, Any]) -> Any:

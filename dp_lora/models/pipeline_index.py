@@ -1,11 +1,13 @@
 """What is known of a pipeline folder of diffusers without its networks, and so without torch."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from dp_lora.config.schema import Sampling
 from dp_lora.errors import InputError, line
 from dp_lora.files import digest_file, digest_folder, digest_value, read_json
-from dp_lora.models.families import FAMILIES, Family
+from dp_lora.models.families import FAMILIES, ClassConditional, Family
 
 INDEX = "model_index.json"
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # what neither trains nor draws a picture
@@ -49,16 +51,33 @@ def part_config(folder: Path, part: str) -> dict[str, Any]:
 
 
 def pipeline_info(folder: Path) -> dict[str, Any]:
-    """What model.json says of a model folder, of a pipeline: it states neither classes, size nor its privacy."""
+    """What model.json says of a model folder, of a pipeline: no privacy; one of captions has no classes and no size."""
     family = family_of(folder)
-    part_config(folder, family.part)  # one that cannot be loaded is refused here, without torch
-    return {
-        "classes": [],
-        "null_row": False,
-        "channels": 3,
-        "pipeline": family.pipeline,
-        "privacy_status": "unknown",
-    }
+    config = part_config(folder, family.part)  # one that cannot be loaded is refused here, without torch
+    stated: dict[str, Any] = {"channels": 3, "pipeline": family.pipeline, "privacy_status": "unknown"}
+    if not isinstance(family, ClassConditional):
+        return stated | {"classes": [], "null_row": False}
+    halvings = len(part_config(folder, "vae")["block_out_channels"]) - 1
+    size = config["sample_size"] * 2**halvings
+    return stated | {"classes": family.classes(config), "null_row": True, "size": size}
+
+
+def steps_and_guidance(sampling: Sampling, family: Family) -> tuple[int, float]:
+    """Steps and guidance scale of drawing; where null, those that the family's pipeline has of its own accord.
+
+    Raises InputError for null and a model folder of ours, which has none of its own.
+    """
+    found: list[Any] = []
+    for key, name in (("steps", "num_inference_steps"), ("guidance_scale", "guidance_scale")):
+        value = getattr(sampling, key)
+        if value is None and not family.pipeline:
+            raise InputError(f"sampling.{key}=null: this base is no pipeline, which has its own; set a number")
+        if value is None:
+            import diffusers
+
+            value = signature(getattr(diffusers, family.pipeline).__call__).parameters[name].default
+        found.append(value)
+    return found[0], found[1]
 
 
 def pipeline_digest(folder: Path) -> str:

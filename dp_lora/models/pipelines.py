@@ -10,9 +10,10 @@ from dp_lora.models.families import Family
 from dp_lora.models.pipeline_index import INDEX, LEFT_OUT, family_of, part_config, read_index
 
 
-def load_pipeline(folder: Path, device: torch.device | str) -> tuple[Family, Any]:
-    """Family and pipeline of a folder, on `device`, in evaluation mode and without gradients, float32.
+def load_pipeline(folder: Path, device: torch.device | str, precision: torch.dtype) -> tuple[Family, Any]:
+    """Family and pipeline of a folder, on `device`, in evaluation mode and without gradients, in `precision`.
 
+    Its autoencoder is float32 all the same: latents are encoded once, and some autoencoders overflow in less.
     Raises InputError, one line, where something is missing, damaged, or not safetensors.
     """
     import diffusers
@@ -33,15 +34,22 @@ def load_pipeline(folder: Path, device: torch.device | str) -> tuple[Family, Any
     try:
         kind = getattr(diffusers, family.pipeline)
         pipe = kind.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, **absent
+            str(folder),
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            dtype={"default": precision, "vae": torch.float32},
+            **absent,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise InputError(f"{folder}: cannot be read ({line(error)})") from None
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    for component in pipe.components.values():
+    for name, component in pipe.components.items():
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
+            if name != "vae" and component.dtype != precision:
+                component.to(precision)  # diffusers leaves some classes as wide as they were
     return family, pipe
 
 

@@ -14,7 +14,7 @@ from dp_lora.config.schema import Config
 from dp_lora.errors import InputError, line
 from dp_lora.models.families import CLASSES, Family
 from dp_lora.models.info import UNETS, VAES, load_info, part_kind
-from dp_lora.models.pipeline_index import family_of, is_pipeline
+from dp_lora.models.pipeline_index import family_of, is_pipeline, part_config
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -36,8 +36,9 @@ def base_shapes(config: Config, base: Path) -> BaseShapes:
     InputError for a part that is of another kind or has no weights, and where the config's numbers do not fit together.
     """
     if is_pipeline(base):
-        family = family_of(base)
-        return BaseShapes(_tensors(base / family.part), _tensors(base / "vae"), 0, 0, family)
+        family, classes = family_of(base), load_info(base)["classes"]
+        width = family.width(part_config(base, family.part)) if family.of_classes else 0
+        return BaseShapes(part_shapes(base / family.part), part_shapes(base / "vae"), width, len(classes), family)
     denoiser, vae = _stored(base / "unet", UNETS), _stored(base / "vae", VAES)
     context = config.ldm.cross_attention_dim
     if denoiser is not None:
@@ -60,10 +61,11 @@ def _stored(folder: Path, kinds: Sequence[str]) -> Shapes | None:
     if not (folder / "config.json").exists():
         return None
     part_kind(folder, kinds)
-    return _tensors(folder)
+    return part_shapes(folder)
 
 
-def _tensors(folder: Path) -> Shapes:
+def part_shapes(folder: Path) -> Shapes:
+    """Names and shapes of the tensors in the files of a part. InputError where it has none, or they are damaged."""
     found: dict[str, tuple[int, ...]] = {}
     try:
         for path in sorted(folder.glob("*.safetensors")):

@@ -14,6 +14,7 @@ from dp_lora.errors import InputError
 from dp_lora.models.autoencoder import decode
 from dp_lora.models.device import full_precision, pick_precision
 from dp_lora.models.folder import Model
+from dp_lora.models.pipeline_index import steps_and_guidance
 from dp_lora.sampling.noise import image_stream, next_noise
 from dp_lora.sampling.text import draw_prompts
 
@@ -58,8 +59,8 @@ def _draw_latents(
     model: Model, labels: Sequence[int], indices: Sequence[int], sampling: Sampling, seed: int, device: torch.device
 ) -> Tensor:
     scheduler = DDIMScheduler.from_config(model.scheduler.config)
-    chain = timesteps(scheduler, sampling.steps)
-    scale = sampling.guidance_scale
+    steps, scale = steps_and_guidance(sampling, model.family)
+    chain = timesteps(scheduler, steps)
     context = _context(model, torch.as_tensor(labels, device=device), scale)
     streams = [image_stream(seed, model.classes[c], i) for c, i in zip(labels, indices, strict=True)]
     side = model.denoiser.config["sample_size"]
@@ -69,7 +70,7 @@ def _draw_latents(
     for t in chain:
         rows = latents if scale == 1 else torch.cat([latents, latents])
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            prediction = model.denoiser(rows, t, encoder_hidden_states=context, return_dict=False)[0].float()
+            prediction = model.predict(rows, torch.full((len(rows),), t, device=device), {"context": context})
         if scale != 1:
             # linear in the prediction, so epsilon and v give the same guided step
             null, conditional = prediction.chunk(2)
@@ -102,6 +103,6 @@ def draw_pixels(
 def draw(
     model: Model, labels: Sequence[int], indices: Sequence[int], sampling: Sampling, seed: int, device: torch.device
 ) -> NDArray[np.uint8]:
-    """`draw_pixels`, or of a pipeline `draw_prompts`, as uint8 (rows, H, W, C)."""
-    of = draw_pixels if model.pipeline is None else draw_prompts
+    """`draw_pixels`, or of a base of captions `draw_prompts`, as uint8 (rows, H, W, C)."""
+    of = draw_pixels if model.family.of_classes else draw_prompts
     return to_uint8(of(model, labels, indices, sampling, seed, device))

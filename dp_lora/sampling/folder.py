@@ -21,6 +21,7 @@ from dp_lora.files import digest_value, whole_file, whole_folder, write_json
 from dp_lora.grids import write_grid
 from dp_lora.models.device import pick_precision, precision_name
 from dp_lora.models.folder import Model, module_digest
+from dp_lora.models.pipeline_index import steps_and_guidance
 from dp_lora.models.pipelines import text_encoders
 from dp_lora.progress import progress
 from dp_lora.sampling.archive import write_archive
@@ -43,7 +44,7 @@ def model_fingerprint(model: Model) -> str:
     """SHA-256 of all that decides a model's images: networks, class embedding, scheduler and class names."""
     scheduler = {key: value for key, value in dict(model.scheduler.config).items() if not key.startswith("_")}
     parts = [module_digest(model.denoiser), module_digest(model.vae)]
-    if model.pipeline is None:
+    if model.family.of_classes:
         embedding = np.ascontiguousarray(model.embedded().detach().cpu().numpy())
         parts.append(digest_value(embedding.tolist()))
     else:
@@ -115,6 +116,7 @@ def assist(model: Model, config: Config, classes: Sequence[str], n: int, team: T
 
 def _settings(model: Model, config: Config, classes: Sequence[str], n: int) -> dict[str, Any]:
     settings = {"seed": config.experiment.seed, "n": n, "classes": list(classes), **asdict(config.sampling)}
+    settings["steps"], settings["guidance_scale"] = steps_and_guidance(config.sampling, model.family)
     # what auto comes to: images of two precisions are never mixed in one folder
     precision = pick_precision(config.sampling.precision, model.device, "sampling.precision")
     return settings | {"precision": precision_name(precision), "model": model_fingerprint(model)}

@@ -10,6 +10,7 @@ from dp_lora.config.schema import Sampling
 from dp_lora.errors import InputError
 from dp_lora.models.device import full_precision, pick_precision
 from dp_lora.models.folder import Model
+from dp_lora.models.pipeline_index import steps_and_guidance
 from dp_lora.sampling.noise import image_stream, next_noise
 
 
@@ -30,14 +31,16 @@ def draw_prompts(
     arguments: dict[str, Any] = {**family.call}
     if sampling.negative_prompt is not None:
         arguments["negative_prompt"] = [sampling.negative_prompt] * len(prompts)
-    bfloat16 = pick_precision(sampling.precision, device, "sampling.precision") == torch.bfloat16
+    steps, scale = steps_and_guidance(sampling, family)
+    wanted = pick_precision(sampling.precision, device, "sampling.precision")
+    bfloat16 = torch.bfloat16 in (wanted, model.precision)  # of a grid: drawn as the base is held in training
     with full_precision(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
         images = pipe(
             prompt=prompts,
             latents=family.start(noise, pipe),
             generator=generators,
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance_scale,
+            num_inference_steps=steps,
+            guidance_scale=scale,
             height=model.info["size"],
             width=model.info["size"],
             output_type="pt",

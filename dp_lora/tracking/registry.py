@@ -225,6 +225,7 @@ def _signature(config: Config, of_prompts: bool) -> "ModelSignature":
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
     sampling, image = config.sampling, (config.data.size, config.data.size, config.data.channels)
+    assert sampling.guidance_scale is not None, "the caller puts a pipeline's own in the place of null"
     params = [
         ParamSpec("seed", "long", config.experiment.seed),
         ParamSpec("n", "long", 1),

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dp_lora.data.conditions import Captions
+from dp_lora.data.conditions import AnyCaptions
 from dp_lora.privacy.audit_canaries import HUGE, PERSON
 from dp_lora.privacy.gradients import LossFunction, Rows
 from dp_lora.privacy.plan import PrivacyPlan
@@ -49,7 +49,7 @@ class Canaries:
     def labels(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.concatenate([labels, np.zeros(len(self.coins), labels.dtype)])
 
-    def captions(self, captions: Captions | None) -> Captions | None:
+    def captions(self, captions: AnyCaptions | None) -> AnyCaptions | None:
         return None if captions is None else replace(captions, of=[*captions.of, *[[0]] * len(self.coins)])
 
     def parameters(self, device: torch.device) -> dict[str, Tensor]:

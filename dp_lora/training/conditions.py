@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dp_lora.data.conditions import Captions
+from dp_lora.data.conditions import AnyCaptions
 from dp_lora.models.adapters import EMBEDDING
 from dp_lora.models.families import Conditions
 from dp_lora.models.folder import Model
@@ -32,15 +32,20 @@ class ClassRows:
 
 
 class CaptionRows:
-    """Encoded captions, each its own picture's."""
+    """Encoded captions, each its own picture's; a share `dropout` of the rows takes the empty one in its place.
 
-    def __init__(self, model: Model, size: int, captions: Captions, device: torch.device) -> None:
-        blank = model.family.blank(model.denoiser.config, size)
-        self._blank = {name: tensor.numpy()[0] for name, tensor in blank.items()}
-        self._captions, self._device = captions, device
+    Whether a row does is the coin of its own picture's stream, and the empty caption is a public constant. So a row
+    still reads its own picture's data alone, its unit's gradient no other unit, and the proof of step.py holds.
+    """
+
+    def __init__(self, model: Model, size: int, captions: AnyCaptions, dropout: float, device: torch.device) -> None:
+        self._blank = model.family.blank(model.denoiser.config, size)
+        self._captions, self._dropout, self._device = captions, dropout, device
 
     def choose(self, picture: int, stream: np.random.Generator) -> int:
-        """The number of a picture's caption; of several, its stream draws one."""
+        """The number of a row's caption: by its picture's stream the empty one, or of several one."""
+        if self._dropout and stream.random() < self._dropout:
+            return self._captions.empty
         several = self._captions.of[picture]
         return several[0] if len(several) == 1 else several[int(stream.integers(len(several)))]
 
@@ -48,8 +53,7 @@ class CaptionRows:
         """Conditions of the rows of `chosen` captions; the padded rows after them read no caption."""
         padding = len(rows.picture) - len(chosen)
         found = {}
-        for name, blank in self._blank.items():
-            stored = self._captions.tensors[name]
-            array = np.stack([*(stored[number] for number in chosen), *[blank] * padding])
-            found[name] = torch.from_numpy(array).to(self._device)
+        for name, own in self._captions.rows(chosen).items():
+            blank = self._blank[name].expand(padding, *own.shape[1:])
+            found[name] = torch.cat([own.to(self._device), blank.to(self._device, own.dtype)])
         return found

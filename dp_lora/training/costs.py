@@ -12,8 +12,9 @@ DRIVER = "libcuda.so.1"  # of NVIDIA; without it torch, which takes seconds to i
 
 def sampling_facts(config: Config, base: Path) -> dict[str, str]:
     """What drawing the samples costs."""
-    rates = rates_at_hand(config, base)
-    return estimate_lines(sampling_work(config, count_flops(config, base, base_shapes(config, base)), rates), rates)
+    rates, shapes = rates_at_hand(config, base), base_shapes(config, base)
+    row = count_flops(config, base, shapes)
+    return estimate_lines(sampling_work(config, row, rates, shapes.family), rates)
 
 
 def rates_at_hand(config: Config, base: Path) -> Rates | None:
@@ -25,11 +26,13 @@ def rates_at_hand(config: Config, base: Path) -> Rates | None:
     if not torch.cuda.is_available():
         return None
     from dp_lora.models.adapters import ready_to_draw
+    from dp_lora.models.device import pick_precision
     from dp_lora.models.folder import load_model
     from dp_lora.training.measure import measure_rates  # trains and draws: a dry run without a GPU does neither
 
     device = torch.device("cuda")
-    model = ready_to_draw(load_model(base, device), config)
+    precision = pick_precision(config.compute.precision, device)
+    model = ready_to_draw(load_model(base, device, precision), config)
     return measure_rates(config, model, config.privacy.batch_size * config.privacy.k, device)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Config
-from dp_lora.data.conditions import Captions
+from dp_lora.data.conditions import AnyCaptions
 from dp_lora.data.persons import check_persons
 from dp_lora.errors import InputError
 from dp_lora.events import Events
@@ -58,7 +58,7 @@ class PrivateData:
     latents: np.ndarray
     labels: np.ndarray
     units: Sequence[Sequence[int]]
-    captions: Captions | None = None
+    captions: AnyCaptions | None = None
     canaries: Canaries | None = None  # of an audit, behind the private pictures; what is trained so is no result
 
     def with_canaries(self, canaries: Canaries) -> "PrivateData":
@@ -102,22 +102,24 @@ def units_of(n_pictures: int, persons: Sequence[str] | None, unit: str) -> list[
 def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
     """The adapter at its public start, seeded by experiment.seed.
 
-    Raises InputError for a text-to-image base whose rows are not apart.
+    Raises InputError for a pipeline whose rows are not apart.
     """
     generator = torch.Generator().manual_seed(config.experiment.seed)
     lora = add_lora(model.denoiser, config.lora, generator, model.family)
+    dead, embedding = frozenset[str](), None
     if model.pipeline is not None:
         with full_precision():
             require_rows_apart(config, model, device)
             dead = dead_weights(config, model, device)
         if config.compute.checkpointing in ({"always"} if device.type == "cpu" else {"always", "auto"}):
             use_checkpointing(model.denoiser)
-        return Adapter(model.denoiser, lora, None, model.family, dead)
-    train = config.train
-    embedding = untrained_class_embedding(
-        model, train.embedding_start, len(config.data.classes), train.embedding_noise, config.experiment.seed
-    )
-    return Adapter(model.denoiser, lora, embedding.clone().to(device).requires_grad_())
+    if model.family.of_classes:
+        train, classes = config.train, len(config.data.classes)
+        start = untrained_class_embedding(
+            model, train.embedding_start, classes, train.embedding_noise, config.experiment.seed
+        )
+        embedding = start.clone().to(device).requires_grad_()
+    return Adapter(model.denoiser, lora, embedding, model.family, dead)
 
 
 class Averaged:

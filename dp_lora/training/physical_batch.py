@@ -136,7 +136,7 @@ def dummy_loss(config: Config, model: Model, pictures: int, device: torch.device
     """The loss of the training over public random latents (`pictures`, c, h, w)."""
     size = config.data.size
     latents = np.random.default_rng(0).standard_normal((pictures, *model.latent_shape(size)), dtype=np.float32)
-    captions = None if model.pipeline is None else dummy_captions(model, size, pictures)
+    captions = None if model.family.of_classes else dummy_captions(model, size, pictures)
     return diffusion_loss(config, model, latents, np.zeros(pictures, np.int64), device, captions)
 
 

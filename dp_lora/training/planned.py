@@ -51,8 +51,13 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
         norm = plan.noise_multiplier * math.sqrt(counts["trainable"])
         facts["noise ratio"] = _shown_ratio(norm / plan.expected_batch)
     row, rates = count_flops(config, base, start.shapes), rates_at_hand(config, base)
-    parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates)
-    return facts | estimate_lines([*parts, *(sampling_work(config, row, rates) if samples else [])], rates)
+    family = start.shapes.family
+    if family.pipeline:
+        from dp_lora.models.memory import memory_line  # torch and diffusers, which a pipeline's operations took already
+
+        facts["memory"] = memory_line(config, base, start.shapes)
+    parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates, family)
+    return facts | estimate_lines([*parts, *(sampling_work(config, row, rates, family) if samples else [])], rates)
 
 
 def audit_facts(config: Config) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Config
-from dp_lora.data.conditions import Captions
+from dp_lora.data.conditions import AnyCaptions
 from dp_lora.diffusion import loss_per_row, process_of
 from dp_lora.models.adapters import unit_copies
 from dp_lora.models.device import pick_precision
@@ -24,19 +24,22 @@ def diffusion_loss(
     latents: np.ndarray,
     labels: np.ndarray,
     device: torch.device,
-    captions: Captions | None = None,
+    captions: AnyCaptions | None = None,
 ) -> LossFactory:
     """Loss of rows (R,): a time of the base's process from timestep_min to timestep_max, fresh noise, squared error.
 
     `latents` (N, c, h, w) float32, `labels` (N,) and of a pipeline `captions` are the private pictures. Each picture
     draws from its own stream: its draws depend neither on the other pictures of a step nor on how rows are cut into
-    micro-batches. The denoiser runs in compute.precision (bfloat16 by autocast); copies, their gradients and losses are
-    float32.
+    micro-batches. The denoiser runs in compute.precision: in bfloat16 as it is held, or a float32 one by autocast.
+    Copies, their gradients and losses are float32.
     """
-    bfloat16 = pick_precision(config.compute.precision, device) == torch.bfloat16
+    # a base that is held in bfloat16 has nothing left to cast
+    autocasts = model.precision == torch.float32 != pick_precision(config.compute.precision, device)
     process = process_of(model.scheduler, "model.base").to(device)
     conditions = (
-        ClassRows(labels, device) if captions is None else CaptionRows(model, config.data.size, captions, device)
+        ClassRows(labels, device)
+        if captions is None
+        else CaptionRows(model, config.data.size, captions, config.train.caption_dropout, device)
     )
     shape = latents.shape[1:]
 
@@ -57,10 +60,10 @@ def diffusion_loss(
             x_t, target = process.noised(x0, noise, t)
             condition = conditions.of(chosen, copies, rows)
             # the denoiser alone: its autocast must not reach losses, and what is clipped comes out of float32 copies
-            autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
+            autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocasts)
             with unit_copies(model.denoiser, copies, len(x0)), autocast:
-                prediction = model.family.predict(model.denoiser, x_t, t, condition)
-            return loss_per_row(prediction.float(), target)
+                prediction = model.predict(x_t, t, condition)
+            return loss_per_row(prediction, target)
 
         return loss
 

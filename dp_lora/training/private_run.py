@@ -56,7 +56,8 @@ def read_inputs(start: Resolved, device: torch.device, team: Team) -> Inputs:
     with private_names(PRIVATE_PICTURE):
         dataset = read_dataset(start.data, list(config.data.classes), "train")
     check_base(start)
-    model = load_model(start.base, device)
+    precision = pick_precision(config.compute.precision, device)
+    model = load_model(start.base, device, precision)
     if model.pipeline is None:
         check_agreement(config.ldm, model.denoiser, model.scheduler, f"{relative(start.base)}'s")
     else:
@@ -65,7 +66,7 @@ def read_inputs(start: Resolved, device: torch.device, team: Team) -> Inputs:
     base = {"path": start.base_name, "digest": model_digest(start.base)}
     bound = binding(config, dataset.digest(), base["digest"], device.type, start.parent)
     # gradients of two precisions or devices would differ with the rank that a unit falls to: with who else is drawn
-    team.require_same((bound, pick_precision(config.compute.precision, device), hardware(device)))
+    team.require_same((bound, precision, hardware(device)))
     return Inputs(start, model, dataset, device, base, bound)
 
 
@@ -94,9 +95,9 @@ def encoded(inputs: Inputs, events: Events, team: Team) -> PrivateData:
         units = units_of(len(dataset), dataset.persons, start.config.privacy.unit)
         latents = encode_dataset(dataset, inputs.model.vae, start.latents, inputs.device, ENCODE_BATCH, events, team)
         captions = None
-        if inputs.model.pipeline is not None:
+        if not inputs.model.family.of_classes:
             texts = texts_of(start.config, dataset)
-            captions = encode_captions(texts, inputs.model, dataset.size, start.latents, team)
+            captions = encode_captions(start.config, texts, inputs.model, start.latents, team)
         return PrivateData(latents, dataset.labels, units, captions)
 
 

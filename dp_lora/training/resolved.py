@@ -9,6 +9,7 @@ from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.models.embedding_start import start_positions
 from dp_lora.models.info import load_info, model_digest
+from dp_lora.models.pipeline_index import steps_and_guidance
 from dp_lora.models.shapes import BaseShapes
 from dp_lora.privacy.composition import ReleaseCost, base_parts
 from dp_lora.privacy.plan import PrivacyPlan
@@ -56,15 +57,19 @@ def stated_info(config: Config, base: Path) -> dict[str, Any]:
 def check_base(start: Resolved) -> None:
     """InputError for a base that cannot be started from. Reads its model.json alone, so it costs no time."""
     config, info = start.config, stated_info(start.config, start.base)
-    if "pipeline" in info:
+    _, scale = steps_and_guidance(config.sampling, start.shapes.family)
+    if not start.shapes.family.of_classes:
         check_text(config)
         start.spent_by_base()
         return
     check_classes(config.data)
+    if "pipeline" in info and len(config.data.classes) > len(info["classes"]):
+        # a row more would be the stock pipeline's 'no class'
+        raise InputError(f"data.classes: the base has rows for {len(info['classes']):,} classes; list at most as many")
     start_positions(config.train.embedding_start, info["classes"], len(config.data.classes))
     start.spent_by_base()
-    if config.sampling.guidance_scale != 1 and not info["null_row"]:
-        raise InputError(
-            f"sampling.guidance_scale={config.sampling.guidance_scale:g}: the base has no null row; must be 1"
-        )
+    if scale != 1 and not info["null_row"]:
+        raise InputError(f"sampling.guidance_scale={scale:g}: the base has no null row; must be 1")
+    if config.train.caption_dropout:
+        raise InputError("train.caption_dropout: must be 0: the base is conditioned on classes, not on captions")
     check_shape(config.data, info["size"], info["channels"])

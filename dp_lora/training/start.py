@@ -1,4 +1,4 @@
-"""What a text-to-image base has to pass on dummies before the first step, and what of it is left untrained."""
+"""What a pipeline has to pass on dummies before the first step, and what of it is left untrained."""
 
 import numpy as np
 import torch
@@ -9,18 +9,16 @@ from dp_lora.data.conditions import Captions
 from dp_lora.diffusion import process_of
 from dp_lora.errors import InputError
 from dp_lora.models.adapters import lora_parameters
-from dp_lora.models.families import Conditions
+from dp_lora.models.families import TEXT, Conditions
 from dp_lora.models.folder import Model
 
-RANDOM = ("context", "pooled")  # the conditions that hold a caption; the others are sizes and masks
 APART = 1e-4  # of the largest value: what another row may move by in the last bits
 
 
 def dummy_captions(model: Model, size: int, pictures: int) -> Captions:
     """Public random conditions, one for each of `pictures`' dummies, in the shapes of encoded captions."""
     rows = max(1, pictures)
-    tensors = {name: tensor.numpy() for name, tensor in _dummy_conditions(model, size, rows).items()}
-    return Captions(tensors, [[number] for number in range(rows)])
+    return Captions(_dummy_conditions(model, size, rows), [[number] for number in range(rows)])
 
 
 def _dummy_conditions(model: Model, size: int, rows: int) -> Conditions:
@@ -29,7 +27,7 @@ def _dummy_conditions(model: Model, size: int, rows: int) -> Conditions:
     for name, blank in model.family.blank(model.denoiser.config, size).items():
         shape = (rows, *blank.shape[1:])
         drawn = torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
-        found[name] = drawn if name in RANDOM else blank.expand(shape).clone()
+        found[name] = drawn if name in TEXT else blank.expand(shape).clone()
     return found
 
 
@@ -49,12 +47,12 @@ def require_rows_apart(config: Config, model: Model, device: torch.device) -> No
     """InputError where a row's output moves with another row's picture or caption: one unit would then enter another's
     gradient, and no clip would bound what it adds. Looks at dummies alone."""
     x_t, t, conditions = _dummy_rows(config, model, 3, device)
-    before = model.family.predict(model.denoiser, x_t, t, conditions)
+    before = model.predict(x_t, t, conditions)
     x_t[0] += 1
-    for name in RANDOM:
+    for name in TEXT:
         if name in conditions:
             conditions[name][0] *= -1
-    after = model.family.predict(model.denoiser, x_t, t, conditions)
+    after = model.predict(x_t, t, conditions)
     moved = (after - before).abs().flatten(1).amax(1) / before.abs().max()
     if not bool((moved[1:] <= APART).all()) or not bool(moved[0] > APART):
         raise InputError(
@@ -72,7 +70,7 @@ def dead_weights(config: Config, model: Model, device: torch.device) -> frozense
     for weight in factors.values():
         weight.requires_grad_()
     x_t, t, conditions = _dummy_rows(config, model, 1, device)
-    loss = model.family.predict(model.denoiser, x_t, t, conditions).square().mean()
+    loss = model.predict(x_t, t, conditions).square().mean()
     gradients = torch.autograd.grad(loss, list(factors.values()), allow_unused=True)
     for weight in factors.values():
         weight.requires_grad_(False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tests.support.gloo_steps import ranks
-from tests.support.tiny_text import fine_tuned
+from tests.support.text2image import fine_tuned
 
 if __name__ == "__main__":
     out, base, overrides = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

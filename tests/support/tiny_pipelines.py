@@ -7,6 +7,9 @@ import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -175,6 +178,19 @@ def sana() -> SanaPipeline:
     return SanaPipeline(tokenizer, encoder, vae, _opened(transformer), FlowMatchEulerDiscreteScheduler(shift=3.0))
 
 
+def dit() -> DiTPipeline:
+    transformer = _opened(
+        DiTTransformer2DModel(
+            sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=4, in_channels=4,
+            out_channels=8, num_embeds_ada_norm=1000,
+        )
+    )  # fmt: skip
+    tables = [block.norm1.emb.class_embedder.embedding_table for block in transformer.transformer_blocks]
+    for table in tables[1:]:
+        table.weight.data.copy_(tables[0].weight)
+    return DiTPipeline(transformer, _vae(), DDIMScheduler(clip_sample=False))
+
+
 BUILD = {
     "sd": stable_diffusion,
     "sd-v": lambda: stable_diffusion("v_prediction"),
@@ -183,7 +199,9 @@ BUILD = {
     "flux": flux,
     "pixart": pixart,
     "sana": sana,
+    "dit": dit,
 }
+TEXT = tuple(name for name in BUILD if name != "dit")
 
 
 def make_pipeline(folder: Path, name: str) -> Path:

@@ -1,7 +1,8 @@
 """The kinds of base that can be fine-tuned, one small module each; docs/bases.md says how to add one."""
 
 from dp_lora.models.families.classes import ClassConditional
-from dp_lora.models.families.family import Conditions, Family
+from dp_lora.models.families.dit import DiT
+from dp_lora.models.families.family import TEXT, Conditions, Family
 from dp_lora.models.families.flux import Flux
 from dp_lora.models.families.pixart import PixArt
 from dp_lora.models.families.sana import Sana
@@ -20,7 +21,8 @@ FAMILIES = {
         PixArt("PixArtAlphaPipeline", tokens=120, call=UNBINNED),
         PixArt("PixArtSigmaPipeline", tokens=300, call=UNBINNED),
         Sana("SanaPipeline", call={**UNBINNED, "complex_human_instruction": None}),
+        DiT("DiTPipeline"),
     )
 }
 
-__all__ = ["CLASSES", "FAMILIES", "Conditions", "Family"]
+__all__ = ["CLASSES", "FAMILIES", "TEXT", "ClassConditional", "Conditions", "Family"]

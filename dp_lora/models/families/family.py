@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 Conditions = dict[str, "Tensor"]  # what a row is conditioned on, one entry per row in each tensor
+TEXT = ("context", "pooled")  # those that hold a caption or a class; the others are sizes and masks
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Family:
     by_pipeline: bool = True  # whether pipe.load_lora_weights reads the release; else PEFT alone
     tokens: int = 77  # longest caption, in tokens of the denoiser's context
     call: Mapping[str, Any] = field(default_factory=dict)  # arguments of the pipeline when it draws
+    loading: tuple[str, ...] = ()  # Python that a release needs before PEFT puts it on the pipeline `pipe`
+    of_classes: bool = False  # conditioned on rows of a class table, which is trained, in the place of captions
 
     def encode(self, pipe: Any, caption: str, size: int) -> Conditions:
         """One caption as the denoiser takes it, (1, ...) each; `size`: side of the pictures in pixels."""

@@ -1,0 +1,141 @@
+"""Memory of the private step on a pipeline, counted on networks without weights: frozen weights, and what a row keeps.
+
+Attention is counted as the kernels of a GPU do it, which keep no matrix of scores. Fragments and the kernels' own room
+are left out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from dp_lora.config.schema import Config, Lora
+from dp_lora.models.adapters import add_lora, lora_parameters, unit_copies
+from dp_lora.models.autoencoder import shrinks
+from dp_lora.models.families import Family
+from dp_lora.models.meta import meta_networks, meta_row
+from dp_lora.models.shapes import BaseShapes, part_shapes
+
+GPU_BYTES = 80 * 10**9  # of the GPU that a dry run names
+USABLE = 0.9  # of it, beside fragments, kernels and their room
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class RowMemory:
+    """Bytes that one row (one noise draw of one picture) holds until its gradient is there, the gradient included."""
+
+    kept: int
+    checkpointed: int  # with compute.checkpointing
+    weights: int  # of the frozen denoiser, once for all rows
+
+
+class _Flash(torch.autograd.Function):
+    """Attention by its shapes: what kernels of a GPU keep of it."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise NotImplementedError("counted, never computed")
+
+
+@contextmanager
+def _flash() -> Iterator[None]:
+    functional: Any = torch.nn.functional
+    usual = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Flash.apply(query, key, value)
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = usual
+
+
+class _Kept:
+    """Bytes of distinct tensors that autograd keeps; those of `own` lie there anyway."""
+
+    def __init__(self, own: set[int]) -> None:
+        self._seen, self._alive, self.bytes = set(own), list[Tensor](), 0
+
+    def note(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._alive.append(tensor)  # an address that is freed would be another tensor's
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def row_memory(
+    denoiser: Any, family: Family, lora: Lora, size: int, latent: tuple[int, int, int], precision: torch.dtype
+) -> RowMemory:
+    """Of a denoiser on the meta device (changed in place) that is held in `precision`, for pictures of `size` pixels.
+
+    `latent` is (c, h, w). Takes seconds at any width.
+    """
+    denoiser = denoiser.to(precision).eval()
+    frozen = sum(tensor.nbytes for tensor in [*denoiser.parameters(), *denoiser.buffers()])
+    add_lora(denoiser, lora, torch.Generator(), family)
+    denoiser.requires_grad_(False)
+    copies = {
+        name: weight.detach().expand(1, *weight.shape).requires_grad_()
+        for name, weight in lora_parameters(denoiser, lora.train).items()
+    }
+    lying = [*denoiser.parameters(), *denoiser.buffers(), *copies.values()]
+    kept = _Kept({tensor.untyped_storage()._cdata for tensor in lying})
+    given, blocks = _Kept(set()), [0]
+
+    def counted(block: Any, *arguments: Any) -> Any:
+        for argument in arguments:
+            if torch.is_tensor(argument):
+                given.note(argument)
+        before = kept.bytes
+        result = block(*arguments)
+        blocks.append(kept.bytes - before)
+        return result
+
+    denoiser.enable_gradient_checkpointing(counted)
+    x_t, t, conditions = meta_row(denoiser, family, size, latent, precision)
+    with _flash(), unit_copies(denoiser, copies, 1), saved_tensors_hooks(kept.note, lambda tensor: tensor):
+        family.predict(denoiser, x_t, t, conditions)
+    gradient = sum(copy.nbytes for copy in copies.values())
+    outside = kept.bytes - sum(blocks)
+    return RowMemory(kept.bytes + gradient, outside + given.bytes + max(blocks) + gradient, frozen)
+
+
+def memory_line(config: Config, base: Path, shapes: BaseShapes) -> str:
+    """What a dry run says of a pipeline that is there: frozen parts, a row, and how many rows a GPU takes at a time."""
+    precision = torch.float32 if config.compute.precision == "float32" else torch.bfloat16
+    denoiser, vae = meta_networks(config, base)
+    side = config.data.size // shrinks(vae)
+    latent = (vae.config["latent_channels"], side, side)
+    row = row_memory(denoiser, shapes.family, config.lora, config.data.size, latent, precision)
+    encoders = sum(precision.itemsize * _numbers(part_shapes(folder)) for folder in base.glob("text_encoder*"))
+    frozen = row.weights + encoders + 4 * _numbers(shapes.vae)
+    checkpointed = config.compute.checkpointing != "never"
+    each, other = (row.checkpointed, row.kept) if checkpointed else (row.kept, row.checkpointed)
+    rows = int((USABLE * GPU_BYTES - frozen) // each)
+    return (
+        f"{_gib(frozen)} GiB of frozen weights ({_gib(row.weights)} of the denoiser), {_gib(each)} GiB a row "
+        f"({_gib(other)} with{'out' if checkpointed else ''} checkpointing): "
+        + (f"about {rows:,} rows at a time" if rows > 0 else "not one row")
+        + f" on a GPU of 80 GB; counted in {str(precision).removeprefix('torch.')}, not measured"
+    )
+
+
+def _numbers(tensors: Any) -> int:
+    return sum(map(prod, tensors.values()))
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2g}" if size < 10 * GIB else f"{size / GIB:.0f}"
