@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 
@@ -102,7 +103,10 @@ def main(jobs: int) -> None:
     ceiling = rows[0].audit.ceiling
     text = f"{CANARIES} canaries, delta {rows[0].audit.delta:g}, 95%; ceiling of the bound {ceiling:.2f}\n\n"
     text += f"{table(rows)}\n{headline(rows)}\npictures: {PICTURES.relative_to(ROOT)}; "
-    text += f"{(time.monotonic() - began) / 60:.1f} minutes"
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    text += (
+        f"{(time.monotonic() - began) / 60:.1f} minutes, {(used.ru_utime + used.ru_stime) / 60:.1f} of a processor's"
+    )
     write_report("audit", text)
 
 

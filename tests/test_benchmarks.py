@@ -76,3 +76,26 @@ def test_sizes_are_per_room_and_add_up():
         ("dp_lora and entrypoints", 4, 23),
         ("all", 5, 123),
     ]
+
+
+def test_the_table_of_audits_has_a_row_per_case_and_the_headline_one_per_k_and_eps():
+    from benchmarks.audit import EPSILONS, PUBLISHED, Row, _cases, headline, table
+    from dp_lora.privacy.audit import Audit
+    from dp_lora.privacy.audit_bound import Bound
+    from dp_lora.privacy.audit_scores import Measured
+
+    right = Measured(1.0, 0.01, 1.0)
+    rows = []
+    for eps in EPSILONS:
+        for case in _cases(eps):
+            bound = Bound(4.0 if case.convicted_by == "bound" else 0.5)
+            lag = Measured(0.0, 0.01, 0.0)
+            audit = Audit(1000, 1e-5, eps, bound, 4.47, right, lag, right, right, 0.0, 1.0)
+            rows.append(Row(eps, case, audit, 1.0))
+    lines = table(rows).strip().splitlines()
+    assert len(lines) == 2 + len(rows) / len(EPSILONS)
+    right_row = "| right, k=1 | 0.50 (0.998) | 0.50 (2.99) | noise 1.000, lag 0.000, q*jump 1.00 | not refuted |"
+    assert lines[2] == right_row
+    assert any("| published accounting, k=12 | 4.00 (" in line and line.endswith("| refuted |") for line in lines)
+    claims = headline(rows).strip().splitlines()[2:]
+    assert [line.split(" | ")[0] for line in claims] == [f"| {k}" for _ in EPSILONS for k in PUBLISHED]

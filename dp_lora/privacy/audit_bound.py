@@ -109,21 +109,37 @@ def two_worlds_bound(
     Guarantee: where the runs are independent, an (epsilon, delta)-DP mechanism gives a larger number with probability
     at most 1 - `confidence`.
     """
-    alpha = (1 - confidence) / 2
-
-    def bound(inside: NDArray[np.bool_], outside: NDArray[np.bool_]) -> float:
-        """`inside`: which runs with the unit are guessed to be with it; `outside`: which runs without."""
-        hits, misses = int(inside.sum()), int(outside.sum())
-        rate = float(stats.beta.ppf(alpha, hits, len(inside) - hits + 1)) if hits else 0.0
-        false = float(stats.beta.ppf(1 - alpha, misses + 1, len(outside) - misses)) if misses < len(outside) else 1.0
-        return math.log((rate - delta) / false) if rate - delta > false else 0.0
-
     half = len(with_unit) // 2
-    sides = [
-        (sign, cut) for sign in (1, -1) for cut in np.unique(sign * np.concatenate([with_unit[:half], without[:half]]))
-    ]
-    # of equal ones the middle: the outermost one passes between no two runs of the other half
-    found = [bound(sign * with_unit[:half] > cut, sign * without[:half] > cut) for sign, cut in sides]
-    best = [side for side, value in zip(sides, found, strict=True) if value == max(found)]
-    sign, cut = best[len(best) // 2]
-    return bound(sign * with_unit[half:] > cut, sign * without[half:] > cut)
+    picked, counted = (
+        [sign * world[part] for sign in (1, -1) for world in (with_unit, without)]
+        for part in (slice(None, half), slice(half, None))
+    )
+    best, bound = -1.0, 0.0
+    for first, second in ((0, 1), (2, 3)):  # a unit raises the score, or lowers it
+        seen = np.sort(np.concatenate([picked[first], picked[second]]))
+        cuts = (seen[1:] + seen[:-1]) / 2  # in the middle: a cut at a run's own score may cut off its like
+        found = _rates_bound(_above(picked[first], cuts), _above(picked[second], cuts), half, delta, confidence)
+        if found.max() > best:
+            best = float(found.max())
+            cut = cuts[[int(found.argmax())]]
+            hits, misses = _above(counted[first], cut), _above(counted[second], cut)
+            bound = float(_rates_bound(hits, misses, len(with_unit) - half, delta, confidence)[0])
+    return bound
+
+
+def _above(scores: NDArray[np.float64], cuts: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many of the scores are above each of the cuts."""
+    return len(scores) - np.searchsorted(np.sort(scores), cuts, side="right")
+
+
+def _rates_bound(
+    hits: NDArray[np.int64], misses: NDArray[np.int64], n: int, delta: float, confidence: float
+) -> NDArray[np.float64]:
+    """Lower bounds on epsilon where `hits` of n runs with the unit, and `misses` of n without, are guessed to be with.
+
+    Half of the error is for each of the two rates.
+    """
+    alpha = (1 - confidence) / 2
+    rate = np.where(hits > 0, stats.beta.ppf(alpha, np.maximum(hits, 1), n - hits + 1), 0.0) - delta
+    false = np.where(misses < n, stats.beta.ppf(1 - alpha, misses + 1, np.maximum(n - misses, 1)), 1.0)
+    return np.log(np.maximum(rate / false, 1.0))

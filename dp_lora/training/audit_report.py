@@ -117,5 +117,6 @@ def _direct(axes: Axes, audit: Audit) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.5, len(names) - 0.3)
     low, high = min(one.value for one in measured), max(one.value for one in measured)
-    axes.set_xlim(min(-0.6, low - 0.3), max(1.7, 1.1 * high))
+    margin = max(0.5, 0.12 * (high - low))  # room for the numbers
+    axes.set_xlim(min(0.0, low) - margin, max(1.0, high) + margin)
     axes.set_title("direct numbers (| : a right step)")
