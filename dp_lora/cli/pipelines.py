@@ -74,6 +74,14 @@ PIPELINES = {
             public="data/emnist",
             private="data/mnist",
         ),
+        Pipeline(
+            "emoji",
+            "pipelines/emoji/dvc.yaml",
+            "outputs/emoji/resolved.yaml",
+            made={"outputs/emoji/autoencoder": "pretrain_ae", "outputs/emoji/ldm": "pretrain_ldm"},
+            public="data/openmoji",
+            private="data/twemoji",
+        ),
     )
 }
 

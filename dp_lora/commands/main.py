@@ -31,7 +31,8 @@ PUBLIC_FIGURES = {"epsilon", *EPSILONS, "delta", "rank", "trainable parameters"}
 def main(call: Call) -> None:
     """Make everything that is out of date, from pictures to scores; `dvc repro` of the config's pipeline."""
     require_clone("main")
-    if is_pipeline(base_folder(call.config)):
+    base = base_folder(call.config)
+    if is_pipeline(base) and relative(base) not in pipeline_of(call.config).made:
         raise InputError(
             f"model.base={call.config.model.base}: main and DVC's stages make bases of their own, and start from no "
             "pipeline; call prepare, finetune, sample, fid and export one after the other"
