@@ -14,6 +14,7 @@ from dp_lora.config.rules import check_shape, check_text
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from dp_lora.models.pipeline_index import is_pipeline
+from dp_lora.models.text_encoder import text_encoder_folder
 
 
 def refuse(call: Call) -> None:
@@ -27,8 +28,6 @@ def refuse(call: Call) -> None:
     if call.stage in ("main", "prepare", "finetune", "fid"):
         _refuse_pictures(config)
     if call.stage in ("main", "finetune"):
-        if not is_pipeline(base_folder(config)):  # which is conditioned on text
-            _refuse_no_classes(config)
         _refuse_base(config, made_anew=call.stage == "main")
         if config.privacy.parent is not None:
             find_adapter(config.privacy.parent, "privacy.parent")
@@ -55,13 +54,18 @@ def _refuse_no_classes(config: Config) -> None:
 
 def _refuse_base(config: Config, *, made_anew: bool) -> None:
     """InputError for a base of another size or other channels; `made_anew`: one that the pipeline makes is not read."""
-    require_base(config)
     base = base_folder(config)
-    if is_pipeline(base):
+    own = (made_anew or not base.exists()) and relative(base) in pipeline_of(config).made
+    encoder = config.ldm.text_encoder if own else None
+    if not (encoder or is_pipeline(base)):  # which are conditioned on text
+        _refuse_no_classes(config)
+    require_base(config)
+    if encoder is not None:
+        text_encoder_folder(encoder)
+    if encoder or is_pipeline(base):
         check_text(config)
         drawn_prompts(config)
         return
-    own = (made_anew or not base.exists()) and relative(base) in pipeline_of(config).made
     public, path = config.public, base / "model.json"
     try:
         stated = (public.size, public.channels) if own else tuple(read_json(path)[key] for key in ("size", "channels"))

@@ -1,16 +1,18 @@
 """A small BertModel as the text encoder of a base that is trained here, in the place of CLIP's."""
 
+from __future__ import annotations
+
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import torch
-import transformers
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dp_lora.config import ROOT
 from dp_lora.errors import InputError, line
 from dp_lora.models.families import Family
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import BertModel
 
 TOKENS = 20  # of a caption, its two ends among them; longer ones are cut
 
@@ -33,11 +35,13 @@ def text_encoder_folder(named: str) -> Path:
     return folder
 
 
-def load_text_encoder(named: str) -> tuple[Any, transformers.BertModel]:
+def load_text_encoder(named: str) -> tuple[Any, BertModel]:
     """Tokenizer and frozen encoder of `text_encoder_folder`, from safetensors alone.
 
     Captions are padded to TOKENS, and what is padded is masked. Raises InputError where they cannot be read.
     """
+    import transformers
+
     folder = text_encoder_folder(named)
     try:
         tokenizer = transformers.BertTokenizer.from_pretrained(str(folder), local_files_only=True)
@@ -49,7 +53,9 @@ def load_text_encoder(named: str) -> tuple[Any, transformers.BertModel]:
     return tokenizer, encoder.eval().requires_grad_(False)
 
 
-@torch.no_grad()
 def encode_public_captions(family: Family, pipe: Any, captions: list[str], size: int) -> Tensor:
     """Public captions as the denoiser takes them, each encoded alone: float32 (captions, TOKENS, width)."""
-    return torch.cat([family.encode(pipe, caption, size)["context"].float() for caption in captions])
+    import torch
+
+    with torch.no_grad():
+        return torch.cat([family.encode(pipe, caption, size)["context"].float() for caption in captions])
