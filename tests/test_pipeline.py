@@ -45,6 +45,7 @@ EXPERIMENTS = {
     "celebahq": ("celebahq-eps10", ""),
     "emnist": ("mnist32-class-dp-eps10", ""),
     "diffusers": ("text2image", GIVEN),
+    "emoji": ("emoji", ""),
 }
 each_pipeline = pytest.mark.parametrize("name", PIPELINES)
 
@@ -219,7 +220,7 @@ def test_a_config_belongs_to_the_pipeline_whose_folders_it_names(name):
 
 
 def test_autoencoder_and_public_pictures_are_the_pipeline_s():
-    for name, public in (("letters", "outputs/letters/data"), ("emnist", "data/emnist")):
+    for name, public in (("letters", "outputs/letters/data"), ("emnist", "data/emnist"), ("emoji", "data/openmoji")):
         assert public_data(config_of(name)) == ROOT / public
         autoencoder = autoencoder_folder(config_of(name)).relative_to(ROOT).as_posix()
         assert PIPELINES[name].made[autoencoder] == "pretrain_ae"
@@ -265,7 +266,7 @@ def test_what_has_to_come_from_outside_is_missing_until_prepare_has_written_sour
 @pytest.mark.parametrize(
     ("name", "stage"),
     [("letters", "pretrain_ldm"), ("celebahq", "pipelines/celebahq/dvc.yaml:import_base"),
-     ("emnist", "pipelines/emnist/dvc.yaml:pretrain_ldm")],
+     ("emnist", "pipelines/emnist/dvc.yaml:pretrain_ldm"), ("emoji", "pipelines/emoji/dvc.yaml:pretrain_ldm")],
 )  # fmt: skip
 def test_a_missing_base_is_made_by_its_own_pipeline_whose_params_come_back(name, stage, tmp_path, monkeypatch):
     from dp_lora.cli import pipeline, pipelines

@@ -15,6 +15,7 @@ from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from dp_lora.models.info import load_info
 from dp_lora.models.pipeline_index import family_of, is_pipeline
+from dp_lora.models.text_encoder import text_encoder_folder
 
 
 def refuse(call: Call) -> None:
@@ -28,8 +29,6 @@ def refuse(call: Call) -> None:
     if call.stage in ("main", "prepare", "finetune", "fid"):
         _refuse_pictures(config)
     if call.stage in ("main", "finetune"):
-        if _learns_classes(config):
-            check_classes(config.data)
         _refuse_base(config, made_anew=call.stage == "main")
         if config.privacy.parent is not None:
             find_adapter(config.privacy.parent, "privacy.parent")
@@ -37,8 +36,7 @@ def refuse(call: Call) -> None:
         adapter_folder(call)
 
 
-def _learns_classes(config: Config) -> bool:
-    base = base_folder(config)
+def _learns_classes(base: Path) -> bool:
     return not is_pipeline(base) or family_of(base).of_classes
 
 
@@ -55,13 +53,19 @@ def _refuse_pictures(config: Config) -> None:
 
 def _refuse_base(config: Config, *, made_anew: bool) -> None:
     """InputError for a base of another size or other channels; `made_anew`: one that the pipeline makes is not read."""
-    require_base(config)
     base = base_folder(config)
-    if not _learns_classes(config):
+    own = (made_anew or not base.exists()) and relative(base) in pipeline_of(config).made
+    encoder = config.ldm.text_encoder if own else None
+    of_classes = encoder is None and _learns_classes(base)
+    if of_classes:
+        check_classes(config.data)
+    require_base(config)
+    if encoder is not None:
+        text_encoder_folder(encoder)
+    if not of_classes:
         check_text(config)
         drawn_prompts(config)
         return
-    own = (made_anew or not base.exists()) and relative(base) in pipeline_of(config).made
     if is_pipeline(base):
         info = load_info(base)
         check_shape(config.data, info["size"], info["channels"])

@@ -95,6 +95,14 @@ PIPELINES = {
             made={"outputs/diffusers/letters": "prepare_public", "outputs/diffusers/base": "import_base"},
             given_base=True,
         ),
+        Pipeline(
+            "emoji",
+            "pipelines/emoji/dvc.yaml",
+            "outputs/emoji/resolved.yaml",
+            made={"outputs/emoji/autoencoder": "pretrain_ae", "outputs/emoji/ldm": "pretrain_ldm"},
+            public="data/openmoji",
+            private="data/twemoji",
+        ),
     )
 }
 

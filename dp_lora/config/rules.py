@@ -75,7 +75,7 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
 
 def _check_captions(config: DictConfig, fail: Callable[[str, str], None]) -> None:
     data = config.data
-    if data.captions and data.source not in ("folder", "huggingface"):
+    if data.captions and data.source not in ("folder", "huggingface", "twemoji"):
         fail("data.captions", f"must be false: data.source={data.source} has no captions")
     if (data.captions, data.prompt is not None, data.prompts is not None).count(True) > 1:
         fail("data.captions", "must stand alone: give captions, one data.prompt, or data.prompts, one per class")
@@ -108,7 +108,7 @@ def _check_lora_and_accounting(config: DictConfig, fail: Callable[[str, str], No
 
 
 def _check_downloads(config: DictConfig, fail: Callable[[str, str], None]) -> None:
-    for section, downloaded in (("public", ("emnist",)), ("data", ("mnist", "huggingface"))):
+    for section, downloaded in (("public", ("emnist", "openmoji")), ("data", ("mnist", "huggingface", "twemoji"))):
         source = config[section].source
         if (config[section].folder is not None) != (source in downloaded):
             wanted = "must name a folder, such as data/NAME" if source in downloaded else "must be null"

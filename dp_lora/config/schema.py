@@ -38,7 +38,7 @@ class Experiment:
 
 @dataclass
 class Public:
-    source: str = key(one_of("letters", "emnist", "imagenet"))
+    source: str = key(one_of("letters", "emnist", "openmoji", "imagenet"))
     n: int = key(AT_LEAST_1)
     classes: list[str] = key(CLASSES)
     size: int = key(SIDE)
@@ -50,7 +50,7 @@ class Public:
 
 @dataclass
 class Data:
-    source: str = key(one_of("mnist5k", "digits", "folder", "mnist", "huggingface", "none"))
+    source: str = key(one_of("mnist5k", "digits", "folder", "mnist", "huggingface", "twemoji", "none"))
     path: str | None = None
     folder: str | None = key(FOLDER, None)
     mirror: str | None = key(MIRROR, None)
@@ -128,6 +128,7 @@ class Ldm:
     scale_shift: bool = MISSING
     residual_resampling: bool = MISSING
     cross_attention_dim: int = key(AT_LEAST_1)
+    text_encoder: str | None = None
     norm_num_groups: int = key(AT_LEAST_1)
     beta_schedule: str = key(one_of("linear", "cosine"))
     beta_start: float = key((lambda v: 0 < v < 1, "must be in (0, 1)"))

@@ -8,8 +8,8 @@ from typing import Any
 
 from dp_lora.config import Config
 from dp_lora.config.schema import Data, Public
+from dp_lora.data import emoji, mnist5k, torchvision_sets
 from dp_lora.data import folder as own_folder
-from dp_lora.data import mnist5k, torchvision_sets
 from dp_lora.data.copies import check_copies
 from dp_lora.data.layout import Picture, write_dataset
 from dp_lora.data.metadata_table import Stated
@@ -19,12 +19,14 @@ from dp_lora.events import Events
 from dp_lora.files import digest_file, digest_value, publish, read_json
 from dp_lora.progress import progress
 
+VERSIONED = {**torchvision_sets.SOURCES, **emoji.SOURCES}  # sources that fill a folder below data/
+
 
 def prepare_public(config: Config, folder: Path, events: Events) -> None:
     """Write the public dataset (config.public) to `folder`, whole or not at all; drawn from experiment.seed."""
     public = config.public
-    if public.source == "emnist":
-        _prepare_torchvision(public, folder, events)
+    if public.source in VERSIONED:
+        _prepare_versioned(public, folder, events)
         return
     from dp_lora.data import letters  # draws with torch, which other sources need not wait for
 
@@ -44,10 +46,10 @@ def prepare_private(config: Config, folder: Path, events: Events) -> None:
     """
     data = config.data
     by_person = config.privacy.unit == "person"
-    if by_person and data.source != "folder":
+    if by_person and data.source not in ("folder", "twemoji"):
         raise InputError(f"privacy.unit=person: the source {data.source} knows no persons; set privacy.unit=picture")
-    if data.source == "mnist":
-        _prepare_torchvision(data, folder, events)
+    if data.source in VERSIONED:
+        _prepare_versioned(data, folder, events)
         return
     if data.source == "huggingface":
         from dp_lora.data.hub import prepare_huggingface
@@ -100,13 +102,13 @@ def _private_source(config: Config, events: Events) -> tuple[Iterator[Picture], 
         path, stated = Path(data.path), Stated.of(config)
         return own_folder.folder_pictures(path, stated, data.size, data.channels, events), own_folder.SOURCE
     raise InputError(
-        f"data.source={data.source}: must be mnist5k, digits, mnist, huggingface, or folder with data.path"
+        f"data.source={data.source}: must be mnist5k, digits, mnist, huggingface, twemoji, or folder with data.path"
     )
 
 
-def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -> None:
-    """Fill a folder below data/ with EMNIST or MNIST, and source.json; one that exists is left as it is."""
-    name, source = section.source, torchvision_sets.SOURCES[section.source]
+def _prepare_versioned(section: Public | Data, folder: Path, events: Events) -> None:
+    """Fill a folder below data/ from a source of VERSIONED, and source.json; one that exists is left as it is."""
+    name, source = section.source, VERSIONED[section.source]
     key = digest_value([name, list(section.classes), section.size, section.channels, section.mirror_md5])
     private = isinstance(section, Data)
     with unfinished(folder) as part:
@@ -123,7 +125,10 @@ def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -
                 counts[picture.split] += 1
                 yield picture
 
-        pictures = torchvision_sets.digit_pictures(section, part / "raw", events)
+        if name in emoji.SOURCES:
+            pictures = emoji.emoji_pictures(section)
+        else:
+            pictures = torchvision_sets.digit_pictures(section, part / "raw", events)
         shown = progress(counted(pictures), desc=name, unit=" images")
         built = part / "dataset"
         with private_names(PRIVATE_PICTURE) if private else nullcontext():
@@ -132,7 +137,9 @@ def _prepare_torchvision(section: Public | Data, folder: Path, events: Events) -
             raise InputError(f"public.n={section.n}: {name} has {counts['train']} training pictures of these classes")
         _check_private(section, built, events)
         images = built / "images.parquet"
-        facts: dict[str, Any] = {**source, "url": torchvision_sets.addresses(name, section.mirror)[0]}
+        facts: dict[str, Any] = {**source}
+        if name in torchvision_sets.SOURCES:
+            facts["url"] = torchvision_sets.addresses(name, section.mirror)[0]
         facts |= {"counts": counts, "size": images.stat().st_size, "sha256": digest_file(images), "settings": key}
         write_source(built, facts)
         publish(built, folder, private=private)

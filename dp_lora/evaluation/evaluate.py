@@ -9,6 +9,7 @@ from dp_lora.config.schema import Config
 from dp_lora.data.layout import Dataset, has_split, read_dataset
 from dp_lora.errors import InputError
 from dp_lora.evaluation.cache import Cache
+from dp_lora.evaluation.captions import caption_measurements
 from dp_lora.evaluation.classifier import ClassifierTraining, predict
 from dp_lora.evaluation.clip import clip_score, load_clip
 from dp_lora.evaluation.copying import look_for_copies, write_pairs
@@ -92,6 +93,11 @@ def evaluate(
             f"precision, recall, copies and membership are left out: they need at least {least} test pictures, and as "
             "many samples (evaluation.min_images)"
         )
+
+    if public_folder is not None and test is not None and config.data.captions and base.pipeline is not None:
+        public = read_dataset(public_folder, list(config.public.classes), "train")
+        if public.captions is not None:
+            measurements += caption_measurements(config, samples, public, real, test, base, training, private_cache)
 
     result = EvaluationResult(measurements, Path(out_folder), copying=copying)
     if untrained is not None and test is not None:

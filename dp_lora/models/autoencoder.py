@@ -74,6 +74,23 @@ def _normalisation(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
+@torch.no_grad()
+def fold_normalisation(vae: Any) -> None:
+    """Move latents_mean and latents_std of an AutoencoderKL from its config into its weights, in place.
+
+    Stock pipelines know a scaling_factor alone. `encode` and `decode` give what they gave, up to rounding.
+    """
+    mean, std = _normalisation(vae, vae.quant_conv.weight)
+    mean, std, channels = mean.flatten(), std.flatten(), len(mean.flatten())
+    inward, outward = vae.quant_conv, vae.post_quant_conv
+    inward.bias[:channels] = (inward.bias[:channels] - mean) / std
+    inward.weight[:channels] /= std.view(-1, 1, 1, 1)
+    inward.bias[channels:] -= 2 * std.log()  # of the logarithms of the variances
+    outward.bias += outward.weight.flatten(1) @ mean
+    outward.weight *= std.view(1, -1, 1, 1)
+    vae.register_to_config(latents_mean=None, latents_std=None, shift_factor=None, scaling_factor=1.0)
+
+
 def encode(vae: Any, pixels: Tensor) -> Tensor:
     """Normalised latents (N, c, h, w) of pixels (N, C, H, W) in [-1, 1]; `vae`: any autoencoder of diffusers' bases.
 

@@ -111,6 +111,20 @@ def save_model(
             shutil.copyfile(path, temporary / path.name)
 
 
+def save_pipeline(
+    folder: Path, pipe: Any, info: dict[str, Any], extra: Sequence[Path] = (), operations: Operations | None = None
+) -> None:
+    """Write a pipeline of diffusers with a model.json of ours, as `save_model` does."""
+    pipe.vae.register_to_config(_name_or_path="")
+    with whole_folder(Path(folder)) as temporary:
+        pipe.save_pretrained(temporary, safe_serialization=True)
+        write_json(temporary / "model.json", info)
+        if operations is not None:
+            write_json(temporary / FILE, asdict(operations))
+        for path in extra:
+            shutil.copyfile(path, temporary / path.name)
+
+
 def save_autoencoder(folder: Path, vae: Vae, info: dict[str, Any], extra: Sequence[Path] = ()) -> None:
     """Write an autoencoder folder, as `save_model` does."""
     with whole_folder(Path(folder)) as temporary:

@@ -1,5 +1,6 @@
 """What is known of a pipeline folder of diffusers without its networks, and so without torch."""
 
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from dp_lora.models.families import FAMILIES, ClassConditional, Family
 
 INDEX = "model_index.json"
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # what neither trains nor draws a picture
+PADDED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # a caption to what their tokenizer says: CLIP's 77
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -35,7 +37,9 @@ def family_of(folder: Path) -> Family:
     named = read_index(folder).get("_class_name")
     if not isinstance(named, str) or named not in FAMILIES:
         raise InputError(f"{folder / INDEX}: pipeline class {named}: must be one of {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[named]
+    tokenizer = folder / "tokenizer" / "tokenizer_config.json"
+    tokens = read_json(tokenizer).get("model_max_length") if named in PADDED and tokenizer.is_file() else None
+    return FAMILIES[named] if tokens is None else replace(FAMILIES[named], tokens=tokens)
 
 
 def part_config(folder: Path, part: str) -> dict[str, Any]:

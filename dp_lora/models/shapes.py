@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from dp_lora.config.classes import class_names
 from dp_lora.config.schema import Config
 from dp_lora.errors import InputError, line
-from dp_lora.models.families import CLASSES, Family
+from dp_lora.models.families import CLASSES, FAMILIES, Family
 from dp_lora.models.info import UNETS, VAES, load_info, part_kind
 from dp_lora.models.pipeline_index import family_of, is_pipeline, part_config
 
@@ -51,6 +51,8 @@ def base_shapes(config: Config, base: Path) -> BaseShapes:
 
         made = [tensor_shapes(network) for network in meta_networks(config, base)]
         denoiser, vae = denoiser or made[0], vae or made[1]
+        if config.ldm.text_encoder is not None:
+            return BaseShapes(denoiser, vae, 0, 0, FAMILIES["StableDiffusionPipeline"])
     stated = (base / "model.json").exists()
     classes = load_info(base)["classes"] if stated else class_names(config.public.classes)
     return BaseShapes(denoiser, vae, context, len(classes))
