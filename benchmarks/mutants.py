@@ -105,7 +105,7 @@ def divided_by_the_true_batch(_plan: PrivacyPlan) -> Mapping[str, Any]:
 def as_published(eps: float, k: int, public: Mapping[str, Any] = PUBLIC) -> Case:
     """The released code's step with `k` draws, under its own accounting."""
     plan = published_plan(eps=eps, k=k, unit="picture", **public)
-    return Case(f"published accounting, k={k}", plan, jump=k, convicted_by="bound")
+    return Case(f"published accounting, k={k}", plan, jump=k, convicted_by="bound" if k > 2 else "jump")
 
 
 def cases(eps: float, public: Mapping[str, Any] = PUBLIC) -> list[Case]:

@@ -1,6 +1,8 @@
 """Canaries among the private pictures of a whole fine-tuning: seen as they are, convicting its faults, then gone."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,7 @@ from benchmarks.mutants import Case, clipped_by_micro_batch, no_noise, thrice_th
 from dp_lora.commands.audit import main
 from dp_lora.config import ROOT, load
 from dp_lora.data.conditions import encode_captions
+from dp_lora.files import read_json
 from dp_lora.models.folder import load_model
 from dp_lora.models.info import model_digest
 from dp_lora.privacy.audit_record import audits_of
@@ -130,6 +133,20 @@ def test_canaries_are_seen_where_a_step_backs_off_from_the_end_of_memory(tmp_pat
     found, _ = audited(tmp_path)
     assert failed
     assert_seen(found.audit)
+
+
+@pytest.mark.slow
+def test_canaries_are_seen_on_several_ranks(tmp_path):
+    make_base(tmp_path / "base", tiny_config())
+    overrides = f"{SETTINGS} compute.devices=2 compute.device=cpu"
+    script = [sys.executable, "-m", "tests.support.ranks_target", str(tmp_path), "audited", overrides, "audit"]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = read_json(tmp_path / "audited.json")
+    assert not found["refuted"], found["verdict"]
+    assert found["jump"]["value"] == pytest.approx(1.0, abs=2 * found["jump"]["half"])
+    assert found["noise"]["value"] == pytest.approx(1.0, abs=0.05)
+    assert not (tmp_path / "audited").exists()
 
 
 @pytest.mark.slow

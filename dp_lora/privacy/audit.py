@@ -44,7 +44,11 @@ class Audit:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What refutes the claim, in words; none where nothing does."""
+        """What refutes the claim, in words; none where nothing does.
+
+        Guarantee: a right step has one with probability at most 1 - CONFIDENCE for the bound, the same for the two
+        worlds, and about 1e-4 for each direct number.
+        """
         found = []
         if self.bound.epsilon > self.claimed:
             found.append(f"epsilon is at least {self.bound.epsilon:.3g}, claimed {self.claimed:.3g}")
@@ -60,12 +64,18 @@ class Audit:
 
     @property
     def refuted(self) -> bool:
-        """True where the step does not do what its plan says, at 95% confidence or, by a direct number, above that."""
+        """True where the step does not do what its plan says.
+
+        Guarantee: that of `faults`.
+        """
         return bool(self.faults)
 
     @property
     def verdict(self) -> str:
-        """One line: refuted, not refuted, or that this audit could not have refuted anything."""
+        """One line: refuted, not refuted, or that this audit could not have refuted anything.
+
+        Guarantee: nothing is called not refuted where the bound could not have passed the claim.
+        """
         if self.refuted:
             return f"refuted: {'; '.join(self.faults)}"
         if self.jump.is_below():
@@ -96,7 +106,10 @@ def audit_of(
     worlds: tuple[NDArray[np.float64], NDArray[np.float64]],
     delta: float,
 ) -> tuple[Audit, dict[str, NDArray[np.float64]]]:
-    """The audit of what was `seen` (steps, m) of the canaries, and their scores; `worlds` as `spreads` gives them."""
+    """The audit of what was `seen` (steps, m) of the canaries, and their scores; `worlds` as `spreads` gives them.
+
+    Guarantee: that of `best_bound` and of `two_worlds_bound`: what is seen is scored as was fixed beforehand.
+    """
     found = scores_of(seen, plan.sample_rate, plan.noise_multiplier)
     noise, lag, jump = direct_numbers(seen, coins, plan.sample_rate, plan.noise_multiplier)
     audit = Audit(

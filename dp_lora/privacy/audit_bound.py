@@ -93,7 +93,10 @@ def best_bound(
 
 
 def ceiling(m: int, delta: float, n_scores: int, confidence: float = CONFIDENCE) -> float:
-    """What `best_bound` gives where every guess is right: no audit of `m` canaries says more."""
+    """What `best_bound` gives where every guess is right.
+
+    Guarantee: no audit of `m` canaries with so many scores says more.
+    """
     alpha = (1 - confidence) / (n_scores * len(GUESSES))
     counts = {int(share_in * m) + int(share_out * m) for share_in, share_out in GUESSES}
     return max(one_run_bound(m, count, count, delta, alpha) for count in counts)

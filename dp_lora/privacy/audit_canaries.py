@@ -47,7 +47,10 @@ def toss(m: int, randomness: Randomness) -> NDArray[np.bool_]:
 
 
 def canary_loss(m: int, strength: float) -> LossFactory:
-    """Loss of a row: canary i, picture i, pulls at coordinate i by HUGE * `strength`, others in the last ELSEWHERE."""
+    """Loss of a row: canary i, picture i, pulls at coordinate i by HUGE * `strength`, others in the last ELSEWHERE.
+
+    Guarantee: a canary's gradient lies along its own coordinate, in which no other unit has any.
+    """
     directions = strength * torch.randn(OTHERS, ELSEWHERE, generator=torch.Generator().manual_seed(0))
 
     def factory(_draws):
@@ -63,7 +66,10 @@ def canary_loss(m: int, strength: float) -> LossFactory:
 
 
 def canary_units(coins: NDArray[np.bool_], pictures_each: int, others: int) -> list[list[int]]:
-    """The canaries that are in, then `others` units; a person's pictures are one, several times."""
+    """The canaries that are in, then `others` units; a person's pictures are one, several times.
+
+    Guarantee: whoever is out is in no unit.
+    """
     m = len(coins)
     return [[int(i)] * pictures_each for i in np.flatnonzero(coins)] + [[m + i] for i in range(others)]
 
@@ -80,6 +86,8 @@ def observe(
 
     All of `noisy_sum` is at work: Poisson draw, micro-batches, clip, ledger, noise. With `plan.unit` person each canary
     has PERSON pictures, and is cut by the micro-batches. `others` units more take part.
+
+    Guarantee: of the coins these sums depend on what the step put out alone, as `best_bound` needs it.
     """
     m, person = len(coins), plan.unit == "person"
     # a draw fills about two micro-batches: whatever is left of one is padding
@@ -104,6 +112,8 @@ def spreads(
     The canaries see sums. What is done to a sum afterwards may see nobody: here one step's sum, in which everybody
     takes part (sample rate 1), goes through the code's own division. A divisor that counts who took part shows in the
     spread of the noise, whatever the unit's gradient is.
+
+    Guarantee: all runs are independent, as `two_worlds_bound` needs them.
     """
     full = replace(plan, sample_rate=1.0)
     stated = plan.noise_multiplier * plan.max_grad_norm / plan.expected_batch

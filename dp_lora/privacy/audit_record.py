@@ -32,7 +32,10 @@ def settings_digest(plan: PrivacyPlan, code: str) -> str:
 
 
 def record_audit(path: Path, audit: Mapping[str, Any], plan: PrivacyPlan, code: str, date: str) -> dict[str, Any]:
-    """Append an audit's JSON (`Audit.as_json`) to `path`, of which `code` was the code's digest; gives the record."""
+    """Append an audit's JSON (`Audit.as_json`) to `path`, of which `code` was the code's digest; gives the record.
+
+    Guarantee: what was recorded before stays.
+    """
     record = {
         "date": date,
         "code": code,
@@ -71,7 +74,10 @@ def audits_of(path: Path, plan: PrivacyPlan, code: str) -> list[dict[str, Any]]:
 
 
 def public_facts(record: Mapping[str, Any]) -> str:
-    """Bound, claim, ceiling and direct numbers of a record, in one line for people."""
+    """Bound, claim, ceiling and direct numbers of a record, in one line for people.
+
+    Guarantee: none beyond the record's.
+    """
     direct = (f"{name} {record[name]['value']:.3f} ± {record[name]['half']:.3f}" for name in DIRECT_NUMBERS)
     return (
         f"epsilon at least {record['bound']['epsilon']:.3g} of the claimed {record['claimed']:.4g} (perfect guesses "

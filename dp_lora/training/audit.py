@@ -59,10 +59,7 @@ def audit_fine_tuning(inputs: Inputs, folder: Path, team: Team) -> Audited:
 
 def assist_audit(inputs: Inputs, team: Team) -> None:
     """Every other rank's part of `audit_fine_tuning`."""
-    data = encoded(inputs, Events(), team)
-    coins = team.once()
-    canaries = Canaries.beside(len(data.latents), coins, inputs.start.plan)
-    assist(inputs.start.config, inputs.model, data.with_canaries(canaries), inputs.device, team)
+    assist_with(inputs.start.config, inputs.model, encoded(inputs, Events(), team), inputs.device, team)
 
 
 def audit_with(
@@ -99,6 +96,12 @@ def audit_with(
         worlds = spreads(plan, randomness, device)
     audit, scores = audit_of(plan, np.stack(canaries.seen), coins, worlds, config.audit.delta or plan.delta)
     return Audited(plan, audit, scores, coins)
+
+
+def assist_with(config: Config, model: Model, data: PrivateData, device: torch.device, team: Team) -> None:
+    """Every other rank's part of `audit_with`."""
+    canaries = Canaries.beside(len(data.latents), team.once(), make_plan(config))
+    assist(config, model, data.with_canaries(canaries), device, team)
 
 
 def _no_grid(_model: Model, _path: Path) -> None:

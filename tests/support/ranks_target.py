@@ -2,7 +2,8 @@
 
 ranks_target HOUSE RUN OVERRIDES [MODE]: one binding for every number of ranks, so that runs share coins and noise.
 MODE kill-first-N and kill-other-N: that rank is killed in step N. end-at-start: the others end before they join.
-encode: only HOUSE/data are encoded, into HOUSE/RUN.
+encode: only HOUSE/data are encoded, into HOUSE/RUN. audit: canaries among the pictures; what is found goes to
+HOUSE/RUN.json.
 """
 
 import os
@@ -17,9 +18,11 @@ from dp_lora.cli.common import one_line_errors
 from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import read_dataset
 from dp_lora.events import Events
+from dp_lora.files import write_json
 from dp_lora.models.folder import load_model
 from dp_lora.models.info import model_digest
 from dp_lora.privacy import sums as sums_module
+from dp_lora.training.audit import assist_with, audit_with
 from dp_lora.training.finetune import PrivateData, assist, finetune, units_of
 from dp_lora.training.run_folder import binding, open_run_folder
 from tests.support.tiny import tiny_config, tiny_latents
@@ -47,7 +50,7 @@ def main(house: Path, name: str, overrides: str, mode: str = "") -> None:
         if not team.first:
             if mode.startswith("kill-other"):
                 _die_before_sum(int(mode.rpartition("-")[2]))
-            assist(config, model, data, device, team)
+            (assist_with if mode == "audit" else assist)(config, model, data, device, team)
             return
         if mode.startswith("kill-first"):
             _die_before_sum(int(mode.rpartition("-")[2]))
@@ -55,6 +58,10 @@ def main(house: Path, name: str, overrides: str, mode: str = "") -> None:
             tiny_config(overrides.partition(" compute.devices")[0]), "data", model_digest(house / "base"), "cpu"
         )
         names = {"path": "base", "digest": bound["base"]}
+        if mode == "audit":
+            found = audit_with(config, model, names, data, bound, house / name, device, team)
+            write_json(house / f"{name}.json", found.audit.as_json())
+            return
         with open_run_folder(house / name, config, bound) as run:
             finetune(config, model, names, data, run, device, Events(), lambda *_: None, team)
 
