@@ -141,7 +141,7 @@ def release(house: Path, folder: Path, config, unit: str) -> Path:
     model = replace(model, info=stated_info(config, base))
     dataset = read_dataset(house / "twemoji", [], "train")
     latents = encode_dataset(dataset, model.vae, folder / "latents", CPU, 8, Events())
-    captions = encode_captions(dataset.captions, model, 32, folder / "captions")
+    captions = encode_captions(config, dataset.captions, model, folder / "captions")
     bound = binding(config, dataset.digest(), model_digest(base), "cpu")
     data = PrivateData(latents, dataset.labels, units_of(len(dataset), dataset.persons, unit), captions)
     with open_run_folder(folder / "run", config, bound) as run:

@@ -36,7 +36,9 @@ NOT_RESULTS = (
     "compute.device",
     "compute.num_nodes",
     "compute.checkpointing",
+    "compute.captions",
     "compute.physical_batch_size",
+    "audit.",  # an audit is a call of its own; a release names those that were made of its step
 )
 # one experiment of each pipeline
 GIVEN = f"data.path=pictures data.n_public=4000 model.base=someone/base model.revision={'ab' * 20} sampling.prompts=x"

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from dp_lora.cli.pipelines import outputs, pipeline_of
-from dp_lora.config import ROOT, Config, relative
+from dp_lora.config import ROOT, Config
 from dp_lora.files import whole_file
 
 HEAD = "# What `dvc metrics`, `dvc plots` and `dvc exp show` show of this pipeline; its stage `fid` wrote it.\n"
@@ -29,7 +29,7 @@ def show_figures(config: Config) -> None:
     plots = [plot for plot in default["plots"] if (outputs(config) / _file(plot)).exists()]
     shown = {"vars": ["../params.yaml"], "metrics": default["metrics"], "plots": plots}
     # DVC counts paths from the file that names them
-    above = f"../../../{relative(outputs(config).parent)}/"
+    above = f"../../../{outputs(config).parent.relative_to(ROOT).as_posix()}/"
     text = HEAD + yaml.safe_dump(shown, sort_keys=False).replace("outputs/", above)
     path = ROOT / figures
     if not path.exists() or path.read_text(encoding="utf-8") != text:
