@@ -312,7 +312,7 @@ def test_a_fine_tuning_is_resolved_and_its_pictures_are_encoded_in_one_place():
         return {name for name, text in texts.items() if called.search(text)}
 
     assert callers("parent_parts") == {"dp_lora/cli/finetuning.py"}
-    # a working folder compares what it holds with what its configuration gives now; an audit trains nothing that is kept
+    # a working folder compares what it holds with what its configuration gives now; an audit keeps nothing it trained
     audits = {"dp_lora/training/audit.py", "dp_lora/training/planned.py"}
     assert callers("make_plan") - audits == {"dp_lora/cli/finetuning.py", "dp_lora/training/run_folder.py"}
     assert callers("encode_dataset") == {"dp_lora/training/ldm.py", "dp_lora/training/private_run.py"}
