@@ -112,20 +112,30 @@ def test_pictures_that_are_equal_at_64_pixels_alone_are_no_exact_copies(tmp_path
 
 
 def test_the_pairs_are_the_nearest_ones_sample_left_training_picture_right(looked, tmp_path):
-    images = np.concatenate([digits(30, 3), TRAINING[40:41]])
+    # brighter by far: the features, which are brightness, no longer show it, and pixels do
+    brighter = np.clip(TRAINING[41:42].astype(int) + 25, 0, 255).astype(np.uint8)
+    images = np.concatenate([digits(30, 3), TRAINING[40:41], brighter])
     copying, sets = looked(images)
     write_pairs(tmp_path / "pairs.png", copying, sets.samples, sets.real)
     assert (tmp_path / "pairs.png").stat().st_mode & 0o777 == 0o600
     with Image.open(tmp_path / "pairs.png") as sheet:
         pixels = np.asarray(sheet)
-    order = np.argsort(copying.features.samples, kind="stable")[:PAIRS]
+    in_features, in_pixels = copying.features, copying.pixels
+    beside = {
+        "features": in_features.samples / np.quantile(in_features.held_out, 0.01),
+        "pixels": in_pixels.samples / np.quantile(in_pixels.held_out, 0.01),
+    }
+    order = np.argsort(np.minimum(*beside.values()), kind="stable")[:PAIRS]
     assert order[0] == 30
-    assert copying.features.rows[30] == 40
+    rows = np.where(beside["features"] <= beside["pixels"], in_features.rows, in_pixels.rows)
+    assert rows[30] == 40
+    assert 31 in order
+    assert rows[31] == 41
     side, columns = SIDE // 16 * 16, np.arange(16) * SIDE // 16 + 4
     for place, row in enumerate(order):
         left = GAP + place % 2 * (2 * SIDE + GAP // 2 + 2 * GAP)
         top = 3 * LINE + place // 2 * (SIDE + 2 * LINE + GAP)
-        for at, image in ((left, images[row]), (left + SIDE + GAP // 2, TRAINING[copying.features.rows[row]])):
+        for at, image in ((left, images[row]), (left + SIDE + GAP // 2, TRAINING[rows[row]])):
             shown = pixels[top : top + side, at : at + side, 0]
             np.testing.assert_array_equal(shown[np.ix_(columns, columns)], image[..., 0])
 

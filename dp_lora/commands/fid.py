@@ -23,7 +23,7 @@ PRIVATE_PICTURES = "the samples cannot be scored on the private pictures; the op
 
 @entry_point("fid")
 def main(call: Call) -> None:
-    """Frechet and kernel distances and utility of a folder of samples; every number is for the operator alone."""
+    """Distances, utility and copies of a folder of samples; its scores are for the operator alone."""
     refuse(call)
     data = private_data(call.config)
     public = None if call.config.checkpoint.folder else public_data(call.config)

@@ -1,1 +1,1 @@
-"""Distances and utility of samples; reads private pictures, so its results stay with the operator."""
+"""Distances, utility and copies of samples; reads private pictures, so its results stay with the operator."""

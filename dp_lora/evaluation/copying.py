@@ -10,7 +10,6 @@ beside the private caches, in no folder that DVC, a run or a release keeps, and 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,6 +30,7 @@ from dp_lora.files import whole_file
 NEAR = 0.05  # root mean square of the difference, of the whole range from black to white
 QUANTILE = 0.01  # of the held-out pictures' distances
 PAIRS, COLUMNS = 10, 2
+HEAD = 3 * LINE  # pixels above the pairs
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Distances:
     def usual(self) -> float:
         """The distance that all but a hundredth of the held-out pictures keep."""
         return float(np.quantile(self.held_out, QUANTILE))
+
+    @property
+    def relative(self) -> NDArray[np.float64]:
+        """The samples' distances over that one, (n,): below 1 is nearer than held-out pictures are."""
+        return self.samples / max(self.usual, np.finfo(np.float64).tiny)
 
     @property
     def nearer(self) -> int:
@@ -139,36 +144,30 @@ def write_distances(path: Path, copying: Copying) -> None:
 
 @private_names(PRIVATE_PICTURE)
 def write_pairs(path: Path, copying: Copying, samples: Dataset, real: Dataset) -> None:
-    """The samples that lie nearest to a training picture in the features, each left of that picture, as one PNG file.
+    """The samples that lie nearest to a training picture, each left of that picture, as one PNG file.
 
+    In features or in pixels, whichever is nearer beside held-out pictures: a copy may look far off to one of them.
     It shows private pictures: the file is its owner's alone, and must lie where nothing is shared.
     """
-    of = copying.features
-    chosen = np.lexsort((copying.pixels.samples, of.samples))[:PAIRS]
+    both = np.stack([copying.features.relative, copying.pixels.relative])
+    spaces, rows = both.argmin(axis=0), np.stack([copying.features.rows, copying.pixels.rows])
+    chosen = np.argsort(both.min(axis=0), kind="stable")[:PAIRS]
     width, height = 2 * SIDE + GAP // 2, SIDE + 2 * LINE + GAP
-    head = 3 * LINE
-    size = (GAP + COLUMNS * (width + 2 * GAP), head + -(-len(chosen) // COLUMNS) * height)
+    size = (GAP + COLUMNS * (width + 2 * GAP), HEAD + -(-len(chosen) // COLUMNS) * height)
     sheet = Image.new("RGB", size, "white")
     draw, letters = ImageDraw.Draw(sheet), font()
     lines = (
-        "private: samples (left) nearest to a training picture (right)",
-        f"{QUANTILE:.0%} of held-out pictures lie nearer than {of.usual:.3g} ({copying.pixels.usual:.2g})",
+        "private: the samples (left) that lie nearest to a training picture (right)",
+        f"below each: its distance over the one that {1 - QUANTILE:.0%} of held-out pictures keep",
     )
     for number, line in enumerate(lines):
         draw.text((GAP, GAP // 2 + number * LINE), line, "black", letters)
-    for place, row in enumerate(chosen):
-        left, top = GAP + place % COLUMNS * (width + 2 * GAP), head + place // COLUMNS * height
-        pair: list[tuple[Dataset, Any]] = [(samples, row), (real, of.rows[row])]
-        for beside, (dataset, one) in enumerate(pair):
-            sheet.paste(enlarged(dataset.images([int(one)])[0]), (left + beside * (SIDE + GAP // 2), top))
-        off = _difference(samples, int(row), real, int(of.rows[row]))
-        text = f"{place + 1}: {of.samples[row]:.3g} in features, {off:.2g} in pixels"
+    for place, sample in enumerate(chosen):
+        space = spaces[sample]
+        left, top = GAP + place % COLUMNS * (width + 2 * GAP), HEAD + place // COLUMNS * height
+        for beside, (dataset, row) in enumerate(((samples, sample), (real, rows[space, sample]))):
+            sheet.paste(enlarged(dataset.images([int(row)])[0]), (left + beside * (SIDE + GAP // 2), top))
+        text = f"{place + 1}: {both[space, sample]:.2f} in {('features', 'pixels')[space]}"
         draw.text((left, top + SIDE + 2), text, "black", letters)
     with whole_file(path, private=True) as temporary:
         sheet.save(temporary, format="PNG")
-
-
-def _difference(samples: Dataset, row: int, real: Dataset, real_row: int) -> float:
-    """Root mean square of a pair's difference, of the whole range."""
-    one, other = (dataset.images([at])[0].astype(np.float64) for dataset, at in ((samples, row), (real, real_row)))
-    return float(np.sqrt(np.square((one - other) / 255).mean()))

@@ -1,4 +1,4 @@
-"""One evaluation: distances and utility of a folder of samples, beside the references that give them a meaning."""
+"""One evaluation: distances, utility and copies of samples, beside the references that give them a meaning."""
 
 from collections.abc import Sequence
 from dataclasses import replace
