@@ -1,5 +1,7 @@
 """Make a base model from an original latent-diffusion checkpoint."""
 
+from pathlib import Path
+
 import click
 
 from dp_lora.cli.common import Call, entry_point, relative
@@ -58,8 +60,19 @@ def _fetch(call: Call) -> None:
 
     with call.tracked() as (run, _):
         digest = fetch_base(model.base, model.revision, folder, run)
+        _count(call, folder)
         run.output(folder)
         run.dataset(folder.name, folder, digest, context="base model")
         if IN_CLONE:
             dvc("commit", "--force", "data.dvc")
         click.echo(f"{relative(folder)}: {model.base} at {model.revision}")
+
+
+def _count(call: Call, folder: Path) -> None:
+    """State in a pipeline's folder what its networks compute, so that no dry run has to build them."""
+    from dp_lora.models.estimate import base_operations
+    from dp_lora.models.operations import pipeline_key, write_operations
+    from dp_lora.models.pipeline_index import family_of
+
+    found = base_operations(call.config, folder, family_of(folder))
+    write_operations(folder, found, pipeline_key(folder, call.config.data.size))
