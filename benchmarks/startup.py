@@ -1,7 +1,8 @@
 """How long commands take before they work. `python -m benchmarks.startup` prints seconds beside the bar of each.
 
 The least of a few calls: another process at work on the machine makes a call slower, and none faster. What counts a
-base is given one of random weights, as large as the default experiment's; the last row is a base that is not there.
+base is given one of random weights, as large as the default experiment's; of the last rows the base is not there, in
+the last a network that no shipped config has.
 """
 
 import os
@@ -39,7 +40,8 @@ def commands(base: Path) -> Iterator[tuple[list[str], float | None]]:
     for name in STAGES:
         yield [name, "--dry-run", *(given if name in COUNTING else [])], DRY_RUN
     yield ["count_params", *given], COUNT
-    yield ["finetune", "--dry-run", "--config", "celebahq-eps10"], None
+    yield ["finetune", "--dry-run", "--config", "celebahq-eps10"], DRY_RUN
+    yield ["finetune", "--dry-run", "--overrides", "model.base=outputs/letters/ldm ldm.layers_per_block=5"], None
 
 
 def make_base(folder: Path) -> None:

@@ -6,12 +6,18 @@ from dataclasses import asdict
 
 import pytest
 
-from dp_lora.config import ROOT, STAGES
-from dp_lora.files import write_json
+from dp_lora.config import ROOT, STAGES, load
+from dp_lora.files import read_json, write_json
+from dp_lora.models.estimate import base_operations
 from dp_lora.models.flops import count_operations
+from dp_lora.models.info import model_digest
 from dp_lora.models.meta import meta_networks
-from dp_lora.models.operations import FILE
+from dp_lora.models.operations import FILE, pipeline_key, read_operations, write_operations
+from dp_lora.models.pipeline_index import family_of
+from dp_lora.models.shipped import FOLDER, counted_before, file_of
+from tests.support.counted import KINDS, recount
 from tests.support.tiny import TINY, make_base, tiny_config
+from tests.support.tiny_pipelines import make_pipeline
 
 COMMANDS = sorted(path.stem for path in (ROOT / "dp_lora/commands").glob("[a-z]*.py"))
 # packages that take from a tenth of a second to several
@@ -81,8 +87,46 @@ def test_parameters_of_a_base_that_is_there_are_counted_without_torch_and_tracke
     assert not found & {"torch", "diffusers", "peft", "transformers", "lightning", "opacus", "matplotlib", "dvc"}
 
 
+def test_without_a_base_a_dry_run_of_a_shipped_config_builds_no_network():
+    calls = [f"finetune --dry-run --config {name} --overrides compute.device=cpu" for name in KINDS]
+    assert heavy(*calls, *(f"count_params --dry-run --config {name}" for name in KINDS)) == {"scipy"}
+    assert heavy(*(f"sample --dry-run --config {name} --overrides compute.device=cpu" for name in KINDS)) == set()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_counts_that_are_shipped_are_those_of_the_networks(name):
+    config = load(name)
+    assert read_json(file_of(config)) == recount(config), "`python -m tests.support.counted` writes what is right"
+    assert {path.name for path in FOLDER.glob("*")} == {file_of(load(kind)).name for kind in KINDS}
+    names = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    for other in names & {"cin256", "standin", "emnist32-conditional"} | {n for n in names if "-eps" in n}:
+        assert counted_before(load(other)) is not None, other
+    assert counted_before(load(name, {}, "ldm.layers_per_block=5")) is None
+
+
+def test_a_pipeline_that_states_its_operations_is_counted_without_its_networks(tmp_path):
+    base = make_pipeline(tmp_path / "sd", "sd")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.png").write_bytes(b"")
+    (tmp_path / "pictures/a.txt").write_text("a thing")
+    settings = (
+        f"data.path={tmp_path}/pictures data.captions=true data.classes=[] data.n_public=400 data.size=32 "
+        f"data.channels=3 sampling.prompts=sun privacy.batch_size=40 model.privacy_status=public model.base={base}"
+    )
+    config = load("folder", {}, settings)
+    counted, key = base_operations(config, base, family_of(base)), pipeline_key(base, 32)
+    before = model_digest(base)
+    write_operations(base, counted, key)
+    assert model_digest(base) == before  # no part of the model
+    assert read_operations(base, key) == counted
+    assert read_operations(base, pipeline_key(base, 64)) is None  # of other pictures they are others
+    found = heavy(f"finetune --dry-run --config folder --overrides='{settings} compute.device=cpu'")
+    assert found == {"scipy", "PIL", "pyarrow"}  # the last two list the pictures
+
+
 @pytest.mark.slow
-def test_without_a_base_a_dry_run_of_finetune_imports_what_it_counts_and_calibrates_with_and_no_more():
-    found = heavy("finetune --dry-run --config celebahq-eps10 --overrides compute.device=cpu")
+def test_without_a_base_a_dry_run_of_another_network_imports_what_it_counts_and_calibrates_with_and_no_more():
+    other = "'compute.device=cpu ldm.layers_per_block=1'"
+    found = heavy(f"finetune --dry-run --config celebahq-eps10 --overrides={other}")
     assert {"torch", "diffusers", "scipy"} <= found
     assert not found & {"mlflow", "lightning", "pandas", "pyarrow", "matplotlib", "dvc"}

@@ -1,5 +1,7 @@
 """Make a base model from an original latent-diffusion checkpoint, or name a pipeline of diffusers."""
 
+from pathlib import Path
+
 import click
 
 from dp_lora.cli.common import Call, entry_point, relative
@@ -65,6 +67,7 @@ def _bring(call: Call) -> None:
             from dp_lora.data.hub_base import fetch_base
 
             digest = fetch_base(model.base, model.revision, folder, run)
+            _count(call, folder)
             if download and IN_CLONE:
                 dvc("commit", "--force", "data.dvc")
         named = named_base(call.config, digest)
@@ -74,3 +77,13 @@ def _bring(call: Call) -> None:
         run.dataset(folder.name, folder, named["digest"], context="base model")
         at = f" is {model.base} at {model.revision}" if model.revision else ""
         click.echo(f"{relative(folder)}{at}: {named['pipeline']}, SHA-256 {named['digest']}")
+
+
+def _count(call: Call, folder: Path) -> None:
+    """State in a pipeline's folder what its networks compute, so that no dry run has to build them."""
+    from dp_lora.models.estimate import base_operations
+    from dp_lora.models.operations import pipeline_key, write_operations
+    from dp_lora.models.pipeline_index import family_of
+
+    found = base_operations(call.config, folder, family_of(folder))
+    write_operations(folder, found, pipeline_key(folder, call.config.data.size))

@@ -15,9 +15,10 @@ from dp_lora.config.prompts import drawn_prompts
 from dp_lora.config.schema import Config, Lora
 from dp_lora.models.counting import lora_factors
 from dp_lora.models.families import CLASSES, Family
-from dp_lora.models.operations import Operations, read_operations
+from dp_lora.models.operations import Operations, pipeline_key, read_operations
 from dp_lora.models.pipeline_index import steps_and_guidance
 from dp_lora.models.shapes import BaseShapes
+from dp_lora.models.shipped import counted_before
 from dp_lora.models.targets import adapted_ranks
 
 GPU = "one NVIDIA H100 SXM"
@@ -68,18 +69,27 @@ class Work:
 def count_flops(config: Config, base: Path, shapes: BaseShapes) -> RowFlops:
     """Operations at the config's width, LoRA included, of the base in `base`, or of the one that `config` would make.
 
-    As the base states them; where it states none or is not there, its networks are built without weights and counted,
-    which takes seconds. Raises InputError as `adapted_ranks`.
+    Raises InputError as `adapted_ranks`.
     """
-    operations = read_operations(base)
-    if operations is None:
+    return row_flops(base_operations(config, base, shapes.family), shapes, config.lora)
+
+
+def base_operations(config: Config, base: Path, family: Family) -> Operations:
+    """As the base states them, or as they were counted before for a shipped config whose base is not there.
+
+    Elsewhere the networks are built without weights and counted, which takes seconds.
+    """
+    # a model folder of ours has one size; a pipeline draws in that of the pictures
+    size = None if family is CLASSES else config.data.size
+    found = read_operations(base, None if size is None else pipeline_key(base, size))
+    if found is None and not base.exists() and (before := counted_before(config)) is not None:
+        found = before.operations
+    if found is None:
         from dp_lora.models.flops import count_operations  # torch and diffusers
         from dp_lora.models.meta import meta_networks
 
-        # a model folder of ours has one size; a pipeline draws in that of the pictures
-        size = None if shapes.family is CLASSES else config.data.size
-        operations = count_operations(*meta_networks(config, base), shapes.family, size)
-    return row_flops(operations, shapes, config.lora)
+        found = count_operations(*meta_networks(config, base), family, size)
+    return found
 
 
 def row_flops(operations: Operations, base: BaseShapes, lora: Lora) -> RowFlops:

@@ -3,11 +3,12 @@
 It follows from the architecture alone and is no part of the model: the folder's digest leaves it out.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from dp_lora.errors import InputError
-from dp_lora.files import read_json
+from dp_lora.files import digest_value, read_json, write_json
+from dp_lora.models.pipeline_index import family_of, part_config
 
 FILE = "operations.json"
 
@@ -23,13 +24,25 @@ class Operations:
     tokens: dict[str, int]  # rows of the matrix that each linear layer of the UNet multiplies, by its name
 
 
-def read_operations(base: Path) -> Operations | None:
-    """What the folder of a base states; None where it states nothing."""
+def pipeline_key(base: Path, size: int) -> str:
+    """What a pipeline's operations follow from: the configs of its networks, and the pictures' side in pixels."""
+    return digest_value([part_config(base, family_of(base).part), part_config(base, "vae"), size])
+
+
+def read_operations(base: Path, key: str | None = None) -> Operations | None:
+    """What the folder of a base states; None where it states nothing, or of a pipeline another `pipeline_key`."""
     path = base / FILE
     if not path.exists():
         return None
     try:
         stated = read_json(path)
+        if stated.get("key") != key:
+            return None
         return Operations(**{field.name: stated[field.name] for field in fields(Operations)})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path}: cannot be read; delete it, then the base's networks are counted instead") from None
+
+
+def write_operations(base: Path, operations: Operations, key: str) -> None:
+    """State what a pipeline's networks compute, in its folder."""
+    write_json(base / FILE, {"key": key, **asdict(operations)})

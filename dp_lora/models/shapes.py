@@ -1,6 +1,7 @@
 """Names and shapes of a base's tensors: of its files where it is there, else of the networks that a config would make.
 
-The header of a file of tensors has them, so that a base which is there is counted without torch.
+The header of a file of tensors has them, so that a base which is there is counted without torch; so is one that a
+shipped config would make.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from dp_lora.errors import InputError, line
 from dp_lora.models.families import CLASSES, FAMILIES, Family
 from dp_lora.models.info import UNETS, VAES, load_info, part_kind
 from dp_lora.models.pipeline_index import family_of, is_pipeline, part_config
+from dp_lora.models.shipped import counted_before
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -41,10 +43,12 @@ def base_shapes(config: Config, base: Path) -> BaseShapes:
         return BaseShapes(part_shapes(base / family.part), part_shapes(base / "vae"), width, len(classes), family)
     denoiser, vae = _stored(base / "unet", UNETS), _stored(base / "vae", VAES)
     context = config.ldm.cross_attention_dim
-    if denoiser is not None:
+    if denoiser is None and vae is None and (before := counted_before(config)) is not None:
+        denoiser, vae = before.denoiser, before.vae
+    elif denoiser is not None:
         context = part_kind(base / "unet", UNETS)[1]["cross_attention_dim"]
     if denoiser is None or vae is None:
-        from dp_lora.models.meta import (  # torch and diffusers: seconds that no base which is there needs
+        from dp_lora.models.meta import (  # torch and diffusers: seconds
             meta_networks,
             tensor_shapes,
         )
