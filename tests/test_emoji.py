@@ -1,6 +1,7 @@
 """config=emoji on made-up packages: two sets in two styles, a base that is a stock pipeline, a release, its scores."""
 
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from dp_lora.sampling.text import draw_prompts
 from dp_lora.training.autoencoder import train_autoencoder
 from dp_lora.training.finetune import PrivateData, finetune, units_of
 from dp_lora.training.ldm import train_ldm
+from dp_lora.training.pictures import recoloured
 from dp_lora.training.resolved import stated_info
 from dp_lora.training.run_folder import binding, open_run_folder
 from tests.support.tiny_emoji import BASES, TONED, TONES, emoji_config, write_packages, write_text_encoder
@@ -133,6 +135,15 @@ def test_the_pipeline_s_autoencoder_is_the_trained_one_with_its_normalisation_in
     latents = encode(trained, pixels)
     torch.testing.assert_close(encode(folded, pixels), latents, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(decode(folded, latents), decode(trained, latents), atol=1e-4, rtol=1e-4)
+
+
+def test_half_of_the_pictures_change_colours_and_every_order_of_them_comes():
+    pixels = torch.arange(3.0).view(1, 3, 1, 1).expand(600, 3, 2, 2)
+    found = recoloured(pixels, 0.5, torch.Generator().manual_seed(0))[:, :, 0, 1]
+    orders = Counter(tuple(row) for row in found.int().tolist())
+    assert len(orders) == 6
+    # a sixth of the changed ones comes back in the old order; three standard deviations of 350
+    assert 350 - 37 < orders[0, 1, 2] < 350 + 37
 
 
 def release(house: Path, folder: Path, config, unit: str) -> Path:
