@@ -144,7 +144,8 @@ def train_ldm(
     vae = load_vae(autoencoder_folder, device)
     dataset = read_dataset(dataset_folder, config.public.classes, "train")
     family: Family = CLASSES
-    pipe, captions, labels = None, None, dataset.labels
+    pipe: Any = None
+    captions, labels = None, dataset.labels
     if config.ldm.text_encoder is not None:
         family, pipe = _pipeline(config, vae, device)
         captions, labels = _captions(config, dataset, family, pipe)
