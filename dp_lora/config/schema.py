@@ -112,6 +112,7 @@ class Autoencoder:
     kl_weight: float = key(NOT_NEGATIVE)
     disc_start: int | None = key((lambda v: v is None or v >= 0, "must be null, or a step of at least 0"), None)
     disc_weight: float = key(NOT_NEGATIVE)
+    recolour: float = key(SHARE)
     batch_size: int = key(AT_LEAST_1)
     epochs: float = key(POSITIVE)
     lr: float = key(POSITIVE)

@@ -82,13 +82,16 @@ def emoji_pictures(section: Public | Data) -> Iterator[Picture]:
     if unknown := set(section.classes) - set(GROUPS if public else ()):
         there = f"are among {', '.join(GROUPS)}" if public else "are none: its pictures have captions"
         raise InputError(f"{min(unknown)!r}: no class of the source {section.source}, whose classes {there}")
-    draw = _openmoji_glyphs() if public else _twemoji_files()
+    draw, seen = _openmoji_glyphs() if public else _twemoji_files(), set()
     for emoji in all_emoji():
         if public and (emoji.code != emoji.family or emoji.group not in section.classes):
             continue
         picture = draw(emoji.text)
         if picture is not None:
             png = encode_png(_fitted(picture, section.size, section.channels))
+            if png in seen:
+                continue  # some families look alike: a picture in two units would have twice the weight
+            seen.add(png)
             file_name, captions = f"{emoji.code}.png", (emoji.name,)
             if public:
                 yield Picture(file_name, emoji.group, "train", png, captions=captions)

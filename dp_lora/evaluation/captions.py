@@ -44,13 +44,8 @@ def caption_measurements(
     prompts = [name for name in samples.classes if _rows(public, [name])[0].size and _rows(test, [name])[0].size]
     if len(prompts) < 2:
         return []
-    facts: dict[str, object] = {
-        "public": public.digest(),
-        "real": real.digest(),
-        "test": test.digest(),
-        "prompts": prompts,
-    }
-    facts |= {"training": training.facts()}
+    facts: dict[str, Any] = {"public": public.digest(), "real": real.digest(), "test": test.digest()}
+    facts |= {"prompts": prompts, "training": training.facts()}
     known = {"public": _of(public, prompts), "real": _of(test, prompts)}
 
     def style() -> Classifier:

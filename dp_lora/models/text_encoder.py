@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dp_lora.config import ROOT
 from dp_lora.errors import InputError, line
 from dp_lora.models.families import Family
+from dp_lora.progress import progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,4 +59,5 @@ def encode_public_captions(family: Family, pipe: Any, captions: list[str], size:
     import torch
 
     with torch.no_grad():
-        return torch.cat([family.encode(pipe, caption, size)["context"].float() for caption in captions])
+        shown = progress(captions, desc="captions")
+        return torch.cat([family.encode(pipe, caption, size)["context"].float() for caption in shown])

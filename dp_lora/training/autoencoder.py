@@ -24,7 +24,7 @@ from dp_lora.models.info import model_info
 from dp_lora.training.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from dp_lora.training.fit import CHECKPOINT_SECONDS, PublicTraining, fit
 from dp_lora.training.perceptual import Perceptual
-from dp_lora.training.pictures import Pictures
+from dp_lora.training.pictures import Pictures, recoloured
 from dp_lora.training.seeds import seeded
 from dp_lora.training.steps import EpochOrder, lr_factor, step_generator, total_steps
 
@@ -60,7 +60,10 @@ class AutoencoderTraining(PublicTraining):
 
     def training_step(self, step: int) -> dict[str, Tensor]:
         self.set_lr(self.settings.lr * lr_factor(self.settings.lr_schedule, step, self.steps.total))
-        pixels = self.pictures(self.order.rows(step)).to(self.device)
+        pixels = self.pictures(self.order.rows(step))
+        if self.settings.recolour > 0:
+            pixels = recoloured(pixels, self.settings.recolour, step_generator(self.seed, step, "recolour"))
+        pixels = pixels.to(self.device)
         posterior = self.vae.encode(pixels).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=step_generator(self.seed, step, "autoencoder"))
         reconstruction = self.vae.decode(posterior.mean + posterior.std * noise.to(self.device)).sample

@@ -1,6 +1,7 @@
 """Pictures of a dataset as training batches."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,3 +22,11 @@ class Pictures:
 
     def __call__(self, rows: NDArray[np.int64]) -> Tensor:
         return to_pixels(self._kept[rows] if self._kept is not None else self._dataset.images(rows.tolist()))
+
+
+def recoloured(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Pictures (N, C, H, W) with the channels of about `share` of them in a random order; the others as they are."""
+    order = torch.rand(pixels.shape[:2], generator=generator).argsort(1)
+    kept = torch.rand(len(pixels), generator=generator) >= share
+    order[kept] = torch.arange(pixels.shape[1])
+    return pixels.gather(1, order[:, :, None, None].expand_as(pixels))
