@@ -15,8 +15,8 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from benchmarks.ratios import Ratio, against, interleaved, peak_memory
-from benchmarks.setups import CPU, setup
-from benchmarks.steps import own_floor, private, published, stock_floor
+from benchmarks.setups import CPU, setup, text_setup
+from benchmarks.steps import own_floor, private, published, stock_floor, stock_text_floor
 from benchmarks.trials import RUNS, markdown, write_report
 from dp_lora.models.autoencoder import decode
 from dp_lora.privacy.ledger import Ledger
@@ -30,6 +30,7 @@ from dp_lora.training.physical_batch import rows_of_a_step
 from dp_lora.training.private_loss import diffusion_loss
 
 STEP_BAR = {"S": 1.20, "M": 1.10}
+TEXT_BAR = 1.20
 MEMORY_BAR = 1.10
 # the released pipeline spends half of its time in the autoencoder's convolutions, which the private step leaves out;
 # the wider a CPU's vectors, the less they weigh: 6.3 with SSE4.1, 4.2 with AVX2; on one other machine it was 3.2
@@ -58,6 +59,18 @@ def floors(size: str, rounds: int, advance: Advance) -> Iterator[Ratio]:
             seconds = interleaved(both, rounds, advance)
             name = f"{size}, k=1: cross-attention to one token cut short / whole, time"
             yield Ratio(name, against(seconds, "private", "whole"), 1.0)
+
+
+def text_family(rounds: int, advance: Advance) -> Iterator[Ratio]:
+    """The private step of a text-to-image base beside its stock LoRA step: the same rows and physical batch."""
+    of = text_setup()
+    pictures = range(2 * of.physical_batch)
+    steps = {"private": private(of, pictures, 1), "stock": stock_text_floor(of, pictures)}
+    seconds = interleaved(steps, rounds, advance)
+    peaks = {name: peak_memory(step) for name, step in steps.items()}
+    name = "T, k=1: private step / stock diffusers + PEFT without privacy"
+    yield Ratio(f"{name}, time", against(seconds, "private", "stock"), TEXT_BAR, goal=1.0)
+    yield Ratio(f"{name}, peak tensor memory", [peaks["private"] / peaks["stock"]], MEMORY_BAR, goal=1.0)
 
 
 def published_pipeline(size: str, n: int, k: int, bar: float, rounds: int, advance: Advance) -> Ratio:
@@ -174,10 +187,11 @@ def sampling(rounds: int, advance: Advance) -> Ratio:
 
 
 def measure(rounds: int) -> Iterator[Ratio]:
-    calls = (rounds + 1) * (2 * 8 + 2 * 2 + 3 + 3 + 2 + 2) + 2
+    calls = (rounds + 1) * (2 * 8 + 2 + 2 * 2 + 3 + 3 + 2 + 2) + 2
     with progress(total=calls, desc="bench", unit="step") as bar:
         for size in ("S", "M"):
             yield from floors(size, rounds, bar.update)
+        yield from text_family(rounds, bar.update)
         yield published_pipeline("M", 8, 2, 1.3, rounds, bar.update)
         yield published_pipeline("S", 64, 12, S_PUBLISHED_BAR, rounds, bar.update)
         yield from linear_in_rows(rounds, bar.update)

@@ -8,9 +8,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from dp_lora.config import Config, load
+from dp_lora.data.conditions import Captions
 from dp_lora.diffusion import make_scheduler
 from dp_lora.models.adapters import EMBEDDING, Adapter, add_lora
 from dp_lora.models.autoencoder import Vae, build_autoencoder, latent_size
+from dp_lora.models.families import FAMILIES
 from dp_lora.models.folder import Model
 from dp_lora.models.info import model_info
 from dp_lora.models.unet import build_unet
@@ -26,8 +28,9 @@ SIZES = {
     ),
     "L": ("celebahq-eps10", ""),
 }
-PHYSICAL_BATCH = {"S": 256, "M": 8, "L": 32}  # rows: the study's own, and what an H100 holds in float32
+PHYSICAL_BATCH = {"S": 256, "M": 8, "L": 32, "T": 16}  # rows: the study's own, and what an H100 holds in float32
 POOL = 512  # private pictures at hand
+TEXT_WIDTH = 128  # of a token of a caption
 CPU = torch.device("cpu")
 
 
@@ -55,6 +58,10 @@ class Setup:
     @property
     def physical_batch(self) -> int:
         return PHYSICAL_BATCH[self.size]
+
+    def captions(self) -> Captions | None:
+        """What rows are conditioned on; None: the class embedding."""
+        return None
 
     def vae(self) -> Vae:
         torch.manual_seed(0)
@@ -104,6 +111,45 @@ class Setup:
                     parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
         assert EMBEDDING in parameters
         return adapter, parameters
+
+
+class TextSetup(Setup):
+    """Stable Diffusion's structure at a fifth of its width: captions of 77 tokens, latents (4, 16, 16)."""
+
+    def model(self) -> Model:
+        torch.manual_seed(0)
+        with self.device:
+            unet = UNet2DConditionModel(
+                sample_size=16,
+                block_out_channels=(64, 128, 256),
+                down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+                layers_per_block=1,
+                cross_attention_dim=TEXT_WIDTH,
+            )
+        scheduler = make_scheduler("linear", 0.00085, 0.012, "epsilon")
+        family = FAMILIES["StableDiffusionPipeline"]
+        return Model(unet.eval().requires_grad_(False), None, scheduler, None, {}, family)
+
+    def captions(self) -> Captions:
+        """As encoded captions, one of POOL / 8 for each picture."""
+        generator = torch.Generator().manual_seed(1)
+        context = torch.randn(POOL // 8, 77, TEXT_WIDTH, generator=generator)
+        return Captions({"context": context}, [[picture % len(context)] for picture in range(POOL)])
+
+    def adapter(self, unet: UNet2DConditionModel) -> tuple[Adapter, dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(2)
+        family = FAMILIES["StableDiffusionPipeline"]
+        adapter = Adapter(unet, add_lora(unet, self.config.lora, generator, family), None, family)
+        return adapter, adapter.parameters(self.config.lora.train)
+
+
+def text_setup(device: torch.device = CPU) -> TextSetup:
+    """The setup T of a text-to-image base; all targets of its family, A and B."""
+    config = load("folder", {}, "data.path=none data.classes=[] data.captions=true data.n_public=512 data.size=128 "
+                                "data.channels=3 lora.rank=4 lora.train=AB")  # fmt: skip
+    latents = np.random.default_rng(0).standard_normal((POOL, 4, 16, 16), dtype=np.float32)
+    return TextSetup("T", config, latents, np.zeros(POOL, np.int64), device)
 
 
 def setup(size: str, device: torch.device = CPU, more: str = "") -> Setup:

@@ -14,7 +14,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.setups import Setup
+from benchmarks.setups import Setup, TextSetup
 from dp_lora.diffusion import diffuse, loss_per_row, target
 from dp_lora.models.autoencoder import encode
 from dp_lora.models.device import full_precision, pick_precision
@@ -44,7 +44,7 @@ def private(
     if not one_token:
         model.denoiser.set_attn_processor(AttnProcessor2_0())
     _, parameters = setup.adapter(model.denoiser)
-    factory = diffusion_loss(setup.config, model, setup.latents, setup.labels, setup.device)
+    factory = diffusion_loss(setup.config, model, setup.latents, setup.labels, setup.device, setup.captions())
     randomness = Randomness("benchmark")
     units = [[picture] for picture in pictures]
     plan = PrivacyPlan(1.0, NOISE / CLIP, CLIP, 10**6, float(len(units)), 1e-5, 1.0, k, "picture")
@@ -131,6 +131,30 @@ def stock_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
             with _as_configured(setup):
                 loss = functional.mse_loss(model(noisy, t, labels[part]).float(), noise)
                 (loss * len(part) / len(rows)).backward()
+
+    return step
+
+
+def stock_text_floor(setup: TextSetup, pictures: Sequence[int]) -> Step:
+    """As `stock_floor`, of a text-to-image base: the step of diffusers' LoRA scripts, captions encoded before."""
+    model, captions = setup.model(), setup.captions()
+    unet, scheduler = model.denoiser, model.scheduler
+    rank, targets = setup.config.lora.rank, list(model.family.targets)
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+    leaves = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    rows = list(pictures)
+
+    def step() -> None:
+        _clear(leaves)
+        for start in range(0, len(rows), setup.physical_batch):
+            part = rows[start : start + setup.physical_batch]
+            x0 = torch.from_numpy(setup.latents[part]).to(setup.device)
+            noise = torch.randn_like(x0)
+            t = torch.randint(0, 1000, (len(part),), device=setup.device)
+            context = captions.rows([captions.of[picture][0] for picture in part])["context"].to(setup.device)
+            with _as_configured(setup):
+                prediction = unet(scheduler.add_noise(x0, noise, t), t, context).sample
+                (functional.mse_loss(prediction.float(), noise) * len(part) / len(rows)).backward()
 
     return step
 
