@@ -55,7 +55,7 @@ emoji-packages: $(EMOJI_SITE)/.complete ## the extra emoji in build/emoji-site: 
 
 # a folder of its own: one of these packages also brings a module called tests
 $(EMOJI_SITE)/.complete: requirements-emoji.lock $(VENV)/.complete
-	@echo "$(EMOJI_SITE): downloading and installing; up to 500 MB of disk"
+	@echo "$(EMOJI_SITE): downloading and installing; up to 250 MB of disk"
 	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --target $(EMOJI_SITE) --no-deps --require-hashes -r requirements-emoji.lock
 	@touch $@
 
