@@ -159,13 +159,10 @@ def predict(
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """95% interval of a share, by Wilson's score (1927): inside [0, 1] and not empty at 0 or n right."""
-    if not 0 <= correct <= n or n == 0:
-        raise ValueError(f"{correct} of {n} is no share")
-    z = 1.959963984540054
-    share = correct / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest  # takes a while to import
+
+    interval = binomtest(correct, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def save_classifier(path: Path, network: Classifier) -> None:
