@@ -102,7 +102,7 @@ def little(encoder: Path) -> str:
         "autoencoder.batch_size=8 autoencoder.epochs=2 ldm.block_out_channels=[8,16] ldm.norm_num_groups=4 "
         f"ldm.attention_head_width=4 ldm.cross_attention_dim=16 ldm.text_encoder={encoder} ldm.batch_size=8 "
         "ldm.epochs=2 privacy.batch_size=4 privacy.epochs=1 privacy.delta=1e-3 train.grid_every=0 sampling.n=8 "
-        "sampling.steps=2 sampling.batch_size=4 sampling.prompts='sun|hot beverage|scissors|pencil' "
+        "sampling.steps=2 sampling.batch_size=4 sampling.prompts='shamrock|hot beverage|umbrella|envelope' "
         "evaluation.min_images=4 evaluation.classifier_steps=2 compute.device=cpu"
     )
 
