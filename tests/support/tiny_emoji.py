@@ -95,15 +95,18 @@ def write_text_encoder(folder: Path) -> Path:
     return folder
 
 
-def emoji_config(encoder: Path, overrides: str = "") -> Config:
-    """config=emoji on the made-up packages, in seconds."""
-    return load(
-        "emoji",
-        {},
+def little(encoder: Path) -> str:
+    """Overrides with which config=emoji runs on the made-up packages in seconds."""
+    return (
         f"public.n={len(BASES)} data.n_public=16 autoencoder.block_out_channels=[8,8,8] autoencoder.norm_num_groups=4 "
         "autoencoder.batch_size=8 autoencoder.epochs=2 ldm.block_out_channels=[8,16] ldm.norm_num_groups=4 "
         f"ldm.attention_head_width=4 ldm.cross_attention_dim=16 ldm.text_encoder={encoder} ldm.batch_size=8 "
         "ldm.epochs=2 privacy.batch_size=4 privacy.epochs=1 privacy.delta=1e-3 train.grid_every=0 sampling.n=8 "
-        "sampling.steps=2 sampling.batch_size=4 sampling.prompts='sun|hot beverage|scissors|pencil' "
-        f"evaluation.min_images=4 evaluation.classifier_steps=2 compute.device=cpu {overrides}",
+        "sampling.steps=2 sampling.batch_size=4 sampling.prompts='shamrock|hot beverage|umbrella|envelope' "
+        "evaluation.min_images=4 evaluation.classifier_steps=2 compute.device=cpu"
     )
+
+
+def emoji_config(encoder: Path, overrides: str = "") -> Config:
+    """config=emoji on the made-up packages."""
+    return load("emoji", {}, f"{little(encoder)} {overrides}")
