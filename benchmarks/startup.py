@@ -41,7 +41,7 @@ def commands(base: Path) -> Iterator[tuple[list[str], float | None]]:
         yield [name, "--dry-run", *(given if name in COUNTING else [])], DRY_RUN
     yield ["count_params", *given], COUNT
     yield ["finetune", "--dry-run", "--config", "celebahq-eps10"], DRY_RUN
-    yield ["finetune", "--dry-run", "--overrides", "model.base=outputs/letters/ldm ldm.layers_per_block=5"], None
+    yield ["finetune", "--dry-run", "--config", "celebahq-eps10", "--overrides", "ldm.layers_per_block=1"], None
 
 
 def make_base(folder: Path) -> None:
