@@ -76,7 +76,7 @@ def test_faults_of_the_private_step_are_convicted_through_the_whole_fine_tuning(
     plan = make_plan(tiny_config(SETTINGS))
     # finetune holds the step by its name; what the step calls is what is wrong
     with wrong(Case("fault", plan, fault)):
-        found, _ = audited(tmp_path)
+        found, _ = audited(tmp_path, "privacy.epochs=1")
     assert words in found.audit.verdict
 
 

@@ -29,6 +29,13 @@ def audits_path(config: Config) -> Path:
     return RUNS / "audits" / f"{config.experiment.name}.jsonl"
 
 
+def audited_plan(config: Config) -> "PrivacyPlan":
+    """The plan whose steps an audit attacks: that of the experiment's fine-tuning."""
+    from dp_lora.training.plan import make_plan
+
+    return make_plan(config)
+
+
 def audited_as(start: "Resolved", bound: Mapping[str, Any]) -> str:
     """Tag `audit_of` of the runs that audited the private step with the code and the settings of a fine-tuning."""
     return settings_digest(start.plan, bound["code"])

@@ -7,7 +7,7 @@ import click
 
 from dp_lora.cli.common import Call, entry_point, relative
 from dp_lora.cli.early import refuse
-from dp_lora.cli.finetuning import audits_path, resolve
+from dp_lora.cli.finetuning import audited_plan, audits_path, resolve
 from dp_lora.cli.pipeline import absent
 from dp_lora.cli.pipelines import WORKING
 from dp_lora.errors import InputError, private_names
@@ -24,12 +24,13 @@ AUDIT_STOPPED = "the audit of the whole fine-tuning stopped; the operator's term
 @entry_point("audit")
 def main(call: Call) -> None:
     """Attack the private step with canaries: what that refutes of epsilon. Nothing of it is released."""
-    config = call.config
-    if call.dry_run:
-        from dp_lora.training.planned import audit_facts
+    from dp_lora.training.planned import audit_facts
 
+    config = call.config
+    facts = audit_facts(config, audited_plan(config))  # refuses what claims nothing before a run is opened
+    if call.dry_run:
         kept = [relative(audits_path(config))] if config.audit.level == "step" else []
-        call.print_dry_run(audit_facts(config), [*kept, call.shown_out("audit")])
+        call.print_dry_run(facts, [*kept, call.shown_out("audit")])
     elif config.audit.level == "step":
         _audit_step(call)
     else:
@@ -43,7 +44,7 @@ def _audit_step(call: Call) -> None:
 
     device = pick_device(call.config.compute.device)
     with call.tracked() as (run, folder):
-        audited = audit_private_step(call.config, device)
+        audited = audit_private_step(call.config, audited_plan(call.config), device)
         record = keep_record(audited, audits_path(call.config))
         run.tags({"audit_of": record["settings"], "code": record["code"]})
         _report(call, run, folder / "audit", audited, private=False)

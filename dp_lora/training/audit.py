@@ -23,7 +23,6 @@ from dp_lora.privacy.randomness import Randomness
 from dp_lora.team import Team
 from dp_lora.training.canaries import Canaries
 from dp_lora.training.finetune import PrivateData, assist, finetune
-from dp_lora.training.plan import make_plan
 from dp_lora.training.private_run import Inputs, encoded
 from dp_lora.training.run_folder import code_digest, open_run_folder
 
@@ -40,9 +39,8 @@ class Audited:
     coins: NDArray[np.bool_]  # which canaries were in
 
 
-def audit_private_step(config: Config, device: torch.device) -> Audited:
-    """Audit of level `step`: the code's own private step, with the plan of `config` and made-up units alone."""
-    plan = make_plan(config)
+def audit_private_step(config: Config, plan: PrivacyPlan, device: torch.device) -> Audited:
+    """Audit of level `step`: the code's own private step, with `plan`, that of `config`, and made-up units alone."""
     with full_precision():
         audit, scores, coins = audit_step(plan, config.audit.canaries, device, config.audit.delta)
     return Audited(plan, audit, scores, coins)
@@ -81,15 +79,15 @@ def audit_with(
     Guarantee: none: what is found was computed in a run on private data, and is for the operator alone. Nothing that
     was trained with canaries outlives the call: `finetune` writes no result of it, and its folder goes.
     """
-    plan = make_plan(config)
     coins = team.once(toss(config.audit.canaries, randomness))
-    canaries = Canaries.beside(len(data.latents), coins, plan)
+    canaries = Canaries.beside(len(data.latents), coins, config)
     quiet = replace(config, train=replace(config.train, grid_every=0, resume="auto"))
     try:
         # another binding than any fine-tuning's: nobody goes on in this folder
         with open_run_folder(folder / "run", quiet, {**bound, "canaries": len(coins)}) as run:
             audited = data.with_canaries(canaries)
             finetune(quiet, model, base, audited, run, device, Events(), _no_grid, team)
+            plan = run.plan
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     with full_precision():
@@ -100,7 +98,7 @@ def audit_with(
 
 def assist_with(config: Config, model: Model, data: PrivateData, device: torch.device, team: Team) -> None:
     """Every other rank's part of `audit_with`."""
-    canaries = Canaries.beside(len(data.latents), team.once(), make_plan(config))
+    canaries = Canaries.beside(len(data.latents), team.once(), config)
     assist(config, model, data.with_canaries(canaries), device, team)
 
 

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dp_lora.config.schema import Config
 from dp_lora.data.conditions import AnyCaptions
 from dp_lora.privacy.audit_canaries import HUGE, PERSON
 from dp_lora.privacy.gradients import LossFunction, Rows
-from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.privacy.sums import LossFactory
 
@@ -34,8 +34,8 @@ class Canaries:
     seen: list[NDArray[np.float64]] = field(default_factory=list, compare=False)
 
     @classmethod
-    def beside(cls, pictures: int, coins: NDArray[np.bool_], plan: PrivacyPlan) -> "Canaries":
-        return cls(pictures, coins, plan.max_grad_norm, plan.unit == "person")
+    def beside(cls, pictures: int, coins: NDArray[np.bool_], config: Config) -> "Canaries":
+        return cls(pictures, coins, config.privacy.max_grad_norm, config.privacy.unit == "person")
 
     @property
     def units(self) -> list[list[int]]:

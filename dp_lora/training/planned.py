@@ -10,9 +10,9 @@ from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.audit_bound import ceiling
 from dp_lora.privacy.audit_scores import SCORES
 from dp_lora.privacy.composition import ReleaseCost, compose, together
+from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_at, claimed_epsilon
 from dp_lora.training.costs import rates_at_hand
-from dp_lora.training.plan import make_plan
 from dp_lora.training.resolved import Resolved
 
 HIGH_NOISE_RATIO = 1.2  # up to about here the default experiment still learns (eps=1: 1.19)
@@ -60,9 +60,9 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
     return facts | estimate_lines([*parts, *(sampling_work(config, row, rates, family) if samples else [])], rates)
 
 
-def audit_facts(config: Config) -> dict[str, Any]:
-    """The numbers of an audit, from public ones alone. InputError for a config without privacy."""
-    plan, delta = make_plan(config), config.audit.delta or config.privacy.delta
+def audit_facts(config: Config, plan: PrivacyPlan) -> dict[str, Any]:
+    """The numbers of an audit of `plan`, from public ones alone. InputError for one without privacy."""
+    delta = config.audit.delta or plan.delta
     found = {"noise_multiplier": plan.noise_multiplier, "sample_rate": plan.sample_rate, "steps": plan.steps}
     highest = ceiling(config.audit.canaries, delta, SCORES)
     return found | {
