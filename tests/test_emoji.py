@@ -23,6 +23,7 @@ from dp_lora.errors import InputError
 from dp_lora.evaluation import captions as scores
 from dp_lora.evaluation.captions import caption_measurements
 from dp_lora.evaluation.classifier import ClassifierTraining
+from dp_lora.evaluation.evaluate import evaluate
 from dp_lora.events import Events
 from dp_lora.models.adapters import apply_adapter, ready_to_draw
 from dp_lora.models.autoencoder import decode, encode
@@ -224,3 +225,21 @@ def test_pictures_of_the_private_set_score_as_their_style_and_their_caption_and_
     monkeypatch.setattr(scores, "train_classifier", None)
     assert caption_measurements(config, others, public, real, test, base, ClassifierTraining(2, 0), None) == []
     assert np.isfinite(list(found.values())).all()
+
+
+def test_an_evaluation_has_the_scores_by_caption_beside_the_distance_on_the_public_groups(house, config, tmp_path):
+    base = load_model(house / "ldm")
+    model = ready_to_draw(base, config)
+    sample(model, config, model.classes, config.sampling.n, tmp_path / "work", tmp_path / "s", Events())
+    folders = (
+        house / "twemoji",
+        house / "openmoji",
+        base,
+        None,
+        tmp_path / "cache",
+        tmp_path / "own",
+        tmp_path / "out",
+    )
+    result = evaluate(config, tmp_path / "s", model.classes, *folders, Events())
+    assert {"private_style", "right_caption_base", "letter_frechet_distance"} <= set(result.metrics)
+    assert {"private_style", "right_caption_base"} <= result.private
