@@ -203,9 +203,8 @@ def _signature(config: Config, base: Mapping[str, Any]) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    # steps and guidance of null were refused: this base is no pipeline
-    assert config.sampling.guidance_scale is not None
     sampling, image = config.sampling, (base["size"], base["size"], base["channels"])
+    assert sampling.guidance_scale is not None, "null is refused where a base is no pipeline"
     params = [
         ParamSpec("seed", "long", config.experiment.seed),
         ParamSpec("n", "long", 1),
