@@ -53,7 +53,9 @@ def write_pictures(folder, captioned=True, n=40):
 def released_and_drawn(project, ok):
     """The chain from `prepare` to `export`; gives the samples' folder."""
     ok("prepare")
-    assert "noise ratio: " in ok("finetune", "--dry-run")
+    told_of = ok("finetune", "--dry-run")
+    assert "noise ratio: " in told_of
+    assert "memory: " in told_of
     release = re.search(r"^(runs/[0-9a-f]{32}/release): ", ok("finetune"), re.MULTILINE)[1]
     assert 0 < read_privacy(project / release)["epsilon"] <= 10
     samples = re.search(r"^(runs/\S+/samples)/grid.png", ok("sample", "--adapter", release), re.MULTILINE)[1]

@@ -28,6 +28,8 @@ def count_operations(denoiser: Any, vae: Any, family: Family = CLASSES, size: in
         return family.predict(denoiser, latents, timestep, conditions)
 
     forward = _flops(torch.no_grad()(predict))
+    if family.of_classes:
+        conditions["context"].requires_grad_()  # only now: a view of it would count as trained where nothing is
     tokens: dict[str, int] = {}
     hooks = [
         module.register_forward_hook(_noting(name, tokens))

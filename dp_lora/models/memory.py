@@ -83,7 +83,7 @@ def row_memory(
 
     `latent` is (c, h, w). Takes seconds at any width.
     """
-    denoiser = denoiser.to(precision).eval()
+    torch.nn.Module.to(denoiser.eval(), precision)  # diffusers' own warns of parts that none has
     frozen = sum(tensor.nbytes for tensor in [*denoiser.parameters(), *denoiser.buffers()])
     add_lora(denoiser, lora, torch.Generator(), family)
     denoiser.requires_grad_(False)
@@ -106,6 +106,8 @@ def row_memory(
 
     denoiser.enable_gradient_checkpointing(counted)
     x_t, t, conditions = meta_row(denoiser, family, size, latent, precision)
+    if family.of_classes:
+        conditions["context"].requires_grad_()
     with _flash(), unit_copies(denoiser, copies, 1), saved_tensors_hooks(kept.note, lambda tensor: tensor):
         family.predict(denoiser, x_t, t, conditions)
     gradient = sum(copy.nbytes for copy in copies.values())

@@ -51,10 +51,7 @@ def meta_row(
         x_t = torch.empty(1, *latent, dtype=precision)
         t = torch.empty(1) if family.flow else torch.empty(1, dtype=torch.int64)
     blank = family.blank(denoiser.config, size)
-    conditions = {name: tensor.to("meta", precision if name in TEXT else None) for name, tensor in blank.items()}
-    if family.of_classes:
-        conditions["context"].requires_grad_()
-    return x_t, t, conditions
+    return x_t, t, {name: tensor.to("meta", precision if name in TEXT else None) for name, tensor in blank.items()}
 
 
 def _of_diffusers(config: dict[str, Any]) -> Any:

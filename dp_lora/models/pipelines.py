@@ -49,7 +49,8 @@ def load_pipeline(folder: Path, device: torch.device | str, precision: torch.dty
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
             if name != "vae" and component.dtype != precision:
-                component.to(precision)  # diffusers leaves some classes as wide as they were
+                # diffusers leaves some classes as wide as they were, and its own `to` warns of parts that none has
+                torch.nn.Module.to(component, precision)
     return family, pipe
 
 

@@ -1,0 +1,66 @@
+"""What a row of the private step holds, counted at the real structure of published bases; nothing is downloaded."""
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+from dp_lora.config import load
+from dp_lora.models.families import FAMILIES, ClassConditional
+from dp_lora.models.memory import GIB, GPU_BYTES, USABLE, memory_line, row_memory
+from dp_lora.models.shapes import base_shapes
+from tests.support.text2image import text_config
+from tests.support.tiny_pipelines import make_pipeline
+
+REAL = json.loads(Path("tests/data/real-bases.json").read_text())
+QUICK = ("FLUX.1-dev 512",)  # the others are slow tests
+LORA = replace(load("mnist5k").lora, rank=4, train="AB")
+T5_XXL, CLIP_L, VAE = 4_762_310_656, 123_060_480, 83_819_683  # numbers of FLUX's other parts
+
+
+@functools.cache
+def counted(name):
+    case = REAL[name]
+    case = {**REAL[case["as"]], **case} if "as" in case else case
+    with torch.device("meta"):
+        denoiser = getattr(diffusers, case["denoiser"]["_class_name"]).from_config(case["denoiser"])
+    family = FAMILIES[case["pipeline"]]
+    if isinstance(family, ClassConditional):
+        family.take_table(denoiser, 0)
+    return row_memory(denoiser, family, LORA, case["size"], tuple(case["latent"]), torch.bfloat16), case["gib"]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in REAL])
+def test_a_row_at_real_width_holds_what_was_tabled(name):
+    found, tabled = counted(name)
+    assert found.weights / GIB == pytest.approx(tabled["weights"], rel=0.03)
+    assert found.kept / GIB == pytest.approx(tabled["row"], rel=0.03)
+    assert found.checkpointed / GIB == pytest.approx(tabled["checkpointed"], rel=0.05)
+
+
+def test_flux_at_512_pixels_fits_on_one_gpu_of_80_gb_with_checkpointing():
+    found, _ = counted("FLUX.1-dev 512")
+    frozen = found.weights + 2 * (T5_XXL + CLIP_L) + 4 * VAE
+    rows = (USABLE * GPU_BYTES - frozen) / found.checkpointed
+    assert 40 < rows < 80
+    # in float32 not even its denoiser and its text encoders do
+    assert 2 * found.weights + 4 * T5_XXL > 0.8 * GPU_BYTES
+
+
+@pytest.mark.parametrize("name", ["sd", "dit"])
+def test_a_dry_run_says_what_a_row_holds_and_how_many_fit(name, tmp_path):
+    base = make_pipeline(tmp_path / "base", name)
+    config = text_config(f"model.base={base}", name)
+    line = memory_line(config, base, base_shapes(config, base))
+    assert line.startswith("0.00")
+    assert "GiB a row (" in line
+    assert " without checkpointing): about " in line
+    assert line.endswith("rows at a time on a GPU of 80 GB; counted in bfloat16, not measured")
+    never = replace(config, compute=replace(config.compute, checkpointing="never", precision="float32"))
+    other = memory_line(never, base, base_shapes(never, base))
+    assert " with checkpointing): about " in other
+    assert other.endswith("counted in float32, not measured")
