@@ -138,7 +138,7 @@ def test_null_steps_and_guidance_are_the_pipeline_s_own(pipeline, own):
     [("train.caption_dropout=0.1", "train.caption_dropout: must be 0"),
      ("data.size=64", "the base is for pictures of 32 pixels"),
      (MANY, "has rows for 1,000 classes"),
-     ("data.classes=[] data.captions=true", "empty, but the base is conditioned on classes"),
+     ("data.classes=[] data.captions=true", "this base learns classes, not captions"),
      ("train.embedding_start=7,dog,9", "'dog' is no class of the base")],
 )  # fmt: skip
 def test_what_a_class_conditional_pipeline_cannot_learn_is_refused_in_one_line(bases, overrides, line):

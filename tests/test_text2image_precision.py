@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dp_lora.diffusion import Flow
 from dp_lora.models.adapters import lora_parameters, use_checkpointing
 from dp_lora.models.folder import load_model
 from dp_lora.privacy.ledger import Ledger
@@ -26,7 +27,7 @@ def bases(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", list(BUILD))
-def test_each_unit_s_gradient_is_that_of_its_rows_alone_in_bfloat16_too(name, bases, tmp_path):
+def test_each_unit_s_gradient_is_that_of_its_rows_alone_in_bfloat16_too(name, bases, tmp_path, monkeypatch):
     of = prepared(bases, name, tmp_path, HALF)
     model, adapter = of[1], of[2]
     frozen = {weight.dtype for key, weight in model.denoiser.named_parameters() if "lora_" not in key}
@@ -37,10 +38,14 @@ def test_each_unit_s_gradient_is_that_of_its_rows_alone_in_bfloat16_too(name, ba
         alone = gradients_of(*of, [unit], len(unit))[0]
         # eight bits of mantissa, and kernels that add up a batch of another size in another order
         assert total_norm(difference(together[number], alone)) < 0.02 * total_norm(alone)
-    off = 0.2 if name == "flux" else 0.1  # FLUX rounds its times to bfloat16, too
+    if name == "flux":
+        # diffusers rounds FLUX's times to the width of its weights, and once more as thousandths
+        drawn = Flow.time
+        rounded = lambda *given: float(torch.tensor(drawn(*given), dtype=torch.bfloat16) * 1000) / 1000  # noqa: E731
+        monkeypatch.setattr(Flow, "time", rounded)
     exact = gradients_of(*prepared(bases, name, tmp_path), UNITS, 6)
     for number in range(len(UNITS)):
-        assert 1e-4 < total_norm(difference(together[number], exact[number])) / total_norm(exact[number]) < off
+        assert 1e-4 < total_norm(difference(together[number], exact[number])) / total_norm(exact[number]) < 0.1
 
 
 @pytest.mark.parametrize("name", list(BUILD))

@@ -81,7 +81,7 @@ def base_operations(config: Config, base: Path, family: Family) -> Operations:
     """
     # a model folder of ours has one size; a pipeline draws in that of the pictures
     size = None if family is CLASSES else config.data.size
-    found = read_operations(base, None if size is None else pipeline_key(base, size))
+    found = read_operations(base, None if size is None or not base.exists() else pipeline_key(base, size))
     if found is None and not base.exists() and (before := counted_before(config)) is not None:
         found = before.operations
     if found is None:

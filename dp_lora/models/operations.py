@@ -30,13 +30,16 @@ def pipeline_key(base: Path, size: int) -> str:
 
 
 def read_operations(base: Path, key: str | None = None) -> Operations | None:
-    """What the folder of a base states; None where it states nothing, or of a pipeline another `pipeline_key`."""
+    """What the folder of a base states; None where it states nothing, or of a pipeline another `pipeline_key`.
+
+    A base that was made here states no key: it was counted in the size of its pictures.
+    """
     path = base / FILE
     if not path.exists():
         return None
     try:
         stated = read_json(path)
-        if stated.get("key") != key:
+        if stated.get("key", key) != key:
             return None
         return Operations(**{field.name: stated[field.name] for field in fields(Operations)})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
