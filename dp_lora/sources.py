@@ -1,7 +1,8 @@
 """The source files that a piece of work runs, by their imports: what stages, caches and private runs depend on."""
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from dp_lora.files import PACKAGE, digest_file, digest_value
@@ -18,7 +19,9 @@ LEFT_OUT = {
     "dp_lora/tracking": "keeps what a run made",
     "dp_lora/models/estimate.py": "what a dry run says of time and memory",
     "dp_lora/models/flops.py": "what a dry run says of time and memory",
+    "dp_lora/models/memory.py": "what a dry run says of time and memory",
     "dp_lora/models/operations.py": "what a dry run says of time and memory",
+    "dp_lora/models/shipped.py": "what a dry run says of time and memory",
     "dp_lora/training/planned.py": "what a dry run says",
     "dp_lora/training/costs.py": "what a dry run says of time and memory",
     "dp_lora/training/measure.py": "what a dry run says of time and memory",
@@ -30,14 +33,14 @@ def sources(*starts: Path) -> list[Path]:
 
     But for LEFT_OUT, and what is imported through these alone. Files are read, not imported.
     """
-    found: dict[Path, ast.Module] = {}
+    found: dict[Path, bool] = {}
     todo = list(starts)
     while todo:
         path = todo.pop()
         if path not in found and not _left_out(path):
-            found[path] = ast.parse(path.read_text(encoding="utf-8"))
-            todo += _imported(found[path])
-    return sorted(path for path, tree in found.items() if has_code(tree))
+            found[path], names = _parsed(path.read_text(encoding="utf-8"))
+            todo += [file for name in names for file in _files(name)]
+    return sorted(path for path, code in found.items() if code)
 
 
 def digest_code(*names: str) -> str:
@@ -59,24 +62,22 @@ def _left_out(path: Path) -> bool:
     return any(path.is_relative_to(PACKAGE.parent / name) for name in LEFT_OUT)
 
 
-def _imported(tree: ast.Module) -> Iterator[Path]:
+@lru_cache(maxsize=1024)  # one process asks for the code of several results, and parsing it all takes a second
+def _parsed(text: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether a source file has code, and the modules of the package that it imports."""
+    tree, names = ast.parse(text), list[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names: Iterable[str] = [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             # `from package import module` as well as `from module import name`
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            yield from _files(name)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return has_code(tree), tuple(name for name in names if name.split(".")[0] == PACKAGE.name)
 
 
 def _files(module: str) -> Iterator[Path]:
     """The files that importing a module of dp_lora runs: each package on the way, and its own."""
-    first, *rest = module.split(".")
-    if first != PACKAGE.name:
-        return
+    _, *rest = module.split(".")
     place = PACKAGE
     yield place / "__init__.py"
     for name in rest:
