@@ -71,7 +71,10 @@ def test_canaries_are_seen_in_a_fine_tuning_of_which_nothing_is_left(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
-@pytest.mark.parametrize(("fault", "words"), [(no_noise, "noise is 0.000"), (thrice_the_rate, "rate times jump")])
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [pytest.param(no_noise, "noise is 0.000", marks=pytest.mark.slow), (thrice_the_rate, "rate times jump")],
+)
 def test_faults_of_the_private_step_are_convicted_through_the_whole_fine_tuning(tmp_path, fault, words):
     plan = make_plan(tiny_config(SETTINGS))
     # finetune holds the step by its name; what the step calls is what is wrong

@@ -231,15 +231,8 @@ def test_an_evaluation_has_the_scores_by_caption_beside_the_distance_on_the_publ
     base = load_model(house / "ldm")
     model = ready_to_draw(base, config)
     sample(model, config, model.classes, config.sampling.n, tmp_path / "work", tmp_path / "s", Events())
-    folders = (
-        house / "twemoji",
-        house / "openmoji",
-        base,
-        None,
-        tmp_path / "cache",
-        tmp_path / "own",
-        tmp_path / "out",
-    )
-    result = evaluate(config, tmp_path / "s", model.classes, *folders, Events())
+    kept = (tmp_path / "cache", tmp_path / "own", tmp_path / "out")
+    of = (True, house / "twemoji", house / "openmoji", base, None, None)
+    result = evaluate(config, tmp_path / "s", model.classes, *of, *kept, Events())
     assert {"private_style", "right_caption_base", "letter_frechet_distance"} <= set(result.metrics)
     assert {"private_style", "right_caption_base"} <= result.private

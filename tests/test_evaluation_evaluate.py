@@ -223,6 +223,7 @@ def test_rendered_digits_are_no_reference_for_other_classes(world):
         world.evaluate(world.faithful, config=config)
 
 
+@pytest.mark.slow
 def test_no_public_reference_leaves_that_number_out(world):
     config = tiny_config(f"{OPTIONS} evaluation.public_reference=null")
     assert "accuracy_public_only" not in world.evaluate(world.faithful, config=config).metrics

@@ -211,7 +211,7 @@ def test_a_folder_that_was_copied_finished_restored_and_finished_again_is_refuse
     assert run(house, "finished").name == "release"  # the newest copy, wherever it lies
 
 
-@pytest.mark.parametrize("replay", [False, True])
+@pytest.mark.parametrize("replay", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_folder_that_lost_ledger_checkpoints_and_release_but_not_its_plan_is_refused(house, replay):
     settings = seed_file(house) if replay else ""
     run(house, "run", settings)
@@ -273,7 +273,7 @@ def content_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("stop", [1, None])
+@pytest.mark.parametrize("stop", [1, pytest.param(None, marks=pytest.mark.slow)])
 def test_resume_never_refuses_a_folder_that_holds_steps_and_overwrites_nothing(house, monkeypatch, stop):
     never = "train.resume=never"
     if stop is None:
@@ -289,7 +289,14 @@ def test_resume_never_refuses_a_folder_that_holds_steps_and_overwrites_nothing(h
 
 
 @pytest.mark.parametrize(
-    "change", ["privacy.eps=5", "privacy.max_grad_norm=0.1", "privacy.batch_size=4", "privacy.k=2", "train.lr=0.1"]
+    "change",
+    [
+        "privacy.eps=5",
+        pytest.param("privacy.max_grad_norm=0.1", marks=pytest.mark.slow),
+        pytest.param("privacy.batch_size=4", marks=pytest.mark.slow),
+        pytest.param("privacy.k=2", marks=pytest.mark.slow),
+        pytest.param("train.lr=0.1", marks=pytest.mark.slow),
+    ],
 )
 def test_a_changed_plan_is_refused_and_never_overwritten(house, monkeypatch, change):
     with pytest.raises(Crash):
@@ -317,10 +324,10 @@ def test_guidance_on_a_base_without_a_null_row_is_refused_before_any_work(house)
     ("field", "value"),
     [
         ("steps", 20),
-        ("unit", "person"),
+        pytest.param("unit", "person", marks=pytest.mark.slow),
         pytest.param("sample_rate", 0.5, marks=pytest.mark.slow),
         pytest.param("expected_batch", 1.0, marks=pytest.mark.slow),
-        ("noise_multiplier", 0.9),
+        pytest.param("noise_multiplier", 0.9, marks=pytest.mark.slow),
     ],
 )
 def test_a_kept_plan_that_is_not_its_configuration_s_is_refused_before_a_step(house, monkeypatch, field, value):

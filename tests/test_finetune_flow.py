@@ -23,7 +23,7 @@ from tests.support.tiny import tiny_config, tiny_dataset
 __all__ = ["house"]
 
 
-@pytest.mark.parametrize("replay", [False, True])
+@pytest.mark.parametrize("replay", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_who_takes_part_is_drawn_anew_after_a_resume_and_again_only_in_a_replay(house, monkeypatch, replay):
     drawn = []
     real = step_module.poisson_draw
@@ -115,7 +115,7 @@ def test_no_branch_and_no_message_depends_on_what_the_operator_may_watch(house, 
         assert all(torch.equal(released[name], value) for name, value in ends[0][3].items())
 
 
-@pytest.mark.parametrize("began", [False, True])
+@pytest.mark.parametrize("began", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_torn_ledger_line_counts_and_the_run_stops_within_its_budget(house, monkeypatch, began):
     """Torn is the line of a step that was just begun, or, as no crash leaves it, that of one which was taken."""
     with pytest.raises(Crash):
@@ -134,7 +134,7 @@ def test_a_torn_ledger_line_counts_and_the_run_stops_within_its_budget(house, mo
     assert any("stopped at step 4 of 5" in line for line in heard.lines) is began
 
 
-@pytest.mark.parametrize("began", [False, True])
+@pytest.mark.parametrize("began", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_torn_line_of_a_replay_costs_no_step_and_the_weights_are_an_unbroken_run_s(house, monkeypatch, began):
     seeded = f"{seed_file(house)} train.checkpoint_every=1"
     unbroken = weights(run(house, "unbroken", seeded))

@@ -177,6 +177,7 @@ def test_a_missing_or_changed_checkpoint_says_what_to_type(project, tmp_path, mo
     assert "`dvc pull " in line
 
 
+@pytest.mark.slow
 def test_the_config_names_the_file_and_the_hash_of_the_download_it_was_in(project, tmp_path, monkeypatch):
     use_store(tmp_path, monkeypatch)
     (project / "data/cin256/model.ckpt").unlink()

@@ -93,7 +93,7 @@ def test_without_a_base_a_dry_run_of_a_shipped_config_builds_no_network():
     assert heavy(*(f"sample --dry-run --config {name} --overrides compute.device=cpu" for name in KINDS)) == set()
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [KINDS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS[1:])])
 def test_the_counts_that_are_shipped_are_those_of_the_networks(name):
     config = load(name)
     assert read_json(file_of(config)) == recount(config), "`python -m tests.support.counted` writes what is right"

@@ -84,9 +84,6 @@ SMALL_OF = {
 # one of each family of epsilons, schedule of ranks and kind of targets; the others take their step in `make test-slow`
 FAST_STEPS = (
     "celebahq-eps10",
-    "celebahq-eps10-projonly",
-    "celebahq-eps10-linear-rank",
-    "celebahq-eps10-effective-targets",
     "celebahq-no-dp-baseline",
     "mnist32-class-dp-eps10",
 )

@@ -18,6 +18,8 @@ from tests.support.tiny_pipelines import BUILD, make_pipeline
 CPU = torch.device("cpu")
 HALF = "compute.precision=bfloat16"
 UNITS = [[0], [1, 2], [3, 4, 5]]
+FAST = ("sd", "flux")  # a UNet and a transformer; the others are slow tests
+FAMILIES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in BUILD]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def bases(tmp_path_factory):
     return {name: make_pipeline(folder / name, name) for name in BUILD}
 
 
-@pytest.mark.parametrize("name", list(BUILD))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_each_unit_s_gradient_is_that_of_its_rows_alone_in_bfloat16_too(name, bases, tmp_path, monkeypatch):
     of = prepared(bases, name, tmp_path, HALF)
     model, adapter = of[1], of[2]
@@ -48,7 +50,7 @@ def test_each_unit_s_gradient_is_that_of_its_rows_alone_in_bfloat16_too(name, ba
         assert 1e-4 < total_norm(difference(together[number], exact[number])) / total_norm(exact[number]) < 0.1
 
 
-@pytest.mark.parametrize("name", list(BUILD))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_in_bfloat16_a_row_does_not_move_when_another_one_changes(name, bases, tmp_path):
     config, model, adapter, latents, captions = prepared(bases, name, tmp_path, HALF)
     before = gradients_of(config, model, adapter, latents, captions, UNITS, 6)
@@ -110,7 +112,7 @@ def test_captions_of_a_base_in_bfloat16_are_kept_in_half_the_bytes(name, bases, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(BUILD))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_fine_tuning_in_bfloat16_ends_in_a_release_that_is_drawn_in_bfloat16(name, bases, tmp_path):
     from dp_lora.models.adapters import apply_adapter, ready_to_draw
     from tests.support.text2image import text_config

@@ -79,6 +79,7 @@ def test_training_lowers_the_loss_on_separable_latents(public, tmp_path):
     assert losses[1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(public, tmp_path):
     for name, seed in (("first", 0), ("second", 0), ("third", 1)):
         train(public, tmp_path / name, f"experiment.seed={seed}")
