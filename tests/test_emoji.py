@@ -195,6 +195,7 @@ def test_a_release_loads_into_the_stock_pipeline_and_its_samples_are_scored_besi
     assert (after - before).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_pictures_of_the_private_set_score_as_their_style_and_their_caption_and_public_ones_as_the_other_style(
     house, config, tmp_path, monkeypatch
 ):

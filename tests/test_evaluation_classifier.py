@@ -34,7 +34,7 @@ def bars(n, size=16, channels=1, seed=0):
     return images, labels
 
 
-@pytest.mark.parametrize(("size", "channels"), [(16, 1), (40, 3)])
+@pytest.mark.parametrize(("size", "channels"), [(16, 1), pytest.param(40, 3, marks=pytest.mark.slow)])
 def test_it_learns_shapes_of_any_size_in_grey_and_colour(size, channels):
     images, labels = bars(120, size, channels)
     network = train_classifier(images, labels, 3, ClassifierTraining(30, 0), CPU)

@@ -139,6 +139,7 @@ def test_from_checkpoint_to_base_to_a_private_step_to_four_pictures(project, tmp
     assert counts["unet"] == sum(tensor.numel() for tensor in before.values())
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_that_names_other_heads_or_another_schedule_than_its_base_is_one_line(
     project, tmp_path, monkeypatch
 ):

@@ -129,7 +129,9 @@ def adversarial(kind: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["huge", "zero", "nan", "inf"])
-@pytest.mark.parametrize(("k", "first"), [(1, True), (4, False), (4, True), (16, True)])
+@pytest.mark.parametrize(
+    ("k", "first"), [(1, True), (4, False), (4, True), pytest.param(16, True, marks=pytest.mark.slow)]
+)
 def test_one_person_moves_the_sum_by_at_most_max_grad_norm_with_k_draws(tmp_path, kind, k, first):
     config, model = tiny_config(), tiny_model(tmp_path)
     parameters = tiny_adapter(model).parameters("AB")

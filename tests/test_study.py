@@ -255,6 +255,7 @@ def test_an_experiment_takes_a_step_at_small_width(name, bases, tmp_path):
     assert not torch.equal(before, after)
 
 
+@pytest.mark.slow
 def test_the_pretraining_experiments_take_a_step_at_small_width(tmp_path, monkeypatch):
     from dp_lora.training import autoencoder, ldm
 
