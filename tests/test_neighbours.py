@@ -113,7 +113,7 @@ def test_that_the_same_data_were_used_before_is_told_on_the_terminal_alone(proje
     assert len(before) == 1
     assert before[0] in done.stderr
     folders = {path.parent.name.encode() for path in project.glob("runs/*/plan.json")}
-    assert told(project, {b"used before", *folders}) == []
+    assert told(project, {b"private data were used before", *folders}) == []
 
 
 def test_a_broken_picture_is_named_on_the_terminal_alone(projects):
