@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from opacus import GradSampleModule
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -118,7 +119,35 @@ def stock_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
     scheduler = setup.model().scheduler
     labels = torch.as_tensor(setup.labels, device=setup.device)
     rows = [picture for picture in pictures for _ in range(k)]
-    leaves = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return _stock_step(setup, rows, scheduler, model, lambda noisy, t, part: model(noisy, t, labels[part]))
+
+
+def stock_text_floor(setup: TextSetup, pictures: Sequence[int]) -> Step:
+    """As `stock_floor`, of a text-to-image base: the step of diffusers' LoRA scripts, captions encoded before."""
+    model, captions = setup.model(), setup.captions()
+    unet, scheduler = model.denoiser, model.scheduler
+    rank, targets = setup.config.lora.rank, list(model.family.targets)
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+
+    def predict(noisy: Tensor, t: Tensor, part: list[int]) -> Tensor:
+        context = captions.rows([captions.of[picture][0] for picture in part])["context"].to(setup.device)
+        return unet(noisy, t, context).sample
+
+    return _stock_step(setup, list(pictures), scheduler, unet, predict)
+
+
+def _stock_step(
+    setup: Setup,
+    rows: list[int],
+    scheduler: DDIMScheduler,
+    trained: nn.Module,
+    predict: Callable[[Tensor, Tensor, list[int]], Tensor],
+) -> Step:
+    """One gradient of the mean loss over `rows` (pictures), accumulated over physical batches, as training scripts do.
+
+    `predict` gives the network's output for noisy latents, timesteps and the pictures that they are of.
+    """
+    leaves = [parameter for parameter in trained.parameters() if parameter.requires_grad]
 
     def step() -> None:
         _clear(leaves)
@@ -129,32 +158,8 @@ def stock_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
             t = torch.randint(0, 1000, (len(part),), device=setup.device)
             noisy = scheduler.add_noise(x0, noise, t)
             with _as_configured(setup):
-                loss = functional.mse_loss(model(noisy, t, labels[part]).float(), noise)
+                loss = functional.mse_loss(predict(noisy, t, part).float(), noise)
                 (loss * len(part) / len(rows)).backward()
-
-    return step
-
-
-def stock_text_floor(setup: TextSetup, pictures: Sequence[int]) -> Step:
-    """As `stock_floor`, of a text-to-image base: the step of diffusers' LoRA scripts, captions encoded before."""
-    model, captions = setup.model(), setup.captions()
-    unet, scheduler = model.denoiser, model.scheduler
-    rank, targets = setup.config.lora.rank, list(model.family.targets)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
-    leaves = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    rows = list(pictures)
-
-    def step() -> None:
-        _clear(leaves)
-        for start in range(0, len(rows), setup.physical_batch):
-            part = rows[start : start + setup.physical_batch]
-            x0 = torch.from_numpy(setup.latents[part]).to(setup.device)
-            noise = torch.randn_like(x0)
-            t = torch.randint(0, 1000, (len(part),), device=setup.device)
-            context = captions.rows([captions.of[picture][0] for picture in part])["context"].to(setup.device)
-            with _as_configured(setup):
-                prediction = unet(scheduler.add_noise(x0, noise, t), t, context).sample
-                (functional.mse_loss(prediction.float(), noise) * len(part) / len(rows)).backward()
 
     return step
 

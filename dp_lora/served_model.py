@@ -49,7 +49,7 @@ class ReleasedModel(PythonModel):
         Raises MlflowException for a class that the model does not know, an empty prompt, and settings that it cannot
         draw with.
         """
-        from dp_lora.sampling import draw
+        from dp_lora.sampling import draw_in_batches
 
         given = dict(params or {})
         seed, n = given.pop("seed"), given["n"]
@@ -77,14 +77,11 @@ class ReleasedModel(PythonModel):
             wanted += [(model.classes.index(name), seen[name] + i) for i in range(n)]
             seen[name] += n
         device = model.device
-        images = []
+        labels, indices = zip(*wanted, strict=True)
         try:
-            for start in range(0, len(wanted), settings.batch_size):
-                labels, indices = zip(*wanted[start : start + settings.batch_size], strict=True)
-                images.append(draw(model, labels, indices, settings, seed, device))
+            return draw_in_batches(model, labels, indices, settings, seed, device)
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        return np.concatenate(images)
 
 
 set_model(ReleasedModel())

@@ -296,7 +296,7 @@ def test_a_served_model_draws_with_every_setting_of_the_experiment(released, tmp
         seen.append(sampling)
         return draw(model, labels, indices, sampling, seed, device)
 
-    monkeypatch.setattr("dp_lora.sampling.draw", drawn)
+    monkeypatch.setattr("dp_lora.sampling.ddim.draw", drawn)
     loaded.predict(pandas.DataFrame({"class": ["x"]}), params={"n": 3})
     assert seen == [replace(config.sampling, n=3)]
 

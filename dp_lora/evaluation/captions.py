@@ -19,7 +19,7 @@ from dp_lora.evaluation.intervals import share_interval
 from dp_lora.evaluation.measurement import Measurement
 from dp_lora.evaluation.pictures import utility_pictures
 from dp_lora.models.folder import Model
-from dp_lora.sampling import balanced, draw, model_fingerprint
+from dp_lora.sampling import balanced, draw_in_batches, model_fingerprint
 
 Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]  # pictures (n, H, W, C), and what each is of (n,)
 PUBLIC, PRIVATE = 0, 1  # classes of style
@@ -127,12 +127,6 @@ def _of_base(config: Config, base: Model, prompts: list[str], n: int, cache: Cac
     facts = {"model": model_fingerprint(model), "n": n, "seed": seed, "sampling": asdict(sampling)}
 
     def make() -> NDArray[np.uint8]:
-        step, device = sampling.batch_size, base.device
-        return np.concatenate(
-            [
-                draw(model, labels[i : i + step].tolist(), [k for _, k in rows[i : i + step]], sampling, seed, device)
-                for i in range(0, len(rows), step)
-            ]
-        )
+        return draw_in_batches(model, labels.tolist(), [k for _, k in rows], sampling, seed, base.device)
 
     return cache.array("base-samples", facts, make), labels

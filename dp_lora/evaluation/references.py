@@ -14,7 +14,7 @@ from dp_lora.evaluation.classifier import Classifier
 from dp_lora.evaluation.pictures import resized, utility_pictures
 from dp_lora.evaluation.utility import Score, Task
 from dp_lora.models.folder import Model
-from dp_lora.sampling import balanced, draw, model_fingerprint
+from dp_lora.sampling import balanced, draw_in_batches, model_fingerprint
 
 
 def train_on_real(task: Task, real: Dataset, cache: Cache) -> tuple[Classifier, Score]:
@@ -42,13 +42,10 @@ def untrained_embedding(task: Task, untrained: Model, n: int, config: Config, ca
     def make() -> Score:
         rows = balanced(task.classes, n)
         labels = np.array([task.classes.index(name) for name, _ in rows])
-        images = []
-        for start in range(0, n, sampling.batch_size):
-            batch = slice(start, start + sampling.batch_size)
-            in_model = [untrained.classes.index(name) for name, _ in rows[batch]]
-            drawn = draw(untrained, in_model, [i for _, i in rows[batch]], sampling, seed, task.device)
-            images.append(resized(drawn, task.size, drawn.shape[3]))
-        return task.score(task.train(np.concatenate(images), labels, "classifier of the untrained base"))
+        in_model = [untrained.classes.index(name) for name, _ in rows]
+        drawn = draw_in_batches(untrained, in_model, [i for _, i in rows], sampling, seed, task.device)
+        images = resized(drawn, task.size, drawn.shape[3])
+        return task.score(task.train(images, labels, "classifier of the untrained base"))
 
     return Score.from_json(cache.json("untrained-embedding", facts, lambda: make().to_json()))
 

@@ -106,3 +106,12 @@ def draw(
     """`draw_pixels`, or of a base of captions `draw_prompts`, as uint8 (rows, H, W, C)."""
     of = draw_pixels if model.family.of_classes else draw_prompts
     return to_uint8(of(model, labels, indices, sampling, seed, device))
+
+
+def draw_in_batches(
+    model: Model, labels: Sequence[int], indices: Sequence[int], sampling: Sampling, seed: int, device: torch.device
+) -> NDArray[np.uint8]:
+    """`draw`, sampling.batch_size images at a time."""
+    step = sampling.batch_size
+    batches = [slice(start, start + step) for start in range(0, len(labels), step)]
+    return np.concatenate([draw(model, labels[b], indices[b], sampling, seed, device) for b in batches])
