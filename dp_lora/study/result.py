@@ -1,0 +1,50 @@
+"""What a study leaves of each of its members: the contract between the runner, which writes it, and the report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One experiment of a study with one seed."""
+
+    name: str  # what differs from the config, and the seed: "eps=10 lora.rank=8 seed=0"
+    config: str
+    settings: Mapping[str, str]  # dotted key -> value that differs from the config: {"privacy.eps": "10"}
+    seed: int
+    group: str = ""  # the comparison that it belongs to, from the study's YAML: "epsilon", "rank", "k"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A member and what was made of it. Files of `folder` hold scores on private pictures: for the operator alone.
+
+    `folder` holds what the entry points wrote: finetune/ (with release/privacy.json, or not-private/), samples/ (with
+    grid.png and samples.json) and evaluation/ (with metrics.json).
+    """
+
+    member: Member
+    state: str  # WAITING, RUNNING, DONE or FAILED
+    folder: Path
+    reason: str = ""  # of a failure: one line
+    runs: Mapping[str, str] = field(default_factory=dict)  # stage -> MLflow run id
+    seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall-clock seconds
+    peak_memory: float | None = None  # GiB: of the GPU where there is one, else of the process
+    device: str = ""  # in plain words: "cpu, 2 threads"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as it stands: its members in the order of its YAML, and what publishing all of them would cost."""
+
+    name: str
+    title: str
+    outcomes: tuple[Outcome, ...]
+    epsilon_of_all: float | None  # of all private releases together; None where a member has no guarantee
+    delta_of_all: float | None
+    audits: tuple[Mapping[str, object], ...] = ()  # lines as runs/audits/EXPERIMENT.jsonl has them
+    tracking_uri: str = ""  # http(s) address of the UI, for links; empty: no links
+    experiment_id: str = ""
