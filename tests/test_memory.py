@@ -13,6 +13,7 @@ from dp_lora.config import load
 from dp_lora.models.families import FAMILIES, ClassConditional
 from dp_lora.models.memory import GIB, GPU_BYTES, USABLE, memory_line, row_memory
 from dp_lora.models.shapes import base_shapes
+from tests.support import real_base
 from tests.support.text2image import text_config
 from tests.support.tiny_pipelines import make_pipeline
 
@@ -64,3 +65,17 @@ def test_a_dry_run_says_what_a_row_holds_and_how_many_fit(name, tmp_path):
     other = memory_line(never, base, base_shapes(never, base))
     assert " with checkpointing): about " in other
     assert other.endswith("counted in float32, not measured")
+
+
+@pytest.mark.parametrize("checkpointing", ["never", "always"])
+def test_a_row_of_the_private_step_is_measured_by_the_difference_of_two_batches(checkpointing):
+    # `make test-gpu` measures so at real width; a CPU keeps the scores of attention, which are not counted
+    case = {**real_base.REAL["SD1.5 512"], "size": 64, "latent": [4, 8, 8]}
+    case["denoiser"] = {**case["denoiser"], "block_out_channels": [32, 32, 64, 64], "sample_size": 8}
+    config = replace(real_base.real_config(case, checkpointing), compute=replace(text_config().compute, device="cpu"))
+    counted = real_base.counted_row(case, config.lora)
+    model = real_base.real_model(case, torch.device("cpu"))
+    measured, milliseconds, rows = real_base.measured_row(config, model, torch.device("cpu"), checkpointing, 4)
+    assert 0.5 < measured / (counted.kept if checkpointing == "never" else counted.checkpointed) < 3
+    assert milliseconds > 0
+    assert rows == 4

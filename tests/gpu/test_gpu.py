@@ -33,6 +33,7 @@ from dp_lora.training.plan import make_plan
 from dp_lora.training.private_loss import diffusion_loss
 from tests.support.finetuning import Crash, Heard, house, run, seed_file, weights
 from tests.support.known_randomness import Known
+from tests.support.real_base import AT_MOST, REAL, counted_row, measured_row, real_config, real_model
 from tests.support.rounding_cases import ROUNDING_CASES, measured_rest
 from tests.support.tiny import far, plan_of
 
@@ -190,6 +191,21 @@ def test_at_cin256_s_own_width_the_step_takes_no_more_memory_than_the_stock_step
         table.add(f"{name}: / {shown} without privacy, peak memory", peaks["private"] / peaks[floor], "", "1.00")
     assert peaks["private"] <= MEMORY_BAR * peaks["stock"]
     assert peaks["private"] <= MEMORY_BAR * peaks["own"]
+
+
+@pytest.mark.parametrize("checkpointing", ["never", "always"])
+def test_a_row_of_stable_diffusion_at_512_pixels_holds_what_a_dry_run_counts(device, table, checkpointing):
+    case = REAL["SD1.5 512"]
+    config = real_config(case, checkpointing)
+    counted = counted_row(case, config.lora)
+    held = counted.kept if checkpointing == "never" else counted.checkpointed
+    measured, milliseconds, fitting = measured_row(config, real_model(case, device), device, checkpointing)
+    name = f"Stable Diffusion 1.5 at 512, bfloat16, checkpointing {checkpointing}"
+    table.add(f"{name}: a row", measured / 2**30, "GiB", f"{held / 2**30:.2f}, counted")
+    table.add(f"{name}: rows that fit", fitting, f"rows, at most {AT_MOST} tried")
+    table.add(f"{name}: a row", milliseconds, "milliseconds")
+    # kernels keep room of their own, and a part of a row may be rounded up
+    assert 0.7 < measured / held < 1.3
 
 
 def test_celebahq_eps10_by_ten_steps_and_a_hundred_images(device, table, tmp_path):
