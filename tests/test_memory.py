@@ -67,6 +67,7 @@ def test_a_dry_run_says_what_a_row_holds_and_how_many_fit(name, tmp_path):
     assert other.endswith("counted in float32, not measured")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["never", "always"])
 def test_a_row_of_the_private_step_is_measured_by_the_difference_of_two_batches(checkpointing):
     # `make test-gpu` measures so at real width; a CPU keeps the scores of attention, which are not counted
