@@ -54,6 +54,7 @@ ARROWS = {
         "statement",
     },
     "tracking": set(),
+    "study": set(),
     "served_model": {"models", "sampling"},
     "native_backend": {"tracking"},
     "doctor": {"tracking"},

@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
+from dp_lora.config import ROOT
 from dp_lora.diffusion import Flow
 from dp_lora.errors import InputError
 from dp_lora.export import export
@@ -184,6 +185,15 @@ def test_a_caption_that_is_too_long_is_cut_without_a_word_of_it_on_the_terminal(
     captions_of(text_config(), model, tmp_path / "captions", [["secretword " * 100]])
     out, err = capfd.readouterr()
     assert "secretword" not in out + err
+
+
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_loading_a_pipeline_writes_nothing_on_the_terminal(bases, name):
+    # a process of its own: the libraries' handlers hold the terminal of the time when they were imported
+    script = "import sys, pathlib; from dp_lora.models.folder import load_model; load_model(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", script, str(bases[name])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
 
 
 def test_captions_are_encoded_once_alone_and_kept_for_their_owner(bases, tmp_path, monkeypatch):

@@ -4,16 +4,14 @@ Captions are private. They and their number are in no message but the terminal's
 of which prints the end of a caption that is too long, are silent here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 
 from dp_lora.config.schema import Config
@@ -23,6 +21,7 @@ from dp_lora.models.device import full_precision
 from dp_lora.models.families import TEXT, Conditions
 from dp_lora.models.folder import Model, module_digest
 from dp_lora.models.pipelines import text_encoders
+from dp_lora.models.quiet import quiet_libraries
 from dp_lora.progress import PERCENT, progress
 from dp_lora.sources import digest_code
 from dp_lora.team import Team
@@ -57,7 +56,7 @@ class CaptionsOfEachStep:
 
     def rows(self, numbers: Sequence[int]) -> Conditions:
         """As `Captions.rows`, on the model's device. One that is not finite is left to the clip: it counts as 0."""
-        with full_precision(), _silent():
+        with full_precision(), quiet_libraries():
             encoded = {number: _encoded(self.texts[number], self.model, self.size) for number in dict.fromkeys(numbers)}
         return {name: torch.cat([encoded[number][name] for number in numbers]) for name in encoded[numbers[0]]}
 
@@ -84,7 +83,7 @@ def encode_captions(
     position = {text: number for number, text in enumerate(distinct)}
     of = [[position[text] for text in several] for several in texts]
     if config.compute.captions == "each_step":
-        with full_precision(), _silent():
+        with full_precision(), quiet_libraries():
             _require_finite(_encoded("", model, size))
         return CaptionsOfEachStep(distinct, of, position[""], model, size)
     encoders = [module_digest(encoder) for encoder in text_encoders(model.pipeline)]
@@ -93,7 +92,7 @@ def encode_captions(
     folder = private_folder(Path(cache_folder)) / f"{key[:32]}.captions"
     with exclusive(folder.with_suffix(".lock"), wait=True) if team.first else nullcontext():
         if not team.once(folder.exists()) and team.first:
-            with full_precision(), _silent():
+            with full_precision(), quiet_libraries():
                 _encode_to(folder, distinct, model, size)
         team.once()  # the others go on when the folder is there
     tensors = {path.stem: _mapped(path) for path in sorted(folder.glob("*.npy"))}
@@ -134,17 +133,3 @@ def _mapped(path: Path) -> Tensor:
     array = np.load(path, mmap_mode="c", allow_pickle=False)
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == BITS else tensor
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """No line of the libraries below an error: `encode_prompt` warns with the cut-off end of a caption in full."""
-    logs = (transformers.utils.logging, diffusers.utils.logging)
-    before = [log.get_verbosity() for log in logs]
-    try:
-        for log in logs:
-            log.set_verbosity_error()
-        yield
-    finally:
-        for log, verbosity in zip(logs, before, strict=True):
-            log.set_verbosity(verbosity)

@@ -7,6 +7,7 @@ import torch
 
 from dp_lora.data.layout import Dataset
 from dp_lora.errors import InputError, line
+from dp_lora.models.quiet import quiet_libraries
 from dp_lora.progress import progress
 
 BATCH_SIZE = 32
@@ -22,8 +23,9 @@ def load_clip(folder: Path, shown: str, device: torch.device) -> tuple[Any, Any]
     if not folder.is_dir():
         raise InputError(f"{shown}: no such folder; name one with transformers' CLIPModel and CLIPProcessor, or null")
     try:
-        model: Any = CLIPModel.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
-        processor = CLIPProcessor.from_pretrained(str(folder), local_files_only=True)
+        with quiet_libraries():
+            model: Any = CLIPModel.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
+            processor = CLIPProcessor.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise InputError(f"{shown}: is no CLIPModel and CLIPProcessor in safetensors ({line(error)})") from None
     return model.eval().requires_grad_(False).to(device), processor

@@ -8,6 +8,7 @@ import torch
 from dp_lora.errors import InputError, line
 from dp_lora.models.families import Family
 from dp_lora.models.pipeline_index import INDEX, LEFT_OUT, family_of, part_config, read_index
+from dp_lora.models.quiet import quiet_libraries
 
 
 def load_pipeline(folder: Path, device: torch.device | str, precision: torch.dtype) -> tuple[Family, Any]:
@@ -33,14 +34,15 @@ def load_pipeline(folder: Path, device: torch.device | str, precision: torch.dty
         absent["requires_safety_checker"] = False
     try:
         kind = getattr(diffusers, family.pipeline)
-        pipe = kind.from_pretrained(
-            str(folder),
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            dtype={"default": precision, "vae": torch.float32},
-            **absent,
-        )
+        with quiet_libraries():
+            pipe = kind.from_pretrained(
+                str(folder),
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
+                dtype={"default": precision, "vae": torch.float32},
+                **absent,
+            )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise InputError(f"{folder}: cannot be read ({line(error)})") from None
     pipe.to(device)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dp_lora.config import ROOT
 from dp_lora.errors import InputError, line
 from dp_lora.models.families import Family
+from dp_lora.models.quiet import quiet_libraries
 from dp_lora.progress import progress
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def load_text_encoder(named: str) -> tuple[Any, BertModel]:
 
     folder = text_encoder_folder(named)
     try:
-        tokenizer = transformers.BertTokenizer.from_pretrained(str(folder), local_files_only=True)
-        encoder = transformers.BertModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+        with quiet_libraries():
+            tokenizer = transformers.BertTokenizer.from_pretrained(str(folder), local_files_only=True)
+            encoder = transformers.BertModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise InputError(f"ldm.text_encoder={named}: cannot be read ({line(error)})") from None
     tokenizer.model_max_length = TOKENS
