@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -121,15 +121,27 @@ def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[
     missing = absent(*folders)
     if not missing:
         return
+    targets = " ".join(_targets(config, missing))
+    click.echo(f"{', '.join(relative(f) for f in missing)} missing: dvc repro {targets}", err=True)
+    bring_up_to_date(config, typed, environment, *missing)
+
+
+def bring_up_to_date(config: Config, typed: Mapping[str, str], environment: Mapping[str, str], *folders: Path) -> None:
+    """`dvc repro` of the stages that make `folders`: it makes what is missing, and anew what was made of something else.
+
+    Raises InputError, which says what to type, where a folder that these stages read has to come from outside.
+    """
+    checkpoint, public, _ = outside_folders(config)
+    require(config, [ROOT / folder for folder in (checkpoint, public) if folder is not None])
+    wanted = {name: typed[name] for name in ("config", "seed", "overrides") if name in typed}
+    # the stages read params.yaml: it is written for them and restored afterwards
+    with _parameters(pipeline_of(config), {"config": config.experiment.name, **wanted}):
+        dvc("repro", *_targets(config, folders), environment=environment)
+
+
+def _targets(config: Config, folders: Sequence[Path]) -> list[str]:
     pipeline = pipeline_of(config)
     stages = {ROOT / folder: stage for folder, stage in pipeline.made.items()}
     if config.data.folder is None:
         stages[private_data(config)] = "prepare"
-    checkpoint, public, _ = outside_folders(config)
-    require(config, [ROOT / folder for folder in (checkpoint, public) if folder is not None])
-    targets = [pipeline.target(stages[folder]) for folder in missing]
-    click.echo(f"{', '.join(relative(f) for f in missing)} missing: dvc repro {' '.join(targets)}", err=True)
-    wanted = {name: typed[name] for name in ("config", "seed", "overrides") if name in typed}
-    # the stages read params.yaml: it is written for them and restored afterwards
-    with _parameters(pipeline, {"config": config.experiment.name, **wanted}):
-        dvc("repro", *targets, environment=environment)
+    return [pipeline.target(stages[folder]) for folder in folders]
