@@ -127,7 +127,7 @@ def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[
 
 
 def bring_up_to_date(config: Config, typed: Mapping[str, str], environment: Mapping[str, str], *folders: Path) -> None:
-    """`dvc repro` of the stages that make `folders`: it makes what is missing, and anew what was made of something else.
+    """`dvc repro` of the stages that make `folders`: what is missing, and anew what was made of something else.
 
     Raises InputError, which says what to type, where a folder that these stages read has to come from outside.
     """

@@ -42,17 +42,17 @@ METRICS = "metrics.json"
 
 
 @click.command(name="study", cls=OneLineCommand, context_settings={"max_content_width": 120})
-@click.option("--study", "name", default="", help=f"name of a file in configs/studies/; empty: {DEFAULT}")
+@click.option("--study", default="", help=f"name of a file in configs/studies/; empty: {DEFAULT}")
 @click.option("--jobs", default="", help="members at a time, which share the processor's cores; empty: 1")
 @click.option("--overrides", default="", help=f"of all members: {HELP['overrides']}")
 @click.option("--dry-run", is_flag=True, help="list members, hours, memory and epsilon of all, touch nothing")
 @click.option("--member", type=click.IntRange(min=1), hidden=True, help="make this member alone")
-def main(name: str, jobs: str, overrides: str, dry_run: bool, member: int | None) -> None:
+def main(study: str, jobs: str, overrides: str, dry_run: bool, member: int | None) -> None:
     """Run every member of a study, and go on with one that was stopped: finetune, sample and fid, then a report."""
     with one_line_errors(child=member is not None):
         if jobs and not (jobs.isascii() and jobs.isdigit() and int(jobs) >= 1):
             raise InputError(f"jobs={jobs}: must be a whole number of at least 1")
-        grid = read_study(name or DEFAULT, overrides)
+        grid = read_study(study or DEFAULT, overrides)
         found = places(grid)
         if dry_run:
             _show_plan(grid, found)
@@ -289,7 +289,7 @@ def _make_upstream(grid: Grid, configs: Sequence[Config], run: tracking.TrackedR
             if shared and path in made:
                 if made[path][1] != settings:
                     raise InputError(
-                        f"{made[path][0]} and {config.experiment.name}: need different base models in {relative(path)}; "
+                        f"{made[path][0]} and {config.experiment.name}: need different bases in {relative(path)}; "
                         "make a study of each"
                     )
                 continue

@@ -9,8 +9,8 @@ together are post-processing of all noisy sums of all n runs. (2) A step's noisy
 without one unit and for D against D with one unit more, by the pair of its Poisson-subsampled Gaussian
 (`accounting.spent`, `loss_distribution.Pair`). This holds whatever was published before, as each step may see earlier
 ones. (3) Neighbours D and D' differ by one unit, the same one in all n runs, on the same side in all of them. So all
-steps together are dominated by the product of their pairs of that side (Zhu, Dong and Wang 2022, theorem 10), whose loss
-is the sum of independent losses: what `loss_distribution` convolves. Epsilon is the larger one of the two sides.
+steps together are dominated by the product of their pairs of that side (Zhu, Dong and Wang 2022, theorem 10), whose
+loss is the sum of independent losses: what `loss_distribution` convolves. Epsilon is the larger one of both sides.
 
 This is less than the sum of the epsilons, which `composition.compose` gives and which needs no more than these. It
 counts runs that were fixed beforehand. Whoever adds a run to the study in view of an earlier result has another study.

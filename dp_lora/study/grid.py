@@ -5,7 +5,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -70,9 +69,9 @@ def config_of(member: Member) -> Config:
     return load(member.config, {}, overrides_of(member), stage="main")
 
 
-def overrides_of(member: Member, *, seeded: bool = True) -> str:
-    """A member's settings as overrides, with its seed unless not `seeded`."""
-    settings = dict(member.settings) | ({SEED: str(member.seed)} if seeded else {})
+def overrides_of(member: Member) -> str:
+    """A member's settings, its seed among them, as overrides."""
+    settings = dict(member.settings) | {SEED: str(member.seed)}
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
 

@@ -1,5 +1,6 @@
-"""One member from its fine-tuning to its scores: each stage is the project's own entry point, in a process of its own."""
+"""One member from its fine-tuning to its scores: each stage is the project's own entry point, in its own process."""
 
+import os
 import shutil
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from dp_lora import tracking
 from dp_lora.config import ROOT, relative
-from dp_lora.errors import InputError, SaidError
+from dp_lora.errors import InputError
 from dp_lora.files import exclusive, private_folder
 from dp_lora.study.grid import Grid, overrides_of
 from dp_lora.study.place import RESULTS, Place, Record
@@ -30,18 +31,17 @@ def member_command(grid: Grid, number: int) -> list[str]:
 
 def stage_commands(member: Member, folder: Path, *, audited: bool) -> dict[str, list[str]]:
     """The command of each stage of a member, in their order; `audited`: with an audit of its private step first."""
-    own, fixed = overrides_of(member), overrides_of(member, seeded=False)
     paths = {stage: str(folder / name) for stage, name in RESULTS.items()}
-    arguments = {
-        "audit": ["--overrides", own, "--out", str(folder)],
-        "finetune": ["--overrides", own, "--out", paths["finetune"]],
-        "sample": ["--overrides", own, "--adapter", paths["finetune"], "--out", paths["sample"]],
-        # without the member's seed: what scores, and what it is compared with, is the same for all seeds
-        "fid": ["--overrides", fixed, "--samples", paths["sample"], "--out", paths["fid"]],
+    places = {
+        "audit": ["--out", str(folder)],  # it makes a folder `audit` there
+        "finetune": ["--out", paths["finetune"]],
+        "sample": ["--adapter", paths["finetune"], "--out", paths["sample"]],
+        "fid": ["--samples", paths["sample"], "--out", paths["fid"]],
     }
+    settings = ["--config", member.config, "--overrides", overrides_of(member)]
     return {
-        stage: [sys.executable, "-m", "dp_lora", stage, "--config", member.config, *words]
-        for stage, words in arguments.items()
+        stage: [sys.executable, "-m", "dp_lora", stage, *settings, *words]
+        for stage, words in places.items()
         if audited or stage != "audit"
     }
 
@@ -74,7 +74,7 @@ def run_member(
 def _run_stage(place: Place, record: Record, stage: str, command: Sequence[str], run: tracking.TrackedRun) -> Record:
     began = time.monotonic()
     with place.log.open("ab") as log:
-        environment = _environment(run)
+        environment = os.environ | run.environment()
         status = run_in_session(command, ROOT, environment, INNER_GRACE, output=log, tied=True)
     seconds = time.monotonic() - began
     found = tracking.newest_child(run.run_id, stage)
@@ -84,12 +84,6 @@ def _run_stage(place: Place, record: Record, stage: str, command: Sequence[str],
         said = last_error(place.log) or f"exit status {status}"
         raise InputError(f"{stage}: {said}; {relative(place.log)} has all that it said", f"{stage}: {public}")
     return record.with_stage(stage, seconds, found and found["run_id"], _peak(found["metrics"]) if found else None)
-
-
-def _environment(run: tracking.TrackedRun) -> dict[str, str]:
-    import os
-
-    return os.environ | run.environment()
 
 
 def _peak(metrics: Mapping[str, float]) -> float | None:

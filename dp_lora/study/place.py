@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from dp_lora.config import ROOT, Config, flatten
 from dp_lora.files import digest_value, read_json, write_json
