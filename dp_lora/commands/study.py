@@ -11,7 +11,7 @@ from dp_lora import tracking
 from dp_lora.cli.changes import telling_changes
 from dp_lora.cli.common import HELP, Call, OneLineCommand, one_line_errors, relative, track_privacy
 from dp_lora.cli.early import refuse
-from dp_lora.cli.finetuning import audits_path, resolve
+from dp_lora.cli.finetuning import resolve
 from dp_lora.cli.house import close_house
 from dp_lora.cli.pipeline import absent, bring_up_to_date, would_make
 from dp_lora.cli.pipelines import (
@@ -34,8 +34,7 @@ from dp_lora.study.result import DONE, Study
 from dp_lora.tracking.provenance import param_text
 
 if TYPE_CHECKING:
-    from dp_lora.privacy.accounting import Spent
-    from dp_lora.training.resolved import Resolved
+    from dp_lora.study.costs import Starts
 
 DEFAULT = STAGES["main"].default_config  # the study of the default experiment has its name
 METRICS = "metrics.json"
@@ -64,117 +63,24 @@ def main(study: str, jobs: str, overrides: str, dry_run: bool, member: int | Non
             sys.exit(1 if failed else 0)
 
 
-def _starts(found: Sequence[Place]) -> dict[int, "Resolved"]:
+def _starts(found: Sequence[Place]) -> "Starts":
     return {place.number: resolve(place.config) for place in found}
 
 
-def _releases(found: Sequence[Place], starts: Mapping[int, "Resolved"]) -> "Spent | None":
-    """What publishing all private members costs: each release once.
-
-    Members that are one fine-tuning are one release; where an adapter was lost and made anew, each run counts.
-    """
-    from dp_lora.study.costs import spent_by
-
-    made: dict[str, dict[str, int]] = {}
-    for place in found:
-        statement = place.folder / RESULTS["finetune"] / "release" / "privacy.json"
-        of_release = made.setdefault(place.release, {})
-        if statement.exists():
-            of_release.setdefault(read_json(statement)["run_id"], place.number)
-    first = {place.release: place.number for place in reversed(found)}
-    numbers = [number for release, runs in made.items() for number in (runs.values() or [first[release]])]
-    return spent_by([starts[number] for number in numbers])
-
-
 def _show_plan(grid: Grid, found: Sequence[Place]) -> None:
-    from dp_lora.models.estimate import time_text
-    from dp_lora.study.costs import NO_GUARANTEE, Costs
+    from dp_lora.study.costs import plan_lines
 
-    starts, costs = _starts(found), Costs()
-    of = {place.number: costs.of(starts[place.number]) for place in found}
-    click.echo(f"study: {grid.name}: {grid.title}\n")
-    width = max(len(place.member.name) for place in found)
-    auditors = _auditors(grid, found, starts)
-    for place in found:
-        start = starts[place.number]
-        facts = [place.member.group, "" if start.plan.guaranteed else NO_GUARANTEE]
-        facts += ["audited" if place.number in auditors else "", _state(place)]
-        shown = "; ".join(fact for fact in facts if fact)
-        click.echo(f"{place.number:>3}  {place.member.name:<{width}}  {time_text(of[place.number].seconds)}  ({shown})")
-    click.echo(f"\nmembers: {len(found)}, each with {', '.join(RESULTS)[7:]}")
-    click.echo(f"estimated total, one member at a time: {time_text(sum(cost.seconds for cost in of.values()))}")
-    for basis in dict.fromkeys(cost.basis for cost in of.values()):
-        click.echo(f"estimated on: {basis}")
-    for line in _measured(found):
-        click.echo(line)
-    for memory in dict.fromkeys(cost.memory for cost in of.values()):
-        numbers = [place.number for place in found if of[place.number].memory == memory]
-        click.echo(f"GPU memory of members {_ranges(numbers)}: {memory}")
-    for line in _privacy_lines(found, starts, _releases(found, starts)):
+    for line in plan_lines(grid, found, _starts(found)):
         click.echo(line)
     upstream = dict.fromkeys(path for place in found for path in would_make(place.config, *_needed(place.config)))
     listed = [*upstream, relative(study_folder(grid.name)), "runs/DIGEST (ledgers and checkpoints)"]
     click.echo(f"would write: {', '.join(listed)}, runs in {tracking.shown_uri()}")
 
 
-def _state(place: Place) -> str:
-    state = place.outcome().state
-    return state if state == DONE else ""
-
-
-def _measured(found: Sequence[Place]) -> list[str]:
-    """What the members that are done took here, which tells more than an estimate."""
-    from dp_lora.models.estimate import time_text
-
-    records = [place.read() for place in found]
-    seconds = [sum(r.seconds.values()) for p, r in zip(found, records, strict=True) if p.is_done(r)]
-    if not seconds:
-        return []
-    mean = sum(seconds) / len(seconds)
-    left = mean * (len(found) - len(seconds))
-    return [f"measured here: {len(seconds)} members, {time_text(mean)} each; {time_text(left)} for those that are left"]
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Such as 1 to 3, 7."""
-    groups: list[list[int]] = []
-    for number in numbers:
-        if groups and number == groups[-1][-1] + 1:
-            groups[-1].append(number)
-        else:
-            groups.append([number])
-    return ", ".join(f"{group[0]} to {group[-1]}" if len(group) > 1 else f"{group[0]}" for group in groups)
-
-
-def _privacy_lines(found: Sequence[Place], starts: Mapping[int, "Resolved"], spent: "Spent | None") -> list[str]:
-    from dp_lora.study.costs import NO_GUARANTEE
-
-    lines = []
-    if spent is not None:
-        count = sum(starts[place.number].plan.guaranteed for place in found)
-        lines.append(
-            f"publishing all {count} private members: epsilon {spent.epsilon:.4g} at delta {spent.delta:g}: all read "
-            "the same private pictures, so they compose"
-        )
-    if open_ones := [place.number for place in found if not starts[place.number].plan.guaranteed]:
-        lines.append(f"members {_ranges(open_ones)}: {NO_GUARANTEE}")
-    return lines
-
-
 def _needed(config: Config) -> list[Path]:
     """What all stages of a member read: base, private pictures, and public ones where the base is not imported."""
     public = [] if config.checkpoint.folder else [public_data(config)]
     return [*public, base_folder(config), private_data(config)]
-
-
-def _auditors(grid: Grid, found: Sequence[Place], starts: Mapping[int, "Resolved"]) -> set[int]:
-    """Members that audit the private step for all that have their plan, where the study asks for it."""
-    first: dict[object, int] = {}
-    for place in found:
-        plan = starts[place.number].plan
-        if plan.private and plan.target_epsilon in grid.audit:
-            first.setdefault(plan, place.number)
-    return set(first.values())
 
 
 def _inputs(config: Config) -> dict[str, str]:
@@ -192,12 +98,13 @@ def _inputs(config: Config) -> dict[str, str]:
 
 
 def _make_member(grid: Grid, found: Sequence[Place], number: int) -> None:
+    from dp_lora.study.costs import auditors
     from dp_lora.study.member import run_member
 
     if number > len(found):
         raise InputError(f"member={number}: the study {grid.name} has {len(found)}")
     place = found[number - 1]
-    inputs, audited = _inputs(place.config), number in _auditors(grid, found, _starts(found))
+    inputs, audited = _inputs(place.config), number in auditors(grid, found, _starts(found))
     again = typed_command("study", {"study": grid.name})
     with tracking.run("main", place.config, child=True, command=again) as run:
         run.tags({"mlflow.runName": f"{grid.name}: {place.member.name}", "study": grid.name})
@@ -255,8 +162,7 @@ def _run_alone(grid: Grid, found: Sequence[Place], configs: Sequence[Config], jo
         _make_upstream(grid, configs, run)
         close_house(found[0].config)
         starts = _starts(found)
-        spent = _releases(found, starts)
-        _describe(run, found, starts, spent)
+        _describe(run, found, starts)
         reasons = _run_members(grid, found, jobs, run)
         _report(grid, found, starts, reasons, run)
     for number, reason in reasons.items():
@@ -308,22 +214,22 @@ def _common(grid: Grid) -> str:
     return " ".join(f"{key}={text}" for key, text in same.items())
 
 
-def _describe(
-    run: tracking.TrackedRun, found: Sequence[Place], starts: Mapping[int, "Resolved"], spent: "Spent | None"
-) -> None:
+def _describe(run: tracking.TrackedRun, found: Sequence[Place], starts: "Starts") -> None:
     """Say in the study's run what all of it costs; a study with members without a guarantee is private as a whole."""
-    lines = _privacy_lines(found, starts, spent)
+    from dp_lora.study.costs import privacy_lines, spent_by_all
+
+    spent = spent_by_all(found, starts)
+    lines = privacy_lines(found, starts, spent)
     for line in lines:
         run.message(line)
     plans = [start.plan for start in starts.values()]
     if spent is None or not all(plan.guaranteed for plan in plans):
         run.privacy({"private": False, "statement": "; ".join(lines)})
         return
-    parts = [None] * len(plans)
+    run.metric("epsilon_of_all", spent.epsilon)
+    run.metric("delta_of_all", spent.delta)
     facts = {"epsilon": spent.epsilon, "delta": spent.delta, "unit": plans[0].unit, "relation": plans[0].relation}
-    run.privacy({"private": True, **facts, "parts": parts})
-    for name in ("epsilon", "delta"):
-        run.metric(f"{name}_of_all", facts[name])  # type: ignore[arg-type]
+    run.privacy({"private": True, **facts, "parts": plans})
 
 
 def _run_members(grid: Grid, found: Sequence[Place], jobs: int, run: tracking.TrackedRun) -> dict[int, str]:
@@ -356,15 +262,13 @@ def _is_made(place: Place, record: Record, inputs: Mapping[str, str]) -> bool:
 
 
 def _report(
-    grid: Grid,
-    found: Sequence[Place],
-    starts: Mapping[int, "Resolved"],
-    reasons: Mapping[int, str],
-    run: tracking.TrackedRun,
+    grid: Grid, found: Sequence[Place], starts: "Starts", reasons: Mapping[int, str], run: tracking.TrackedRun
 ) -> None:
+    from dp_lora.study.costs import audits, spent_by_all
     from dp_lora.study.report import write_report
+    from dp_lora.training.run_folder import code_digest
 
-    spent = _releases(found, starts)
+    spent = spent_by_all(found, starts)
     outcomes = tuple(place.outcome(reason="ended early" if place.number in reasons else "") for place in found)
     address = tracking.tracking_uri()
     study = Study(
@@ -373,7 +277,7 @@ def _report(
         outcomes=outcomes,
         epsilon_of_all=None if spent is None else spent.epsilon,
         delta_of_all=None if spent is None else spent.delta,
-        audits=tuple(_audits(starts)),
+        audits=tuple(audits(starts, code_digest())),
         tracking_uri=address if address.startswith("http") else "",
         experiment_id=run.experiment_id,
     )
@@ -383,16 +287,3 @@ def _report(
     run.output(folder)
     click.echo(f"{sum(outcome.state == DONE for outcome in outcomes)} of {len(found)} members are done")
     click.echo(f"report, with scores that are yours alone: {relative(folder)}")
-
-
-def _audits(starts: Mapping[int, "Resolved"]) -> list[Mapping[str, object]]:
-    """The records of audits of the members' plans, each once."""
-    from dp_lora.privacy.audit_record import audits_of
-    from dp_lora.training.run_folder import code_digest
-
-    code = code_digest()
-    found: dict[str, Mapping[str, object]] = {}
-    for start in starts.values():
-        for record in audits_of(audits_path(start.config), start.plan, code):
-            found.setdefault(digest_value(record), record)
-    return list(found.values())
