@@ -52,14 +52,14 @@ def read_params(pipeline: Pipeline) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
-def dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
+def dvc(*arguments: str, environment: Mapping[str, str] | None = None, tied: bool = False) -> None:
     """Run DVC at the project's root with this interpreter. When it is stopped, its stages are stopped too.
 
-    Raises SaidError where it fails: DVC or the stage has printed the reason.
+    When this process is killed, it and its stages go on, unless they are `tied` (`start_in_session`). Raises SaidError where it fails: DVC or the stage has printed the reason.
     """
     command = [sys.executable, "-m", "dp_lora.cli.quiet_dvc", *arguments]
     environment = {**os.environ, **(environment or {}), "DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
-    status = run_in_session(command, ROOT, environment, INNER_GRACE)
+    status = run_in_session(command, ROOT, environment, INNER_GRACE, tied=tied)
     if status < 0:
         raise InputError(f"dvc {' '.join(arguments)}: ended by {signal.Signals(-status).name}")
     if status:
@@ -126,7 +126,9 @@ def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[
     bring_up_to_date(config, typed, environment, *missing)
 
 
-def bring_up_to_date(config: Config, typed: Mapping[str, str], environment: Mapping[str, str], *folders: Path) -> None:
+def bring_up_to_date(
+    config: Config, typed: Mapping[str, str], environment: Mapping[str, str], *folders: Path, tied: bool = False
+) -> None:
     """`dvc repro` of the stages that make `folders`: what is missing, and anew what was made of something else.
 
     Raises InputError, which says what to type, where a folder that these stages read has to come from outside.
@@ -136,7 +138,7 @@ def bring_up_to_date(config: Config, typed: Mapping[str, str], environment: Mapp
     wanted = {name: typed[name] for name in ("config", "seed", "overrides") if name in typed}
     # the stages read params.yaml: it is written for them and restored afterwards
     with _parameters(pipeline_of(config), {"config": config.experiment.name, **wanted}):
-        dvc("repro", *_targets(config, folders), environment=environment)
+        dvc("repro", *_targets(config, folders), environment=environment, tied=tied)
 
 
 def _targets(config: Config, folders: Sequence[Path]) -> list[str]:

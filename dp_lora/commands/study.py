@@ -28,7 +28,7 @@ from dp_lora.cli.prepared import look
 from dp_lora.config import IN_CLONE, STAGES, Config, flatten, typed_command
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, digest_value, exclusive, private_folder, read_json
-from dp_lora.study.grid import UPSTREAM, Grid, read_study
+from dp_lora.study.grid import Grid, read_study
 from dp_lora.study.place import RESULTS, Place, Record, places, study_folder
 from dp_lora.study.result import DONE, Study
 from dp_lora.tracking.provenance import param_text
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 DEFAULT = STAGES["main"].default_config  # the study of the default experiment has its name
 METRICS = "metrics.json"
+SHARED = ("public", "checkpoint", "autoencoder", "ldm")  # sections that a base of ours is made of
 
 
 @click.command(name="study", cls=OneLineCommand, context_settings={"max_content_width": 120})
@@ -187,7 +188,7 @@ def _make_upstream(grid: Grid, configs: Sequence[Config], run: tracking.TrackedR
             require(config, wanted)
             continue
         own = pipeline_of(config).made
-        values = {key: param_text(value) for key, value in flatten(config).items() if key.split(".")[0] in UPSTREAM}
+        values = {key: param_text(value) for key, value in flatten(config).items() if key.split(".")[0] in SHARED}
         settings = digest_value(values)
         todo = []
         for path in wanted:
@@ -204,7 +205,7 @@ def _make_upstream(grid: Grid, configs: Sequence[Config], run: tracking.TrackedR
                 made[path] = (config.experiment.name, settings)
         if todo:
             common = _common(grid)
-            bring_up_to_date(config, {"overrides": common} if common else {}, run.environment(), *todo)
+            bring_up_to_date(config, {"overrides": common} if common else {}, run.environment(), *todo, tied=True)
 
 
 def _common(grid: Grid) -> str:

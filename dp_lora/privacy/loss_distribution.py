@@ -155,7 +155,7 @@ def _composed(parts: Sequence[tuple[Losses, int]], tilt: float) -> Losses | None
     if last - first >= MOST_POINTS:
         return None
     size = next_fast_len(max(last - first + 1, 16), real=True)
-    logs, log_mgf, finite = 0.0, 0.0, 0.0
+    logs, log_mgf, finite = np.zeros(size // 2 + 1, dtype=np.complex128), 0.0, 0.0
     for (step, steps), (tilted, own_mgf) in zip(parts, tilts, strict=True):
         frequencies = rfft(np.bincount(np.arange(len(tilted)) % size, weights=tilted, minlength=size))
         with np.errstate(divide="ignore"):

@@ -23,8 +23,9 @@ SEED = "experiment.seed"
 SHORT = {name: key for name, key in PARAMETERS.items() if key != SEED}  # `seeds` sets the seed
 KEYS = ("title", "config", "seeds", "settings", "groups", "audit")
 GROUP_KEYS = ("name", "config", "seeds", "settings", "grid")
-# what a pretraining is made of: its result is shared, so that no member may have its own
-UPSTREAM = ("public", "checkpoint", "autoencoder", "ldm")
+# what base and pictures are made of: members share them, so that none may have its own
+UPSTREAM = ("public", "checkpoint", "autoencoder", "ldm", "model", "data", "huggingface")
+OF_THE_PLAN = ("data.n_public",)  # a number that is stated: no picture depends on it
 IN_NAMES = ("experiment.name", "experiment.description")  # of a config: no result depends on them
 
 
@@ -139,9 +140,10 @@ def _members(
 
 def _refuse_upstream(chosen: Mapping[str, str], where: str) -> None:
     for key in chosen:
-        if key.split(".")[0] in UPSTREAM:
+        if key.split(".")[0] in UPSTREAM and key not in OF_THE_PLAN:
             raise InputError(
-                f"{where}: {key}: all members share one base model; set it in settings at the head of the study"
+                f"{where}: {key}: all members share one base model and its pictures; set it in settings at the head of "
+                "the study"
             )
 
 

@@ -16,6 +16,7 @@ from dp_lora.tracking.process import stop_signals_deferred, stop_signals_wait
 GRACE = 30.0  # seconds that a command has to end, and to keep what it can, before it is killed
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIBC = ctypes.CDLL(None)  # looked up before a fork, after which nothing may be imported
+TIED = "DPLORA_TIED"  # environment of a tied command, for `end_with_caller`
 INNER_GRACE = 20.0  # for a command that an entry point starts: shorter, so that the entry point outlives it
 
 
@@ -58,7 +59,7 @@ def start_in_session(
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=dict(environment),
+        env={**environment, TIED: "1"} if tied else dict(environment),
         start_new_session=True,
         stdin=subprocess.DEVNULL if tied else None,
         stdout=output,
@@ -83,6 +84,15 @@ def end_sessions(children: Sequence["subprocess.Popen[bytes]"], grace: float) ->
             for child in children:
                 _signal_group(child.pid, signal.SIGKILL)
                 child.wait()
+
+
+def end_with_caller() -> None:
+    """Where the caller asked for it by TIED, let the system kill this process when its parent has ended.
+
+    For what others start on our behalf: DVC starts a stage by its own means.
+    """
+    if os.environ.get(TIED):
+        LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def _end_with(parent: int) -> None:
