@@ -55,7 +55,8 @@ def read_params(pipeline: Pipeline) -> dict[str, str]:
 def dvc(*arguments: str, environment: Mapping[str, str] | None = None, tied: bool = False) -> None:
     """Run DVC at the project's root with this interpreter. When it is stopped, its stages are stopped too.
 
-    When this process is killed, it and its stages go on, unless they are `tied` (`start_in_session`). Raises SaidError where it fails: DVC or the stage has printed the reason.
+    When this process is killed, it and its stages go on, unless they are `tied` (`start_in_session`). Raises SaidError
+    where it fails: DVC or the stage has printed the reason.
     """
     command = [sys.executable, "-m", "dp_lora.cli.quiet_dvc", *arguments]
     environment = {**os.environ, **(environment or {}), "DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
