@@ -123,7 +123,7 @@ def test_the_studies_that_are_shipped_have_the_members_that_they_are_described_w
     with pytest.raises(InputError, match=r"data\.n_public missing"):
         read_study("text2image")
     given = "model.base=base data.path=pictures data.n_public=2000 sampling.prompts=sun"
-    assert len(read_study("text2image", given).members) == 5
+    assert len(read_study("text2image", given).members) == 4
 
 
 def test_members_that_draw_otherwise_are_one_release_and_others_are_not(write):
