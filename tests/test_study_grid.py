@@ -246,7 +246,7 @@ def test_a_dry_run_lists_members_time_memory_and_epsilon_and_touches_nothing(tmp
     assert "at delta 0.001" in both
     assert "member 2: without a guarantee: never to be published" in lines
     assert any(line.startswith("estimated total, one member at a time: ") for line in lines)
-    assert any(line.startswith("GPU memory of members 1 to 3: ") for line in lines)
+    assert any(line.startswith("GPU memory, of member 1: ") for line in lines)
     assert lines[-1].startswith("would write: ")
     assert "runs/studies/smoke" in lines[-1]
     assert not list(tmp_path.iterdir())

@@ -1,12 +1,12 @@
 """What a study costs before it is run: hours, GPU memory, and epsilon if all that is private of it were published."""
 
 import statistics
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from dp_lora.files import digest_value, read_json
-from dp_lora.models.estimate import count_flops, estimate_basis, finetuning_work, sampling_work, time_text
+from dp_lora.models.counting import count_parameters
+from dp_lora.models.estimate import Rates, count_flops, estimate_basis, finetuning_work, sampling_work, time_text
 from dp_lora.privacy.accounting import Spent
 from dp_lora.privacy.audit_record import audits_of
 from dp_lora.privacy.releases import all_releases
@@ -16,7 +16,6 @@ from dp_lora.study.result import DONE
 from dp_lora.training.costs import rates_at_hand
 from dp_lora.training.resolved import Resolved
 
-Value = TypeVar("Value")
 Starts = Mapping[int, Resolved]  # by the member's number
 NO_GUARANTEE = "without a guarantee: never to be published"
 
@@ -27,39 +26,44 @@ class Cost:
 
     seconds: float  # of fine-tuning and sampling
     basis: str  # what they rest on
-    memory: str  # of the fine-tuning on a GPU
 
 
 class Costs:
-    """Costs of members; what several have in common is counted, or measured, once."""
+    """Costs of members; rates that several have in common are measured once."""
 
     def __init__(self) -> None:
-        self._kept: dict[Hashable, object] = {}
+        self._rates: dict[Hashable, Rates | None] = {}
 
     def of(self, start: Resolved) -> Cost:
         """What a member that starts so costs. Where there is no GPU it is computed for another machine's."""
         config, family = start.config, start.shapes.family
         row = count_flops(config, start.base, start.shapes)
-        network = (str(start.base), str(config.lora), str(config.autoencoder), str(config.ldm), config.data.size)
-        rates = self._once(
-            ("rates", *network, str(config.compute), str(config.sampling), config.privacy.batch_size, config.privacy.k),
-            lambda: rates_at_hand(config, start.base),
-        )
+        key = (_network(start), str(config.lora), str(config.sampling), config.privacy.batch_size, config.privacy.k)
+        if key not in self._rates:
+            self._rates[key] = rates_at_hand(config, start.base)
+        rates = self._rates[key]
         parts = finetuning_work(config, row, start.plan.steps, start.plan.expected_batch, rates, family)
         parts += sampling_work(config, row, rates, family)
+        return Cost(sum(part.seconds for part in parts), estimate_basis(rates))
 
-        def memory() -> str:
-            from dp_lora.models.memory import memory_line  # torch and diffusers
 
-            return memory_line(config, start.base, start.shapes)
+def _network(start: Resolved) -> Hashable:
+    """What the memory of a row depends on, beside the trained weights."""
+    config = start.config
+    return (str(start.base), str(config.autoencoder), str(config.ldm), config.data.size, str(config.compute))
 
-        shown = self._once(("memory", *network, config.compute.precision, config.compute.checkpointing), memory)
-        return Cost(sum(part.seconds for part in parts), estimate_basis(rates), shown)
 
-    def _once(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]  # type: ignore[return-value]
+def memory_lines(starts: Starts) -> Iterator[str]:
+    """The GPU's memory in fine-tuning, of the member with the most trained weights on each network."""
+    from dp_lora.models.memory import memory_line  # torch and diffusers
+
+    trained = {number: count_parameters(start.config, start.shapes)["trainable"] for number, start in starts.items()}
+    largest: dict[Hashable, int] = {}
+    for number in sorted(trained, key=lambda number: (-trained[number], number)):
+        largest.setdefault(_network(starts[number]), number)
+    for number in sorted(largest.values()):
+        start = starts[number]
+        yield f"GPU memory, of member {number}: {memory_line(start.config, start.base, start.shapes)}"
 
 
 def spent_by_all(found: Sequence[Place], starts: Starts) -> Spent | None:
@@ -131,9 +135,7 @@ def plan_lines(grid: Grid, found: Sequence[Place], starts: Starts) -> Iterator[s
     yield f"estimated total, one member at a time: {time_text(sum(cost.seconds for cost in of.values()))}"
     yield from (f"estimated on: {basis}" for basis in dict.fromkeys(cost.basis for cost in of.values()))
     yield from _measured(found)
-    for memory in dict.fromkeys(cost.memory for cost in of.values()):
-        numbers = [place.number for place in found if of[place.number].memory == memory]
-        yield f"GPU memory of {_numbered(numbers)}: {memory}"
+    yield from memory_lines(starts)
     yield from privacy_lines(found, starts, spent_by_all(found, starts))
 
 
