@@ -8,7 +8,7 @@ GPU_PYTHON ?= $(VPYTHON)
 GPU_SITE := build/gpu-site
 EMOJI_SITE := build/emoji-site
 
-.PHONY: help setup quickstart compare utility standin-search emoji-packages emoji bench audit bench-prepare reproduce ui doctor image test test-slow test-container test-ui gpu-wheels test-gpu pictures release-check lint format lock clean
+.PHONY: help setup quickstart study emoji-packages emoji bench audit bench-prepare reproduce ui doctor image test test-slow test-container test-ui gpu-wheels test-gpu pictures release-check lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -42,14 +42,8 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 quickstart: setup ## the default experiment from nothing: eps 10 on real handwriting
 	@$(VPYTHON) -m dp_lora main
 
-compare: setup ## eps 1, 5 and inf beside the default
-	@$(VPYTHON) -m dp_lora compare
-
-utility: setup ## accuracy over eps, mean of three seeds (about 40 minutes on 2 cores)
-	@$(VPYTHON) -m benchmarks.utility
-
-standin-search: setup ## choose hyper-parameters on public rendered digits
-	@$(VPYTHON) -m benchmarks.standin_search
+study: setup ## a comparison and its report: make study STUDY=mnist5k JOBS=2; goes on where it was stopped
+	@$(VPYTHON) -m dp_lora study --study "$(STUDY)" --jobs "$(JOBS)"
 
 emoji-packages: $(EMOJI_SITE)/.complete ## the extra emoji in build/emoji-site: pictures, names and text encoder of config=emoji
 
@@ -107,7 +101,7 @@ test-gpu: $(if $(filter $(VPYTHON),$(GPU_PYTHON)),setup) ## the private step on 
 	@[ "$(GPU_PYTHON)" = "$(VPYTHON)" ] || [ -d $(GPU_SITE) ] || { echo "error: $(GPU_SITE) is missing; gather it with make gpu-wheels, where there is a network" >&2; exit 1; }
 	@$(if $(filter $(VPYTHON),$(GPU_PYTHON)),,PYTHONPATH=$(CURDIR)/$(GPU_SITE)) $(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
-pictures: setup ## README's pictures, from the runs of make compare and make utility; needs Chromium
+pictures: setup ## README's pictures, from the runs of make quickstart and make study; needs Chromium
 	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
 	@$(VPYTHON) -m tests.pictures
 

@@ -10,7 +10,7 @@ import click
 import torch
 
 from benchmarks.mutants import Case, as_published, cases, wrong
-from benchmarks.trials import RUNS, markdown, write_report
+from benchmarks.tables import RUNS, markdown, write_report
 from dp_lora.config import ROOT
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.audit import Audit, audit_step

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.trials import markdown, write_report
+from benchmarks.tables import markdown, write_report
 from dp_lora.config import ROOT
 from dp_lora.data.png import encode_png
 

@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from benchmarks.ratios import Ratio, against, interleaved, peak_memory
 from benchmarks.setups import CPU, setup, text_setup
 from benchmarks.steps import own_floor, private, published, stock_floor, stock_text_floor
-from benchmarks.trials import RUNS, markdown, write_report
+from benchmarks.tables import RUNS, markdown, write_report
 from dp_lora.models.autoencoder import decode
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PrivacyPlan

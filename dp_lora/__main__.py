@@ -8,7 +8,7 @@ from dp_lora import __version__
 from dp_lora.cli.common import OneLineGroup
 from dp_lora.config import STAGES
 
-OTHERS = ("compare", "reproduce", "ui", "upload")
+OTHERS = ("reproduce", "ui", "upload")
 OF_DVC = ("resolve",)  # called by dvc.yaml alone
 
 

@@ -1,4 +1,4 @@
-"""README's pictures, from runs of the default experiment: `make compare`, `make utility`, then `make pictures`.
+"""README's pictures, from runs of the default experiment: `make quickstart`, `make study`, then `make pictures`.
 
 The private pictures of the default experiment are MNIST's, which everybody has: so real ones may be shown, and scores.
 """
@@ -165,7 +165,9 @@ def main() -> None:
     missing = [shown_eps(eps) for eps in STRIP if (eps, config.experiment.seed) not in sampled]
     if missing or not scored or not (outputs / "samples" / GRID).exists():
         shown = ", ".join(missing) or "all"
-        raise InputError(f"pictures: the store lacks runs of {DEFAULT_CONFIG} ({shown}); run `make compare` first")
+        raise InputError(
+            f"pictures: the store lacks runs of {DEFAULT_CONFIG} ({shown}); run `make study STUDY=mnist5k` first"
+        )
     with whole_file(RESULTS / "samples.png") as temporary:
         shutil.copyfile(outputs / "samples" / GRID, temporary)
     pictures = {"real": real_pictures(outputs / "data", classes, PER_CLASS)}

@@ -55,7 +55,7 @@ def test_the_command_shows_every_round_beside_the_bar_and_ends_with_1_on_a_miss(
 ):
     monkeypatch.setattr(private_step, "measure", lambda rounds: iter([Ratio("private / stock", [ratio] * rounds, 1.1)]))
     monkeypatch.setattr(private_step, "RUNS", tmp_path)
-    monkeypatch.setattr("benchmarks.trials.RUNS", tmp_path)
+    monkeypatch.setattr("benchmarks.tables.RUNS", tmp_path)
     result = CliRunner().invoke(private_step.main, [])
     assert result.exit_code == status
     assert shown in result.output

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dp_lora.__main__ import OTHERS
 from dp_lora.config import ROOT, STAGES, config_names
+from dp_lora.study.grid import study_names
 from tests.support.tiny import TINY
 
 
@@ -57,7 +58,9 @@ def test_the_wheel_holds_one_package_with_the_shipped_configs(installed):
     names = zipfile.ZipFile(installed.wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"dp_lora"}
     shipped = {name.removeprefix("dp_lora/configs/") for name in names if name.startswith("dp_lora/configs/")}
-    assert shipped == {f"{name}.yaml" for name in (*config_names(), "base")}
+    assert shipped == {f"{name}.yaml" for name in (*config_names(), "base")} | {
+        f"studies/{name}.yaml" for name in study_names()
+    }
 
 
 def test_the_command_lists_every_command_and_refuses_in_one_line(installed, place):
@@ -89,7 +92,7 @@ def test_the_command_prepares_and_counts_outside_of_a_clone(installed, place):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["main"], ["compare"], ["reproduce", "0" * 32], pytest.param(["pretrain_ldm"], marks=pytest.mark.slow)],
+    [["main"], ["reproduce", "0" * 32], pytest.param(["pretrain_ldm"], marks=pytest.mark.slow)],
 )
 def test_what_needs_dvc_says_so_in_one_line_and_leaves_nothing(arguments, installed, place):
     (place / "outputs/letters/data").mkdir(parents=True)  # `prepare` makes it

@@ -79,9 +79,11 @@ ARROWS = {
         "reproduction",
         "sampling",
         "statement",
+        "study",
         "tracking",
         "training",
     },
+    "study": {"models", "privacy", "sources", "tracking", "training"},
     "__main__": {"cli"},  # each command is imported by its name
 }
 
@@ -301,7 +303,7 @@ def test_each_cache_is_keyed_by_all_code_that_makes_what_it_keeps():
         found = {path.relative_to(ROOT / "dp_lora").as_posix() for path in code.sources(ROOT / "dp_lora" / start)}
         assert {start, *needed} <= found
     keyed = (path for path in sources() if "digest_code(" in path.read_text(encoding="utf-8"))
-    assert {room_of(path) for path in keyed} == {"data", "evaluation", "sampling", "training", "sources"}
+    assert {room_of(path) for path in keyed} == {"data", "evaluation", "sampling", "study", "training", "sources"}
 
 
 def test_a_fine_tuning_is_resolved_and_its_pictures_are_encoded_in_one_place():

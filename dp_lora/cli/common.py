@@ -34,6 +34,7 @@ from dp_lora.errors import InputError, SaidError
 from dp_lora.files import full_disk
 from dp_lora.statement import EPSILONS, privacy_tag
 from dp_lora.tracking.provenance import override_text
+from dp_lora.tracking.session import end_with_caller
 
 HELP = {
     "config": "experiment: the name of a file in configs/",
@@ -167,6 +168,7 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
 
     def decorate(function: Callable[[Call], None]) -> click.Command:
         def command(dry_run: bool, resolved: Path | None, out: Path | None, **values: str) -> None:
+            end_with_caller()
             with one_line_errors(child=out is not None):
                 part = values.pop("part", None)
                 inputs = {name: values.pop(name) for name in INPUTS if name in values}

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,14 +52,15 @@ def read_params(pipeline: Pipeline) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
-def dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
+def dvc(*arguments: str, environment: Mapping[str, str] | None = None, tied: bool = False) -> None:
     """Run DVC at the project's root with this interpreter. When it is stopped, its stages are stopped too.
 
-    Raises SaidError where it fails: DVC or the stage has printed the reason.
+    When this process is killed, it and its stages go on, unless they are `tied` (`start_in_session`). Raises SaidError
+    where it fails: DVC or the stage has printed the reason.
     """
     command = [sys.executable, "-m", "dp_lora.cli.quiet_dvc", *arguments]
     environment = {**os.environ, **(environment or {}), "DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
-    status = run_in_session(command, ROOT, environment, INNER_GRACE)
+    status = run_in_session(command, ROOT, environment, INNER_GRACE, tied=tied)
     if status < 0:
         raise InputError(f"dvc {' '.join(arguments)}: ended by {signal.Signals(-status).name}")
     if status:
@@ -121,15 +122,29 @@ def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[
     missing = absent(*folders)
     if not missing:
         return
+    targets = " ".join(_targets(config, missing))
+    click.echo(f"{', '.join(relative(f) for f in missing)} missing: dvc repro {targets}", err=True)
+    bring_up_to_date(config, typed, environment, *missing)
+
+
+def bring_up_to_date(
+    config: Config, typed: Mapping[str, str], environment: Mapping[str, str], *folders: Path, tied: bool = False
+) -> None:
+    """`dvc repro` of the stages that make `folders`: what is missing, and anew what was made of something else.
+
+    Raises InputError, which says what to type, where a folder that these stages read has to come from outside.
+    """
+    checkpoint, public, _ = outside_folders(config)
+    require(config, [ROOT / folder for folder in (checkpoint, public) if folder is not None])
+    wanted = {name: typed[name] for name in ("config", "seed", "overrides") if name in typed}
+    # the stages read params.yaml: it is written for them and restored afterwards
+    with _parameters(pipeline_of(config), {"config": config.experiment.name, **wanted}):
+        dvc("repro", *_targets(config, folders), environment=environment, tied=tied)
+
+
+def _targets(config: Config, folders: Sequence[Path]) -> list[str]:
     pipeline = pipeline_of(config)
     stages = {ROOT / folder: stage for folder, stage in pipeline.made.items()}
     if config.data.folder is None:
         stages[private_data(config)] = "prepare"
-    checkpoint, public, _ = outside_folders(config)
-    require(config, [ROOT / folder for folder in (checkpoint, public) if folder is not None])
-    targets = [pipeline.target(stages[folder]) for folder in missing]
-    click.echo(f"{', '.join(relative(f) for f in missing)} missing: dvc repro {' '.join(targets)}", err=True)
-    wanted = {name: typed[name] for name in ("config", "seed", "overrides") if name in typed}
-    # the stages read params.yaml: it is written for them and restored afterwards
-    with _parameters(pipeline, {"config": config.experiment.name, **wanted}):
-        dvc("repro", *targets, environment=environment)
+    return [pipeline.target(stages[folder]) for folder in folders]

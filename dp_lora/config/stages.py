@@ -148,5 +148,14 @@ STAGES = {
             ("config", "adapter", "overrides"),
             noisy=True,
         ),
+        Stage(
+            "study",
+            "A comparison: many fine-tunings with their samples and scores, and a report of them.",
+            ("study", "jobs", "overrides"),
+            reads_private=True,
+            needs_private=True,
+            noisy=True,
+            before=("prepare",),
+        ),
     )
 }

@@ -177,14 +177,17 @@ def estimate_lines(parts: Sequence[Work], rates: Rates | None = None) -> dict[st
         if part.flops
     }
     lines["estimated total"] = time_text(sum(part.seconds for part in parts))
-    if rates:
-        basis = f"{rates.device}: measured on {rates.basis} of dummy data, and extrapolated; TF32 off"
-    else:
-        peaks = ", ".join(f"{PEAK[name] / 1e12:.0f} TFLOP/s in {name}" for name in PEAK)
-        share = f"{SHARE_OF_PEAK:.0%} of its peak ({peaks}, TF32 off)"
-        basis = f"{GPU} at {share}; computed, not measured; small nets reach less"
-    lines["estimated on"] = basis
+    lines["estimated on"] = estimate_basis(rates)
     return lines
+
+
+def estimate_basis(rates: Rates | None = None) -> str:
+    """What the figures of time rest on, in one line."""
+    if rates:
+        return f"{rates.device}: measured on {rates.basis} of dummy data, and extrapolated; TF32 off"
+    peaks = ", ".join(f"{PEAK[name] / 1e12:.0f} TFLOP/s in {name}" for name in PEAK)
+    share = f"{SHARE_OF_PEAK:.0%} of its peak ({peaks}, TF32 off)"
+    return f"{GPU} at {share}; computed, not measured; small nets reach less"
 
 
 def flops_text(flops: float) -> str:

@@ -9,10 +9,11 @@ Opacus' PRV (Gopi et al. 2021), whose lower bound must not pass what is printed,
 import functools
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from dp_lora.errors import InputError
-from dp_lora.privacy.loss_distribution import epsilon_bound
+from dp_lora.privacy.loss_distribution import epsilon_bound_of_all
 from dp_lora.privacy.opacus_accountants import accountants
 from dp_lora.privacy.plan import ROUNDING, PrivacyPlan
 
@@ -56,18 +57,33 @@ def pld_epsilon(sample_rate: float, noise_multiplier: float, steps: int, delta: 
     standard deviation `noise_multiplier` > 0 times the sensitivity) is (result, delta)-DP under add-or-remove-one.
     Raises InputError outside these ranges.
     """
-    if not 0 < sample_rate <= 1:
-        raise InputError(f"sample_rate={sample_rate}: must be in (0, 1]")
-    if not LOWEST_NOISE <= noise_multiplier <= HIGHEST_NOISE:
-        raise InputError(
-            f"noise_multiplier={noise_multiplier}: must be from {LOWEST_NOISE:g} to {HIGHEST_NOISE:g} times what one "
-            "unit moves the sum by: no bound was tried beyond"
-        )
+    return pld_epsilon_of_all(((sample_rate, noise_multiplier, steps),), delta)
+
+
+@functools.lru_cache(maxsize=256)
+def pld_epsilon_of_all(kinds: tuple[tuple[float, float, int], ...], delta: float) -> float:
+    """Epsilon of several kinds of steps on the same data together; inf where no finite one holds.
+
+    `kinds`: of each kind its sample rate, noise multiplier and number of steps. For one kind it is `pld_epsilon`.
+
+    Guarantee: that of `pld_epsilon`, for the composition of all steps of all kinds. Raises InputError outside its
+    ranges; the number of steps is that of all kinds.
+    """
+    for sample_rate, noise_multiplier, _ in kinds:
+        if not 0 < sample_rate <= 1:
+            raise InputError(f"sample_rate={sample_rate}: must be in (0, 1]")
+        if not LOWEST_NOISE <= noise_multiplier <= HIGHEST_NOISE:
+            raise InputError(
+                f"noise_multiplier={noise_multiplier}: must be from {LOWEST_NOISE:g} to {HIGHEST_NOISE:g} times what "
+                "one unit moves the sum by: no bound was tried beyond"
+            )
     if not LOWEST_DELTA <= delta < 1:
         raise InputError(f"delta={delta}: must be in [{LOWEST_DELTA:g}, 1)")
-    if not 0 <= steps <= MOST_STEPS:
-        raise InputError(f"steps={steps}: must be from 0 to {MOST_STEPS:,}: rounding adds up beyond")
-    return epsilon_bound(sample_rate, noise_multiplier, steps, delta) if steps else 0.0
+    numbers = [steps for *_, steps in kinds]
+    if min(numbers, default=0) < 0 or sum(numbers) > MOST_STEPS:
+        raise InputError(f"steps={sum(numbers)}: must be from 0 to {MOST_STEPS:,}: rounding adds up beyond")
+    taken = [kind for kind in kinds if kind[2]]
+    return epsilon_bound_of_all(taken, delta) if taken else 0.0
 
 
 @functools.lru_cache(maxsize=256)
@@ -138,6 +154,20 @@ def spent(plan: PrivacyPlan, steps: int) -> Spent:
     under add-or-remove-one unit, for the `epsilon` of the result.
     """
     return Spent(pld_epsilon(plan.sample_rate, _noise(plan), steps, plan.delta), plan.delta)
+
+
+def spent_by_all(plans: Sequence[PrivacyPlan], delta: float) -> Spent:
+    """What all steps of several plans on the same data spend together, at `delta`; (0, delta) for none.
+
+    InputError for a plan without privacy. That the units and relations of the plans are one is for the caller to see.
+
+    Guarantee: publishing the results of all steps of all plans is (epsilon, delta)-DP under add-or-remove-one unit.
+    """
+    kinds: dict[tuple[float, float], int] = {}
+    for plan in plans:
+        key = (plan.sample_rate, _noise(plan))
+        kinds[key] = kinds.get(key, 0) + plan.steps
+    return Spent(pld_epsilon_of_all(tuple((*key, steps) for key, steps in sorted(kinds.items())), delta), delta)
 
 
 def cross_checked(plan: PrivacyPlan, steps: int) -> Accountants:

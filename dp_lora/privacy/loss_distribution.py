@@ -11,6 +11,7 @@ below the exact one of the Gaussian at 10^6 steps and delta 1e-10. What rounding
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,52 +137,73 @@ def _one_step(pair: Pair, cell: float, lowest: float) -> Losses | None:
     return Losses(cell, first, probabilities, float(upper[-1]))
 
 
-def _composed(step: Losses, steps: int, tilt: float) -> Losses | None:
-    """The loss of `steps` independent steps, within a window about the tilted mean; None for more than MOST_POINTS.
+def _composed(parts: Sequence[tuple[Losses, int]], tilt: float) -> Losses | None:
+    """The loss of independent steps, within a window about the tilted mean; None for more than MOST_POINTS.
+
+    `parts`: each step's losses, all of one cell, and how many of such steps there are.
 
     Guarantee: its delta is at or above that of the composition at every epsilon not below the window. What the window
     misses above counts as infinite; what it misses below is counted inside; the FFT's rounding is added everywhere.
     """
-    values = step.values
-    with np.errstate(divide="ignore"):
-        weights = np.log(step.probabilities) + tilt * values
-    log_mgf = float(logsumexp(weights))
-    tilted = np.exp(weights - log_mgf)
-    first, last = _window(values[tilted > 0], tilted[tilted > 0], steps, step.cell)
-    first, last = max(first, steps * step.first), min(last, steps * (step.first + len(values) - 1))
+    tilts = [_tilted(step, tilt) for step, _ in parts]
+    total, cell = sum(steps for _, steps in parts), parts[0][0].cell
+    start = sum(steps * step.first for step, steps in parts)
+    end = sum(steps * (step.first + len(step.probabilities) - 1) for step, steps in parts)
+    seen = [(step.values[t > 0], t[t > 0], steps) for (step, steps), (t, _) in zip(parts, tilts, strict=True)]
+    first, last = _window(seen, cell)
+    first, last = max(first, start), min(last, end)
     if last - first >= MOST_POINTS:
         return None
     size = next_fast_len(max(last - first + 1, 16), real=True)
-    frequencies = rfft(np.bincount(np.arange(len(tilted)) % size, weights=tilted, minlength=size))
-    with np.errstate(divide="ignore"):
-        magnitudes = np.exp(steps * np.log(np.abs(frequencies)))
+    logs, log_mgf, finite = np.zeros(size // 2 + 1, dtype=np.complex128), 0.0, 0.0
+    for (step, steps), (tilted, own_mgf) in zip(parts, tilts, strict=True):
+        frequencies = rfft(np.bincount(np.arange(len(tilted)) % size, weights=tilted, minlength=size))
+        with np.errstate(divide="ignore"):
+            logs = logs + steps * np.log(frequencies)
+        log_mgf += steps * own_mgf
+        finite += steps * math.log1p(-step.infinite)
+    magnitudes = np.exp(np.real(logs))
     large = magnitudes > 2.0**-80
-    powers = np.zeros_like(frequencies)
-    powers[large] = np.exp(steps * np.log(frequencies[large]))
-    convolved = np.maximum(np.roll(irfft(powers, size), -((first - steps * step.first) % size)), 0.0)
-    # a frequency's rounding is at most about (8 + log2 size) 2^-52, relative to 1, and to the power of `steps`
-    convolved += 2.0**-52 * (steps + 1) * (8 + math.log2(size)) * magnitudes.mean()
-    back = steps * log_mgf - tilt * step.cell * np.arange(first, first + size + 1, dtype=np.float64)
+    powers = np.zeros_like(logs)
+    powers[large] = np.exp(logs[large])
+    convolved = np.maximum(np.roll(irfft(powers, size), -((first - start) % size)), 0.0)
+    # a frequency's rounding is at most about (8 + log2 size) 2^-52, relative to 1, and to the power of its steps
+    convolved += 2.0**-52 * (total + len(parts)) * (8 + math.log2(size)) * magnitudes.mean()
+    back = log_mgf - tilt * cell * np.arange(first, first + size + 1, dtype=np.float64)
     # where 600 is passed, what was added for rounding alone is far above any delta
     probabilities = convolved * np.exp(np.minimum(back[:-1], 600.0))
     beyond = math.exp(min(float(back[-1]) - MISSED, 0.0))
-    return Losses(step.cell, first, probabilities, beyond - math.expm1(steps * math.log1p(-step.infinite)))
+    return Losses(cell, first, probabilities, beyond - math.expm1(finite))
 
 
-def _window(values: Array, tilted: Array, steps: int, cell: float) -> tuple[int, int]:
-    """Grid points between which all but exp(-MISSED) on either side of the composed tilted mass lies, by Chernoff."""
-    mean = float(tilted @ values)
-    deviation = max(math.sqrt(steps * float(tilted @ (values - mean) ** 2)), cell)
+def _tilted(step: Losses, tilt: float) -> tuple[Array, float]:
+    """A step's probabilities times exp(tilt * loss), of sum 1, and the log of what they were divided by."""
+    with np.errstate(divide="ignore"):
+        weights = np.log(step.probabilities) + tilt * step.values
+    log_mgf = float(logsumexp(weights))
+    return np.exp(weights - log_mgf), log_mgf
+
+
+def _window(parts: Sequence[tuple[Array, Array, int]], cell: float) -> tuple[int, int]:
+    """Grid points between which all but exp(-MISSED) on either side of the composed tilted mass lies, by Chernoff.
+
+    `parts`: of each kind of step its losses, their tilted mass, and how many of such steps there are.
+    """
+    means = [float(tilted @ values) for values, tilted, _ in parts]
+    kinds = [(values - mean, tilted, steps) for (values, tilted, steps), mean in zip(parts, means, strict=True)]
+    deviation = max(math.sqrt(sum(steps * float(tilted @ away**2) for away, tilted, steps in kinds)), cell)
+    centre = sum(steps * mean for (_, _, steps), mean in zip(parts, means, strict=True))
     ends = []
     for sign in (-1, 1):
         with np.errstate(over="ignore"):
             excess = [
-                (steps * math.log(tilted @ np.exp(sign * t * (values - mean))) + MISSED) / t
+                (sum(steps * math.log(tilted @ np.exp(sign * t * away)) for away, tilted, steps in kinds) + MISSED) / t
                 for t in 2.0 ** np.arange(-4, 5) / deviation
             ]
-        ends.append(steps * mean + sign * min(excess))
+        ends.append(centre + sign * min(excess))
     # a bound that overflowed is infinite: nothing lies beyond the ends of the values
-    low, high = max(ends[0], steps * float(values[0])), min(ends[1], steps * float(values[-1]))
+    low = max(ends[0], sum(steps * float(values[0]) for values, _, steps in parts))
+    high = min(ends[1], sum(steps * float(values[-1]) for values, _, steps in parts))
     return math.floor(low / cell), math.ceil(high / cell)
 
 
@@ -204,43 +226,52 @@ def _epsilon(composed: Losses, delta: float) -> float:
     return max(floor, float(values[after]) + math.log(room / float(lower[after]))) if room > 0 else floor
 
 
-def _tilt_and_scale(pair: Pair, steps: int, delta: float) -> tuple[float, float]:
+def _tilt_and_scale(pairs: Sequence[tuple[Pair, int]], delta: float) -> tuple[float, float]:
     """Where Chernoff's bound on epsilon (Renyi's, of order tilt + 1) is least, and that bound, roughly."""
-    x = np.linspace(*pair.x_range, COARSE + 1)
-    losses = pair.loss((x[1:] + x[:-1]) / 2)
-    bound = (steps * logsumexp(TILTS[:, None] * losses, b=pair.masses(x)[0], axis=1) - math.log(delta)) / TILTS
+    exponents = 0.0
+    for pair, steps in pairs:
+        x = np.linspace(*pair.x_range, COARSE + 1)
+        losses = pair.loss((x[1:] + x[:-1]) / 2)
+        exponents = exponents + steps * logsumexp(TILTS[:, None] * losses, b=pair.masses(x)[0], axis=1)
+    bound = (exponents - math.log(delta)) / TILTS
     best = int(np.argmin(bound))
     return float(TILTS[best]), max(float(bound[best]), 1e-12)
 
 
-def epsilon_bound(sample_rate: float, noise_multiplier: float, steps: int, delta: float) -> float:
-    """An upper bound on epsilon after `steps` >= 1 steps, nearly always within 1e-3 (relative) of it; inf for none.
+def epsilon_bound_of_all(kinds: Sequence[tuple[float, float, int]], delta: float) -> float:
+    """An upper bound on epsilon of all steps together, nearly always within 1e-3 (relative) of it; inf for none.
 
-    Rate in (0, 1], noise multiplier above 0, delta in (0, 1). The grid is a function of these four alone.
+    `kinds`: of each kind of step its rate in (0, 1], its noise multiplier above 0, and how many there are, at least 1.
+    Delta in (0, 1). The grid is a function of these alone. The same unit joins or leaves in all steps at once, so that
+    all losses are of one side: all with the unit removed, or all with it added.
 
-    Guarantee: the steps are (result, delta)-DP under add-or-remove-one, where each is (sample_rate, noise_multiplier)'s
-    Poisson-subsampled Gaussian.
+    Guarantee: all steps together are (result, delta)-DP under add-or-remove-one, where each is its own rate's and
+    noise's Poisson-subsampled Gaussian of the same data, in whatever order they are taken.
     """
-    removed, added = (Pair(sample_rate, noise_multiplier, side, TAIL * delta / steps) for side in (True, False))
-    tilt, scale = _tilt_and_scale(removed, steps, delta)
+    total = sum(steps for _, _, steps in kinds)
+    removed, added = (
+        [(Pair(rate, noise, side, TAIL * delta / total), steps) for rate, noise, steps in kinds]
+        for side in (True, False)
+    )
+    tilt, scale = _tilt_and_scale(removed, delta)
 
     def bound_on_grid_of(scale: float) -> float:
         # a cell adds up to its square to a step's variance; this keeps their sum small beside what epsilon reacts to
-        cell = GRID * scale / math.sqrt(steps * (scale - 2 * math.log(delta)))
+        cell = GRID * scale / math.sqrt(total * (scale - 2 * math.log(delta)))
         # one tilt for both: right near the larger epsilon, which is what counts
-        return max(_bound_of(pair, steps, delta, cell, -2 * scale, tilt) for pair in (removed, added))
+        return max(_bound_of(pairs, delta, cell, -2 * scale, tilt) for pairs in (removed, added))
 
     bound = bound_on_grid_of(scale)
     if 0 < bound < scale / 2:
         # Chernoff's bound is far off for one or few steps at a small rate; both results are upper bounds
         bound = min(bound, bound_on_grid_of(bound))
-    return bound + steps * ROUNDED  # a step's masses are rounded too, which moves its mean loss
+    return bound + total * ROUNDED  # a step's masses are rounded too, which moves its mean loss
 
 
-def _bound_of(pair: Pair, steps: int, delta: float, cell: float, lowest: float, tilt: float) -> float:
+def _bound_of(pairs: Sequence[tuple[Pair, int]], delta: float, cell: float, lowest: float, tilt: float) -> float:
     while True:
-        step = _one_step(pair, cell, lowest)
-        composed = _composed(step, steps, tilt) if step is not None else None
+        parts = [(step, steps) for pair, steps in pairs if (step := _one_step(pair, cell, lowest)) is not None]
+        composed = _composed(parts, tilt) if len(parts) == len(pairs) else None
         if composed is not None:
             return _epsilon(composed, delta)
         cell *= 2

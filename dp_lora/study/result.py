@@ -43,7 +43,7 @@ class Study:
     name: str
     title: str
     outcomes: tuple[Outcome, ...]
-    epsilon_of_all: float | None  # of all private releases together; None where a member has no guarantee
+    epsilon_of_all: float | None  # of all private releases together; None where no member is private
     delta_of_all: float | None
     audits: tuple[Mapping[str, object], ...] = ()  # lines as runs/audits/EXPERIMENT.jsonl has them
     tracking_uri: str = ""  # http(s) address of the UI, for links; empty: no links

@@ -6,7 +6,7 @@ MLflow takes seconds to import, and is imported only when a run opens or is look
 """
 
 from dp_lora.tracking.links import ui_links
-from dp_lora.tracking.lookup import download, existing_path, find_run, resolve_input
+from dp_lora.tracking.lookup import download, existing_path, find_run, newest_child, resolve_input
 from dp_lora.tracking.opening import run
 from dp_lora.tracking.outbox import waiting_runs
 from dp_lora.tracking.process import Terminated, close_orphans
@@ -23,6 +23,7 @@ __all__ = [
     "fail_joined_run",
     "find_run",
     "joined_run_id",
+    "newest_child",
     "resolve_input",
     "run",
     "shown_uri",

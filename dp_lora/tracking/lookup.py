@@ -2,13 +2,22 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 from urllib.parse import unquote, urlparse
 
 from dp_lora.config import ROOT
 from dp_lora.errors import InputError
-from dp_lora.tracking.store import connect, first_line, shown_uri, sqlite_path, tracking_uri
+from dp_lora.tracking.store import (
+    connect,
+    first_line,
+    one_line_errors,
+    search_runs,
+    shown_uri,
+    sqlite_path,
+    tracking_uri,
+)
 
 
 class FoundRun(TypedDict):
@@ -49,6 +58,17 @@ def find_run(run_id: str, kind: str = "run") -> FoundRun:
         metrics=dict(found.data.metrics),
         artifacts=Path(unquote(location.path) if location.scheme else location.path) if local else None,
     )
+
+
+def newest_child(parent: str, stage: str) -> FoundRun | None:
+    """The newest run of a stage below a run; None where there is none, and where the store cannot be asked."""
+    with suppress(InputError):
+        client = connect()
+        condition = f"tags.`mlflow.parentRunId` = '{parent}' and tags.stage = '{stage}'"
+        with one_line_errors():
+            runs = search_runs(client, condition, max_results=1, order_by=["attributes.start_time DESC"])
+        return find_run(runs[0].info.run_id) if runs else None
+    return None
 
 
 def download(run_id: str, artifact: str, folder: Path) -> Path:

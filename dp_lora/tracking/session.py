@@ -1,23 +1,33 @@
 """Run a command in its own session, and end the whole session where the caller is stopped: no child is left behind."""
 
+import ctypes
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import IO, Any
 
 from dp_lora.tracking.process import stop_signals_deferred, stop_signals_wait
 
 GRACE = 30.0  # seconds that a command has to end, and to keep what it can, before it is killed
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LIBC = ctypes.CDLL(None)  # looked up before a fork, after which nothing may be imported
+TIED = "DPLORA_TIED"  # environment of a tied command, for `end_with_caller`
 INNER_GRACE = 20.0  # for a command that an entry point starts: shorter, so that the entry point outlives it
 
 
 def run_in_session(
-    command: Sequence[str], folder: Path | str, environment: Mapping[str, str], grace: float | None = None
+    command: Sequence[str],
+    folder: Path | str,
+    environment: Mapping[str, str],
+    grace: float | None = None,
+    **options: Any,
 ) -> int:
-    """Run a command as the leader of a new session and return its exit status.
+    """Run a command as the leader of a new session and return its exit status; `options` as `start_in_session`.
 
     Where the wait is interrupted, every process of the session's group is told to stop, and killed after `grace`
     seconds (None: GRACE), before the interruption is raised. SIGTERM interrupts inside `stop_signals_raise` alone.
@@ -25,26 +35,71 @@ def run_in_session(
     child: subprocess.Popen[bytes] | None = None
     try:
         with stop_signals_deferred():
-            child = subprocess.Popen(command, cwd=folder, env=dict(environment), start_new_session=True)
+            child = start_in_session(command, folder, environment, **options)
         return child.wait()
     except BaseException:
         if child is not None:
-            with stop_signals_wait():
-                _cancel(child, GRACE if grace is None else grace)
+            end_sessions([child], GRACE if grace is None else grace)
         raise
 
 
-def _cancel(child: "subprocess.Popen[bytes]", grace: float) -> None:
-    try:
-        _signal_group(child.pid, signal.SIGTERM)
-        end = time.monotonic() + grace
-        while time.monotonic() < end and _group_lives(child.pid):
-            child.poll()
-            time.sleep(0.05)
-    finally:
-        # also where a second Ctrl-C cut the wait short
-        _signal_group(child.pid, signal.SIGKILL)
-        child.wait()
+def start_in_session(
+    command: Sequence[str],
+    folder: Path | str,
+    environment: Mapping[str, str],
+    *,
+    output: IO[bytes] | None = None,
+    tied: bool = False,
+) -> "subprocess.Popen[bytes]":
+    """Start a command as the leader of a new session. `output` takes what it prints; None: where ours goes.
+
+    A `tied` one is killed by the system when this thread ends, however that is: SIGKILL leaves no orphan that would
+    hold a ledger. What it started in turn ends so too where it is tied as well.
+    """
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**environment, TIED: "1"} if tied else dict(environment),
+        start_new_session=True,
+        stdin=subprocess.DEVNULL if tied else None,
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        preexec_fn=partial(_end_with, os.getpid()) if tied else None,  # noqa: PLW1509 (one call of the C library)
+    )
+
+
+def end_sessions(children: Sequence["subprocess.Popen[bytes]"], grace: float) -> None:
+    """Tell every process of the sessions' groups to stop, and kill after `grace` seconds those that still run."""
+    with stop_signals_wait():
+        try:
+            for child in children:
+                _signal_group(child.pid, signal.SIGTERM)
+            end = time.monotonic() + grace
+            while time.monotonic() < end and any(_group_lives(child.pid) for child in children):
+                for child in children:
+                    child.poll()
+                time.sleep(0.05)
+        finally:
+            # also where a second Ctrl-C cut the wait short
+            for child in children:
+                _signal_group(child.pid, signal.SIGKILL)
+                child.wait()
+
+
+def end_with_caller() -> None:
+    """Where the caller asked for it by TIED, let the system kill this process when its parent has ended.
+
+    For what others start on our behalf: DVC starts a stage by its own means.
+    """
+    if os.environ.get(TIED):
+        LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def _end_with(parent: int) -> None:
+    """Between fork and exec: let the system kill this process when its parent has ended."""
+    LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it had ended before
+        os._exit(1)
 
 
 def _signal_group(group: int, number: int) -> None:

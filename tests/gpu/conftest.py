@@ -55,7 +55,7 @@ def pytest_terminal_summary(terminalreporter, config):
     table = config.stash.get(TABLE, None)
     if table is None:
         return
-    from benchmarks.trials import markdown
+    from benchmarks.tables import markdown
 
     properties = torch.cuda.get_device_properties(0)
     machine = {

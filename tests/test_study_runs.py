@@ -1,0 +1,105 @@
+"""study=smoke by the real command line: killed with -9 twice, it goes on, and ends with every member done once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from dp_lora.config import ROOT
+from dp_lora.tracking.store import sqlite_uri
+from tests.support.prepare_call import clone
+from tests.support.tiny_project import clean_environment, run
+from tests.support.tracking_store import all_runs
+
+pytestmark = pytest.mark.slow
+
+COMMAND = ("dp_lora", "study", "--study", "smoke", "--jobs", "2", "--overrides", "compute.device=cpu")
+MEMBERS = 3
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    return clone(ROOT, tmp_path_factory.mktemp("study") / "project")
+
+
+def records(project: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in (project / "runs/studies/smoke").glob("*/member.json")]
+
+
+def at_work(project: Path) -> list[psutil.Process]:
+    """Processes that work in the project."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(project) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill_when(project: Path, reached: Callable[[], bool]) -> None:
+    """Start the study, and end it by SIGKILL when `reached`; all that it had started is gone a moment later."""
+    environment = {**clean_environment(), "DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
+    with (project.parent / "output.txt").open("ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", *COMMAND], cwd=project, env=environment, stdout=output, stderr=output
+        )
+        while not reached():
+            assert child.poll() is None, (project.parent / "output.txt").read_text()[-3000:]
+            time.sleep(0.1)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    end = time.monotonic() + 10
+    while at_work(project) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert at_work(project) == []
+
+
+def test_a_study_that_is_killed_twice_goes_on_and_every_member_is_done_once(project):
+    # once while DVC makes what is upstream, once while one member samples and another is at work
+    kill_when(project, (project / "outputs/letters/data").is_dir)
+    kill_when(project, lambda: any("finetune" in one["seconds"] for one in records(project)))
+    kept = {one["runs"]["finetune"] for one in records(project) if "finetune" in one["seconds"]}
+    assert kept
+
+    done = run(project, *COMMAND)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert f"{MEMBERS} of {MEMBERS} members are done\n" in done.stdout
+    assert "accuracy" not in done.stdout + done.stderr  # scores are for a terminal alone
+    finished = records(project)
+    assert len(finished) == MEMBERS
+    assert all({"finetune", "sample", "fid"} <= set(record["seconds"]) for record in finished)
+    assert sum("audit" in record["seconds"] for record in finished) == 1
+    assert kept <= {record["runs"]["finetune"] for record in finished}  # what was done was not done again
+
+    client = MlflowClient(sqlite_uri(project / "mlflow.db"))
+    runs = [found for found in all_runs(client) if "stage" in found.data.tags]
+    ended = [found for found in runs if found.info.status == "FINISHED"]
+    members = [found for found in ended if found.data.tags["stage"] == "main"]
+    assert sorted(found.data.tags["mlflow.runName"] for found in members) == [
+        "smoke: eps=10 seed=0", "smoke: eps=5 k=2 seed=0", "smoke: eps=inf seed=0"
+    ]  # fmt: skip
+    (whole,) = [found for found in ended if found.data.tags["stage"] == "study"]
+    assert {found.data.tags["mlflow.parentRunId"] for found in members} == {whole.info.run_id}
+    assert not [found for found in runs if found.info.status == "RUNNING"]
+    # each private fine-tuning has one ledger, with all of its steps
+    ledgers = list((project / "runs").glob("*/ledger.jsonl"))
+    for path in ledgers:
+        steps = json.loads((path.parent / "plan.json").read_text())["plan"]["steps"]
+        lines = [json.loads(line)["entry"] for line in path.read_text().splitlines()]
+        assert {line["step"] for line in lines} == set(range(steps))
+    assert len(ledgers) >= 2
+
+    again = run(project, *COMMAND)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert f"{MEMBERS} of {MEMBERS} members are done already\n" in again.stdout
+    assert records(project) == finished
