@@ -1,0 +1,51 @@
+"""Means over seeds with 95% intervals, and differences of two of them, by scipy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean of `n` seeds; of one seed alone it has no interval: `low` and `high` are None."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def shown(self, scale: float = 1.0, digits: str = ".4g") -> str:
+        """As a table has it: 86.7 (83.1 to 90.3), or 86.7 * of one seed."""
+        value = f"{scale * self.value:{digits}}"
+        if self.low is None or self.high is None:
+            return f"{value} *"
+        return f"{value} ({scale * self.low:{digits}} to {scale * self.high:{digits}})"
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """Of one or more values, one per seed; the interval is Student's t with n - 1 degrees of freedom."""
+    found = np.asarray(values, dtype=np.float64)
+    centre, n = float(found.mean()), len(found)
+    if n == 1:
+        return Mean(centre, None, None, 1)
+    half = float(stats.sem(found) * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    return Mean(centre, centre - half, centre + half, n)
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> Mean:
+    """Mean of `second` less that of `first`, with Welch's interval; `n` is the smaller number of seeds.
+
+    No interval where either has one seed alone.
+    """
+    a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
+    centre, n = float(b.mean() - a.mean()), min(len(a), len(b))
+    if n == 1:
+        return Mean(centre, None, None, 1)
+    if not a.std() and not b.std():
+        return Mean(centre, centre, centre, n)
+    found = stats.ttest_ind(b, a, equal_var=False).confidence_interval(CONFIDENCE)
+    return Mean(centre, float(found.low), float(found.high), n)
