@@ -12,6 +12,9 @@ from dp_lora.privacy.plan import PER_UNIT, PUBLISHED, PrivacyPlan
 from dp_lora.study.rows import Row
 from dp_lora.training.plan import make_plan
 
+UNKNOWN = "unknown"
+WORDS = {PER_UNIT: "clipped per unit", PUBLISHED: "draws clipped apart", UNKNOWN: "other settings"}
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -28,13 +31,18 @@ class Bounds:
 
     @property
     def name(self) -> str:
-        draws = "" if self.k is None else f"k {self.k}, "
-        return f"{draws}claimed {self.claimed:.3g}"
+        draws = "" if self.k is None else f", k {self.k}"
+        return f"{WORDS[self.accounting]}{draws}"
+
+    @property
+    def short(self) -> bool:
+        """The noise bounds clearly more than is claimed."""
+        return self.bounded is not None and self.bounded > 1.05 * self.claimed
 
     @property
     def epsilons(self) -> dict[str, float]:
-        """What there is to be drawn: finite and above 0."""
-        found = {"measured": self.measured, "claimed": self.claimed, "bounded": self.bounded}
+        """What there is to be drawn: above 0, finite, and no bound that is the claim."""
+        found = {"measured": self.measured, "claimed": self.claimed, "bounded": self.bounded if self.short else None}
         return {name: value for name, value in found.items() if value is not None and 0 < value < math.inf}
 
 
@@ -87,7 +95,7 @@ def _measured(plans: Iterable[PrivacyPlan], audit: Mapping[str, Any]) -> Bounds 
         return None
     plan = next((plan for plan in plans if settings_digest(plan, code) == settings), None)
     if plan is None:
-        return Bounds("unknown", None, delta, claimed, None, measured, ceiling, refuted)
+        return Bounds(UNKNOWN, None, delta, claimed, None, measured, ceiling, refuted)
     attacked = replace(plan, noise_multiplier=noise, target_epsilon=target, delta=delta)
     bounded = spent(attacked, attacked.steps).epsilon
     return Bounds(plan.accounting, plan.k, delta, claimed, bounded, measured, ceiling, refuted)

@@ -119,12 +119,13 @@ def _comparison(group: str, every: Sequence[Condition]) -> Comparison | None:
     members = own + [other for other in others if _but(other, keys) == fixed]
     if len(members) < 2:
         return None
+    # the condition that other groups share is what the study varies around
+    members.sort(key=lambda one: all(row.outcome.member.group == group for row in one.rows))
+    own_one = members[0]
     comparison = Comparison(group or "members", keys, tuple(members), 0)
     if len(keys) == 1 and all(isinstance(comparison.value(one), float) for one in members):
-        members.sort(key=lambda one: comparison.value(one))
-    # the one that other groups share is what the study varies around
-    shared = [i for i, one in enumerate(members) if any(row.outcome.member.group != group for row in one.rows)]
-    return Comparison(comparison.title, keys, tuple(members), shared[0] if shared else 0)
+        members.sort(key=comparison.value)
+    return Comparison(comparison.title, keys, tuple(members), members.index(own_one))
 
 
 def _differing(some: Sequence[Condition]) -> tuple[str, ...]:

@@ -54,18 +54,12 @@ def _sentence(comparison: Comparison, score: Score, start: Condition, end: Condi
     name = score.short.removesuffix(", %")
     name = name[0].upper() + name[1:]
     first, second = (score.shown(sum(values) / len(values)) for values in (before, after))
-    places = f"from {first} ({comparison.shown(start)}) to {second} ({comparison.shown(end)})"
-    size = _size(score, change.value)
+    places = f"from {first} at {comparison.shown(start)} to {second} at {comparison.shown(end)}"
+    size = f"{score.shown(abs(change.value))} {score.unit}".strip()
     if change.low is None or change.high is None:
         verb = "does not change" if change.value == 0 else f"goes {'up' if change.value > 0 else 'down'} by {size}"
         return f"{name} {verb}, {places}; one seed, so no interval"
-    interval = f"95% interval {_size(score, change.low)} to {_size(score, change.high)}"
+    interval = f"95% interval {score.shown(change.low)} to {score.shown(change.high)}"
     if not _resolved(change):
-        return f"{name} shows no sure difference, {places}: {size}, {interval}"
-    verb = "rises" if change.value > 0 else "falls"
-    return f"{name} {verb} by {size.lstrip('-')}, {places}: {interval}"
-
-
-def _size(score: Score, value: float) -> str:
-    text = f"{score.scale * value:.1f}" if score.percent else f"{value:.3g}"
-    return f"{text} {score.unit}".strip()
+        return f"{name} shows no sure difference, {places} ({interval})"
+    return f"{name} {'rises' if change.value > 0 else 'falls'} by {size}, {places} ({interval})"

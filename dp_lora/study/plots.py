@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dp_lora.study.drawing import COLOURS, FAINT, HEIGHT, INK, LINES, MARKERS, PAPER, WIDTH, figure
 from dp_lora.study.statistics import mean
@@ -92,10 +93,13 @@ def draw_scores(
     for mark in marks:
         axes.plot([axis.at[mark.at]], [mark.value], marker="*", markersize=11, color=INK, linestyle="none")
         _write(axes, mark.name, (axis.at[mark.at], mark.value), (7, -12))
-    drawn = [value for one in series for values in one.values.values() for value in values]
-    drawn += [mark.value for mark in marks]
+    drawn = [mark.value for mark in marks]
+    for values in (values for one in series for values in one.values.values()):
+        found = mean(values)
+        drawn += [*values, *(bound for bound in (found.low, found.high) if bound is not None)]
     low, high = _limits(drawn, lines, percent)
     axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     axes.set_xticks(list(axis.at.values()), axis.labels, parse_math=False)
     axes.minorticks_off()
     left, right = axis.limits
@@ -108,6 +112,10 @@ def draw_scores(
     return made
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
 def _draw_series(axes: Axes, one: Series, axis: Places, position: int, count: int) -> None:
     colour, marker = COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)]
     means = {at: mean(values) for at, values in one.values.items()}
@@ -116,32 +124,33 @@ def _draw_series(axes: Axes, one: Series, axis: Places, position: int, count: in
         line = LINES[position % len(LINES)]
         axes.plot(*zip(*joined, strict=True), color=colour, linestyle=line, linewidth=1.2, alpha=0.6, gid="means")
     for at, found in means.items():
-        place = axis.at[at]
+        place, top = axis.at[at], found.value
         if found.low is not None and found.high is not None:
-            half = found.value - found.low
+            half, top = found.value - found.low, max(found.high, *one.values[at])
             axes.errorbar([place], [found.value], yerr=[half], color=colour, capsize=4, linewidth=1.6, gid="interval")
             values = list(one.values[at])
             axes.scatter([place] * len(values), values, s=22, color=colour, alpha=0.55, marker=marker, zorder=3)
         else:
-            hollow = {"facecolors": PAPER, "edgecolors": colour, "linewidths": 1.6, "marker": marker}
-            axes.scatter([place], [found.value], s=34, zorder=3, **hollow)
+            axes.scatter(
+                [place], [found.value], s=34, facecolors=PAPER, edgecolors=colour, linewidths=1.6, marker=marker,
+                zorder=3,
+            )  # fmt: skip
         if count == 1:
-            _write(
-                axes, f"{found.value:.1f}" if abs(found.value) < 1000 else f"{found.value:.0f}", (place, found.value)
-            )
+            _write(axes, _number(found.value), (place, top), (0, 9), "center")
     if one.name:
         last = list(means)[-1]
         _write(axes, one.name, (axis.at[last], means[last].value))
 
 
 def _limits(drawn: Sequence[float], lines: Mapping[str, float], percent: bool) -> tuple[float, float]:
+    """Of the height: all that is drawn with room for numbers above, and the lines that lie near."""
     low, high = min(drawn), max(drawn)
-    near = [value for value in lines.values() if value >= low - max(10.0 if percent else 0.0, high - low)]
-    low, high = min([low, *near]), max([high, *near])
+    near = max(10.0 if percent else 0.0, high - low)
+    beside = [value for value in lines.values() if low - near <= value <= high + near]
+    low, high = min([low, *beside]), max([high + 0.1 * (high - low), *beside])
+    room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     if percent:
-        low = max(0.0, 10 * math.floor((low - 1) / 10))
-        return low, 101.0 if high > 85 else min(101.0, high + 0.15 * (high - low) + 1)
-    room = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
+        return max(0.0, 5 * math.floor((low - 1) / 5)), min(101.0, high + room)
     return (max(0.0, low - room) if low >= 0 else low - room), high + room
 
 
@@ -168,14 +177,19 @@ def _draw_lines(axes: Axes, lines: Mapping[str, float], low: float, high: float)
 def _break(axes: Axes, at: float, left: float, right: float) -> None:
     """Two strokes across the axis: no privacy is no number of it."""
     share, half = (at - left) / (right - left), 0.008
-    stroke = {"marker": [(-0.5, -1), (0.5, 1)], "markersize": 9, "color": INK, "linestyle": "none", "mew": 1}
-    axes.plot([share - half, share + half], [0, 0], transform=axes.transAxes, clip_on=False, gid="break", **stroke)
+    axes.plot(
+        [share - half, share + half], [0, 0], transform=axes.transAxes, clip_on=False, gid="break",
+        marker=[(-0.5, -1), (0.5, 1)], markersize=9, color=INK, linestyle="none", mew=1,
+    )  # fmt: skip
 
 
-def _write(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float] = (8, 0)) -> None:
+def _write(
+    axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float] = (8, 0), side: str = "left"
+) -> None:
     axes.annotate(
-        text, place, offset, textcoords="offset points", va="center", fontsize=TEXT, color=INK, parse_math=False
-    )
+        text, place, offset, textcoords="offset points", va="center", ha=side, fontsize=TEXT, color=INK,
+        parse_math=False,
+    )  # fmt: skip
 
 
 def draw_epsilon(curves: Mapping[str, Sequence[tuple[float, float]]], delta: float) -> Figure:
@@ -183,59 +197,77 @@ def draw_epsilon(curves: Mapping[str, Sequence[tuple[float, float]]], delta: flo
     made, axes = figure()
     last = max(points[-1][0] for points in curves.values())
     for position, (name, points) in enumerate(curves.items()):
-        steps, epsilons = zip(*[(0.0, 0.0), *points], strict=True)
-        style = {"color": COLOURS[position % len(COLOURS)], "linestyle": LINES[position % len(LINES)]}
-        axes.plot(steps, epsilons, linewidth=1.8, **style)
-        _write(axes, name, (steps[-1], epsilons[-1]), (5, 0))
-    axes.set_xlim(0, 1.25 * last)
+        # nothing is drawn before the first point: a line from the origin would say that epsilon grows evenly
+        steps, epsilons = zip(*points, strict=True)
+        line, marker = LINES[position % len(LINES)], MARKERS[position % len(MARKERS)]
+        colour = COLOURS[position % len(COLOURS)]
+        axes.plot(steps, epsilons, linewidth=1.8, color=colour, linestyle=line, marker=marker, markersize=4)
+        _write(axes, name, (steps[-1], epsilons[-1]), (7, 0))
+    axes.set_xlim(0, 1.2 * last)
     axes.set_ylim(bottom=0)
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= last])
     axes.set_xlabel("step")
     axes.set_ylabel(f"epsilon spent so far, delta {delta:g}")
     return made
 
 
+# of a kind of epsilon: where its words stand beside its point
+SIDES = {"measured": ("center", 0, 13), "claimed": ("center", 0, -14), "bounded": ("left", 8, 0)}
+
+
 def draw_bounds(named: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Epsilons of a kind (claimed, bounded, measured) per name, on a logarithmic axis."""
-    made, axes = figure(height=1.2 + 0.62 * len(named))
-    kinds = list(dict.fromkeys(kind for epsilons in named.values() for kind in epsilons))
-    for row, epsilons in enumerate(named.values()):
-        found = sorted(epsilons.values())
-        axes.plot([found[0], found[-1]], [row, row], color=FAINT, linewidth=1.2, zorder=1)
-        for kind, epsilon in epsilons.items():
-            position = kinds.index(kind)
-            style = {"color": COLOURS[position], "marker": MARKERS[position], "label": kind if not row else None}
-            axes.scatter([epsilon], [row], s=46, zorder=3, **style)
-            above = position % 2 == 0
-            axes.annotate(
-                f"{kind} {epsilon:.3g}", (epsilon, row), (0, 8 if above else -8), textcoords="offset points",
-                ha="center", va="bottom" if above else "top", fontsize=TEXT - 2, color=INK,
-            )  # fmt: skip
-    axes.set_xscale("log")
+    """Epsilons by kind (those of SIDES) per name, which stands above them, on a logarithmic axis."""
+    made, axes = figure(height=0.8 + 0.85 * len(named))
+    for row, (name, epsilons) in enumerate(named.items()):
+        axes.plot([min(epsilons.values()), max(epsilons.values())], [row, row], color=FAINT, linewidth=1.2, zorder=1)
+        axes.annotate(
+            name, (0, row), (4, 26), xycoords=axes.get_yaxis_transform(), textcoords="offset points", fontsize=TEXT - 1,
+            weight="bold", color=INK, va="center", parse_math=False,
+        )  # fmt: skip
+        for position, (kind, (side, right, up)) in enumerate(SIDES.items()):
+            if kind in epsilons:
+                place = (epsilons[kind], float(row))
+                axes.scatter([place[0]], [row], s=46, zorder=3, color=COLOURS[position], marker=MARKERS[position])
+                _write(axes, f"{kind} {_number(place[0])}", place, (right, up), side)
     every = [epsilon for epsilons in named.values() for epsilon in epsilons.values()]
-    axes.set_xlim(min(every) / 2.2, max(every) * 2.2)
-    axes.set_yticks(range(len(named)), list(named), parse_math=False)
-    axes.set_ylim(len(named) - 0.4, -0.6)
-    axes.set_xlabel("epsilon (logarithmic)")
-    axes.grid(visible=False)
+    decades = math.log10(max(every) / min(every)) or 1.0
+    axes.set_xscale("log")
+    # room for the words of the outermost points
+    axes.set_xlim(min(every) / 10 ** (0.25 * decades), max(every) * 10 ** (0.5 * decades))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set_yticks([])
+    axes.set_ylim(len(named) - 0.5, -0.75)
+    axes.set_xlabel("epsilon, logarithmic")
     return made
 
 
 def draw_minutes(stages: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Minutes per stage, one bar per name."""
-    made, axes = figure(height=1.1 + 0.34 * len(stages))
+    """Minutes per stage, one bar per name, which stands above it."""
+    made, axes = figure(height=1.2 + 0.5 * len(stages))
     names = list(dict.fromkeys(stage for minutes in stages.values() for stage in minutes))
     left = [0.0] * len(stages)
     for position, stage in enumerate(names):
         widths = [minutes.get(stage, 0.0) for minutes in stages.values()]
-        bars = {"color": COLOURS[position % len(COLOURS)], "edgecolor": PAPER, "linewidth": 1.0}
-        axes.barh(range(len(stages)), widths, left=left, label=stage, height=0.7, **bars)
+        colour = COLOURS[position % len(COLOURS)]
+        axes.barh(
+            range(len(stages)),
+            widths,
+            left=left,
+            label=stage,
+            height=0.42,
+            color=colour,
+            edgecolor=PAPER,
+            linewidth=1.0,
+        )
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    for row, total in enumerate(left):
-        _write(axes, f"{total:.1f}", (total, row), (4, 0))
-    axes.set_yticks(range(len(stages)), list(stages), parse_math=False)
-    axes.set_ylim(len(stages) - 0.4, -0.6)
-    axes.set_xlim(0, 1.15 * max(left))
-    axes.set_xlabel("minutes per run")
+    for row, (name, total) in enumerate(zip(stages, left, strict=True)):
+        _write(axes, _number(total), (total, row), (4, 0))
+        _write(axes, name, (0.0, row), (2, 13))
+    axes.set_yticks([])
+    axes.set_ylim(len(stages) - 0.5, -0.8)
+    axes.set_xlim(0, 1.12 * max(left))
+    axes.set_xlabel("minutes per run, mean over seeds")
     axes.grid(visible=False)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names), frameon=False, labelcolor=INK)
+    made.legend(loc="outside upper left", ncols=len(names), frameon=False, labelcolor=INK, fontsize=TEXT)
     return made

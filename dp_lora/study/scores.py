@@ -9,7 +9,7 @@ class Score:
     """One metric of metrics.json. `references`: other metrics, and what a line at their height says."""
 
     metric: str
-    name: str  # with its unit: the title of an axis
+    name: str  # with its unit
     short: str  # the head of a table's column
     percent: bool = False  # a share: shown times 100
     less_is_better: bool = False
@@ -20,13 +20,18 @@ class Score:
         return 100.0 if self.percent else 1.0
 
     @property
+    def axis(self) -> str:
+        """The title of its axis."""
+        return f"{self.name} (less is better)" if self.less_is_better else self.name
+
+    @property
     def unit(self) -> str:
         """What a difference is counted in."""
         return "points" if self.percent else ""
 
     def shown(self, value: float) -> str:
         """A value of metrics.json as the report shows it."""
-        return f"{self.scale * value:.1f}" if self.percent else f"{value:.4g}"
+        return f"{self.scale * value:.1f}" if self.percent or abs(value) >= 10 else f"{value:.3g}"
 
 
 ACCURACY = Score(
@@ -35,9 +40,9 @@ ACCURACY = Score(
     "accuracy, %",
     percent=True,
     references={
-        "accuracy_train_on_real": "classifier of real pictures",
-        "accuracy_public_only": "classifier of public pictures",
-        "accuracy_untrained_embedding": "classifier of samples before fine-tuning",
+        "accuracy_train_on_real": "trained on real pictures",
+        "accuracy_public_only": "trained on public pictures",
+        "accuracy_untrained_embedding": "before fine-tuning",
     },
 )
 
@@ -64,7 +69,7 @@ SCORES = (
     Score("clip_score", "CLIP score (100 times the cosine)", "CLIP score"),
     _distance("fid", "FID", "FID"),
     _distance("kid", "KID", "KID"),
-    _distance("letter_frechet_distance", "Frechet distance in features of letters", "Frechet distance"),
+    _distance("letter_frechet_distance", "Frechet distance", "Frechet distance"),
     PRECISION,
     RECALL,
 )

@@ -1,10 +1,10 @@
 """The sections of a report: words, plots, tables and grids, each made of a study's rows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dp_lora.study.bounds import Bounds, bounds_of
+from dp_lora.study.bounds import WORDS, Bounds, bounds_of
 from dp_lora.study.comparisons import EPSILON, Comparison, Condition, comparisons, conditions
 from dp_lora.study.drawing import svg
 from dp_lora.study.findings import cost_of_privacy, finding, scores_of
@@ -18,7 +18,11 @@ from dp_lora.study.statistics import mean
 from dp_lora.study.tables import Cell, Table, table
 from dp_lora.tracking.links import run_page
 
-ONE_SEED = "* one seed: no interval. Intervals are of 95%, by Student's t over seeds."
+ONE_SEED = "Intervals are of 95%, by Student's t over seeds. * and a hollow point: one seed, no interval."
+LINES = (
+    "Accuracy is of a classifier that saw the samples alone. Lines: classifiers of the real training pictures, of "
+    "public pictures, and of samples that the base draws before fine-tuning."
+)
 NOT_YET = "-"
 DRAWN_SCORES = 3  # of a comparison that is not of epsilon
 
@@ -117,7 +121,7 @@ class Report:
         rows = [row for row in self.rows if row.outcome.state != DONE or row.lacks]
         if not rows:
             return None
-        lines = []
+        lines: list[list[str | Cell]] = []
         for row in rows:
             outcome = row.outcome
             reason = outcome.reason or (f"left no {', no '.join(row.lacks)}" if row.lacks else NOT_YET)
@@ -129,7 +133,7 @@ class Report:
 
     def _compared(self, comparison: Comparison) -> Section | None:
         scored = [one for one in comparison.conditions if one.scored]
-        title = f"{comparison.title[0].upper()}{comparison.title[1:]}"
+        title = f"By {comparison.name}"
         scores = scores_of(scored)
         if len(scored) < 2 or not scores:
             return Section(title, ["Fewer than two of its conditions have scores: there is nothing to compare yet."])
@@ -139,9 +143,11 @@ class Report:
         if comparison.of_epsilon and all(score in drawn for score in both):
             plots.append(self._plot(comparison, both))
         header = [comparison.name, "seeds", "epsilon spent", *(score.short for score in scores)]
-        lines = [[comparison.shown(one), *_facts(one, scores)] for one in comparison.conditions]
+        lines: list[list[str | Cell]] = [[comparison.shown(one), *_facts(one, scores)] for one in comparison.conditions]
         missing = [score.short for score in SCORES[:2] if score not in scores] if comparison.of_epsilon else []
         text = [ONE_SEED, *([f"Not measured here: {', '.join(missing)}."] if missing else [])]
+        if ACCURACY in scores and comparison.of_epsilon:
+            text.append(LINES)
         return Section(title, text, plots=plots, tables=[table(header, lines)])
 
     def _plot(self, comparison: Comparison, scores: Sequence[Score]) -> Plot:
@@ -155,7 +161,7 @@ class Report:
         ]
         score = scores[0]
         lines = {} if len(scores) > 1 else _references(score, scored)
-        ylabel = score.name if len(scores) == 1 else "share, %"
+        ylabel = score.axis if len(scores) == 1 else "share, %"
         figure = draw_scores(
             series, lines, self._xlabel(comparison), ylabel, of_epsilon=comparison.of_epsilon,
             marks=self._marks(comparison, scores), percent=score.percent,
@@ -222,48 +228,42 @@ class Report:
         header = ["accounting", "k", "delta", "claimed", "bounded", "measured, at least", "audit's ceiling", "verdict"]
         lines = [
             [
-                one.accounting,
+                WORDS[one.accounting],
                 NOT_YET if one.k is None else str(one.k),
                 f"{one.delta:g}",
-                f"{one.claimed:.3g}",
-                *(NOT_YET if value is None else f"{value:.3g}" for value in (one.bounded, one.measured, one.ceiling)),
+                *map(_bound, (one.claimed, one.bounded, one.measured, one.ceiling)),
                 _verdict(one),
             ]
             for one in found
         ]
-        drawn = {
-            f"{one.accounting}\n{one.name}": one.epsilons
-            for one in found
-            if one.bounded is None or one.bounded > 1.05 * one.claimed or one.measured
-        }
+        drawn = {f"{one.name}, claims {_bound(one.claimed)}": one.epsilons for one in found}
         worst = max(found, key=lambda one: (one.bounded or 0.0) / one.claimed)
         text = [
-            "Claimed: what is printed. Bounded: what the noise that is there allows one unit to show. Measured: what an "
-            "audit proves with 95% confidence; below the claim it proves nothing. published: each of the k draws is "
-            "clipped apart, as in the released code, with the noise of one."
+            "Claimed: what is printed. Bounded: what the noise that is there allows one unit to show. Measured: what "
+            "an audit proves with 95% confidence; below the claim it proves nothing. Draws clipped apart: as in the "
+            "released code, where each of the k draws is clipped alone and the noise is set for one of them."
         ]
-        if worst.bounded and worst.bounded > 1.05 * worst.claimed:
+        seen = "No claim lies below what the noise bounds"
+        if worst.short:
             seen = (
-                f"Clipped apart, k {worst.k} claims epsilon {worst.claimed:.3g} where its noise bounds "
-                f"{worst.bounded:.3g}"
+                f"With draws clipped apart, k {worst.k} claims epsilon {_bound(worst.claimed)}, and its noise bounds "
+                f"{_bound(worst.bounded)}"
             )
-        else:
-            seen = "No claim lies below what the noise bounds"
-        plots = [Plot(seen, svg(draw_bounds(drawn), "bounds", seen))] if drawn else []
+        plots = [Plot(seen, svg(draw_bounds(drawn), "bounds", seen))]
         return Section("Is epsilon true", text, plots=plots, tables=[table(header, lines)])
 
     def _costs(self) -> Section | None:
         timed = [one for one in conditions(self.rows) if any(row.outcome.seconds for row in one.rows)]
         if not timed:
             return None
-        minutes, lines = {}, []
+        minutes: dict[str, dict[str, float]] = {}
+        lines: list[list[str | Cell]] = []
         for one in timed:
             rows = [row for row in one.rows if row.outcome.seconds]
             stages = dict.fromkeys(stage for row in rows for stage in row.outcome.seconds)
             minutes[one.label] = {
                 stage: mean([row.outcome.seconds.get(stage, 0.0) / 60 for row in rows]).value for stage in stages
             }
-            total = mean([(row.seconds or 0.0) / 60 for row in rows])
             memory = [row.outcome.peak_memory for row in rows if row.outcome.peak_memory is not None]
             hours = math.fsum(row.gpu_hours or 0.0 for row in rows) / len(rows)
             devices = dict.fromkeys(row.outcome.device for row in rows if row.outcome.device)
@@ -271,7 +271,7 @@ class Report:
                 [
                     one.label,
                     str(len(rows)),
-                    total.shown(1.0, ".1f"),
+                    _mean([(row.seconds or 0.0) / 60 for row in rows], "{:.1f}".format),
                     f"{max(memory):.2f}" if memory else NOT_YET,
                     f"{hours:.2f}" if hours else "0: no GPU",
                     ", ".join(devices) or NOT_YET,
@@ -295,7 +295,7 @@ class Report:
         if not self.systems:
             return None
         header = ["system", "metric", "value", "epsilon", "delta", "experiments", "where"]
-        lines = []
+        lines: list[list[str | Cell]] = []
         for system in self.systems:
             name = Cell(system.name, system.source)
             for one in system.figures:
@@ -310,7 +310,7 @@ class Report:
     def _members(self) -> Section:
         scores = scores_of(self.scored)
         header = ["member", "state", "epsilon", "delta", *(score.short for score in scores), "minutes"]
-        lines = []
+        lines: list[list[str | Cell]] = []
         for row in self.rows:
             values = (row.metrics.get(score.metric) for score in scores)
             shown = [NOT_YET if v is None else s.shown(v) for s, v in zip(scores, values, strict=True)]
@@ -328,14 +328,19 @@ class Report:
         return Section("All members", tables=[table(header, lines)])
 
 
-def _facts(one: Condition, scores: Sequence[Score]) -> list[str]:
+def _facts(one: Condition, scores: Sequence[Score]) -> list[Cell]:
     """Cells of a condition: seeds, epsilon, and a mean per score."""
     epsilons = {_epsilon(row.epsilon) for row in one.rows if row.epsilon is not None}
-    cells = [str(len(one.scored)), ", ".join(sorted(epsilons)) or NOT_YET]
+    cells = [Cell(str(len(one.scored))), Cell(", ".join(sorted(epsilons)) or NOT_YET)]
     for score in scores:
         values = one.values(score.metric)
-        cells.append(mean(values).shown(score.scale, ".1f" if score.percent else ".4g") if values else NOT_YET)
+        cells.append(_mean(values, score.shown) if values else Cell(NOT_YET))
     return cells
+
+
+def _mean(values: Sequence[float], write: Callable[[float], str]) -> Cell:
+    value, interval = mean(values).shown(write)
+    return Cell(value, detail=interval)
 
 
 def _references(score: Score, some: Sequence[Condition]) -> dict[str, float]:
@@ -352,6 +357,12 @@ def _epsilon(epsilon: float | None) -> str:
     if epsilon is None:
         return NOT_YET
     return "none: not private" if math.isinf(epsilon) else f"{epsilon:.4g}"
+
+
+def _bound(epsilon: float | None) -> str:
+    if epsilon is None:
+        return NOT_YET
+    return f"{epsilon:,.0f}" if 100 <= epsilon < math.inf else f"{epsilon:.3g}"
 
 
 def _verdict(one: Bounds) -> str:

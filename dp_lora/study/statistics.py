@@ -1,6 +1,6 @@
 """Means over seeds with 95% intervals, and differences of two of them, by scipy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,11 @@ class Mean:
     high: float | None
     n: int
 
-    def shown(self, scale: float = 1.0, digits: str = ".4g") -> str:
-        """As a table has it: 86.7 (83.1 to 90.3), or 86.7 * of one seed."""
-        value = f"{scale * self.value:{digits}}"
+    def shown(self, write: Callable[[float], str]) -> tuple[str, str]:
+        """The mean and the interval as a table has them; of one seed alone the mean has a star."""
         if self.low is None or self.high is None:
-            return f"{value} *"
-        return f"{value} ({scale * self.low:{digits}} to {scale * self.high:{digits}})"
+            return f"{write(self.value)} *", ""
+        return write(self.value), f"{write(self.low)} to {write(self.high)}"
 
 
 def mean(values: Sequence[float]) -> Mean:

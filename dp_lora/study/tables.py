@@ -1,20 +1,27 @@
 """A table in the forms of a report: rows of words for people, Markdown, CSV."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dp_lora.files import whole_file
 
+LONG = 40  # letters from which a cell may be broken anywhere
+
 
 @dataclass(frozen=True)
 class Cell:
-    """Words, and where they lead; empty: nowhere."""
+    """Words, where they lead (empty: nowhere), and what stands below them in small print."""
 
     text: str
     link: str = ""
+    detail: str = ""
+
+    @property
+    def long(self) -> bool:
+        return len(self.text) > LONG
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> Table:
     return Table(header, [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows])
 
 
-def _line(cells: Any) -> str:
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
 def _linked(cell: Cell) -> str:
-    return f"[{_escaped(cell.text)}]({cell.link})" if cell.link else _escaped(cell.text)
+    text = f"[{_escaped(cell.text)}]({cell.link})" if cell.link else _escaped(cell.text)
+    return f"{text} ({_escaped(cell.detail)})" if cell.detail else text
 
 
 def _escaped(text: str) -> str:
