@@ -9,6 +9,7 @@ from typing import Any
 from dp_lora.study.rows import Row
 
 EPSILON = "privacy.eps"
+NO_PRIVACY = "no privacy"
 NAMES = {
     EPSILON: "epsilon",
     "lora.rank": "rank of LoRA",
@@ -76,7 +77,7 @@ class Comparison:
         if len(self.keys) > 1:
             return str(value)
         if self.of_epsilon and value == math.inf:
-            return "no privacy"
+            return NO_PRIVACY
         name = "eps" if self.of_epsilon else self.keys[0].split(".")[-1]
         return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from dp_lora.study.comparisons import Comparison, Condition
+from dp_lora.study.comparisons import NO_PRIVACY, Comparison, Condition
 from dp_lora.study.scores import SCORES, Score
 from dp_lora.study.statistics import Mean, difference
 
@@ -54,7 +54,7 @@ def _sentence(comparison: Comparison, score: Score, start: Condition, end: Condi
     name = score.short.removesuffix(", %")
     name = name[0].upper() + name[1:]
     first, second = (score.shown(sum(values) / len(values)) for values in (before, after))
-    places = f"from {first} at {comparison.shown(start)} to {second} at {comparison.shown(end)}"
+    places = f"from {first} {_at(comparison, start)} to {second} {_at(comparison, end)}"
     size = f"{score.shown(abs(change.value))} {score.unit}".strip()
     if change.low is None or change.high is None:
         verb = "does not change" if change.value == 0 else f"goes {'up' if change.value > 0 else 'down'} by {size}"
@@ -63,3 +63,8 @@ def _sentence(comparison: Comparison, score: Score, start: Condition, end: Condi
     if not _resolved(change):
         return f"{name} shows no sure difference, {places} ({interval})"
     return f"{name} {'rises' if change.value > 0 else 'falls'} by {size}, {places} ({interval})"
+
+
+def _at(comparison: Comparison, condition: Condition) -> str:
+    shown = comparison.shown(condition)
+    return "without privacy" if shown == NO_PRIVACY else f"at {shown}"

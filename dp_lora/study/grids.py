@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from dp_lora.study.comparisons import Comparison
+from dp_lora.study.comparisons import NO_PRIVACY, Comparison
 from dp_lora.study.rows import Row
 
 WIDEST = 720  # pixels: a grid of large pictures is made smaller, so that the page can be sent by mail
@@ -42,7 +42,7 @@ def grids_of(comparison: Comparison, link: Callable[[Row], str]) -> list[Grid]:
             if row.outcome.member.seed == seed and row.grid is not None:
                 uri, width, height = _uri(row.grid.read_bytes())
                 name = comparison.shown(condition)
-                if row.epsilon is not None and math.isinf(row.epsilon) and "no privacy" not in name:
+                if row.epsilon is not None and math.isinf(row.epsilon) and name != NO_PRIVACY:
                     name += ", not private"
                 found.append(Grid(name, seed, uri, width, height, link(row)))
     return found

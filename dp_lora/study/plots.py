@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
+from dp_lora.study.comparisons import NO_PRIVACY
 from dp_lora.study.drawing import COLOURS, FAINT, HEIGHT, INK, LINES, MARKERS, PAPER, WIDTH, figure
 from dp_lora.study.statistics import mean
 
-NO_PRIVACY = "no privacy"
 BEYOND = 0.5  # decades from the largest epsilon to where no privacy stands, behind the break of the axis
 TEXT = 11
 
@@ -217,11 +217,11 @@ SIDES = {"measured": ("center", 0, 13), "claimed": ("center", 0, -14), "bounded"
 
 def draw_bounds(named: Mapping[str, Mapping[str, float]]) -> Figure:
     """Epsilons by kind (those of SIDES) per name, which stands above them, on a logarithmic axis."""
-    made, axes = figure(height=0.8 + 0.85 * len(named))
+    made, axes = figure(height=0.8 + 0.9 * len(named))
     for row, (name, epsilons) in enumerate(named.items()):
         axes.plot([min(epsilons.values()), max(epsilons.values())], [row, row], color=FAINT, linewidth=1.2, zorder=1)
         axes.annotate(
-            name, (0, row), (4, 26), xycoords=axes.get_yaxis_transform(), textcoords="offset points", fontsize=TEXT - 1,
+            name, (0, row), (4, 29), xycoords=axes.get_yaxis_transform(), textcoords="offset points", fontsize=TEXT - 1,
             weight="bold", color=INK, va="center", parse_math=False,
         )  # fmt: skip
         for position, (kind, (side, right, up)) in enumerate(SIDES.items()):
@@ -234,6 +234,7 @@ def draw_bounds(named: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.set_xscale("log")
     # room for the words of the outermost points
     axes.set_xlim(min(every) / 10 ** (0.25 * decades), max(every) * 10 ** (0.5 * decades))
+    axes.xaxis.set_major_locator(LogLocator(numticks=6))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_yticks([])
