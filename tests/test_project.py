@@ -54,6 +54,7 @@ ARROWS = {
         "statement",
     },
     "tracking": set(),
+    "study": {"privacy", "tracking", "training"},
     "served_model": {"models", "sampling"},
     "native_backend": {"tracking"},
     "doctor": {"tracking"},

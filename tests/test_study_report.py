@@ -42,9 +42,11 @@ class Page(HTMLParser):
         self.tags.append(tag)
         self.style = tag == "style"
         self.loaded += [given[name] for name in ("src", "srcset", "data", "poster") if name in given]
-        self.loaded += [given["href"]] * (tag in ("link", "base", "image", "script") and "href" in given)
+        if tag in ("link", "base", "image", "use", "script") and "href" in given:
+            self.loaded.append(given["href"])
         self.loaded += [value for name, value in attrs if name == "xlink:href"]
-        self.links += [given["href"]] * (tag == "a")
+        if tag == "a":
+            self.links.append(given["href"])
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
@@ -201,7 +203,7 @@ def test_a_group_is_compared_with_the_one_condition_of_other_groups_that_differs
     assert [found["k"].value(one) for one in found["k"].conditions] == [1, 4, 8, 12]
     assert [found["rank"].value(one) for one in found["rank"].conditions] == [2, 4, 8]
     assert found["rank"].own == 1
-    assert [found["targets"].value(one) for one in found["targets"].conditions][0] == "default"
+    assert found["targets"].value(found["targets"].conditions[0]) == "default"
     assert [len(one.rows) for one in found["rank"].conditions] == [1, SEEDS, 1]
 
 

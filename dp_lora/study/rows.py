@@ -67,6 +67,16 @@ class Row:
             return None
         return float(self.statement["epsilon"]) if self.statement.get("private") else math.inf
 
+    @property
+    def spent(self) -> str:
+        """`epsilon` in words; empty while nothing was trained."""
+        if self.epsilon is None:
+            return ""
+        if "claimed_epsilon" in self.statement:
+            claimed, bounded = self.statement["claimed_epsilon"], self.statement["bounded_epsilon"]
+            return f"no guarantee: claims {claimed:.4g}, bounded by {bounded:.4g}"
+        return "none: not private" if math.isinf(self.epsilon) else f"{self.epsilon:.4g}"
+
 
 def read_row(outcome: Outcome) -> Row:
     """Read what the member of `outcome` left; scores count of a member that is done alone.

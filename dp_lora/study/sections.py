@@ -319,7 +319,7 @@ class Report:
                 [
                     Cell(row.outcome.member.name, self._last_run(row)),
                     row.outcome.state,
-                    _epsilon(row.epsilon),
+                    row.spent or NOT_YET,
                     NOT_YET if delta is None else f"{delta:g}",
                     *shown,
                     NOT_YET if row.seconds is None else f"{row.seconds / 60:.1f}",
@@ -330,7 +330,7 @@ class Report:
 
 def _facts(one: Condition, scores: Sequence[Score]) -> list[Cell]:
     """Cells of a condition: seeds, epsilon, and a mean per score."""
-    epsilons = {_epsilon(row.epsilon) for row in one.rows if row.epsilon is not None}
+    epsilons = {row.spent for row in one.rows if row.spent}
     cells = [Cell(str(len(one.scored))), Cell(", ".join(sorted(epsilons)) or NOT_YET)]
     for score in scores:
         values = one.values(score.metric)
@@ -351,12 +351,6 @@ def _references(score: Score, some: Sequence[Condition]) -> dict[str, float]:
         if values:
             found[said] = score.scale * mean(values).value
     return found
-
-
-def _epsilon(epsilon: float | None) -> str:
-    if epsilon is None:
-        return NOT_YET
-    return "none: not private" if math.isinf(epsilon) else f"{epsilon:.4g}"
 
 
 def _bound(epsilon: float | None) -> str:
