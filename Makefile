@@ -92,7 +92,7 @@ test-container: setup ## everything in containers: image, server, runs, kills
 
 test-ui: setup ## the UI in a real headless browser, over runs trained for it; needs Chromium
 	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
-	@$(VPYTHON) -m pytest -m ui tests/test_ui_browser.py
+	@$(VPYTHON) -m pytest -m ui tests/test_ui_browser.py tests/test_study_report_browser.py
 
 gpu-wheels: setup ## gather in build/gpu-site what a GPU machine's own Python 3.12 lacks; needs the network
 	@$(VPYTHON) tests/gpu/gather.py $(GPU_SITE) 3.12

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -25,6 +24,8 @@ from dp_lora.errors import InputError
 from dp_lora.files import whole_file
 from dp_lora.grids import CELL, GAP, write_grid
 from dp_lora.sampling.folder import GRID_COLUMNS
+from dp_lora.study.plots import Series, draw_scores
+from dp_lora.study.scores import ACCURACY
 from dp_lora.tracking import ui_links
 from dp_lora.tracking.links import GRID
 from dp_lora.tracking.provenance import param_text
@@ -99,46 +100,17 @@ def write_strip(path: Path, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
     write_grid(path, rows, names)
 
 
-def draw_accuracy(scores: Mapping[float, Sequence[float]], lines: Mapping[str, float], delta: float) -> Figure:
-    """Accuracy (0 to 1) against epsilon: a point per seed, their mean as a number, `lines` from side to side.
-
-    The axis ends 10 to 20 points below the lowest score; a line below it stands in the legend alone, which says so.
-    """
-    epsilons = sorted(scores)
-    finite = [math.log10(eps) for eps in epsilons if not math.isinf(eps)]
-    beyond = max(finite, default=0.0) + 0.5  # where no privacy stands: right of the largest epsilon
-    places = {eps: beyond if math.isinf(eps) else math.log10(eps) for eps in epsilons}
-    figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    for eps in epsilons:
-        percent = [100 * score for score in scores[eps]]
-        axes.scatter([places[eps]] * len(percent), percent, s=45, alpha=0.7, color="tab:blue", zorder=3)
-        mean = f"{statistics.mean(percent):.1f}"
-        place = (places[eps], statistics.mean(percent))
-        axes.annotate(mean, place, (12, 0), textcoords="offset points", va="center", fontsize=12)
-    low = max(0, 10 * math.floor(10 * min(map(min, scores.values())) - 1))
-    for position, (name, value) in enumerate(lines.items()):
-        label = f"{name}: {100 * value:.1f}" + (" (below the axis)" if 100 * value < low else "")
-        styles = ("--", "-.", ":")
-        axes.axhline(100 * value, color="0.35", linestyle=styles[position % len(styles)], label=label)
-    axes.set_xticks(list(places.values()), [shown_eps(eps) for eps in epsilons])
-    axes.set_xlim(min(places.values()) - 0.25, max(places.values()) + 0.25)
-    axes.set_ylim(low, 101)
-    axes.set_xlabel(f"delta {delta:g}; each epsilon is of one run; beside the points their mean")
-    axes.set_ylabel("accuracy on real test digits, %")
-    axes.tick_params(labelsize=11)
-    axes.legend(loc="lower right", fontsize=11)
-    return figure
-
-
 def write_accuracy(path: Path, scored: Mapping[tuple[float, int], "Run"], delta: float) -> None:
     """Write the plot of all runs' accuracies, with the references that each of them was scored beside."""
-    scores: dict[float, list[float]] = {}
+    scores: dict[float | str, list[float]] = {}
     for (eps, _), run in scored.items():
-        scores.setdefault(eps, []).append(run.data.metrics["accuracy"])
-    lines = {shown: statistics.mean(run.data.metrics[name] for run in scored.values()) for name, shown in LINES.items()}
+        scores.setdefault(eps, []).append(100 * run.data.metrics["accuracy"])
+    metrics = [run.data.metrics for run in scored.values()]
+    lines = {shown: 100 * statistics.mean(found[name] for found in metrics) for name, shown in LINES.items()}
+    below = f"target epsilon of one run, delta {delta:g}"
+    figure = draw_scores([Series(scores)], lines, below, ACCURACY.axis, of_epsilon=True, size=(8, 5))
     with whole_file(path) as temporary:
-        FigureCanvasAgg(draw_accuracy(scores, lines, delta)).print_png(temporary)
+        FigureCanvasAgg(figure).print_png(temporary)
 
 
 def real_pictures(folder: Path, classes: Sequence[str], count: int) -> NDArray[np.uint8]:

@@ -54,7 +54,6 @@ ARROWS = {
         "statement",
     },
     "tracking": set(),
-    "study": set(),
     "served_model": {"models", "sampling"},
     "native_backend": {"tracking"},
     "doctor": {"tracking"},

@@ -1,14 +1,122 @@
-"""The report of a study."""
+"""The report of a study: one page for people, the same as Markdown, and its numbers as CSV."""
 
-from dataclasses import asdict
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import jinja2
 
 from dp_lora.files import whole_file
-from dp_lora.study.result import Study
+from dp_lora.study.comparisons import conditions
+from dp_lora.study.published_figures import read_systems
+from dp_lora.study.result import DONE, FAILED, RUNNING, WAITING, Study
+from dp_lora.study.rows import Row, read_row
+from dp_lora.study.sections import Report, Section
+from dp_lora.study.statistics import mean
+from dp_lora.study.tables import write_csv
+
+TEMPLATE = "page.html"
+PRIVATE = (
+    "For the operator alone. Scores, and all that a member without privacy shows, were computed from private pictures "
+    "without noise: no epsilon covers them. Where the pictures are public, as MNIST's are, nothing here is secret."
+)
 
 
 def write_report(study: Study, folder: Path) -> None:
-    """Write the study's page and tables into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "report.html", private=True) as temporary:
-        temporary.write_text(f"<pre>{asdict(study)}</pre>\n", encoding="utf-8")
+    """Write report.html, report.md, members.csv and summary.csv into `folder`, each whole or not at all.
+
+    The page needs no network. The files are readable by their owner alone: they hold scores on private pictures.
+    """
+    rows = [read_row(outcome) for outcome in study.outcomes]
+    sections = Report(study, rows, read_systems()).sections()
+    standing = _standing(study)
+    _write(folder / "report.html", page(study, standing, sections))
+    _write(folder / "report.md", markdown(study, standing, sections))
+    write_csv(folder / "members.csv", [_member(row) for row in rows])
+    write_csv(folder / "summary.csv", _summary(rows))
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path, private=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _standing(study: Study) -> str:
+    """How many members are in which state."""
+    states = [outcome.state for outcome in study.outcomes]
+    counts = [f"{states.count(state)} {state}" for state in (DONE, FAILED, RUNNING, WAITING) if state in states]
+    return f"{len(states)} members: {', '.join(counts)}" if counts else "no members"
+
+
+def page(study: Study, standing: str, sections: Sequence[Section]) -> str:
+    """The report as one HTML page; every text is escaped but the figures' own SVG."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.get_template(TEMPLATE)
+    return template.render(study=study, standing=standing, private=PRIVATE, sections=sections)
+
+
+def markdown(study: Study, standing: str, sections: Sequence[Section]) -> str:
+    """The report's words and tables; of a plot what it shows, in its title."""
+    parts = [f"# {_line(study.title)}", f"**{PRIVATE}**", f"Study `{study.name}`, {standing}."]
+    for section in sections:
+        parts += [f"## {_line(section.title)}", *section.text]
+        seen = [*section.items, *(f"{plot.title}." for plot in section.plots)]
+        parts += ["\n".join(f"- {_line(item)}" for item in seen)] * bool(seen)
+        parts += [table.markdown() for table in section.tables]
+        parts += ["Grids of: " + ", ".join(_line(grid.name) for grid in section.grids) + "."] * bool(section.grids)
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
+def _member(row: Row) -> dict[str, Any]:
+    """A line of members.csv: what was asked, what became of it, every metric under its own name."""
+    outcome = row.outcome
+    return {
+        "member": outcome.member.name,
+        "group": outcome.member.group,
+        "config": outcome.member.config,
+        "seed": outcome.member.seed,
+        **outcome.member.settings,
+        "state": outcome.state,
+        "reason": outcome.reason,
+        "epsilon": row.epsilon,
+        "delta": row.statement.get("delta"),
+        "claimed_epsilon": row.statement.get("claimed_epsilon"),
+        "bounded_epsilon": row.statement.get("bounded_epsilon"),
+        **row.metrics,
+        **{f"seconds_{stage}": seconds for stage, seconds in outcome.seconds.items()},
+        "seconds": row.seconds,
+        "peak_memory_gib": outcome.peak_memory,
+        "gpu_hours": row.gpu_hours,
+        "device": outcome.device,
+        **{f"run_{stage}": run for stage, run in outcome.runs.items()},
+    }
+
+
+def _summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Lines of summary.csv: mean and 95% interval of every metric of every condition."""
+    lines = []
+    for one in conditions(rows):
+        epsilons = [row.epsilon for row in one.rows if row.epsilon is not None]
+        for metric in dict.fromkeys(name for row in one.rows for name in row.metrics):
+            if metric.endswith(("_low", "_high")):
+                continue
+            found = mean(one.values(metric))
+            lines.append(
+                {
+                    "condition": one.label,
+                    "config": one.rows[0].outcome.member.config,
+                    "epsilon": max(epsilons, default=math.nan),
+                    "metric": metric,
+                    "mean": found.value,
+                    "low": found.low,
+                    "high": found.high,
+                    "seeds": found.n,
+                }
+            )
+    return lines

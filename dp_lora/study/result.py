@@ -34,6 +34,7 @@ class Outcome:
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> wall-clock seconds
     peak_memory: float | None = None  # GiB: of the GPU where there is one, else of the process
     device: str = ""  # in plain words: "cpu, 2 threads"
+    gpus: int = 0  # that worked on it side by side: GPU hours are these times the hours
 
 
 @dataclass(frozen=True)

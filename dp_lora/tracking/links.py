@@ -42,6 +42,11 @@ def comparison_page(address: str, experiment_id: str, run_ids: Sequence[str]) ->
     return f"{address}/#/compare-runs?runs={runs}&experiments={experiments}&{PAGES}"
 
 
+def run_page(address: str, experiment_id: str, run_id: str) -> str:
+    """A run."""
+    return f"{address}/#/experiments/{experiment_id}/runs/{run_id}?{PAGES}"
+
+
 def artifact_page(address: str, experiment_id: str, run_id: str, path: str) -> str:
     """An artifact of a run."""
     return f"{address}/#/experiments/{experiment_id}/runs/{run_id}/artifacts/{path}?{PAGES}"

@@ -1,0 +1,70 @@
+"""What a comparison shows, in sentences that are made of its numbers."""
+
+import math
+from collections.abc import Sequence
+
+from dp_lora.study.comparisons import NO_PRIVACY, Comparison, Condition
+from dp_lora.study.scores import SCORES, Score
+from dp_lora.study.statistics import Mean, difference
+
+
+def scores_of(some: Sequence[Condition]) -> list[Score]:
+    """The known scores that at least one condition has, in the report's order."""
+    return [score for score in SCORES if any(one.values(score.metric) for one in some)]
+
+
+def finding(comparison: Comparison, score: Score) -> str:
+    """One sentence: the largest difference that is seen, with its uncertainty. Empty where nothing is to be compared.
+
+    Of epsilon: from the smallest to the largest finite one. Of all else: against the condition that other groups share.
+    """
+    scored = [one for one in comparison.conditions if one.values(score.metric)]
+    if comparison.of_epsilon:
+        finite = [one for one in scored if one.eps is not None and not math.isinf(one.eps)]
+        if len(finite) > 1:
+            return _sentence(comparison, score, finite[0], finite[-1])
+        return _sentence(comparison, score, scored[0], scored[-1]) if len(scored) > 1 else ""
+    own = comparison.conditions[comparison.own]
+    others = [one for one in scored if one is not own]
+    if not own.values(score.metric) or not others:
+        return ""
+    found = [(one, difference(own.values(score.metric), one.values(score.metric))) for one in others]
+    sure = [(one, change) for one, change in found if _resolved(change)]
+    widest = max(sure or found, key=lambda pair: abs(pair[1].value))[0]
+    return _sentence(comparison, score, own, widest)
+
+
+def cost_of_privacy(comparison: Comparison, score: Score) -> str:
+    """One sentence: the largest finite epsilon beside no privacy. Empty where one of the two was not scored."""
+    scored = [one for one in comparison.conditions if one.values(score.metric) and one.eps is not None]
+    finite = [one for one in scored if not math.isinf(one.eps or 0.0)]
+    without = [one for one in scored if math.isinf(one.eps or 0.0)]
+    if not comparison.of_epsilon or not finite or not without:
+        return ""
+    return _sentence(comparison, score, finite[-1], without[0])
+
+
+def _resolved(change: Mean) -> bool:
+    return change.low is not None and change.high is not None and not change.low <= 0 <= change.high
+
+
+def _sentence(comparison: Comparison, score: Score, start: Condition, end: Condition) -> str:
+    before, after = start.values(score.metric), end.values(score.metric)
+    change = difference(before, after)
+    name = score.short.removesuffix(", %")
+    name = name[0].upper() + name[1:]
+    first, second = (score.shown(sum(values) / len(values)) for values in (before, after))
+    places = f"from {first} {_at(comparison, start)} to {second} {_at(comparison, end)}"
+    size = f"{score.shown(abs(change.value))} {score.unit}".strip()
+    if change.low is None or change.high is None:
+        verb = "does not change" if change.value == 0 else f"goes {'up' if change.value > 0 else 'down'} by {size}"
+        return f"{name} {verb}, {places}; one seed, so no interval"
+    interval = f"95% interval {score.shown(change.low)} to {score.shown(change.high)}"
+    if not _resolved(change):
+        return f"{name} shows no sure difference, {places} ({interval})"
+    return f"{name} {'rises' if change.value > 0 else 'falls'} by {size}, {places} ({interval})"
+
+
+def _at(comparison: Comparison, condition: Condition) -> str:
+    shown = comparison.shown(condition)
+    return "without privacy" if shown == NO_PRIVACY else f"at {shown}"

@@ -1,0 +1,50 @@
+"""Means over seeds with 95% intervals, and differences of two of them, by scipy."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean of `n` seeds; of one seed alone it has no interval: `low` and `high` are None."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def shown(self, write: Callable[[float], str]) -> tuple[str, str]:
+        """The mean and the interval as a table has them; of one seed alone the mean has a star."""
+        if self.low is None or self.high is None:
+            return f"{write(self.value)} *", ""
+        return write(self.value), f"{write(self.low)} to {write(self.high)}"
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """Of one or more values, one per seed; the interval is Student's t with n - 1 degrees of freedom."""
+    found = np.asarray(values, dtype=np.float64)
+    centre, n = float(found.mean()), len(found)
+    if n == 1:
+        return Mean(centre, None, None, 1)
+    half = float(stats.sem(found) * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    return Mean(centre, centre - half, centre + half, n)
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> Mean:
+    """Mean of `second` less that of `first`, with Welch's interval; `n` is the smaller number of seeds.
+
+    No interval where either has one seed alone.
+    """
+    a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
+    centre, n = float(b.mean() - a.mean()), min(len(a), len(b))
+    if n == 1:
+        return Mean(centre, None, None, 1)
+    if not a.std() and not b.std():
+        return Mean(centre, centre, centre, n)
+    found = stats.ttest_ind(b, a, equal_var=False).confidence_interval(CONFIDENCE)
+    return Mean(centre, float(found.low), float(found.high), n)

@@ -1,0 +1,309 @@
+"""The report of a study, of made-up outcomes: its numbers, its words, and that it is one page that loads nothing."""
+
+import csv
+import dataclasses
+import json
+import math
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection
+from scipy import stats
+
+from dp_lora.errors import InputError
+from dp_lora.files import read_json, write_json
+from dp_lora.privacy.accounting import spent
+from dp_lora.study.bounds import bounds_of
+from dp_lora.study.comparisons import comparisons
+from dp_lora.study.plots import Mark, Series, draw_scores
+from dp_lora.study.published_figures import read_systems
+from dp_lora.study.report import write_report
+from dp_lora.study.result import DONE, RUNNING, Member, Outcome, Study
+from dp_lora.study.rows import read_row
+from dp_lora.study.statistics import difference, mean
+from dp_lora.training.plan import make_plan
+from tests.support.studies import FEW_STEPS, REASON, audit_lines, configured, digits_study, done, member
+
+SEEDS = 2
+
+
+class Page(HTMLParser):
+    """What a page loads, where it leads, its tables as rows of words, and all its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loaded, self.links, self.rows, self.words, self.tags = [], [], [], [], []
+        self.style = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.style = tag == "style"
+        self.loaded += [given[name] for name in ("src", "srcset", "data", "poster") if name in given]
+        if tag in ("link", "base", "image", "use", "script") and "href" in given:
+            self.loaded.append(given["href"])
+        self.loaded += [value for name, value in attrs if name == "xlink:href"]
+        if tag == "a":
+            self.links.append(given["href"])
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self.style = self.style and tag != "style"
+        if tag in ("td", "th"):
+            self.rows[-1][-1] = " ".join(self.rows[-1][-1].split())
+
+    def handle_data(self, data):
+        if not self.style:
+            self.words.append(data)
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += f" {data}"
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return digits_study(tmp_path_factory.mktemp("study"), seeds=SEEDS)
+
+
+@pytest.fixture(scope="module")
+def folder(study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    write_report(study, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def accuracies(study, eps, **others):
+    wanted = {**FEW_STEPS, "privacy.eps": eps, **others}
+    found = [one for one in study.outcomes if one.state == DONE and dict(one.member.settings) == wanted]
+    return [read_json(one.folder / "evaluation" / "metrics.json")["accuracy"] for one in found]
+
+
+def lines_of(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_has_the_mean_and_student_s_interval_over_seeds_and_a_mark_where_there_is_one_seed(study, page, folder):
+    values = np.array(accuracies(study, "1"))
+    half = stats.t.ppf(0.975, SEEDS - 1) * values.std(ddof=1) / math.sqrt(SEEDS)
+    low, centre, high = 100 * (values.mean() - half), 100 * values.mean(), 100 * (values.mean() + half)
+    (row,) = (row for row in page.rows if row[0] == "eps 1")
+    assert row[1] == str(SEEDS)
+    assert row[3] == f"{centre:.1f} {low:.1f} to {high:.1f}"
+    (single,) = accuracies(study, "10", **{"privacy.k": "4"})
+    (row,) = (row for row in page.rows if row[0] == "k 4")
+    assert (row[1], row[3]) == ("1", f"{100 * single:.1f} *")
+    assert f"| {centre:.1f} ({low:.1f} to {high:.1f}) |" in (folder / "report.md").read_text(encoding="utf-8")
+    (line,) = (
+        line
+        for line in lines_of(folder / "summary.csv")
+        if line["condition"] == "eps=1" and line["metric"] == "accuracy"
+    )
+    found = [float(line[name]) for name in ("mean", "low", "high", "seeds")]
+    assert found == pytest.approx([values.mean(), values.mean() - half, values.mean() + half, SEEDS])
+
+
+def test_members_csv_has_every_metric_and_cost_of_every_member_and_is_its_owner_s_alone(study, folder):
+    lines = lines_of(folder / "members.csv")
+    assert [line["member"] for line in lines] == [one.member.name for one in study.outcomes]
+    first = read_json(study.outcomes[0].folder / "evaluation" / "metrics.json")
+    assert {name: float(lines[0][name]) for name in first} == pytest.approx(first)
+    assert float(lines[0]["seconds"]) == 150.5
+    assert (lines[0]["peak_memory_gib"], lines[0]["gpu_hours"]) == ("1.9", "0.0")
+    assert lines[-2]["reason"] == REASON
+    assert lines[-2]["accuracy"] == ""
+    for path in folder.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_page_loads_nothing_and_has_no_script(page):
+    assert page.loaded
+    assert {one[:1] if one.startswith("#") else one.partition(",")[0] for one in page.loaded} == {
+        "#",
+        "data:image/png;base64",
+    }
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+
+
+def test_figures_and_members_lead_to_their_runs(study, page):
+    run = study.outcomes[0].runs["fid"]
+    assert any(link.startswith(f"http://127.0.0.1:5000/#/experiments/7/runs/{run}?") for link in page.links)
+    assert any("/runs/" + "f" * 32 in link for link in page.links)
+
+
+def test_a_member_that_failed_and_one_that_waits_stand_there_with_their_lines(page):
+    rows = [row for row in page.rows if row[1:2] in (["failed"], ["waiting"]) and len(row) == 3]
+    assert rows == [["eps=10 k=8 seed=0", "failed", REASON], ["eps=10 k=12 seed=0", "waiting", "-"]]
+
+
+def test_html_in_titles_names_and_reasons_is_text(page, folder, tmp_path):
+    assert "Epsilon, k, rank & targets on <MNIST>" in page.text
+    assert "mnist" not in page.tags
+    hostile = Member("<script>alert(1)</script> $x_1$", "mnist5k", {"privacy.eps": "nonsense"}, 0, "<b>|group</b>")
+    one = Outcome(hostile, RUNNING, tmp_path, "<img src=http://example.org/x.png>")
+    write_report(Study("<i>", "<i>", (one,), None, None, tracking_uri="javascript:alert(1)"), tmp_path / "report")
+    found = Page((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
+    assert not {"script", "img", "b", "i"} & set(found.tags)
+    assert found.loaded == []
+    assert not [link for link in found.links if link.startswith("javascript")]
+    assert "<img src=http://example.org/x.png>" in found.text
+    markdown = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "<script>" not in markdown
+
+
+def test_it_says_what_publishing_all_members_costs(study, page, tmp_path):
+    assert "Publishing all members has no bound" in page.text
+    assert "A study on private data is spending" in page.text
+    one = dataclasses.replace(study, outcomes=study.outcomes[:1], epsilon_of_all=12.5, delta_of_all=3e-5)
+    write_report(one, tmp_path)
+    assert "costs epsilon 12.5 at delta 3e-05" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_titles_are_computed_and_name_their_uncertainty(study, page):
+    low, high = accuracies(study, "1"), accuracies(study, "10")
+    change = 100 * (np.mean(high) - np.mean(low))
+    interval = stats.ttest_ind(high, low, equal_var=False).confidence_interval(0.95)
+    assert f"95% interval {100 * interval.low:.1f} to {100 * interval.high:.1f}" in page.text
+    (single,) = accuracies(study, "10", **{"privacy.k": "4"})
+    down = 100 * (single - np.mean(high))
+    assert f"Accuracy goes {'up' if down > 0 else 'down'} by {abs(down):.1f} points, from" in page.text
+    sure = not interval.low <= 0 <= interval.high
+    assert (f"Accuracy rises by {change:.1f} points" in page.text) == sure
+
+
+def test_means_and_differences_are_scipy_s():
+    values = [0.867, 0.842, 0.883]
+    found = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (mean(values).low, mean(values).high) == pytest.approx((found.low, found.high))
+    assert (mean([0.5]).low, mean([0.5]).high, mean([0.5]).n) == (None, None, 1)
+    assert mean([0.5, 0.5]).low == 0.5
+    assert difference([0.5], values).low is None
+    assert difference([0.5, 0.5], [0.75, 0.75]) == dataclasses.replace(
+        difference([0.5], [0.75]), low=0.25, high=0.25, n=2
+    )
+
+
+def test_a_group_is_compared_with_the_one_condition_of_other_groups_that_differs_in_its_key_alone(study):
+    found = {one.title: one for one in comparisons([read_row(outcome) for outcome in study.outcomes])}
+    assert list(found) == ["epsilon", "k", "rank", "targets"]
+    assert [one.eps for one in found["epsilon"].conditions] == [1, 10, math.inf]
+    assert [found["k"].value(one) for one in found["k"].conditions] == [1, 4, 8, 12]
+    assert [found["rank"].value(one) for one in found["rank"].conditions] == [2, 4, 8]
+    assert found["rank"].own == 1
+    assert found["targets"].value(found["targets"].conditions[0]) == "default"
+    assert [len(one.rows) for one in found["rank"].conditions] == [1, SEEDS, 1]
+
+
+def test_grids_of_one_seed_stand_side_by_side(page):
+    assert sum(one.startswith("data:image/png") for one in page.loaded) == 3
+    assert "seed 0 everywhere" in page.text
+
+
+def test_a_plot_has_a_point_per_seed_the_references_as_lines_and_no_privacy_behind_a_break():
+    series = Series({1.0: [87, 84, 88], 10.0: [91, 90], math.inf: [90]})
+    lines = {"ceiling": 98.4, "floor": 10.0}
+    figure = draw_scores([series], lines, "eps", "%", of_epsilon=True, marks=[Mark("other", 10.0, 80.0)])
+    axes = figure.axes[0]
+    scattered = [drawn for drawn in axes.collections if isinstance(drawn, PathCollection)]
+    points = {tuple(point) for drawn in scattered for point in np.round(drawn.get_offsets(), 6).tolist()}
+    assert points == {(0, 87), (0, 84), (0, 88), (1, 91), (1, 90), (1.5, 90)}
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "10", "no privacy"]
+    assert [(line.get_ydata()[0], line.get_label()) for line in axes.lines if line.get_label().startswith("ceil")] == [
+        (98.4, "ceiling: 98.4")
+    ]
+    texts = [text.get_text() for text in axes.texts]
+    assert "floor: 10.0 (below the axis)" in texts
+    assert "other" in texts
+    assert [line.get_gid() for line in axes.lines].count("break") == 1
+    low, high = mean([87, 84, 88]).low, mean([91, 90]).high
+    assert axes.get_ylim()[0] < min(low, 80)
+    assert axes.get_ylim()[1] > min(high, 98.4)
+
+
+def test_epsilon_over_steps_is_that_of_the_release_and_its_text_is_computed(study, page):
+    with (study.outcomes[SEEDS].folder / "finetune" / "epsilon.csv").open(encoding="utf-8") as file:
+        points = [(float(line["step"]), float(line["epsilon"])) for line in csv.DictReader(file)]
+    half = next(step for step, epsilon in points if epsilon >= points[-1][1] / 2)
+    assert f"is spent by step {half:g} of {points[-1][0]:g}" in page.text
+
+
+def test_bounds_are_those_of_the_accountant_and_audits_find_the_plan_that_they_attacked(study, tmp_path):
+    rows = [read_row(outcome) for outcome in study.outcomes]
+    published = audit_lines(tmp_path / "a.jsonl", {"privacy.k": "4"}, {1.0: 0.1})
+    unknown = {**published[0], "settings": "0" * 64}
+    found = bounds_of(rows, [*study.audits, *published, unknown, {"torn": 1}])
+    shown = {(one.accounting, one.k, one.measured): one for one in found}
+    assert {("per_unit", 1, 0.05), ("per_unit", 4, 0.1), ("unknown", None, 0.1)} <= set(shown)
+    plan = make_plan(configured("mnist5k", {**FEW_STEPS, "privacy.k": "4"}))
+    apart = shown["published", 4, None]
+    assert apart.claimed == pytest.approx(spent(plan, plan.steps).epsilon, rel=1e-3)
+    assert apart.bounded == spent(dataclasses.replace(plan, accounting="published"), plan.steps).epsilon
+    assert apart.bounded > 2 * apart.claimed
+
+
+def test_a_study_of_captions_is_reported_without_a_word_of_classes(tmp_path):
+    outcomes = []
+    for eps, style in (("10", 0.49), ("inf", 0.54)):
+        metrics = {"samples": 8.0, "private_style": style, "private_style_base": 0.18, "private_style_real": 0.85}
+        metrics |= {"fid": 60 - 10 * style, "clip_score": 27.0 + style}
+        one = member("epsilon", {"privacy.eps": eps}, 0)
+        outcomes.append(done(tmp_path / eps, one, metrics, ["a red apple", "a $5 note"], device="one GPU", gpus=1))
+    write_report(Study("emoji", "Emoji", tuple(outcomes), None, None), tmp_path / "report")
+    found = Page((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
+    text = found.text
+    assert "Private style goes up by 5.0 points, from 49.0 at eps 10 to 54.0 without privacy; one seed" in text
+    assert "base before fine-tuning: 18.0 (below the axis)" in text
+    assert "FID" in text
+    assert "CLIP score" in text
+    assert "class agreement, %" not in "".join(map(str, found.rows))
+    assert "Not measured here: accuracy, %, class agreement, %." in text
+    assert [row[4] for row in found.rows if row[0] == "eps=10" and len(row) == 6] == [f"{150.5 / 3600:.2f}"]
+    assert not [link for link in found.links if link.startswith("http") and "github" not in link]
+
+
+def test_a_member_that_is_done_and_lacks_a_file_is_named_and_nothing_stops(study, tmp_path):
+    one = study.outcomes[0]
+    bare = tmp_path / "bare"
+    write_json(bare / "evaluation" / "metrics.json", {"accuracy": 0.5})
+    write_report(dataclasses.replace(study, outcomes=(dataclasses.replace(one, folder=bare),), audits=()), tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "left no finetune/release/privacy.json, no samples/grid.png" in text.replace("\\", "")
+
+
+def test_a_study_without_members_is_a_page_too(tmp_path):
+    write_report(Study("empty", "Empty", (), None, None), tmp_path)
+    assert "no members" in Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+
+
+def test_published_figures_need_a_source_and_stand_in_plots_of_their_own_pictures_alone(tmp_path):
+    assert all(system.source.startswith("https://") for system in read_systems())
+    figure = {"metric": "accuracy", "value": 0.9, "epsilon": 10, "delta": None, "configs": ["mnist5k"], "stated": "x"}
+    system = {"name": "other", "source": "https://example.org", "note": None, "figures": [figure]}
+    path = tmp_path / "figures.yaml"
+    path.write_text(json.dumps({"systems": [system]}), encoding="utf-8")
+    (found,) = read_systems(path)
+    assert [one.value for one in found.of(["mnist5k", "standin"])] == [0.9]
+    assert found.of(["emoji"]) == []
+    for wrong in ({**system, "source": "heard of"}, {**system, "figures": [{**figure, "value": "nan"}]}, {"name": "x"}):
+        path.write_text(json.dumps({"systems": [wrong]}), encoding="utf-8")
+        with pytest.raises(InputError, match=r"figures\.yaml: not in the form"):
+            read_systems(path)
+
+
+def test_two_writes_of_one_study_are_equal(study, folder, tmp_path):
+    write_report(study, tmp_path)
+    for name in ("report.html", "report.md", "members.csv", "summary.csv"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
