@@ -52,6 +52,7 @@ def test_a_config_that_is_no_experiment_s_name_is_refused(name):
         ("train.lr=word", "could not be converted"),
         ("train.betas=[0.9]", "two numbers"),
         ("train.betas=[0.9", "cannot be read"),
+        ("train.noise_debias=0", "null, or in [0.001, 1000]"),
         ("data.classes=[a,a]", "each once"),
         ("data.classes=[]", "at least one class"),
         ("privacy.eps=1e400", "inf is written inf"),

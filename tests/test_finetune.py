@@ -154,8 +154,9 @@ def test_fresh_runs_differ_and_reproducible_ones_are_equal_bit_for_bit(house):
     assert all(torch.equal(c[name], d[name]) for name in c)
 
 
-def test_a_reproducible_run_that_crashed_and_resumed_equals_an_unbroken_one_bit_for_bit(house, monkeypatch):
-    seeded = seed_file(house) + " train.checkpoint_every=2"
+@pytest.mark.parametrize("levers", ["", "train.noise_debias=0.5"])
+def test_a_reproducible_run_that_crashed_and_resumed_equals_an_unbroken_one_bit_for_bit(house, monkeypatch, levers):
+    seeded = seed_file(house) + f" train.checkpoint_every=2 {levers}"
     unbroken = weights(run(house, "unbroken", seeded))
     with pytest.raises(Crash):
         run(house, "broken", seeded, stop_before=3, monkeypatch=monkeypatch)

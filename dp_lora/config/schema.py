@@ -185,6 +185,10 @@ class Train:
     lr_noise_exponent: float = key(NOT_NEGATIVE)
     embedding_lr: float = key(POSITIVE)
     betas: list[float] = key(BETAS)
+    # below 0.001 float32 rounds what is left of the second moment
+    noise_debias: float | None = key(
+        (lambda v: v is None or 0.001 <= v <= 1000, "must be null, or in [0.001, 1000]"), None
+    )
     lr_schedule: str = key(one_of("constant", "cosine"))
     lr_final: float = key((lambda v: 0 <= v <= 1, "must be in [0, 1]"))
     weight_decay: float = key(NOT_NEGATIVE)
