@@ -165,6 +165,7 @@ class Privacy:
     k: int = key((lambda v: 1 <= v <= 1000, "must be a whole number in [1, 1000]"))
     # float32 holds sums and noise within these bounds
     max_grad_norm: float = key((lambda v: 1e-6 <= v <= 1e6, "must be in [1e-6, 1e6]"))
+    clipping: str = key(one_of("flat", "automatic"))
     batch_size: int = key(AT_LEAST_1)
     epochs: float = key(POSITIVE)
     unit: str = key(one_of("picture", "person"))
