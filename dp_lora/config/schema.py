@@ -194,6 +194,7 @@ class Train:
     lr_final: float = key((lambda v: 0 <= v <= 1, "must be in [0, 1]"))
     weight_decay: float = key(NOT_NEGATIVE)
     ema_decay: float = key(SHARE)
+    tail_average: float | None = key((lambda v: v is None or 0 < v <= 1, "must be null, or in (0, 1]"), None)
     embedding_start: str = key((bool, "must be mean, zero, or a class of the base per class, commas between"))
     embedding_noise: float = key(NOT_NEGATIVE)
     caption_dropout: float = key(SHARE)

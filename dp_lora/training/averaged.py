@@ -1,6 +1,7 @@
 """What a private fine-tuning moves: parameters, their optimizer, and the average of the weights that is released.
 
-All of it is post-processing: it sees the data through the noisy sums alone, and public numbers.
+Privacy: post-processing. All of it sees the data through the noisy sums alone; which steps are averaged, and how they
+are weighted, follows from public numbers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,11 +14,11 @@ from dp_lora.config.schema import Train
 from dp_lora.models.adapters import EMBEDDING
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.training.optimizer import NoiseDebiasedAdamW, noise_variance
-from dp_lora.training.steps import lr_factor, noise_scale
+from dp_lora.training.steps import lr_factor, noise_scale, tail_weight
 
 
 class Averaged:
-    """Parameters, their AdamW state and their moving average: everything that a checkpoint holds."""
+    """Parameters, their AdamW state and their average over steps: everything that a checkpoint holds."""
 
     def __init__(self, train: Train, parameters: Mapping[str, Tensor], plan: PrivacyPlan) -> None:
         self.train, self.parameters, self.steps = train, parameters, plan.steps
@@ -27,14 +28,16 @@ class Averaged:
         self.optimizer = _optimizer(train, parameters, plan)
 
     def step(self, gradient: Mapping[str, Tensor], step: int) -> None:
-        """The optimizer's step of this number, from 0, on the averaged noisy sum; then the moving average."""
+        """The optimizer's step of this number, from 0, on the averaged noisy sum; then the average of the weights."""
         factor = lr_factor(self.train.lr_schedule, step, self.steps, final=self.train.lr_final)
         for group, (name, parameter) in zip(self.optimizer.param_groups, self.parameters.items(), strict=True):
             parameter.grad = gradient[name]
             group["lr"] = self.rates[name] * factor
         self.optimizer.step()
+        share = self.train.tail_average
+        weight = 1 - self.train.ema_decay if share is None else tail_weight(step, self.steps, share)
         for name, parameter in self.parameters.items():
-            self.average[name].lerp_(parameter.detach(), 1 - self.train.ema_decay)
+            self.average[name].lerp_(parameter.detach(), weight)
 
     def tensors(self) -> dict[str, Tensor]:
         state = {}
@@ -58,7 +61,7 @@ class Averaged:
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """Inside, the parameters hold their moving average: the weights that are released."""
+        """Inside, the parameters hold their average: the weights that are released."""
         own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
