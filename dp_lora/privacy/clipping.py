@@ -10,6 +10,8 @@ automatic clipping:
 (3) Squares are off by at most 2^-1075 where they are too small for float64, so that the true norm may be larger than
     the computed one by sqrt(m) * 2^-537: against STABILITY that is nothing (below 2^-500 C for m <= 2^60).
 (4) A norm that is inf or NaN counts as a gradient of zero.
+(5) What the kernels round in a small gradient is scaled by at most C / STABILITY, as by at most 1 in flat clipping: the
+    assumption of step.py (5 b) is of the same kind, with STABILITY in the place of C.
 So one unit moves the sum by at most C either way: the sensitivity, the noise and epsilon are the same. What differs is
 that a small gradient counts as much as a large one, so that C is no setting any more: sum and noise are scaled by it
 alike, and Adam does not see it.
