@@ -15,7 +15,7 @@ from dp_lora.privacy import step as private_step
 from dp_lora.privacy import sums
 from dp_lora.privacy.accounting import calibrate, pld_epsilon
 from dp_lora.privacy.audit_canaries import PERSON, PERSON_ROWS
-from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.privacy.plan import AUTOMATIC, FLAT, PrivacyPlan
 from dp_lora.privacy.published import published_plan
 
 # the public numbers of mnist5k, the default experiment
@@ -88,6 +88,15 @@ def clipped_by_micro_batch(_plan: PrivacyPlan) -> Mapping[str, Any]:
     return {"micro_batches": mutant}
 
 
+def draws_clipped_apart(_plan: PrivacyPlan) -> Mapping[str, Any]:
+    """Each draw is a unit to the clip: the released code's fault, whatever the clip is."""
+
+    def mutant(units: Any, k: int, rows: int, device: Any) -> Iterator[Any]:
+        yield from micro_batches([[picture] for unit in units for picture in unit for _ in range(k)], 1, rows, device)
+
+    return {"micro_batches": mutant}
+
+
 def divided_by_the_true_batch(_plan: PrivacyPlan) -> Mapping[str, Any]:
     units: list[int] = []
 
@@ -111,8 +120,8 @@ def as_published(eps: float, k: int, public: Mapping[str, Any] = PUBLIC) -> Case
 def cases(eps: float, public: Mapping[str, Any] = PUBLIC) -> list[Case]:
     """The right step, and each fault, at a target of `eps`."""
 
-    def ours(k: int = 1, unit: str = "picture") -> PrivacyPlan:
-        return calibrate(eps=eps, k=k, unit=unit, **public)
+    def ours(k: int = 1, unit: str = "picture", clipping: str = FLAT) -> PrivacyPlan:
+        return calibrate(eps=eps, k=k, unit=unit, clipping=clipping, **public)
 
     person = ours(unit="person")
     cut = PERSON / PERSON_ROWS
@@ -120,11 +129,15 @@ def cases(eps: float, public: Mapping[str, Any] = PUBLIC) -> list[Case]:
         Case("right, k=1", ours()),
         Case("right, k=4", ours(k=4)),
         Case("right, person", person),
+        Case("right, automatic clipping", ours(clipping=AUTOMATIC)),
         Case("no noise", ours(), no_noise, noise=0.0, convicted_by="bound"),
         as_published(eps, 4, public),
         as_published(eps, 12, public),
         Case("noise reused once per epoch", ours(), noise_once_per_epoch, noise=0.0, convicted_by="bound"),
         Case("person clipped by micro-batch", person, clipped_by_micro_batch, jump=cut, convicted_by="jump"),
+        Case(
+            "automatic clipping of each draw", ours(4, clipping=AUTOMATIC), draws_clipped_apart, 4, convicted_by="jump"
+        ),
         Case("3 q drawn, q accounted", ours(), thrice_the_rate, rate=3.0, convicted_by="jump"),
         Case("noise sigma/2", ours(), half_the_noise, noise=0.5, convicted_by="noise"),
         Case("divided by the true batch", ours(), divided_by_the_true_batch, convicted_by="worlds"),

@@ -98,6 +98,7 @@ def privacy_statement(
         "sample_rate": plan.sample_rate,
         "steps": counted_steps,
         "max_grad_norm": plan.max_grad_norm,
+        "clipping": plan.clipping,
         "k": plan.k,
         "expected_batch": plan.expected_batch,
         "n_public": config.data.n_public,
@@ -172,7 +173,8 @@ def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str],
     if statement["private"]:
         lines += [
             f"- noise_multiplier {statement['noise_multiplier']:.6g}, sample_rate {statement['sample_rate']:.6g}, "
-            f"{statement['steps']} steps, max_grad_norm {statement['max_grad_norm']:g}, k {statement['k']}",
+            f"{statement['steps']} steps, max_grad_norm {statement['max_grad_norm']:g} ({statement['clipping']} "
+            f"clipping), k {statement['k']}",
             _accountants_line(statement["accountants"]),
             f"- Randomness: {statement['randomness']}.",
             *_scope_lines(statement["parts"]),

@@ -44,6 +44,18 @@ def test_a_release_holds_adapter_statement_and_card_and_nothing_else(house):
     assert f"({statement['epsilon']:.6g}, 0.001)" in (release / "README.md").read_text()
 
 
+def test_a_release_of_automatic_clipping_says_so_and_states_the_epsilon_of_flat_clipping(house):
+    release = run(house, "run", "privacy.clipping=automatic")
+    statement, plan = read_json(release / "privacy.json"), read_json(house / "run" / "plan.json")["plan"]
+    assert (statement["clipping"], plan["clipping"]) == ("automatic", "automatic")
+    assert "(automatic clipping)" in (release / "README.md").read_text()
+    assert '"clipping": "automatic"' in (house / "run" / "ledger.jsonl").read_text()
+    flat = spent(replace(PrivacyPlan.from_json(plan), clipping="flat"), 5)
+    assert statement["epsilon"] == pytest.approx(flat.epsilon)
+    with pytest.raises(InputError, match="clipping"):
+        run(house, "run", "privacy.clipping=flat")
+
+
 def test_a_release_and_its_card_name_the_audits_of_its_code_or_say_that_there_was_none(house):
     card, statement = "README.md", "privacy.json"
     release = run(house, "run")
@@ -154,8 +166,9 @@ def test_fresh_runs_differ_and_reproducible_ones_are_equal_bit_for_bit(house):
     assert all(torch.equal(c[name], d[name]) for name in c)
 
 
-def test_a_reproducible_run_that_crashed_and_resumed_equals_an_unbroken_one_bit_for_bit(house, monkeypatch):
-    seeded = seed_file(house) + " train.checkpoint_every=2"
+@pytest.mark.parametrize("levers", ["", "train.noise_debias=0.5 train.tail_average=0.6 privacy.clipping=automatic"])
+def test_a_reproducible_run_that_crashed_and_resumed_equals_an_unbroken_one_bit_for_bit(house, monkeypatch, levers):
+    seeded = seed_file(house) + f" train.checkpoint_every=2 {levers}"
     unbroken = weights(run(house, "unbroken", seeded))
     with pytest.raises(Crash):
         run(house, "broken", seeded, stop_before=3, monkeypatch=monkeypatch)

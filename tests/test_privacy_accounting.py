@@ -279,10 +279,19 @@ def test_a_plan_with_finite_epsilon_and_no_noise_cannot_be_made():
 
 
 def test_a_plan_survives_its_file_and_a_changed_file_is_refused():
-    for plan in (plan_of(), no_privacy()):
+    for plan in (plan_of(), plan_of(clipping="automatic"), no_privacy()):
         assert PrivacyPlan.from_json(plan.as_json()) == plan
     broken = plan_of().as_json()
-    for change in ({"noise_multiplier": "1"}, {"extra": 1}, {"steps": 1.5}, {"noise_multiplier": 0.0}):
+    of_before = {name: value for name, value in broken.items() if name not in ("accounting", "clipping")}
+    assert PrivacyPlan.from_json(of_before) == plan_of()
+    for change in (
+        {"clipping": "none"},
+        {"clipping": "automatic", "accounting": "published"},
+        {"noise_multiplier": "1"},
+        {"extra": 1},
+        {"steps": 1.5},
+        {"noise_multiplier": 0.0},
+    ):
         with pytest.raises(InputError):
             PrivacyPlan.from_json({**broken, **change})
 

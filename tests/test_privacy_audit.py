@@ -277,6 +277,8 @@ def test_records_are_appended_and_found_by_code_and_settings_alone(tmp_path):
     record_audit(path, finding().as_json(), plan, "code", "2025-01-01")
     record_audit(path, finding(bound=Bound(9.0)).as_json(), other, "code", "2025-01-02")
     record_audit(path, finding().as_json(), plan, "other code", "2025-01-03")
+    automatic = dataclasses.replace(plan, clipping="automatic")
+    record_audit(path, finding().as_json(), automatic, "code", "2025-01-03")
     at_another_epsilon = dataclasses.replace(plan, target_epsilon=1.0, noise_multiplier=4.0)
     record_audit(path, finding(bound=Bound(9.0)).as_json(), at_another_epsilon, "code", "2025-01-04")
     with path.open("a") as file:
@@ -284,6 +286,7 @@ def test_records_are_appended_and_found_by_code_and_settings_alone(tmp_path):
     found = audits_of(path, plan, "code")
     # one that refuted the claim stays, whatever came before or after
     assert [(one["date"], one["refuted"]) for one in found] == [("2025-01-01", False), ("2025-01-04", True)]
+    assert [one["date"] for one in audits_of(path, automatic, "code")] == ["2025-01-03"]
     assert path.stat().st_mode & 0o077 == 0
     path.write_bytes(b"\xff")
     with pytest.raises(InputError, match="cannot be read"):

@@ -9,8 +9,10 @@ from benchmarks.steps import StockModel
 from dp_lora.diffusion import diffuse, loss_per_row, target
 from dp_lora.models.adapters import EMBEDDING
 from dp_lora.models.targets import lora_targets
-from dp_lora.privacy.clipping import clip_factors, clipped_sum
+from dp_lora.privacy import clipping
+from dp_lora.privacy.clipping import STABILITY, clip_factors, clipped_sum
 from dp_lora.privacy.gradients import micro_batches, part_gradients
+from dp_lora.privacy.plan import AUTOMATIC, FLAT
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.privacy.sums import sum_over_units, unit_gradients
 from dp_lora.training.private_loss import diffusion_loss
@@ -130,9 +132,16 @@ def adversarial(kind: str) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["huge", "zero", "nan", "inf"])
 @pytest.mark.parametrize(
-    ("k", "first"), [(1, True), (4, False), (4, True), pytest.param(16, True, marks=pytest.mark.slow)]
+    ("k", "first", "clip"),
+    [
+        (1, True, FLAT),
+        (4, False, FLAT),
+        (4, True, FLAT),
+        pytest.param(16, True, FLAT, marks=pytest.mark.slow),
+        (4, True, AUTOMATIC),
+    ],
 )
-def test_one_person_moves_the_sum_by_at_most_max_grad_norm_with_k_draws(tmp_path, kind, k, first):
+def test_one_person_moves_the_sum_by_at_most_max_grad_norm_with_k_draws(tmp_path, kind, k, first, clip):
     config, model = tiny_config(), tiny_model(tmp_path)
     parameters = tiny_adapter(model).parameters("AB")
     latents, labels = tiny_latents()
@@ -142,7 +151,7 @@ def test_one_person_moves_the_sum_by_at_most_max_grad_norm_with_k_draws(tmp_path
 
     def total(units):
         loss = diffusion_loss(config, model, latents, labels, CPU)(ItemStreams(2))
-        return sum_over_units(loss, parameters, micro_batches(units, k, 5, CPU), bound)[0]
+        return sum_over_units(loss, parameters, micro_batches(units, k, 5, CPU), bound, clip)[0]
 
     without = total([[0], [1, 2], [3]])
     with_person = total([[6], [0], [1, 2], [3]] if first else [[0], [1, 2], [3], [6]])
@@ -202,6 +211,68 @@ def test_clipping_handles_zero_and_non_finite_norms():
     norms = torch.tensor([0.0, 0.5, 2.0, float("inf"), float("nan")], dtype=torch.float64)
     assert clip_factors(norms, 1.0).tolist() == [1.0, 1.0, 0.5, 0.0, 0.0]
     assert clip_factors(norms, float("inf")).tolist() == [1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+# norms of gradients at every scale: 0, the smallest of float32 and of float64's squares, MNIST's own, the largest
+SCALES = (0.0, 1e-45, 1e-38, 1e-19, 1e-8, 1e-3, STABILITY, 0.05, 1.0, 1e4, 1e19, 1e30, 1e38)
+
+
+def adversarial_gradients(dtype):
+    """Two tensors (many, ...), gradients of random directions and of one coordinate alone, at every scale."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(40, 12, generator=generator, dtype=torch.float64)
+    directions = torch.cat([directions, torch.eye(12, dtype=torch.float64), torch.ones(1, 12, dtype=torch.float64)])
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    gradients = torch.cat([scale * directions for scale in SCALES]).to(dtype)
+    return {"a": gradients[:, :8].reshape(-1, 2, 4), "b": gradients[:, 8:]}
+
+
+def within(bound, gradients, clip):
+    """Whether each of `gradients` alone is scaled to norm `bound` at most, up to float64's last bits."""
+    norms = []
+    for unit in range(len(gradients["b"])):
+        one = {name: gradient[unit : unit + 1].clone() for name, gradient in gradients.items()}
+        norms.append(total_norm(clipped_sum(one, bound, clip)[0]))
+    return all(norm <= bound * (1 + 1e-12) for norm in norms)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bound", [1e-6, 0.05, 1e6])
+@pytest.mark.parametrize("clip", [FLAT, AUTOMATIC])
+def test_whatever_a_gradient_is_it_is_scaled_to_norm_max_grad_norm_at_most(clip, bound, dtype):
+    assert within(bound, adversarial_gradients(dtype), clip)
+
+
+def each_tensor_apart(gradients):
+    return torch.stack([g.flatten(1).double().norm(dim=1) for g in gradients.values()]).max(0).values
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant"),
+    [
+        ("unit_norms", each_tensor_apart),
+        ("unit_norms", lambda gradients: torch.cat([g.flatten(1) for g in gradients.values()], 1).norm(dim=1).double()),
+        ("STABILITY", -STABILITY / 2),
+        ("STABILITY", 0.0),
+    ],
+    ids=["the largest tensor's norm", "a norm in the gradients' own type", "taken off the norm", "nothing is added"],
+)
+def test_mutants_of_automatic_clipping_break_the_bound(monkeypatch, name, mutant):
+    monkeypatch.setattr(clipping, name, mutant)
+    assert not within(0.05, adversarial_gradients(torch.bfloat16), AUTOMATIC)
+
+
+def test_automatic_clipping_is_what_its_authors_say_and_counts_a_small_gradient_as_much_as_a_large_one():
+    gradients = {"a": torch.tensor([[3.0], [0.0], [300.0]]), "b": torch.tensor([[4.0], [0.0], [400.0]])}
+    for unit, (norm, expected) in enumerate([(5.0, 0.2 * 5 / 5.01), (0.0, 0.0), (500.0, 0.2 * 500 / 500.01)]):
+        total, norms = clipped_sum({n: g[unit : unit + 1].clone() for n, g in gradients.items()}, 0.2, AUTOMATIC)
+        assert float(norms) == pytest.approx(norm)
+        assert total_norm(total) == pytest.approx(expected, rel=1e-12)
+    assert clip_factors(torch.tensor([0.0, 1.0, float("inf"), float("nan")]), 1.0, AUTOMATIC).tolist() == [
+        pytest.approx(100.0), pytest.approx(1 / 1.01), 0.0, 0.0,
+    ]  # fmt: skip
+    without = clip_factors(torch.tensor([0.0, 9.0, float("nan")]), float("inf"), AUTOMATIC)
+    assert without.tolist() == [1.0, 1.0, 0.0]
 
 
 def test_one_broken_person_leaves_the_sum_of_all_others_as_it_was():

@@ -333,7 +333,7 @@ def test_a_line_of_fresh_randomness_holds_public_numbers_and_a_random_id_and_not
     entry = json.loads((tmp_path / "l").read_text())["entry"]
     assert len(entry.pop("process")) == 32
     plan = plan_of()
-    numbers = {name: getattr(plan, name) for name in ("sample_rate", "noise_multiplier", "max_grad_norm")}
+    numbers = {name: getattr(plan, name) for name in ("sample_rate", "noise_multiplier", "max_grad_norm", "clipping")}
     assert entry == {"step": 0, "randomness": "fresh", "chain": "", **numbers}
 
 

@@ -1,6 +1,7 @@
 """Checks 3 to 7: the law of the noise, that it comes once per step and reaches the sum, Poisson, empty draws."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
+from dp_lora.errors import InputError
+from dp_lora.privacy.clipping import STABILITY
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.noise import add_noise
+from dp_lora.privacy.plan import AUTOMATIC, FLAT
 from dp_lora.privacy.randomness import ItemStreams, Randomness
 from dp_lora.privacy.sampling import poisson_draw
 from dp_lora.privacy.step import noisy_sum
@@ -179,6 +183,19 @@ def test_a_step_that_cannot_be_written_down_draws_no_noise(tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         one_step(tmp_path, plan_of(), torch.ones(2, 3), [[0], [1]])
     assert not drawn
+
+
+def test_automatic_clipping_is_the_plan_s_and_leaves_the_noise_as_it_is(tmp_path):
+    directions = torch.randn(12, 500, generator=torch.Generator().manual_seed(1))
+    plan = plan_of(sample_rate=1.0, max_grad_norm=0.5, noise_multiplier=2.0, clipping=AUTOMATIC)
+    noisy, facts = one_step(tmp_path, plan, directions, [[i] for i in range(12)], physical=5)
+    norms = directions.double().norm(dim=1, keepdim=True)
+    silent = (directions * (0.5 / (norms + STABILITY))).sum(0)
+    assert stats.kstest((noisy["w"] - silent).numpy(), "norm", args=(0, 1.0)).pvalue > 1e-3
+    assert facts.clipped_share == 1.0
+    # another plan: neither goes on in the other's ledger
+    with pytest.raises(InputError, match="belongs to another plan"):
+        Ledger(tmp_path / "ledger.jsonl").counted_steps(replace(plan, clipping=FLAT))
 
 
 def test_neighbours_differ_by_one_clipped_gradient_and_share_the_rest(tmp_path):

@@ -3,7 +3,15 @@ import pytest
 import torch
 
 from dp_lora.training.seeds import seeded
-from dp_lora.training.steps import EpochOrder, Steps, lr_factor, noise_scale, step_generator, total_steps
+from dp_lora.training.steps import (
+    EpochOrder,
+    Steps,
+    lr_factor,
+    noise_scale,
+    step_generator,
+    tail_weight,
+    total_steps,
+)
 
 
 def test_steps_cover_the_epochs_rounded_up():
@@ -78,3 +86,14 @@ def test_a_seeded_start_leaves_the_global_generator_as_it_was():
 def test_the_learning_rate_falls_with_the_noise_multiplier_and_never_rises():
     assert noise_scale(0.0, 0.67) == noise_scale(1.0, 0.67) == noise_scale(8.0, 0.0) == 1.0
     assert noise_scale(8.0, 1 / 3) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("total", "share", "kept"), [(10, 0.4, 4), (10, 1.0, 10), (7, 0.01, 1), (150, 0.25, 38)])
+def test_the_tail_s_mean_is_that_of_the_last_share_of_the_steps(total, share, kept):
+    values = np.random.default_rng(0).standard_normal(total)
+    mean = 123.0  # the start, which is no step's
+    for step in range(total):
+        mean += tail_weight(step, total, share) * (values[step] - mean)
+        if step < total - kept:
+            assert mean == pytest.approx(values[step])  # a run that its budget stops early has its newest weights
+    assert mean == pytest.approx(values[-kept:].mean())

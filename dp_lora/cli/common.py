@@ -78,7 +78,8 @@ class Call:
         eps = statement.get("target_epsilon", privacy.eps if "accounting" in statement else math.inf)
         # delta too is the run's own target, not the sum with earlier releases
         delta = statement.get("target_delta", statement.get("delta", privacy.delta))
-        stated = {name: statement[name] for name in ("k", "max_grad_norm", "accounting") if name in statement}
+        names = ("k", "max_grad_norm", "clipping", "accounting")
+        stated = {name: statement[name] for name in names if name in statement}
         config = replace(
             self.config,
             privacy=replace(privacy, eps=eps, delta=delta, **stated),

@@ -95,6 +95,8 @@ def _check_reproducible(config: DictConfig, fail: Callable[[str, str], None]) ->
 def _check_lora_and_accounting(config: DictConfig, fail: Callable[[str, str], None]) -> None:
     if config.privacy.accounting == "published" and config.privacy.unit != "picture":
         fail("privacy.accounting", "the released code knows no persons; set privacy.unit=picture, or per_unit")
+    if config.privacy.accounting == "published" and config.privacy.clipping != "flat":
+        fail("privacy.clipping", "the released code clips flat; set privacy.clipping=flat, or accounting=per_unit")
     if config.privacy.accounting == "published" and config.privacy.eps == math.inf:
         fail("privacy.accounting", "compares two epsilons, and eps=inf has none; set a finite eps, or per_unit")
     if config.privacy.parent is not None and (

@@ -165,6 +165,7 @@ class Privacy:
     k: int = key((lambda v: 1 <= v <= 1000, "must be a whole number in [1, 1000]"))
     # float32 holds sums and noise within these bounds
     max_grad_norm: float = key((lambda v: 1e-6 <= v <= 1e6, "must be in [1e-6, 1e6]"))
+    clipping: str = key(one_of("flat", "automatic"))
     batch_size: int = key(AT_LEAST_1)
     epochs: float = key(POSITIVE)
     unit: str = key(one_of("picture", "person"))
@@ -185,10 +186,15 @@ class Train:
     lr_noise_exponent: float = key(NOT_NEGATIVE)
     embedding_lr: float = key(POSITIVE)
     betas: list[float] = key(BETAS)
+    # below 0.001 float32 rounds what is left of the second moment
+    noise_debias: float | None = key(
+        (lambda v: v is None or 0.001 <= v <= 1000, "must be null, or in [0.001, 1000]"), None
+    )
     lr_schedule: str = key(one_of("constant", "cosine"))
     lr_final: float = key((lambda v: 0 <= v <= 1, "must be in [0, 1]"))
     weight_decay: float = key(NOT_NEGATIVE)
     ema_decay: float = key(SHARE)
+    tail_average: float | None = key((lambda v: v is None or 0 < v <= 1, "must be null, or in (0, 1]"), None)
     embedding_start: str = key((bool, "must be mean, zero, or a class of the base per class, commas between"))
     embedding_noise: float = key(NOT_NEGATIVE)
     caption_dropout: float = key(SHARE)

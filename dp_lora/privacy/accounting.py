@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from dp_lora.errors import InputError
 from dp_lora.privacy.loss_distribution import epsilon_bound_of_all
 from dp_lora.privacy.opacus_accountants import accountants
-from dp_lora.privacy.plan import ROUNDING, PrivacyPlan
+from dp_lora.privacy.plan import FLAT, ROUNDING, PrivacyPlan
 
 LOWEST_DELTA = 1e-10
 LOWEST_EPSILON = 1e-3  # as a target: below it the rounding of 10^6 steps nears what the grid is too high by
@@ -284,12 +284,14 @@ def calibrate(
     max_grad_norm: float,
     k: int,
     unit: str,
+    clipping: str = FLAT,
 ) -> PrivacyPlan:
     """Make the plan of a private fine-tuning from public numbers alone.
 
     eps: target, at least 1e-3; inf turns clipping and noise off. delta: in [1e-10, 1 / n_public). n_public: nominal
-    number of units. batch_size: expected units per step, at most n_public. Raises InputError outside these ranges, and
-    where the accountants contradict each other (`cross_checked`).
+    number of units. batch_size: expected units per step, at most n_public. clipping: flat or automatic; epsilon is the
+    same (clipping.py). Raises InputError outside these ranges, and where the accountants contradict each other
+    (`cross_checked`).
 
     Guarantee: taking at most `plan.steps` steps of `step.noisy_sum` with this plan, and publishing all their results,
     is (eps, delta)-DP under add-or-remove-one unit.
@@ -309,6 +311,7 @@ def calibrate(
         target_epsilon=eps,
         k=k,
         unit=unit,
+        clipping=clipping,
     )
     if private:
         cross_checked(plan, steps)

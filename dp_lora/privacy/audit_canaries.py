@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dp_lora.privacy import step as private_step
+from dp_lora.privacy.clipping import STABILITY
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.randomness import Randomness
 from dp_lora.privacy.sums import LossFactory
 from dp_lora.team import Team
 
-HUGE = 1e3  # a canary's raw gradient over the clip, at least
+HUGE = 1e3  # a canary's raw gradient over the clip, at least, and over what automatic clipping adds to its norm
 ELSEWHERE = 8  # coordinates in which everybody else's gradients lie
 OTHERS = 97  # directions of everybody else
 OTHER_UNITS = 20  # of everybody else
@@ -95,7 +96,7 @@ def observe(
     rows = PERSON_ROWS * plan.k if person else max(plan.k, min(round(drawn / 2), ELEMENTS // (m + ELSEWHERE)))
     units = canary_units(coins, PERSON if person else 1, others)
     parameters = {"w": torch.zeros(m + ELSEWHERE, device=device)}
-    loss = canary_loss(m, plan.max_grad_norm)
+    loss = canary_loss(m, max(plan.max_grad_norm, STABILITY))
     seen = np.empty((plan.steps, m))
     with _ledger() as ledger:
         for step in range(plan.steps):

@@ -11,12 +11,12 @@ from typing import Any
 from dp_lora.errors import InputError
 from dp_lora.files import append_line, digest_value
 from dp_lora.privacy.heads import Head, Heads
-from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.privacy.plan import FLAT, PrivacyPlan
 
 REPLAY = "replay"
 FRESH = "fresh"
 ONE_BRANCH = "restore the newest copy, or begin another fine-tuning (another experiment.seed), which spends anew"
-MECHANISM = ("sample_rate", "noise_multiplier", "max_grad_norm")  # what a line says of its plan
+MECHANISM = ("sample_rate", "noise_multiplier", "max_grad_norm", "clipping")  # what a line says of its plan
 
 
 @dataclass
@@ -48,7 +48,8 @@ class _Lines:
                 raise InputError(f"{where}: the checksum does not hold; the ledger was changed")
             if entry.get("chain", entry.get("before")) != (self.chain if "chain" in entry else self.before):
                 raise InputError(f"{where}: does not follow the lines before it; some were removed, moved or changed")
-            mechanism = tuple(entry[name] for name in MECHANISM)
+            known = {"clipping": FLAT, **entry}  # lines of before `clipping` do not say it
+            mechanism = tuple(known[name] for name in MECHANISM)
             if self.mechanism not in (None, mechanism):
                 raise InputError(f"{where} belongs to another plan; start in another folder")
             self.check_replay(entry["step"], entry.get("sum"), path)
@@ -186,7 +187,8 @@ class Ledger:
 
 
 def _mechanism(plan: PrivacyPlan) -> tuple[Any, ...]:
-    return (plan.sample_rate, plan.noise_multiplier, plan.max_grad_norm if plan.private else "inf")
+    clip = plan.max_grad_norm if plan.private else "inf"
+    return (plan.sample_rate, plan.noise_multiplier, clip, plan.clipping)
 
 
 def _chain(before: str, line: bytes) -> str:

@@ -10,6 +10,8 @@ from dp_lora.errors import PRIVATE_PICTURE, InputError
 RELATION = "add-or-remove-one"
 PER_UNIT = "per_unit"
 PUBLISHED = "published"
+FLAT = "flat"
+AUTOMATIC = "automatic"
 ROUNDING = 1e-3  # share of max_grad_norm that the sum of all others may round by when one unit joins (step.py, 5)
 LARGEST_BATCH = 2**18  # expected units of a step: the proof of ROUNDING counts their additions
 
@@ -32,6 +34,7 @@ class PrivacyPlan:
     unit: str  # unit of privacy: picture, or person
     relation: str = RELATION
     accounting: str = PER_UNIT  # PUBLISHED: each draw is clipped apart, sigma is set as if it were not
+    clipping: str = FLAT  # how a gradient is scaled to norm max_grad_norm at most: clipping.py
 
     def __post_init__(self) -> None:
         if not 0 < self.sample_rate <= 1:
@@ -53,6 +56,11 @@ class PrivacyPlan:
             raise InputError(
                 f"privacy.accounting={PUBLISHED}: needs privacy.unit=picture and a finite eps; set both, or "
                 f"privacy.accounting={PER_UNIT}"
+            )
+        if self.clipping not in (FLAT, AUTOMATIC) or (self.clipping == AUTOMATIC and self.accounting == PUBLISHED):
+            raise InputError(
+                f"privacy.clipping={self.clipping}: must be {FLAT}, or {AUTOMATIC} with privacy.accounting={PER_UNIT}: "
+                "the released code clips flat"
             )
         if self.private and not (
             0 < self.noise_multiplier < math.inf and 0 < self.max_grad_norm < math.inf and self.target_epsilon > 0
@@ -98,10 +106,10 @@ class PrivacyPlan:
     def from_json(cls, value: dict[str, Any]) -> "PrivacyPlan":
         """Inverse of `as_json`; raises InputError for missing, unknown or mistyped fields.
 
-        Plans from before `accounting` was a field are per unit.
+        Plans from before `accounting` and `clipping` were fields are per unit and flat.
         """
         types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
-        value = {"accounting": PER_UNIT, **value}
+        value = {"accounting": PER_UNIT, "clipping": FLAT, **value}
         if set(value) != set(types):
             raise InputError(f"plan.json: fields {sorted(set(value) ^ set(types))} are missing or unknown")
         fields: dict[str, Any] = {}

@@ -3,6 +3,10 @@
 The proof of step.py bounds everything but the last bits of the network's kernels: (5 b). Where a kernel rounds a row
 otherwise in another place of a micro-batch, each of the others changes by a little, in a direction that it does not
 share with the others, so that the change of their sum grows as the square root of their number.
+
+Every dummy is scaled to one norm here, as flat clipping scales those above C. Each of its changes then counts for more
+than it does in a sum: flat clipping does not scale a unit below C up, and automatic clipping divides by more than its
+norm. (But for what changes along the gradient itself: one direction of as many as there are trained numbers.)
 """
 
 import math

@@ -11,7 +11,8 @@ Proof. Let D and D' differ in one unit x.
     independent and alike, so D and D' can share the draws of all others.) So the parts of all others are the same, up
     to the rounding of (5).
 (3) x adds at most one vector, with norm at most C = plan.max_grad_norm over all tensors together: all of its pictures,
-    and all k noise draws of each, are folded into one gradient before the one clip.
+    and all k noise draws of each, are folded into one gradient before the one clip. That is flat or automatic
+    (plan.clipping); why both keep to C stands in clipping.py.
 (4) Noise plan.noise_multiplier * C * N(0, 1) is added to the sum once.
 (5) Rounding moves the sum by at most ROUNDING * C more, so by at most plan.sensitivity * C in all:
     (a) A unit's parts are added up in their own order, clipped and summed in float64. A sum of n <= 2^20 clipped
@@ -47,6 +48,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dp_lora.privacy.clipping import clip_factors
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.noise import add_noise, require_wide
 from dp_lora.privacy.plan import PrivacyPlan
@@ -63,7 +65,7 @@ class PrivateFacts:
     units: int
     loss: float  # mean over what was clipped, units as a rule; NaN for an empty draw
     mean_norm: float  # of the gradients before the clip
-    clipped_share: float
+    clipped_share: float  # scaled by less than 1
     physical_batch_size: int  # rows at a time with which the sum was computed, after backing off
 
 
@@ -99,7 +101,9 @@ def noisy_sum(
         units=len(positions),
         loss=float(losses.mean()) if len(losses) else float("nan"),
         mean_norm=float(norms.mean()) if len(norms) else float("nan"),
-        clipped_share=float((norms > plan.max_grad_norm).double().mean()) if len(norms) else float("nan"),
+        clipped_share=float((clip_factors(norms, plan.max_grad_norm, plan.clipping) < 1).double().mean())
+        if len(norms)
+        else float("nan"),
         physical_batch_size=size,
     )
     ledger.append(step, plan, replay_of=randomness.digest(total))

@@ -13,7 +13,7 @@ from torch import Tensor
 from dp_lora.errors import InputError
 from dp_lora.privacy.clipping import clipped_sum
 from dp_lora.privacy.gradients import LossFunction, Rows, micro_batches, part_gradients, rows_at_once
-from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.privacy.plan import FLAT, PrivacyPlan
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.team import Team
 
@@ -66,7 +66,11 @@ def unit_gradients(
 
 
 def sum_over_units(
-    loss: LossFunction, parameters: Mapping[str, Tensor], batches: Iterable[Rows], max_grad_norm: float
+    loss: LossFunction,
+    parameters: Mapping[str, Tensor],
+    batches: Iterable[Rows],
+    max_grad_norm: float,
+    clipping: str = FLAT,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Sum, float64, of the units' clipped gradients, their norms (U,) and losses (U,); zeros and empty for no units.
 
@@ -90,7 +94,9 @@ def sum_over_units(
             open_unit = {name: gradient[-1].double() for name, gradient in gradients.items()}
             open_loss = {LOSS: unit_losses[-1].double()}
         if complete:
-            partial, partial_norms = clipped_sum({n: g[:complete] for n, g in gradients.items()}, max_grad_norm)
+            whole = {name: gradient[:complete] for name, gradient in gradients.items()}
+            partial, partial_norms = clipped_sum(whole, max_grad_norm, clipping)
+            del whole
             for name in total:
                 # sum, not mean: the batch size is private under Poisson sampling; popped, or it would lie beside the
                 # next micro-batch's gradients
@@ -110,6 +116,7 @@ def sum_within_memory(
     max_grad_norm: float,
     physical_batch_size: int,
     back_off: bool,
+    clipping: str = FLAT,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
     """`sum_over_units` of the drawn `units`, and the rows at a time that it took; `draws` are theirs for this step.
 
@@ -127,7 +134,7 @@ def sum_within_memory(
             # a failed attempt has moved its streams on
             loss = loss_factory(draws.from_the_start())
             batches = micro_batches(units, k, size, device)
-            return *sum_over_units(loss, parameters, batches, max_grad_norm), size
+            return *sum_over_units(loss, parameters, batches, max_grad_norm, clipping), size
         except torch.OutOfMemoryError:
             if not back_off:
                 raise InputError(
@@ -166,7 +173,7 @@ def sum_over_ranks(
 
     def computed(rows: int) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
         return sum_within_memory(
-            loss_factory, drawn.draws, parameters, share, k, plan.max_grad_norm, rows, drawn.back_off
+            loss_factory, drawn.draws, parameters, share, k, plan.max_grad_norm, rows, drawn.back_off, plan.clipping
         )
 
     part, norms, losses, rows = computed(drawn.physical_batch_size)

@@ -16,6 +16,7 @@ from torch import Tensor
 from dp_lora.config.schema import Config
 from dp_lora.data.conditions import AnyCaptions
 from dp_lora.privacy.audit_canaries import HUGE, PERSON
+from dp_lora.privacy.clipping import STABILITY
 from dp_lora.privacy.gradients import LossFunction, Rows
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.privacy.sums import LossFactory
@@ -58,6 +59,7 @@ class Canaries:
 
     def loss_factory(self, others: LossFactory) -> LossFactory:
         """Loss of rows, of which the canaries' pull at their own coordinate; the network's of all others."""
+        strength = HUGE * max(self.max_grad_norm, STABILITY)
 
         def factory(draws: ItemStreams) -> LossFunction:
             network = others(draws)
@@ -66,7 +68,7 @@ class Canaries:
                 found = network(copies, rows)
                 canary = (rows.picture - self.pictures).clamp(0, len(self.coins) - 1)
                 pulled = copies[TENSOR][rows.slot].gather(1, canary[:, None])[:, 0]
-                return torch.where(rows.picture >= self.pictures, HUGE * self.max_grad_norm * pulled, found)
+                return torch.where(rows.picture >= self.pictures, strength * pulled, found)
 
             return loss
 

@@ -4,8 +4,7 @@ Everything here is post-processing of `privacy.step.noisy_sum`, apart from what 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from dp_lora.data.persons import check_persons
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.models.adapters import (
-    EMBEDDING,
     Adapter,
     add_lora,
     drawn_of,
@@ -41,13 +39,14 @@ from dp_lora.privacy.sums import assist as assist_steps
 from dp_lora.progress import progress
 from dp_lora.release import write_result
 from dp_lora.team import Team
+from dp_lora.training.averaged import Averaged
 from dp_lora.training.canaries import Canaries
 from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
 from dp_lora.training.physical_batch import dummy_loss, physical_batch_size
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder, binding_digest
 from dp_lora.training.start import dead_weights, require_rows_apart
-from dp_lora.training.steps import curve_steps, lr_factor, noise_scale
+from dp_lora.training.steps import curve_steps
 
 
 @dataclass(frozen=True)
@@ -122,67 +121,6 @@ def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
     return Adapter(model.denoiser, lora, embedding, model.family, dead)
 
 
-class Averaged:
-    """Parameters, their AdamW state and their moving average: everything that a checkpoint holds."""
-
-    def __init__(self, config: Config, parameters: Mapping[str, Tensor], noise_multiplier: float) -> None:
-        self.parameters = parameters
-        self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        self.decay = config.train.ema_decay
-        scale = noise_scale(noise_multiplier, config.train.lr_noise_exponent)
-        self.rates = {
-            name: scale * (config.train.embedding_lr if name == EMBEDDING else config.train.lr) for name in parameters
-        }
-        self.optimizer = torch.optim.AdamW(
-            [{"params": [parameter], "lr": self.rates[name]} for name, parameter in parameters.items()],
-            betas=(config.train.betas[0], config.train.betas[1]),
-            weight_decay=config.train.weight_decay,
-        )
-
-    def step(self, gradient: Mapping[str, Tensor], lr_factor: float) -> None:
-        """One optimizer step on the averaged noisy sum; then the moving average."""
-        for group, (name, parameter) in zip(self.optimizer.param_groups, self.parameters.items(), strict=True):
-            parameter.grad = gradient[name]
-            group["lr"] = self.rates[name] * lr_factor
-        self.optimizer.step()
-        for name, parameter in self.parameters.items():
-            self.average[name].lerp_(parameter.detach(), 1 - self.decay)
-
-    def tensors(self) -> dict[str, Tensor]:
-        state = {}
-        for name, parameter in self.parameters.items():
-            state[f"parameter/{name}"] = parameter
-            state[f"average/{name}"] = self.average[name]
-            for key, value in self.optimizer.state[parameter].items():
-                state[f"adam.{key}/{name}"] = value
-        return state
-
-    @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(state[f"parameter/{name}"])
-            self.average[name].copy_(state[f"average/{name}"])
-            self.optimizer.state[parameter] = {
-                key.removeprefix("adam.").removesuffix(f"/{name}"): value.to("cpu" if "step" in key else value.device)
-                for key, value in state.items()
-                if key.startswith("adam.") and key.endswith(f"/{name}")
-            }
-
-    @contextmanager
-    def released(self) -> Iterator[None]:
-        """Inside, the parameters hold their moving average: the weights that are released."""
-        own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(self.average[name])
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(own[name])
-
-
 def finetune(
     config: Config,
     model: Model,
@@ -216,7 +154,7 @@ def finetune(
         team.once(None)
         return run.result
     adapter = make_adapter(config, model, device)
-    state = Averaged(config, data.trained(adapter, config, device), run.plan.noise_multiplier)
+    state = Averaged(config.train, data.trained(adapter, config, device), run.plan)
     _train(config, model, adapter, state, data, run, device, events, grid, team, epsilon_before)
     if data.canaries is not None:
         return run.folder
@@ -289,8 +227,7 @@ def _train(
         counted = run.ledger.counted_steps(plan)
         if data.canaries is not None:
             data.canaries.saw(total)
-        gradient = mean_gradient(total, plan)
-        state.step(gradient, lr_factor(config.train.lr_schedule, step, plan.steps, final=config.train.lr_final))
+        state.step(mean_gradient(total, plan), step)
         step += 1
         if step % config.train.checkpoint_every == 0 or step == plan.steps:
             save_checkpoint(run.checkpoints, step, counted, state.tensors())

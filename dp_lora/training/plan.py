@@ -8,14 +8,18 @@ from dp_lora.privacy.published import published_plan
 
 def make_plan(config: Config) -> PrivacyPlan:
     """The plan of `config`, from public numbers alone."""
-    make = published_plan if config.privacy.accounting == PUBLISHED else calibrate
+    privacy = config.privacy
+    # the released code knows flat clipping alone, as config.rules says
+    own = {"clipping": privacy.clipping} if privacy.accounting != PUBLISHED else {}
+    make = published_plan if privacy.accounting == PUBLISHED else calibrate
     return make(
-        eps=config.privacy.eps,
-        delta=config.privacy.delta,
+        eps=privacy.eps,
+        delta=privacy.delta,
         n_public=config.data.n_public,
-        batch_size=config.privacy.batch_size,
-        epochs=config.privacy.epochs,
-        max_grad_norm=config.privacy.max_grad_norm,
-        k=config.privacy.k,
-        unit=config.privacy.unit,
+        batch_size=privacy.batch_size,
+        epochs=privacy.epochs,
+        max_grad_norm=privacy.max_grad_norm,
+        k=privacy.k,
+        unit=privacy.unit,
+        **own,
     )

@@ -64,6 +64,15 @@ def noise_scale(noise_multiplier: float, exponent: float) -> float:
     return max(1.0, noise_multiplier) ** -exponent
 
 
+def tail_weight(step: int, total: int, share: float) -> float:
+    """Weight of what a step in [0, total) gives in a running mean over the last `share` of the steps, one at least.
+
+    Before them it is 1: the mean so far is the newest. A function of the step alone, so that a resumed run goes on.
+    """
+    first = total - max(1, round(share * total))
+    return 1 / max(1, step - first + 1)
+
+
 def curve_steps(total: int) -> list[int]:
     """Steps at which a curve of epsilon has a point: ten or fewer of 1 ... total, the last among them."""
     return sorted({max(1, round(total * part / 10)) for part in range(1, 11)})

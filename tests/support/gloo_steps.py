@@ -87,7 +87,7 @@ def unlike_memory(team: Team, folder: Path) -> list[list[int]]:
     most = 2 if team.rank == team.size - 1 else 10
     real = module.sum_over_units
 
-    def limited(loss, parameters, batches, max_grad_norm):
+    def limited(loss, parameters, batches, *clip):
         seen.clear()
 
         def watched(copies, rows):
@@ -96,7 +96,7 @@ def unlike_memory(team: Team, folder: Path) -> list[list[int]]:
                 raise torch.OutOfMemoryError("CUDA out of memory, pretended")
             return loss(copies, rows)
 
-        return real(watched, parameters, batches, max_grad_norm)
+        return real(watched, parameters, batches, *clip)
 
     module.sum_over_units = limited
     plan = plan_of(max_grad_norm=CLIP, sample_rate=1.0)
