@@ -34,12 +34,15 @@ def sources(*starts: Path) -> list[Path]:
     But for LEFT_OUT, and what is imported through these alone. Files are read, not imported.
     """
     found: dict[Path, bool] = {}
-    todo = list(starts)
+    left_out = {PACKAGE.parent / name for name in LEFT_OUT}
+    todo, named = list(starts), set[str]()
     while todo:
         path = todo.pop()
-        if path not in found and not _left_out(path):
+        if path not in found and left_out.isdisjoint((path, *path.parents)):
             found[path], names = _parsed(path.read_text(encoding="utf-8"))
-            todo += [file for name in names for file in _files(name)]
+            # each module is looked for once: most files import the same few
+            todo += [file for name in names if name not in named for file in _files(name)]
+            named.update(names)
     return sorted(path for path, code in found.items() if code)
 
 
@@ -56,10 +59,6 @@ def has_code(tree: ast.Module) -> bool:
 def shown(path: Path) -> str:
     """A source file as it is named everywhere: from the project's root, with slashes."""
     return path.relative_to(PACKAGE.parent).as_posix()
-
-
-def _left_out(path: Path) -> bool:
-    return any(path.is_relative_to(PACKAGE.parent / name) for name in LEFT_OUT)
 
 
 @lru_cache(maxsize=1024)  # one process asks for the code of several results, and parsing it all takes a second
