@@ -1,5 +1,6 @@
 """Members side by side: what fails stops nothing, what is killed leaves no orphan, and no score reaches a log."""
 
+import io
 import os
 import signal
 import subprocess
@@ -163,7 +164,7 @@ def test_scores_are_drawn_on_a_terminal_and_stand_in_no_line(members):
     assert [line.split(": ", 1)[0] for line in lines[:2]] == ["[1/3] eps=10 seed=0", "[1/3] eps=10 seed=0"]
     assert lines[3].endswith(": finetune: no room")
     assert not any("0.875" in line or "accuracy" in line for line in lines)
-    console = Console(width=160, record=True, file=open(os.devnull, "w", encoding="utf-8"))
+    console = Console(width=160, record=True, file=io.StringIO())
     console.print(shown._draw())
     first, failed, running = console.export_text().splitlines()[1:]
     assert "accuracy 0.875" in first
