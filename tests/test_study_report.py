@@ -34,7 +34,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.loaded, self.links, self.rows, self.words, self.tags = [], [], [], [], []
-        self.style = False
+        self.style = self.cell = False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -50,17 +50,19 @@ class Page(HTMLParser):
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
+            self.cell = True
             self.rows[-1].append("")
 
     def handle_endtag(self, tag):
         self.style = self.style and tag != "style"
         if tag in ("td", "th"):
+            self.cell = False
             self.rows[-1][-1] = " ".join(self.rows[-1][-1].split())
 
     def handle_data(self, data):
         if not self.style:
             self.words.append(data)
-        if self.rows and self.rows[-1]:
+        if self.cell:
             self.rows[-1][-1] += f" {data}"
 
     @property
@@ -303,7 +305,9 @@ def test_published_figures_need_a_source_and_stand_in_plots_of_their_own_picture
             read_systems(path)
 
 
-def test_two_writes_of_one_study_are_equal(study, folder, tmp_path):
-    write_report(study, tmp_path)
+def test_two_writes_of_one_study_are_equal(study, tmp_path):
+    some = dataclasses.replace(study, outcomes=study.outcomes[:: 2 * SEEDS], audits=())
+    for name in ("first", "second"):
+        write_report(some, tmp_path / name)
     for name in ("report.html", "report.md", "members.csv", "summary.csv"):
-        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name

@@ -21,7 +21,7 @@ LOADED = "() => performance.getEntriesByType('resource').map(e => e.name).filter
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    write_report(digits_study(folder / "study"), folder / "report")
+    write_report(digits_study(folder / "study", seeds=2), folder / "report")
     return (folder / "report" / "report.html").as_uri()
 
 
