@@ -1,16 +1,17 @@
 """How an exception ends a run: its state, and what the record says of the error."""
 
 from dp_lora.errors import InputError
+from dp_lora.tracking.process import Paused
 from dp_lora.tracking.store import ERROR_LENGTH, first_line
 
 
 def end_status(error: BaseException) -> str:
-    """The end state of a run that an exception stopped."""
+    """The state in which an exception leaves a run: FINISHED, FAILED, KILLED, or SCHEDULED where it goes on later."""
     cause: BaseException | None = error
     while cause is not None:
         # some libraries turn Ctrl-C into SystemExit
         if isinstance(cause, KeyboardInterrupt):
-            return "KILLED"
+            return "SCHEDULED" if isinstance(cause, Paused) else "KILLED"
         cause = cause.__cause__ or cause.__context__
     return "FINISHED" if isinstance(error, SystemExit) and not error.code else "FAILED"
 
