@@ -24,7 +24,8 @@ from mlflow.projects.utils import (
 )
 
 from dp_lora.errors import InputError
-from dp_lora.project_run import ended_by, make_run, tag_run, use_project_store
+from dp_lora.project_run import make_run, tag_run, use_project_store
+from dp_lora.tracking.ending import ended_by
 from dp_lora.tracking.outside import end_from_outside
 from dp_lora.tracking.process import close_orphans, stop_signals_deferred, stop_signals_raise, stop_signals_wait
 from dp_lora.tracking.session import run_in_session

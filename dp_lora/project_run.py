@@ -1,7 +1,6 @@
-"""What the project backends share: where a run is made, its tags, and what the exit of its command means."""
+"""What the project backends share: where a run is made, and its tags."""
 
 import os
-import signal
 from collections.abc import Mapping
 
 import mlflow
@@ -20,7 +19,6 @@ from dp_lora.tracking.store import (
 )
 
 DEFAULT_EXPERIMENT = "0"  # what MLflow's command line means where nobody named an experiment
-STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL}
 
 
 def use_project_store(experiment_id: str) -> str:
@@ -63,14 +61,3 @@ def tag_run(client: MlflowClient, run_id: str, backend: str) -> None:
     parent = joined_run_id()
     for key, value in (tags if parent is None else tags | {"mlflow.parentRunId": parent}).items():
         client.set_tag(run_id, key, value)
-
-
-def ended_by(code: int) -> tuple[str, str]:
-    """The state of a run and the reason, by the exit status of its command."""
-    if code == 0:
-        return "FINISHED", ""
-    # a shell reports a signal as 128 + its number, Python as minus its number
-    number = -code if code < 0 else code - 128
-    if number in set(signal.Signals):
-        return "KILLED" if number in STOPPING else "FAILED", f"ended by {signal.Signals(number).name}"
-    return "FAILED", f"exit status {code}"

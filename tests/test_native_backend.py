@@ -12,6 +12,7 @@ import pytest
 
 from dp_lora import project_run
 from dp_lora.tracking import session, store
+from dp_lora.tracking.ending import ended_by
 from tests.support.tracking_store import all_runs, made_run, use_store
 
 # the image does not exist: whoever touches Docker here fails
@@ -193,7 +194,7 @@ def test_without_a_tracking_uri_the_store_is_the_projects_and_an_experiment_keep
     ],
 )
 def test_the_exit_status_decides_the_state(code, status):
-    assert project_run.ended_by(code)[0] == status
+    assert ended_by(code)[0] == status
 
 
 def test_an_interrupted_wait_ends_every_process_of_the_group(client, tmp_path, monkeypatch):

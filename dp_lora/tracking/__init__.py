@@ -1,6 +1,6 @@
 """Record runs in MLflow, one per entry point, and find them again.
 
-Beside this room only `native_backend`, which MLflow calls, and `served_model`, which it executes, import MLflow.
+Beside this room only the project backends, which MLflow calls, and `served_model`, which it executes, import MLflow.
 
 MLflow takes seconds to import, and is imported only when a run opens or is looked up.
 """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dp_lora.errors import InputError
 from dp_lora.slurm.commands import cluster_name, has_slurm
 from dp_lora.slurm.states import GONE, Job, read_job
+from dp_lora.tracking.ending import ended_by
 from dp_lora.tracking.outbox import waiting_runs
 from dp_lora.tracking.outside import end_from_outside
 from dp_lora.tracking.process import JOB
@@ -73,7 +74,7 @@ def record_job(client: "MlflowClient", run_id: str, job: Job) -> bool:
     client.set_tag(run_id, STATE, job.state)
     client.set_tag(run_id, RESTARTS, str(job.restarts))
     if job.is_over:
-        status, reason = job.ended_as
+        status, reason = job.ended_as if job.state != "FAILED" or job.signal else ended_by(job.exit_code)
         return end_from_outside(client, run_id, status, reason)
     if job.state == "PENDING" and client.get_run(run_id).info.status != "SCHEDULED":
         # Slurm took its node away, and begins it again

@@ -62,6 +62,9 @@ def run(
             yield tracked
         except BaseException as error:
             status = end_status(error)
+            if status == "SCHEDULED" and (child or joined_run_id() is None):
+                # the next process opens a run of its own
+                status = "KILLED"
             try:
                 _close(tracked, monitor, status, error if status in ("FAILED", "KILLED") else None)
             except Exception as second:

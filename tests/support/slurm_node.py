@@ -83,7 +83,7 @@ class Node:
         (self.folder / "slurm.conf").write_text(CONF.format(**values, **ports), encoding="utf-8")
         own = [f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
         self._run("munged", "--foreground", "--force", f"--socket={self.folder}/munge.sock", *own)
-        self._until(lambda: (self.folder / "munge.sock").exists(), "munged")
+        self._until((self.folder / "munge.sock").exists, "munged")
         self.start_controller()
         self._run("slurmd", "-D", "-f", str(self.folder / "slurm.conf"), "-N", host)
         self._until(lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%T"), "slurmd")

@@ -37,7 +37,9 @@ class Site:
         own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
         return {**clean_environment(), **self.node.environment, **own, **values}
 
-    def command(self, entry: str, overrides: str, config: Mapping[str, Any], parameters: Mapping[str, str]) -> list[str]:
+    def command(
+        self, entry: str, overrides: str, config: Mapping[str, Any], parameters: Mapping[str, str]
+    ) -> list[str]:
         path = self.project.parent / "slurm.json"
         path.write_text(json.dumps({"partition": "debug", "cpus": 1, **config}), encoding="utf-8")
         given = {"config": EXPERIMENT, **parameters, "overrides": f"{SETTINGS} {overrides}".strip()}
@@ -56,8 +58,10 @@ class Site:
 
     def start(self, entry: str, overrides: str = "", **config: Any) -> subprocess.Popen[str]:
         """The same in the background, in a group of its own."""
+        # as at a terminal: who runs the tests in the background ignores these signals
+        heard = ["env", "--default-signal=INT", "--default-signal=HUP"]
         return subprocess.Popen(
-            self.command(entry, overrides, config, {}),
+            [*heard, *self.command(entry, overrides, config, {})],
             cwd=self.project, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
@@ -70,9 +74,20 @@ class Site:
         )
 
     def last(self) -> Any:
-        """The newest run."""
+        """The newest run; None before the first."""
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
-        return self.client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1)[0]
+        found = self.client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1)
+        return found[0] if found else None
+
+    def newest(self) -> str:
+        """The newest run's id; empty before the first."""
+        run = self.last()
+        return run.info.run_id if run else ""
+
+    def sent(self, before: str) -> str:
+        """The id of a run newer than `before`, as soon as its job is sent."""
+        self.until(lambda: self.newest() != before and "slurm.state" in self.last().data.tags, "the job is sent")
+        return self.newest()
 
     def get(self, run_id: str) -> Any:
         return self.client.get_run(run_id)
