@@ -18,4 +18,6 @@ def node(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def site(node, tmp_path_factory):
-    return Site(tmp_path_factory.mktemp("site"), node)
+    site = Site(tmp_path_factory.mktemp("site"), node)
+    yield site
+    site.close()

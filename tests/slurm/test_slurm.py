@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from tests.support.slurm_site import Site
+from tests.support.slurm_site import PATIENCE, Site
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 LATER = ["--begin=now+3600"]  # a job that waits, and costs nothing
 LONG = "privacy.epochs=20000"  # as many steps as no test waits for
 TAIL = 3000
@@ -68,7 +68,7 @@ def test_a_job_that_is_signalled_before_its_limit_begins_again_and_ends_in_the_s
     job = job_of(site, run_id)
     # what Slurm itself sends by --signal=B:USR1
     site.node.ask("scancel", "--signal=USR1", "--batch", job)
-    told, _ = process.communicate(timeout=600)
+    told, _ = process.communicate(timeout=PATIENCE)
     log = site.log(run_id)
     assert process.returncode == 0, told[-TAIL:] + log[-TAIL:]
     run = site.get(run_id)
@@ -103,7 +103,7 @@ def test_a_time_limit_begins_the_job_again_and_ctrl_c_cancels_it(site):
     site.until(lambda: site.steps(run_id) > steps, "the job goes on")
     assert site.get(run_id).info.status == "RUNNING"
     os.killpg(process.pid, signal.SIGINT)
-    told, _ = process.communicate(timeout=300)
+    told, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, told
     run = site.get(run_id)
     assert (run.info.status, run.data.tags["slurm.state"]) == ("KILLED", "CANCELLED"), told
@@ -124,12 +124,12 @@ def test_a_login_node_that_goes_away_loses_nothing_for_the_next_command_reads_th
     process = site.start("count_params", extra=LATER)
     closed = site.sent(before)
     os.killpg(process.pid, signal.SIGHUP)
-    assert "goes on" in process.communicate(timeout=120)[0]
+    assert "goes on" in process.communicate(timeout=PATIENCE)[0]
     # on_interrupt=leave
     process = site.start("count_params", extra=LATER, on_interrupt="leave")
     left = site.sent(closed)
     os.killpg(process.pid, signal.SIGINT)
-    assert f"scancel {job_of(site, left)}" in process.communicate(timeout=120)[0]
+    assert f"scancel {job_of(site, left)}" in process.communicate(timeout=PATIENCE)[0]
     # wait=false
     done = site.run("count_params", extra=LATER, wait=False)
     assert done.returncode == 0, done.stderr[-TAIL:]

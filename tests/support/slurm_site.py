@@ -19,7 +19,7 @@ SETTINGS = (
     "data.classes=[x,y] data.n_public=40 privacy.batch_size=8 train.checkpoint_every=100 train.grid_every=0 "
     "sampling.n=8"
 )
-PATIENCE = 240.0  # seconds: a job imports torch on cores that others use too
+PATIENCE = 900.0  # seconds, at most: a job imports torch on cores that others may use too
 
 
 class Site:
@@ -27,6 +27,7 @@ class Site:
 
     def __init__(self, folder: Path, node: Node):
         self.node = node
+        self._started: list[subprocess.Popen[str]] = []
         self.project = tiny_project(folder / "project")
         make_base(self.project / "outputs/letters/ldm", tiny_config())
         tiny_dataset(self.project / f"outputs/{EXPERIMENT}/data")
@@ -53,24 +54,44 @@ class Site:
         """`mlflow run . -b slurm` to its end."""
         command = self.command(entry, overrides, config, parameters or {})
         return subprocess.run(
-            command, cwd=self.project, env=self.environment(), capture_output=True, text=True, check=False, timeout=600
+            command,
+            cwd=self.project,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=2 * PATIENCE,
         )
 
     def start(self, entry: str, overrides: str = "", **config: Any) -> subprocess.Popen[str]:
         """The same in the background, in a group of its own."""
         # as at a terminal: who runs the tests in the background ignores these signals
         heard = ["env", "--default-signal=INT", "--default-signal=HUP"]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*heard, *self.command(entry, overrides, config, {})],
             cwd=self.project, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what a failed test has left."""
+        for process in self._started:
+            process.kill()
+            process.wait()
 
     def ours(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Another command of ours, `python -m dp_lora WORDS`."""
         command = [sys.executable, "-m", "dp_lora", *words]
         return subprocess.run(
-            command, cwd=self.project, env=self.environment(), capture_output=True, text=True, check=False, timeout=300
+            command,
+            cwd=self.project,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
         )
 
     def last(self) -> Any:
