@@ -32,7 +32,7 @@ from dp_lora.config import STAGES, load
 from dp_lora.errors import InputError
 from dp_lora.files import private_folder, whole_file
 from dp_lora.project_run import make_run, tag_run, use_project_store
-from dp_lora.slurm.commands import ControllerAway, cancel, cluster_name, submit
+from dp_lora.slurm.commands import cancel, cluster_name, submit
 from dp_lora.slurm.script import Ranks, job_script
 from dp_lora.slurm.settings import Settings, read_settings
 from dp_lora.slurm.states import Job, read_job
@@ -170,7 +170,7 @@ def follow(client: MlflowClient, run_id: str, job: str, limit: float | None = No
                 known = now
             if now.is_over:
                 return now
-        except (ControllerAway, MlflowException) as error:
+        except (InputError, MlflowException) as error:
             problem = first_line(error)
         if problem and problem != told:
             logger.warning("job %s: %s; the job goes on, and so does this wait", job, problem)
@@ -194,12 +194,19 @@ def _send(client: MlflowClient, run_id: str, cluster: str, script: str, work_dir
     client.update_run(run_id, status="SCHEDULED")
     client.set_tag(run_id, CLUSTER, cluster)
     output = str(folder / "job.log").replace("%", "%%")
-    with stop_signals_deferred():
-        job = submit(
-            folder / "job.sh", f"--chdir={work_dir}", f"--output={output}", f"--comment={run_id}", "--export=ALL"
-        )
-        client.set_tag(run_id, JOB, job)
-        client.set_tag(run_id, STATE, "PENDING")
+    job = None
+    try:
+        with stop_signals_deferred():
+            job = submit(
+                folder / "job.sh", f"--chdir={work_dir}", f"--output={output}", f"--comment={run_id}", "--export=ALL"
+            )
+            client.set_tag(run_id, JOB, job)
+            client.set_tag(run_id, STATE, "PENDING")
+    except BaseException:
+        if job is not None:
+            # nobody would know of it
+            cancel(job)
+        raise
     return job
 
 

@@ -54,9 +54,6 @@ def test_the_next_process_goes_on_in_the_same_run_and_forgets_nothing_private(tm
     assert "error" in client.get_run(first.run_id).data.tags
     with tracking.run("finetune", load("mnist5k")) as second:
         second.metric("private/gradient_norm", 1.0, 2)
-        second.privacy(
-            {"private": True, "statement": "(10, 1e-05)-differentially private", "epsilon": 10, "delta": 1e-5}
-        )
     (ended,) = all_runs(client)
     assert (ended.info.run_id, ended.info.status) == (first.run_id, "FINISHED")
     assert "error" not in ended.data.tags
