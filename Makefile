@@ -8,7 +8,7 @@ GPU_PYTHON ?= $(VPYTHON)
 GPU_SITE := build/gpu-site
 EMOJI_SITE := build/emoji-site
 
-.PHONY: help setup quickstart study emoji-packages emoji bench audit bench-prepare reproduce ui doctor image test test-slow test-container test-ui gpu-wheels test-gpu pictures release-check lint format lock clean
+.PHONY: help setup quickstart study emoji-packages emoji bench audit bench-prepare reproduce ui doctor image test test-slow test-container test-ui test-slurm gpu-wheels test-gpu pictures release-check lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -93,6 +93,10 @@ test-container: setup ## everything in containers: image, server, runs, kills
 test-ui: setup ## the UI in a real headless browser, over runs trained for it; needs Chromium
 	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
 	@$(VPYTHON) -m pytest -m ui tests/test_ui_browser.py tests/test_study_report_browser.py
+
+test-slurm: setup ## jobs of Slurm on a cluster of one node that it starts and ends, at most 10 minutes; Debian, root
+	@tests/slurm/prepare.sh
+	@$(VPYTHON) -m pytest -m slurm tests/slurm
 
 gpu-wheels: setup ## gather in build/gpu-site what a GPU machine's own Python 3.12 lacks; needs the network
 	@$(VPYTHON) tests/gpu/gather.py $(GPU_SITE) 3.12

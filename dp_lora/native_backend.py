@@ -7,13 +7,11 @@ the whole of it and leave the run KILLED.
 
 import logging
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import ExecutionException
 from mlflow.projects.backend.abstract_backend import AbstractBackend
@@ -21,36 +19,17 @@ from mlflow.projects.submitted_run import SubmittedRun
 from mlflow.projects.utils import (
     PROJECT_STORAGE_DIR,
     fetch_and_validate_project,
-    get_or_create_run,
     get_run_env_vars,
     load_project,
 )
 
 from dp_lora.errors import InputError
-from dp_lora.tracking import records
-from dp_lora.tracking.process import (
-    close_orphans,
-    process_tags,
-    stop_signals_deferred,
-    stop_signals_raise,
-    stop_signals_wait,
-)
-from dp_lora.tracking.sender import Sender
+from dp_lora.project_run import make_run, tag_run, use_project_store
+from dp_lora.tracking.ending import ended_by
+from dp_lora.tracking.outside import end_from_outside
+from dp_lora.tracking.process import close_orphans, stop_signals_deferred, stop_signals_raise, stop_signals_wait
 from dp_lora.tracking.session import run_in_session
-from dp_lora.tracking.store import (
-    ERROR_LENGTH,
-    EXPERIMENT,
-    connect,
-    first_line,
-    joined_run_id,
-    named_experiment,
-    one_line_errors,
-    sqlite_path,
-    tracking_uri,
-)
-
-DEFAULT_EXPERIMENT = "0"  # what MLflow's command line means where nobody named an experiment
-STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL}
+from dp_lora.tracking.store import first_line
 
 # MLflow's own logger: its lines reach the terminal
 logger = logging.getLogger("mlflow.projects")
@@ -101,12 +80,8 @@ class NativeBackend(AbstractBackend):
             run_id = ""
             try:
                 with stop_signals_deferred():
-                    created = get_or_create_run(
-                        None, project_uri, experiment_id, work_dir, version, entry_point, params or {}
-                    )
-                    run_id = created.info.run_id
-                for key, value in _tags().items():
-                    client.set_tag(run_id, key, value)
+                    run_id = make_run(project_uri, experiment_id, work_dir, version, entry_point, params)
+                tag_run(client, run_id, "native")
                 with tempfile.TemporaryDirectory(dir=backend_config.get(PROJECT_STORAGE_DIR)) as downloads:
                     command = project.get_entry_point(entry_point).compute_command(params, downloads)
                     logger.info("=== Running command '%s' in run with ID '%s' ===", command, run_id)
@@ -133,34 +108,6 @@ class NativeBackend(AbstractBackend):
         return EndedRun(run_id)
 
 
-def use_project_store(experiment_id: str) -> str:
-    """Make the project's store the one that MLflow uses from here on; returns the experiment's id in that store.
-
-    Where nobody named an experiment it is `dp-lora`, as for a direct call.
-    """
-    uri = tracking_uri()
-    before = mlflow.get_tracking_uri()
-    moved = sqlite_path(before) != sqlite_path(uri)
-    named = os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    name = None
-    if experiment_id == DEFAULT_EXPERIMENT and not named:
-        name = EXPERIMENT
-    elif moved:
-        # without MLFLOW_TRACKING_URI the command line has looked in the current folder's mlflow.db
-        name = MlflowClient(before).get_experiment(experiment_id).name
-    mlflow.set_tracking_uri(uri)
-    client = connect()
-    with one_line_errors():
-        return experiment_id if name is None else named_experiment(client, name)
-
-
-def _tags() -> dict[str, str]:
-    # the command line sets the backend's name only after a success
-    tags = {"mlflow.project.backend": "native"} | process_tags()
-    parent = joined_run_id()
-    return tags if parent is None else tags | {"mlflow.parentRunId": parent}
-
-
 def _environment(run_id: str, experiment_id: str) -> dict[str, str]:
     environment = os.environ | get_run_env_vars(run_id, experiment_id)
     # beside an id of the experiment MLflow refuses a name that differs
@@ -169,33 +116,8 @@ def _environment(run_id: str, experiment_id: str) -> dict[str, str]:
     return environment
 
 
-def ended_by(code: int) -> tuple[str, str]:
-    """The state of a run and the reason, by the exit status of its command."""
-    if code == 0:
-        return "FINISHED", ""
-    # a shell reports a signal as 128 + its number, Python as minus its number
-    number = -code if code < 0 else code - 128
-    if number in set(signal.Signals):
-        return "KILLED" if number in STOPPING else "FAILED", f"ended by {signal.Signals(number).name}"
-    return "FAILED", f"exit status {code}"
-
-
 def _end(client: MlflowClient, run_id: str, status: str, reason: str) -> bool:
-    """Set the state that the command's end implies; what the run has said of itself stays where the two agree.
-
-    Where the tracking server is away, that waits in the run's outbox. Returns whether all was told.
-    """
-    sender = Sender(client, run_id, logger.warning)
-    sender.keep_working()
-    found = sender.ask(lambda: client.get_run(run_id))
-    waiting = sender.last_status()
-    said = waiting or ("RUNNING" if found is None else found.info.status)
-    explained = waiting in ("FAILED", "KILLED") or (found is not None and "error" in found.data.tags)
-    if reason and not explained:
-        sender.send(records.tags({"error": reason[:ERROR_LENGTH]}))
-    if said == "RUNNING" or (said == "FINISHED" and status == "FAILED") or (said == "FAILED" and status == "KILLED"):
-        sender.send(records.end(status))
-    told = sender.close()
+    told = end_from_outside(client, run_id, status, reason)
     if status != "FINISHED" and told:
         # stages that the command had started may have died with it
         close_orphans(client)

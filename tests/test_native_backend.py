@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dp_lora import native_backend
+from dp_lora import project_run
 from dp_lora.tracking import session, store
+from dp_lora.tracking.ending import ended_by
 from tests.support.tracking_store import all_runs, made_run, use_store
 
 # the image does not exist: whoever touches Docker here fails
@@ -169,14 +170,14 @@ def test_without_a_tracking_uri_the_store_is_the_projects_and_an_experiment_keep
 
     # from the project's root MLflow's default is the same file
     assert store.sqlite_path(mlflow.get_tracking_uri()) == tmp_path / "mlflow.db"
-    assert client.get_experiment(native_backend.use_project_store("0")).name == "dp-lora"
+    assert client.get_experiment(project_run.use_project_store("0")).name == "dp-lora"
     assert mlflow.get_tracking_uri() == store.sqlite_uri(tmp_path / "mlflow.db") == os.environ["MLFLOW_TRACKING_URI"]
 
     # from another folder it is another file, where the command line has made the experiment
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     monkeypatch.chdir(elsewhere)
     assert client.get_experiment_by_name("mine") is None
-    assert native_backend.use_project_store(named) == client.get_experiment_by_name("mine").experiment_id
+    assert project_run.use_project_store(named) == client.get_experiment_by_name("mine").experiment_id
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
@@ -193,7 +194,7 @@ def test_without_a_tracking_uri_the_store_is_the_projects_and_an_experiment_keep
     ],
 )
 def test_the_exit_status_decides_the_state(code, status):
-    assert native_backend.ended_by(code)[0] == status
+    assert ended_by(code)[0] == status
 
 
 def test_an_interrupted_wait_ends_every_process_of_the_group(client, tmp_path, monkeypatch):

@@ -296,6 +296,10 @@ def one_line_errors(child: bool = False) -> Iterator[None]:
     except SafetensorError as error:
         # the file is damaged
         _stop(f"a file of tensors: {error}", 1, child, "a file of tensors cannot be read")
+    except tracking.Paused as error:
+        # the run waits: whoever sent the signal starts the same command again
+        click.echo(f"error: stopped ({error}); it goes on in the same run", err=True)
+        sys.exit(130)
     except KeyboardInterrupt as error:
         (how,) = getattr(error, "__notes__", [GOES_ON])[:1]
         _stop(f"stopped ({str(error) or 'Ctrl-C'}); {how}", 130, child)

@@ -1,6 +1,6 @@
 """Record runs in MLflow, one per entry point, and find them again.
 
-Beside this room only `native_backend`, which MLflow calls, and `served_model`, which it executes, import MLflow.
+Beside this room only the project backends, which MLflow calls, and `served_model`, which it executes, import MLflow.
 
 MLflow takes seconds to import, and is imported only when a run opens or is looked up.
 """
@@ -9,12 +9,13 @@ from dp_lora.tracking.links import ui_links
 from dp_lora.tracking.lookup import download, existing_path, find_run, newest_child, resolve_input
 from dp_lora.tracking.opening import run
 from dp_lora.tracking.outbox import waiting_runs
-from dp_lora.tracking.process import Terminated, close_orphans
+from dp_lora.tracking.process import Paused, Terminated, close_orphans
 from dp_lora.tracking.store import fail_joined_run, joined_run_id, shown_uri, tracking_uri
 from dp_lora.tracking.tracked_run import TrackedRun
 from dp_lora.tracking.upload import upload
 
 __all__ = [
+    "Paused",
     "Terminated",
     "TrackedRun",
     "close_orphans",

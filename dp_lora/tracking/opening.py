@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dp_lora.config import Config, flatten, resolved_yaml
 from dp_lora.tracking.description import Description
 from dp_lora.tracking.ending import end_status
+from dp_lora.tracking.jobs import own_job_tags, settle_jobs
 from dp_lora.tracking.process import close_orphans, process_tags, stop_signals_raise, stop_signals_wait
 from dp_lora.tracking.provenance import environment_tags, git_tags, run_name
 from dp_lora.tracking.store import (
@@ -38,14 +39,16 @@ def run(
 
     Started by `mlflow run` (MLFLOW_RUN_ID), it joins that run; with `child`, as a stage that DVC started, it opens a
     run of its own below it. Else it opens a new run. `command` is what a user types to repeat it.
-    SIGTERM and SIGHUP raise Terminated while it is open. Raises
-    InputError where the store cannot be opened.
+    SIGTERM and SIGHUP raise Terminated while it is open. SIGUSR1 raises Paused: the run is left SCHEDULED, and whoever
+    sent the signal starts the same command again, which goes on in it. Raises InputError where the store cannot be
+    opened.
     """
     with stop_signals_raise():
         # the parent's server answered when the parent began: a minute without it must not cost the parent's work
         client = connect(PATIENCE if child and joined_run_id() else 0.0)
         with one_line_errors():
             close_orphans(client)
+            settle_jobs(client)
             tracked = TrackedRun(client, _opened(client, stage, config, child), stage, config)
         watched = system_metrics or _asked_for_system_metrics()
         with one_line_errors():
@@ -59,8 +62,11 @@ def run(
             yield tracked
         except BaseException as error:
             status = end_status(error)
+            if status == "SCHEDULED" and (child or joined_run_id() is None):
+                # the next process opens a run of its own
+                status = "KILLED"
             try:
-                _close(tracked, monitor, status, None if status == "FINISHED" else error)
+                _close(tracked, monitor, status, error if status in ("FAILED", "KILLED") else None)
             except Exception as second:
                 # a failure while closing the run must not hide the original exception
                 print(f"run {tracked.run_id} could not be closed: {first_line(second)}", file=sys.stderr)
@@ -85,8 +91,11 @@ def _opened(client: "MlflowClient", stage: str, config: Config, child: bool) -> 
         # a name that the user gave stays
         made_up = re.fullmatch(MADE_UP_NAME, parent.info.run_name or "")
         client.update_run(parent.info.run_id, status="RUNNING", name=name if made_up else None)
-        for key, value in tags.items():
+        for key, value in (tags | own_job_tags(parent.data.tags)).items():
             client.set_tag(parent.info.run_id, key, value)
+        if "error" in parent.data.tags:
+            # of an earlier process, from which this one goes on
+            client.delete_tag(parent.info.run_id, "error")
         return parent
     from mlflow.tracking.context.registry import resolve_tags
 

@@ -1,9 +1,11 @@
 """The process that a run belongs to, the signals that stop it, and runs whose process died silently."""
 
+import math
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,11 +19,18 @@ from dp_lora.tracking.store import connect, one_line_errors, search_runs
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+PAUSE_SIGNAL = signal.SIGUSR1  # from a batch system, before a time limit: the same run goes on later
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, PAUSE_SIGNAL)
+TWICE = 2.0  # seconds: a batch system tells a process and its parent, which passes the signal on
+JOB = "slurm.job"  # tag: the id of the job that a run is, or waits in
 
 
 class Terminated(KeyboardInterrupt):
     """A signal stopped the process; the argument is the signal's name."""
+
+
+class Paused(Terminated):
+    """The process was stopped by whoever starts it again, to go on in the same run."""
 
 
 def _boot_id() -> str:
@@ -75,7 +84,8 @@ def has_died(tags: Mapping[str, str]) -> bool:
 def close_orphans(client: "MlflowClient | None" = None) -> list[str]:
     """Mark runs of this host that are still RUNNING, but whose process has died, KILLED; returns their ids.
 
-    A run with records in the outbox is left alone: they may say how it ended.
+    A run with records in the outbox is left alone: they may say how it ended. So is one that is a job of Slurm, which
+    may begin again: its job tells (`jobs.settle_jobs`).
     """
     from mlflow.exceptions import MlflowException
 
@@ -84,7 +94,8 @@ def close_orphans(client: "MlflowClient | None" = None) -> list[str]:
         condition = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
         running = search_runs(client, condition)
     waiting = waiting_runs()
-    dead = [run.info.run_id for run in running if run.info.run_id not in waiting and has_died(run.data.tags)]
+    ours = [run for run in running if run.info.run_id not in waiting and JOB not in run.data.tags]
+    dead = [run.info.run_id for run in ours if has_died(run.data.tags)]
     for run_id in dead:
         # on a shared server it may be another user's run: go on with the others
         with suppress(MlflowException):
@@ -95,15 +106,23 @@ def close_orphans(client: "MlflowClient | None" = None) -> list[str]:
 
 @contextmanager
 def stop_signals_raise() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise Terminated, as Ctrl-C raises KeyboardInterrupt; the old handlers come back after."""
+    """Let SIGTERM and SIGHUP raise Terminated, SIGUSR1 Paused, as Ctrl-C raises KeyboardInterrupt.
+
+    The old handlers come back after. A signal that follows within TWICE is the same one: it must not cut short what
+    the first began.
+    """
     owner = os.getpid()
+    last = -math.inf
 
     def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal last
         if os.getpid() != owner:
             # a forked worker inherits the handler, but not the run: it ends as it would have without us
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        raise Terminated(signal.Signals(number).name)
+        before, last = last, time.monotonic()
+        if last - before > TWICE:
+            raise _stopped_by(number)
 
     with _handlers(stop):
         yield
@@ -111,19 +130,24 @@ def stop_signals_raise() -> Iterator[None]:
 
 @contextmanager
 def stop_signals_wait() -> Iterator[None]:
-    """Ignore SIGTERM and SIGHUP for the moment that closing takes."""
+    """Ignore SIGTERM, SIGHUP and SIGUSR1 for the moment that closing takes."""
     with _handlers(signal.SIG_IGN):
         yield
 
 
 @contextmanager
 def stop_signals_deferred() -> Iterator[None]:
-    """Hold Ctrl-C, SIGTERM and SIGHUP back until the block has ended: what it starts is then known and can be ended."""
+    """Hold Ctrl-C and these signals back until the block has ended: what it starts is known then and can be ended."""
     received: list[int] = []
     with _handlers(lambda number, _frame: received.append(number), (signal.SIGINT, *STOP_SIGNALS)):
         yield
     if received:
-        raise Terminated(signal.Signals(received[0]).name)
+        raise _stopped_by(received[0])
+
+
+def _stopped_by(number: int) -> Terminated:
+    kind = Paused if number == PAUSE_SIGNAL else Terminated
+    return kind(signal.Signals(number).name)
 
 
 @contextmanager

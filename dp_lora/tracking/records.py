@@ -20,7 +20,7 @@ DIED = "the process died without closing its run"  # the tag `error` of a run th
 class Record:
     """One message to the store. `content` is JSON-able; `path` is the file or folder that an artifact is made of."""
 
-    kind: Literal["values", "artifact", "dataset", "end"]
+    kind: Literal["values", "artifact", "dataset", "pause", "end"]
     content: Mapping[str, Any]
     path: Path | None = None
 
@@ -59,6 +59,11 @@ def end(status: str) -> Record:
     return Record("end", {"status": status, "end_time": time.time_ns() // 1_000_000})
 
 
+def pause() -> Record:
+    """The run has not ended: it waits, and goes on later."""
+    return Record("pause", {})
+
+
 def send(client: "MlflowClient", run_id: str, record: Record) -> None:
     """Send a record to the store. Raises the client's errors, for a server after its retries (4 minutes by default)."""
     content = record.content
@@ -72,6 +77,8 @@ def send(client: "MlflowClient", run_id: str, record: Record) -> None:
 
         inputs = [InputTag(key, value) for key, value in content["tags"].items()]
         client.log_inputs(run_id, [DatasetInput(Dataset(**content["dataset"]), inputs)])
+    elif record.kind == "pause":
+        client.update_run(run_id, status="SCHEDULED")
     else:
         client.set_terminated(run_id, content["status"], content["end_time"])
         # while the record waited, another process may have taken the run for one that died

@@ -60,7 +60,9 @@ class TrackedRun(Events):
         self._parent: str | None = opened.data.tags.get("mlflow.parentRunId")
         self._description: Description | None = None
         self._lines: list[str] = []
-        self._private: set[str] = set()
+        # where an earlier process of the run has begun, what it named private stays so
+        self._private: set[str] = set(filter(None, self._known_tags.get("private", "").split(", ")))
+        self._goes_on = "stage" in self._known_tags
         self._reads_private = STAGES[stage].reads_private
         self._guaranteed = not STAGES[stage].noisy or config.privacy.guaranteed
         self.output_folder: Path | None = None
@@ -198,7 +200,7 @@ class TrackedRun(Events):
 
     def describe(self, description: Description) -> None:
         """Show a description above the run; one that the user gave stays."""
-        if NOTE not in self._known_tags:
+        if NOTE not in self._known_tags or self._goes_on:
             self._description = description
             self._show_description()
 
@@ -280,7 +282,10 @@ class TrackedRun(Events):
         return self._sender.is_away()
 
     def close(self, status: str, error: BaseException | None = None) -> None:
-        """Send what waits and end the run as `status` (FINISHED, FAILED, KILLED); a line says what stays on disk."""
+        """Send what waits and end the run as `status` (FINISHED, FAILED, KILLED), or leave it SCHEDULED to go on later.
+
+        A line says what stays on disk.
+        """
         try:
             self._metrics.close()
             if self._lines:
@@ -288,5 +293,5 @@ class TrackedRun(Events):
             if error is not None:
                 self.tags({"error": recorded_error(error, self._reads_private)})
         finally:
-            self._sender.send(records.end(status))
+            self._sender.send(records.pause() if status == "SCHEDULED" else records.end(status))
             self._sender.close()

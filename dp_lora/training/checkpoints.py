@@ -1,6 +1,7 @@
 """Checkpoints of private fine-tuning: one safetensors file each, whole or absent, the last few kept. No pickle."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,6 +12,40 @@ from dp_lora.errors import InputError
 from dp_lora.files import whole_file
 
 KEEP = 2
+
+
+class Keeper:
+    """Keeps the state between two steps as a checkpoint: when it is told to, and where a signal stops the work.
+
+    `step` and `counted` are the steps in the state at the beginning, and the ledger's count then.
+    """
+
+    def __init__(self, folder: Path, tensors: Callable[[], Mapping[str, Tensor]], step: int, counted: int):
+        self._folder, self._tensors = folder, tensors
+        self._saved = step
+        self._held: tuple[int, int] | None = (step, counted)
+
+    def save(self) -> None:
+        """Write a checkpoint, where the state is newer than the last one."""
+        if self._held is not None and self._held[0] > self._saved:
+            save_checkpoint(self._folder, *self._held, self._tensors())
+            self._saved = self._held[0]
+
+    @contextmanager
+    def taking(self, step: int, counted: int) -> Iterator[None]:
+        """Inside, the state changes to that of `step`, counted from 1: half of a step is no checkpoint."""
+        self._held = None
+        yield
+        self._held = (step, counted)
+
+    @contextmanager
+    def saving_when_stopped(self) -> Iterator[None]:
+        """Where the block is interrupted, keep the last whole state: the next process goes on from it."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.save()
+            raise
 
 
 def save_checkpoint(folder: Path, step: int, counted: int, tensors: Mapping[str, Tensor]) -> None:

@@ -41,7 +41,7 @@ from dp_lora.release import write_result
 from dp_lora.team import Team
 from dp_lora.training.averaged import Averaged
 from dp_lora.training.canaries import Canaries
-from dp_lora.training.checkpoints import load_checkpoint, save_checkpoint
+from dp_lora.training.checkpoints import Keeper, load_checkpoint
 from dp_lora.training.physical_batch import dummy_loss, physical_batch_size
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder, binding_digest
@@ -192,52 +192,41 @@ def _train(
     if not randomness.fresh:
         events.message("reproducible mode: sampling and noise replay from the seed file; keep it secret")
     loss_factory = data.loss_factory(config, model, device)
-    step = counted_then = 0
-    if (checkpoint := load_checkpoint(run.checkpoints)) is not None:
-        step, counted_then, tensors = checkpoint
-        state.load({name: tensor.to(device) for name, tensor in tensors.items()})
-    counted = run.ledger.counted_steps(plan)
-    if counted_then > counted:
-        raise InputError(
-            f"{run.ledger.path}: holds {counted} steps, but {counted_then} were taken: the ledger is lost or was "
-            "shortened; restore it, or start in another folder"
-        )
-    if counted:
-        events.terminal(f"going on after step {step}; the ledger holds {counted} of {plan.steps} steps")
-        if not run.heads.last().lines:
-            events.terminal(
-                "this place has not seen this ledger before (its folder comes from elsewhere, or was killed in its "
-                "first step): only one copy of a folder may go on, the newest one"
-            )
+    step, counted_then, counted = _go_on(state, run, device, events)
     physical = physical_batch_size(config, model, state.parameters, run, device, events, team.size)
     _check_rounding(config, model, plan, state.parameters, device, physical)
     bar = progress(total=plan.steps, initial=step, desc="private fine-tuning", unit="step")
-    while step < plan.steps and may_step(plan, counted, replay=not randomness.fresh):
-        began = time.perf_counter()
-        with full_precision():
-            total, facts = noisy_sum(
-                plan, step, data.units, loss_factory, state.parameters, randomness, run.ledger, physical, team
-            )
-        if facts.physical_batch_size < physical:
-            physical = facts.physical_batch_size
-            events.terminal(f"out of memory: from here on {physical} rows at a time; no draw is lost or repeated")
-            _check_rounding(config, model, plan, state.parameters, device, physical)
-            if config.compute.physical_batch_size is None:
-                run.keep_physical_batch_size(physical)
-        counted = run.ledger.counted_steps(plan)
-        if data.canaries is not None:
-            data.canaries.saw(total)
-        state.step(mean_gradient(total, plan), step)
-        step += 1
-        if step % config.train.checkpoint_every == 0 or step == plan.steps:
-            save_checkpoint(run.checkpoints, step, counted, state.tensors())
-        _report(run, facts, counted, step, time.perf_counter() - began, events, epsilon_before)
-        if config.train.grid_every and (step % config.train.grid_every == 0 or step == plan.steps):
-            path = run.folder / "grids" / f"step-{step:06d}.png"
-            with state.released():
-                grid(with_embedding(model, adapter.embedding, drawn_of(config, model)), path)
-            events.image(f"grids/step-{step:06d}.png", path, private=not plan.guaranteed)
-        bar.update()
+    keeper = Keeper(run.checkpoints, state.tensors, step, counted_then)
+    with keeper.saving_when_stopped():
+        while step < plan.steps and may_step(plan, counted, replay=not randomness.fresh):
+            began = time.perf_counter()
+            with full_precision():
+                total, facts = noisy_sum(
+                    plan, step, data.units, loss_factory, state.parameters, randomness, run.ledger, physical, team
+                )
+            if facts.physical_batch_size < physical:
+                physical = facts.physical_batch_size
+                events.terminal(f"out of memory: from here on {physical} rows at a time; no draw is lost or repeated")
+                _check_rounding(config, model, plan, state.parameters, device, physical)
+                if config.compute.physical_batch_size is None:
+                    run.keep_physical_batch_size(physical)
+            counted = run.ledger.counted_steps(plan)
+            if data.canaries is not None:
+                data.canaries.saw(total)
+            with keeper.taking(step + 1, counted):
+                state.step(mean_gradient(total, plan), step)
+            step += 1
+            drawn = config.train.grid_every and (step % config.train.grid_every == 0 or step == plan.steps)
+            # while a grid is drawn the state is another one
+            if step % config.train.checkpoint_every == 0 or step == plan.steps or drawn:
+                keeper.save()
+            _report(run, facts, counted, step, time.perf_counter() - began, events, epsilon_before)
+            if drawn:
+                path = run.folder / "grids" / f"step-{step:06d}.png"
+                with state.released():
+                    grid(with_embedding(model, adapter.embedding, drawn_of(config, model)), path)
+                events.image(f"grids/step-{step:06d}.png", path, private=not plan.guaranteed)
+            bar.update()
     bar.close()
     team.once(None)  # the others are done
     if step < plan.steps:
@@ -245,6 +234,28 @@ def _train(
             f"stopped at step {step} of {plan.steps}: steps that were lost in a crash are counted, and one more would "
             f"pass eps={plan.target_epsilon:g}"
         )
+
+
+def _go_on(state: Averaged, run: RunFolder, device: torch.device, events: Events) -> tuple[int, int, int]:
+    """Load the newest checkpoint of `run` into `state`; its step, the ledger's count then, and the count now."""
+    step = counted_then = 0
+    if (checkpoint := load_checkpoint(run.checkpoints)) is not None:
+        step, counted_then, tensors = checkpoint
+        state.load({name: tensor.to(device) for name, tensor in tensors.items()})
+    counted = run.ledger.counted_steps(run.plan)
+    if counted_then > counted:
+        raise InputError(
+            f"{run.ledger.path}: holds {counted} steps, but {counted_then} were taken: the ledger is lost or was "
+            "shortened; restore it, or start in another folder"
+        )
+    if counted:
+        events.terminal(f"going on after step {step}; the ledger holds {counted} of {run.plan.steps} steps")
+        if not run.heads.last().lines:
+            events.terminal(
+                "this place has not seen this ledger before (its folder comes from elsewhere, or was killed in its "
+                "first step): only one copy of a folder may go on, the newest one"
+            )
+    return step, counted_then, counted
 
 
 def _check_rounding(

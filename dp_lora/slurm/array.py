@@ -1,0 +1,28 @@
+"""Send many commands as one array of jobs, with a bound on how many run at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dp_lora.files import private_folder, whole_file
+from dp_lora.slurm.commands import submit
+from dp_lora.slurm.script import array_script
+from dp_lora.slurm.settings import Settings
+
+
+def submit_array(
+    settings: Settings, name: str, commands: Sequence[str], limit: int, folder: Path, after: Sequence[str] = ()
+) -> str:
+    """Send an array of jobs that work in the current folder; returns its id: task N is job ID_N.
+
+    `commands` are lines of shell, all values in them quoted. It begins when the jobs `after` have ended well, and is
+    cancelled where one has not. Script and output lie in `folder`, the operator's own. Raises InputError in Slurm's own
+    words.
+    """
+    private_folder(folder)
+    script = folder / "job.sh"
+    with whole_file(script, private=True) as temporary:
+        temporary.write_text(array_script(settings, name, commands, limit), encoding="utf-8")
+    options = [f"--chdir={Path.cwd()}", f"--output={str(folder).replace('%', '%%')}/%a.log", "--export=ALL"]
+    if after:
+        options += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+    return submit(script, *options)

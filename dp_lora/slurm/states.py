@@ -1,0 +1,92 @@
+"""The state of a job, read from what Slurm prints, and what it means for the run of MLflow that the job works on."""
+
+import re
+from dataclasses import dataclass
+
+from dp_lora.slurm.commands import accounted, shown_job
+
+NEAR_LIMIT = 124  # exit status of a batch script that was signalled before its time limit, and did not begin again
+WAITS = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+WORKS = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+# a state in which a job has ended otherwise than by itself, in words
+ENDED_FROM_OUTSIDE = {
+    "CANCELLED": "cancelled",
+    "TIMEOUT": "stopped at its time limit",
+    "OUT_OF_MEMORY": "out of memory",
+    "NODE_FAIL": "its node failed",
+    "BOOT_FAIL": "its node did not boot",
+    "PREEMPTED": "preempted by another job",
+    "DEADLINE": "could not end before its deadline",
+    "REVOKED": "revoked by its cluster",
+}
+GONE = "GONE"  # ours: the job is over, and nobody knows how it ended
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Slurm says of a job. `state`: PENDING, RUNNING, or the word in which it ended."""
+
+    state: str
+    exit_code: int = 0
+    signal: int = 0  # that ended the batch script
+    restarts: int = 0
+    comment: str = ""  # ours is the run's id
+    reason: str = ""  # why it waits, or ended
+
+    @property
+    def is_over(self) -> bool:
+        return self.state not in ("PENDING", "RUNNING")
+
+    @property
+    def ended_as(self) -> tuple[str, str]:
+        """For a job that is over: MLflow's state of its run, and the reason in words, empty for FINISHED."""
+        if self.state == "COMPLETED":
+            return "FINISHED", ""
+        if self.state == GONE:
+            return "KILLED", "the job is gone, and Slurm no longer says how it ended"
+        if self.state in ENDED_FROM_OUTSIDE:
+            return "KILLED", f"Slurm: {ENDED_FROM_OUTSIDE[self.state]} ({self.state})"
+        if self.signal:
+            return "KILLED", f"Slurm: ended by signal {self.signal}"
+        return "FAILED", f"Slurm: {self.state}, exit status {self.exit_code}"
+
+
+def parse_job(text: str) -> Job:
+    """The job in what `scontrol --oneliner show job ID` prints."""
+    fields = dict(re.findall(r"(?:^|\s)([A-Za-z:/]+)=(\S*)", text))
+    code, _, number = fields.get("ExitCode", "0:0").partition(":")
+    restarts = fields.get("Restarts", "0")
+    return Job(
+        state=_state(fields.get("JobState", GONE), int(code)),
+        exit_code=int(code),
+        signal=int(number or 0),
+        restarts=int(restarts) if restarts.isdigit() else 0,
+        comment=fields.get("Comment", ""),
+        reason="" if fields.get("Reason") in (None, "None") else fields["Reason"],
+    )
+
+
+def parse_accounted(row: str) -> Job:
+    """The job in a row of `sacct --parsable2 --format=State,ExitCode`."""
+    state, _, rest = row.partition("|")
+    code, _, number = rest.strip().partition(":")
+    # `CANCELLED by 1000`
+    exit_code = int(code or 0)
+    return Job(_state(state.split()[0] if state.split() else GONE, exit_code), exit_code, int(number or 0))
+
+
+def _state(word: str, exit_code: int) -> str:
+    if word in WAITS:
+        return "PENDING"
+    if word in WORKS:
+        return "RUNNING"
+    return "TIMEOUT" if word == "FAILED" and exit_code == NEAR_LIMIT else word
+
+
+def read_job(job: str) -> Job:
+    """The state of a job now. Raises ControllerAway, and InputError where Slurm's commands are missing."""
+    text = shown_job(job)
+    if text is not None:
+        return parse_job(text)
+    row = accounted(job)
+    return Job(GONE) if row is None else parse_accounted(row)
