@@ -100,15 +100,27 @@ class Team:
         if self.size == 1:
             return dict(tensors)
         flat = _flat(tensors)
-        parts = [torch.empty_like(flat) for _ in range(self.size)] if self.first else None
         with self._lost_ranks():
-            distributed.gather(flat, parts, dst=0, group=self.group)
-        for part in (parts or [])[1:]:
-            flat += part
+            if self.first:
+                self._add_in_turn(flat)
+            else:
+                distributed.send(flat, dst=0, group=self.group)
         return {
             name: value.to(tensor.device)
             for (name, tensor), value in zip(tensors.items(), _cut(flat, tensors), strict=True)
         }
+
+    def _add_in_turn(self, flat: Tensor) -> None:
+        """Add the vectors of the other ranks to `flat`, one after the other, in the order of the ranks.
+
+        No reduce of gloo's: there partial sums go around the ranks, so others than the first would hold them, and their
+        order of additions is another one. No gather: it holds the vectors of all ranks at once, and is slower
+        (benchmarks/exchange.py).
+        """
+        part = torch.empty_like(flat)
+        for rank in range(1, self.size):
+            distributed.recv(part, src=rank, group=self.group)
+            flat += part
 
     @contextmanager
     def _lost_ranks(self) -> Iterator[None]:
