@@ -119,7 +119,7 @@ format: setup ## let ruff mend what it can
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
-	@$(VENV)/bin/uv pip compile pyproject.toml --extra dev --extra server --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
+	@$(VENV)/bin/uv pip compile pyproject.toml --extra dev --extra server --extra kubernetes --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.lock
 	@$(VPYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["emoji"], sep="\n")' | $(VENV)/bin/uv pip compile - --no-deps --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements-emoji.lock
 	@$(VENV)/bin/uv pip compile tests/requirements-ui.in --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o tests/requirements-ui.lock
 

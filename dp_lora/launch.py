@@ -7,6 +7,7 @@ too, but kills the first process without a word when another one ends.
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -25,8 +26,8 @@ from dp_lora.team import GOES_ON, RankLost, Team
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-STARTED = "DPLORA_STARTED_RANK"  # set in a process that this module started
-PATIENCE = timedelta(minutes=30)  # for a rank that lives and does not answer
+STARTED = "DPLORA_STARTED_RANK"  # in a process that this module started: the id of the one that did
+JOINING = timedelta(minutes=30)  # to come together: a command may be typed on each machine, and starting takes time
 GRACE = 60.0  # seconds in which the first process may notice by itself that another one has ended
 
 
@@ -53,7 +54,7 @@ def make_fabric(compute: Compute, device: torch.device) -> "Fabric | None":
             accelerator=device.type,
             devices=compute.devices,
             num_nodes=compute.num_nodes,
-            strategy=DDPStrategy(process_group_backend="gloo", timeout=PATIENCE),
+            strategy=DDPStrategy(process_group_backend="gloo", timeout=JOINING),
         )
         _environment_of(fabric).validate_settings(num_devices=compute.devices, num_nodes=compute.num_nodes)
     except (ValueError, RuntimeError) as error:
@@ -81,7 +82,8 @@ def started_from_outside(fabric: "Fabric | None") -> bool:
 def joined(fabric: "Fabric | None", compute: Compute, device: torch.device) -> Iterator[tuple[Team, torch.device]]:
     """All ranks together: the team, and this rank's own device. Raises RankLost when one ends before the others.
 
-    No process that this one started outlives the block; those of a first process that was killed end in a second.
+    No process that this one started outlives the block; those of a first process that was killed end in a second, and
+    those of one that hangs end it.
     """
     if fabric is None:
         yield Team(), device
@@ -89,11 +91,14 @@ def joined(fabric: "Fabric | None", compute: Compute, device: torch.device) -> I
     if os.environ.get(STARTED):
         threading.Thread(target=_end_with_the_first, daemon=True).start()
     with _from_outside() if started_from_outside(fabric) else _others(fabric, compute.devices):
+        minutes = compute.rank_timeout_minutes
         try:
             fabric.launch()
+            # a group of its own: gloo's connections keep the timeout that they were made with, whatever is set later
+            group = torch.distributed.new_group(timeout=timedelta(minutes=minutes), backend="gloo")
         except RuntimeError as error:
             raise RankLost(f"the ranks did not come together ({' '.join(str(error).split())[:200]})") from None
-        yield Team(fabric.global_rank, fabric.world_size), fabric.device
+        yield Team(fabric.global_rank, fabric.world_size, minutes, group), fabric.device
     torch.distributed.destroy_process_group()
 
 
@@ -105,7 +110,22 @@ def _from_outside() -> Iterator[None]:
         if os.environ.get(STARTED):
             # where the first process fails too, it says what happened, and ends this one meanwhile
             time.sleep(GRACE if isinstance(error, RankLost) else GRACE / 6)
+            if isinstance(error, RankLost):
+                _end_the_first(str(error))
         raise
+
+
+def _end_the_first(line: str) -> None:
+    """End this process and the one that started it, which hangs: for GRACE it has not noticed that a rank is lost.
+
+    One of this machine's ranks says `line` and does it; the others end with the first (`_end_with_the_first`).
+    """
+    if os.environ["LOCAL_RANK"] == "1":
+        _say(line)
+        if os.getppid() == int(os.environ[STARTED]):  # no other process has its number
+            os.kill(os.getppid(), signal.SIGKILL)
+        os._exit(1)
+    time.sleep(GRACE)
 
 
 def _end_with_the_first() -> None:
@@ -135,7 +155,7 @@ def _others(fabric: "Fabric", devices: int) -> Iterator[None]:
     over = threading.Event()
     try:
         for local_rank in range(1, devices):
-            own = {**inherited, **given, "LOCAL_RANK": str(local_rank), STARTED: "1"}
+            own = {**inherited, **given, "LOCAL_RANK": str(local_rank), STARTED: str(os.getpid())}
             # a session of its own: Ctrl-C is the first process' alone, which then ends the others
             others[environment.node_rank() * devices + local_rank] = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]], env=own, stdin=subprocess.PIPE, start_new_session=True

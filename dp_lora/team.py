@@ -29,10 +29,15 @@ class RankLost(InputError):
 
 @dataclass(frozen=True)
 class Team:
-    """This process is `rank` of `size`; by default it is alone. All ranks call the same methods in the same order."""
+    """This process is `rank` of `size`; by default it is alone. All ranks call the same methods in the same order.
+
+    Each method raises RankLost where another rank has ended, or has not answered for `timeout_minutes`.
+    """
 
     rank: int = 0
     size: int = 1
+    timeout_minutes: float = 0.0  # of the process group, as compute.rank_timeout_minutes has it
+    group: Any = None  # of torch.distributed; None: the default one
 
     @property
     def first(self) -> bool:
@@ -51,8 +56,8 @@ class Team:
         if self.size == 1:
             return value
         box = [value]
-        with _lost_ranks():
-            distributed.broadcast_object_list(box, src=0)
+        with self._lost_ranks():
+            distributed.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -60,8 +65,8 @@ class Team:
         if self.size == 1:
             return [value]
         values = [None] * self.size if self.first else None
-        with _lost_ranks():
-            distributed.gather_object(value, values, dst=0)
+        with self._lost_ranks():
+            distributed.gather_object(value, values, dst=0, group=self.group)
         return values or []
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item] = ()) -> Iterator[Result]:
@@ -80,8 +85,8 @@ class Team:
         if self.size == 1:
             return
         flat = _flat(tensors)
-        with _lost_ranks():
-            distributed.broadcast(flat, src=0)
+        with self._lost_ranks():
+            distributed.broadcast(flat, src=0, group=self.group)
         if not self.first:
             with torch.no_grad():
                 for tensor, value in zip(tensors.values(), _cut(flat, tensors), strict=True):
@@ -95,15 +100,39 @@ class Team:
         if self.size == 1:
             return dict(tensors)
         flat = _flat(tensors)
-        parts = [torch.empty_like(flat) for _ in range(self.size)] if self.first else None
-        with _lost_ranks():
-            distributed.gather(flat, parts, dst=0)
-        for part in (parts or [])[1:]:
-            flat += part
+        with self._lost_ranks():
+            if self.first:
+                self._add_in_turn(flat)
+            else:
+                distributed.send(flat, dst=0, group=self.group)
         return {
             name: value.to(tensor.device)
             for (name, tensor), value in zip(tensors.items(), _cut(flat, tensors), strict=True)
         }
+
+    def _add_in_turn(self, flat: Tensor) -> None:
+        """Add the vectors of the other ranks to `flat`, one after the other, in the order of the ranks.
+
+        No reduce of gloo's: there partial sums go around the ranks, so others than the first would hold them, and their
+        order of additions is another one. No gather: it holds the vectors of all ranks at once, and is slower
+        (benchmarks/exchange.py).
+        """
+        part = torch.empty_like(flat)
+        for rank in range(1, self.size):
+            distributed.recv(part, src=rank, group=self.group)
+            flat += part
+
+    @contextmanager
+    def _lost_ranks(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            # both in one line: a rank that waited in vain closes its connections, which looks like an end to the others
+            raise RankLost(
+                f"another rank has ended, or has not answered for compute.rank_timeout_minutes="
+                f"{self.timeout_minutes:g} (set more if it only needs longer); {GOES_ON} ({reason})"
+            ) from None
 
     def require_same(self, value: Any) -> None:
         """InputError on the first rank unless all ranks give an equal `value`."""
@@ -122,12 +151,3 @@ def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
 def _cut(flat: Tensor, like: Mapping[str, Tensor]) -> Iterator[Tensor]:
     parts = flat.split([tensor.numel() for tensor in like.values()])
     return (part.view(tensor.shape) for part, tensor in zip(parts, like.values(), strict=True))
-
-
-@contextmanager
-def _lost_ranks() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RankLost(f"another rank has ended or does not answer ({reason}); {GOES_ON}") from None

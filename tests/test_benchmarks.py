@@ -99,3 +99,28 @@ def test_the_table_of_audits_has_a_row_per_case_and_the_headline_one_per_k_and_e
     assert any("| published accounting, k=12 | 4.00 (" in line and line.endswith("| refuted |") for line in lines)
     claims = headline(rows).strip().splitlines()[2:]
     assert [line.split(" | ")[0] for line in claims] == [f"| {k}" for _ in EPSILONS for k in PUBLISHED]
+
+
+def test_the_arithmetic_of_many_gpus_is_that_of_its_parts():
+    """Against shares drawn at random, and where a closed form is known."""
+    import numpy as np
+
+    from benchmarks.scaling import Assumed, Counted, Step, largest_share, most_of_normals, stops
+
+    assert most_of_normals(1) == pytest.approx(0, abs=1e-3)
+    assert most_of_normals(2) == pytest.approx(1 / np.pi**0.5, abs=1e-3)
+    drawn = np.random.default_rng(0).binomial(3500, 2048 / 28000, (4000, 8)).max(1).mean()
+    assert largest_share(28_000, 2048 / 28000, 8) == pytest.approx(drawn, rel=0.01)
+
+    assumed, base = Assumed(), Counted(flops=10**13, trained=10**6, fits=10**6)
+    alone, many = Step(base, 1, assumed), Step(base, 8, assumed)
+    assert alone.exchange == alone.received == 0
+    assert alone.straggling == pytest.approx(0, abs=1e-9)
+    assert alone.compute == pytest.approx(alone.rows * base.row(assumed))
+    assert alone.rows >= assumed.batch
+    assert many.received == 7 * 8 * 10**6
+    assert alone.seconds / 8 < many.seconds < alone.seconds
+    # there the bytes of the sums take as long as the rows
+    gpus = stops(base, assumed)
+    rows = assumed.batch / gpus * base.row(assumed)
+    assert 8 * base.trained * gpus / assumed.link == pytest.approx(rows, rel=0.1)

@@ -35,6 +35,7 @@ NOT_RESULTS = (
     *DOWNLOAD,
     "compute.device",
     "compute.num_nodes",
+    "compute.rank_timeout_minutes",
     "compute.checkpointing",
     "compute.captions",
     "compute.physical_batch_size",

@@ -29,6 +29,7 @@ from tests.support.tiny import TINY, make_base, tiny_config, tiny_dataset
 CPU = torch.device("cpu")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 ENVIRONMENT.pop("MLFLOW_RUN_ID", None)
+SILENT = "another rank has ended, or has not answered for compute.rank_timeout_minutes"
 ENDED = "ledger and checkpoints stand, and a direct call that is typed again goes on"
 
 
@@ -37,7 +38,7 @@ def steps(tmp_path_factory):
     """Results of gloo_steps for two and three ranks, and of this process alone."""
     folder = tmp_path_factory.mktemp("steps")
     script = [sys.executable, "-m", "tests.support.gloo_steps", str(folder)]
-    made = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120)
+    made = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=280)
     assert made.returncode == 0, made.stderr[-3000:]
     results = {size: torch.load(folder / f"{size}.pt", weights_only=False) for size in (2, 3)}
     return folder, {1: {case: one(case, Team(), folder) for case in CASES}, **results}
@@ -118,6 +119,20 @@ def test_a_replay_is_bound_to_the_number_of_ranks_and_a_fresh_run_is_not(tmp_pat
     assert two == digest(f"{seeded} compute.num_nodes=2")
 
 
+def test_a_rank_that_hangs_is_lost_after_the_timeout_and_the_line_names_the_setting(steps):
+    folder, _ = steps
+    line = (folder / "hung").read_text()
+    assert line.startswith(f"{SILENT}=0.05 (set more")
+    assert ENDED in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("minutes", [0, 1441])
+def test_a_timeout_of_no_minutes_or_of_more_than_a_day_is_refused(minutes):
+    with pytest.raises(InputError, match=f"rank_timeout_minutes={minutes}: must be a whole number of minutes from 1"):
+        tiny_config(f"compute.rank_timeout_minutes={minutes}")
+
+
 @pytest.mark.parametrize("key", ["compute.devices", "compute.num_nodes"])
 def test_no_ranks_are_refused(key):
     with pytest.raises(InputError, match=f"{key}=0: must be a whole number of at least 1"):
@@ -125,7 +140,7 @@ def test_no_ranks_are_refused(key):
 
 
 def compute(devices: int = 1, num_nodes: int = 1) -> Compute:
-    return Compute("cpu", devices, num_nodes, 8)
+    return Compute("cpu", devices, num_nodes, 10, 8)
 
 
 def test_a_launcher_that_starts_more_ranks_than_the_config_says_is_refused(monkeypatch):
@@ -234,6 +249,25 @@ def test_the_others_end_in_one_line_when_the_first_rank_is_killed(house):
     assert errors(broken) == [f"error: the first process has ended; {ENDED}"]
     assert counted(house, "run") == 2
     assert target(house, "run", "compute.devices=2").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("who", ["first", "other"])
+def test_a_rank_that_hangs_ends_the_run_in_minutes_in_one_line_and_nothing_is_lost(house, who):
+    """SIGSTOP: it lives, holds its connections, and answers nothing more."""
+    began = time.monotonic()
+    broken = target(house, "run", "compute.devices=3 compute.rank_timeout_minutes=1", f"hang-{who}-2")
+    assert time.monotonic() - began < 200
+    assert broken.returncode == (1 if who == "other" else -9)
+    (line,) = errors(broken)
+    assert f"{SILENT}=1 (set more" in line
+    assert ENDED in line
+    assert counted(house, "run") == 2
+    resumed = target(house, "run", "compute.devices=2")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "going on after step 2; the ledger holds 2 of 5 steps" in resumed.stderr
+    assert counted(house, "run") == 5
 
 
 @pytest.fixture(scope="module")

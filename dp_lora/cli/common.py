@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from dp_lora import tracking
 from dp_lora.cli.changes import telling_changes
 from dp_lora.cli.house import close_house
+from dp_lora.cli.quoted import as_typed
 from dp_lora.cli.record import LEDGER, operator_folder, record
 from dp_lora.config import (
     ROOT,
@@ -211,7 +212,7 @@ class OneLineCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with _one_line_usage(self, ctx):
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, as_typed(args))
 
 
 class OneLineGroup(OneLineCommand, click.Group):

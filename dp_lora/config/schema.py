@@ -245,6 +245,7 @@ class Compute:
     device: str = key(one_of("auto", "cpu", "cuda"))
     devices: int = key(AT_LEAST_1)
     num_nodes: int = key(AT_LEAST_1)
+    rank_timeout_minutes: int = key((lambda v: 1 <= v <= 1440, "must be a whole number of minutes from 1 to 1440"))
     physical_batch_size: int | None = key(NULL_OR_AT_LEAST_1, None)
     captions: str = key(one_of("cached", "each_step"))
     checkpointing: str = key(one_of("auto", "always", "never"))

@@ -28,6 +28,7 @@ from dp_lora.team import Team
 
 CODE = "data/conditions.py"
 LIBRARIES = ("torch", "diffusers", "transformers")
+STILL_EVERY = 100  # captions after which the first rank tells the others that it still encodes
 BITS = np.uint16  # numpy has no bfloat16: a file holds its bits
 
 
@@ -93,8 +94,9 @@ def encode_captions(
     with exclusive(folder.with_suffix(".lock"), wait=True) if team.first else nullcontext():
         if not team.once(folder.exists()) and team.first:
             with full_precision(), quiet_libraries():
-                _encode_to(folder, distinct, model, size)
-        team.once()  # the others go on when the folder is there
+                _encode_to(folder, distinct, model, size, team)
+        while not team.once(True):  # the others go on when the folder is there
+            pass
     tensors = {path.stem: _mapped(path) for path in sorted(folder.glob("*.npy"))}
     return Captions(tensors, of, position[""])
 
@@ -111,10 +113,12 @@ def _require_finite(encoded: Conditions) -> None:
         raise InputError("captions: the base's text encoder gives NaN or infinite values; its weights are broken")
 
 
-def _encode_to(folder: Path, texts: Sequence[str], model: Model, size: int) -> None:
+def _encode_to(folder: Path, texts: Sequence[str], model: Model, size: int, team: Team) -> None:
     with whole_folder(folder, private=True) as temporary:
         arrays: dict[str, np.memmap] = {}
         for number, text in enumerate(progress(texts, desc="captions", bar_format=PERCENT)):
+            if number % STILL_EVERY == 0:
+                team.once(False)  # or the others would take this rank for hung
             encoded = _encoded(text, model, size)
             _require_finite(encoded)
             for name, tensor in encoded.items():

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from dp_lora.config import ROOT
 from dp_lora.tracking.provenance import environment_tags
 from tests.support.container_house import HOST_STORE_FOLDER, IMAGE, must
+from tests.support.kubernetes_job import container, docker_arguments, job
 from tests.support.tracking_server import free_port
 
 pytestmark = pytest.mark.container
@@ -125,6 +126,28 @@ def test_a_seeded_fine_tuning_gives_the_same_bits_natively_and_in_the_container(
     for name in ("pytorch_lora_weights.safetensors", "class_embedding.safetensors", "peft/adapter_model.safetensors"):
         in_container, native = ((adapter / name).read_bytes() for adapter in adapters)
         assert in_container == native, name
+
+
+def test_the_kubernetes_job_s_command_trains_in_the_image_confined_as_its_pod_is(
+    house, made, second_project, monkeypatch
+):
+    """No cluster: Docker starts the very words that the pod would start, as its user, on a read-only root."""
+    # an override with a blank arrives quoted, and so do the empty parameters
+    parameters = {"config": "emnist-tiny", "eps": "5", "overrides": "compute.device=cpu train.lr=0.011"}
+    run = house.client.create_run("0")
+    variables = {"MLFLOW_TRACKING_URI": house.server, "MLFLOW_RUN_ID": run.info.run_id, "MLFLOW_EXPERIMENT_ID": "0"}
+    definition = job("finetune", parameters, variables, monkeypatch)
+    user = definition["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
+    if os.getuid() == 0:
+        must(["chown", "--recursive", f"{user}:{user}", second_project])
+    confined = ["docker", "run", "--rm", "--network", "host", *docker_arguments(definition, str(second_project))]
+    must([*confined, IMAGE, *container(definition)["command"]])
+    done = house.client.get_run(run.info.run_id)
+    assert done.info.status == "FINISHED"
+    assert done.data.params["privacy.eps"] == "5.0"
+    assert done.data.params["train.lr"] == "0.011"
+    assert 0 < done.data.metrics["epsilon"] <= 5
+    assert (second_project / done.data.tags["adapter"] / "privacy.json").exists()
 
 
 def stop_in_the_first_steps(house, entry, *parameters, stop, **values):

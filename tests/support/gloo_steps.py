@@ -1,12 +1,15 @@
 """Private steps on real gloo ranks, forked so that torch is imported once: gloo_steps OUT, for test_ranks.py.
 
-Writes {number of ranks: {case: (noisy sum, units)}} and what a mutant gives, in which every rank adds noise.
+Writes {number of ranks: {case: (noisy sum, units)}} and what a mutant gives, in which every rank adds noise; and what
+the first rank says of one that hangs.
 """
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -19,7 +22,7 @@ from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.noise import add_noise
 from dp_lora.privacy.randomness import Randomness
 from dp_lora.privacy.step import noisy_sum
-from dp_lora.team import Team
+from dp_lora.team import RankLost, Team
 from tests.support.tiny import linear_loss, no_privacy, plan_of
 
 SECRET = b"0123456789abcdef0123456789abcdef"
@@ -125,6 +128,24 @@ def work(team: Team, folder: Path) -> dict:
     return results
 
 
+def waits_for_a_rank_that_hangs(folder: Path) -> None:
+    """On two ranks, of which the other is stopped after one exchange: what the first says is written to folder/hung."""
+    other = os.fork()
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=int(not other), world_size=2)
+    group = distributed.new_group(timeout=timedelta(seconds=3), backend="gloo")  # as `launch.joined` makes it
+    team = Team(int(not other), 2, 0.05, group)
+    team.gather("here")
+    if not other:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    try:
+        team.sum({"w": torch.ones(3)})
+    except RankLost as error:
+        (folder / "hung").write_text(str(error), encoding="utf-8")
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+
+
 def ranks(size: int, folder: Path, work: Callable[[Team, Path], object]) -> None:
     """Call `work` on `size` forked ranks; folder/SIZE.pt keeps what the first one gives."""
     children = []
@@ -155,3 +176,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for number in (2, 3):
         ranks(number, out, work)
+    waits_for_a_rank_that_hangs(out)

@@ -1,7 +1,8 @@
 """A tiny private fine-tuning on the ranks that compute.devices says, as the entry point makes it; for test_ranks.py.
 
 ranks_target HOUSE RUN OVERRIDES [MODE]: one binding for every number of ranks, so that runs share coins and noise.
-MODE kill-first-N and kill-other-N: that rank is killed in step N. end-at-start: the others end before they join.
+MODE kill-first-N and kill-other-N: that rank is killed in step N. hang-first-N and hang-other-N: it stops for good
+there, and lives. end-at-start: the others end before they join.
 encode: only HOUSE/data are encoded, into HOUSE/RUN. audit: canaries among the pictures; what is found goes to
 HOUSE/RUN.json.
 """
@@ -34,10 +35,10 @@ CPU = torch.device("cpu")
 def main(house: Path, name: str, overrides: str, mode: str = "") -> None:
     config = tiny_config(overrides)
     torch.use_deterministic_algorithms(True)
-    if mode == "end-at-start":
+    if mode == "end-at-start" or mode.startswith("hang"):
         launch.GRACE = 5.0
-        if launch.STARTED in os.environ:
-            sys.exit(3)
+    if mode == "end-at-start" and launch.STARTED in os.environ:
+        sys.exit(3)
     fabric = launch.make_fabric(config.compute, CPU)
     latents, labels = tiny_latents(N)
     data = PrivateData(latents, labels, units_of(N, None, "picture"))
@@ -48,12 +49,12 @@ def main(house: Path, name: str, overrides: str, mode: str = "") -> None:
             encode_dataset(dataset, model.vae, house / name, device, 5, Events(), team)
             return
         if not team.first:
-            if mode.startswith("kill-other"):
-                _die_before_sum(int(mode.rpartition("-")[2]))
+            if mode.startswith(("kill-other", "hang-other")):
+                _die_before_sum(mode)
             (assist_with if mode == "audit" else assist)(config, model, data, device, team)
             return
-        if mode.startswith("kill-first"):
-            _die_before_sum(int(mode.rpartition("-")[2]))
+        if mode.startswith(("kill-first", "hang-first")):
+            _die_before_sum(mode)
         bound = binding(
             tiny_config(overrides.partition(" compute.devices")[0]), "data", model_digest(house / "base"), "cpu"
         )
@@ -66,13 +67,15 @@ def main(house: Path, name: str, overrides: str, mode: str = "") -> None:
             finetune(config, model, names, data, run, device, Events(), lambda *_: None, team)
 
 
-def _die_before_sum(step: int) -> None:
-    """SIGKILL this process in its work on `step` (counted from 0)."""
+def _die_before_sum(mode: str) -> None:
+    """SIGKILL or SIGSTOP this process in its work on step N (counted from 0) of `mode`."""
+    step = int(mode.rpartition("-")[2])
+    sent = signal.SIGKILL if mode.startswith("kill") else signal.SIGSTOP
     real, calls = sums_module.sum_over_units, []
 
     def dying(*arguments):
         if len(calls) == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), sent)
         calls.append(step)
         return real(*arguments)
 
