@@ -122,7 +122,7 @@ def test_a_replay_is_bound_to_the_number_of_ranks_and_a_fresh_run_is_not(tmp_pat
 def test_a_rank_that_hangs_is_lost_after_the_timeout_and_the_line_names_the_setting(steps):
     folder, _ = steps
     line = (folder / "hung").read_text()
-    assert line.startswith(f"{SILENT}=0.05 (set more")
+    assert line.startswith(f"{SILENT}=0.2 (set more")
     assert ENDED in line
     assert "\n" not in line
 

@@ -132,8 +132,8 @@ def waits_for_a_rank_that_hangs(folder: Path) -> None:
     """On two ranks, of which the other is stopped after one exchange: what the first says is written to folder/hung."""
     other = os.fork()
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=int(not other), world_size=2)
-    group = distributed.new_group(timeout=timedelta(seconds=3), backend="gloo")  # as `launch.joined` makes it
-    team = Team(int(not other), 2, 0.05, group)
+    group = distributed.new_group(timeout=timedelta(seconds=12), backend="gloo")  # as `launch.joined` makes it
+    team = Team(int(not other), 2, 0.2, group)
     team.gather("here")
     if not other:
         os.kill(os.getpid(), signal.SIGSTOP)
