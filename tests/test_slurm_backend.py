@@ -1,7 +1,9 @@
 """`-b slurm` with stand-ins of Slurm's commands: what is sent, and how the run follows the job."""
 
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -164,13 +166,18 @@ def test_a_job_that_slurm_refuses_fails_the_run_in_slurms_words(cluster, client)
     assert "slurm.job" not in run.data.tags
 
 
+def replace_sleep(monkeypatch, sleep):
+    """In the backend alone: other threads of this process sleep too."""
+    monkeypatch.setattr(slurm_backend, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+
+
 def interrupt(cluster, monkeypatch, error: BaseException) -> None:
     def sleep(_seconds):
         if not (cluster.here / "cancelled").exists():
             raise error
 
     cluster.say("PENDING")
-    monkeypatch.setattr(slurm_backend.time, "sleep", sleep)
+    replace_sleep(monkeypatch, sleep)
 
 
 def test_ctrl_c_cancels_the_job_and_kills_the_run(cluster, client, monkeypatch):
@@ -206,7 +213,7 @@ def test_a_controller_that_goes_away_ends_no_wait(cluster, client, monkeypatch, 
             cluster.say("COMPLETED")
 
     cluster.say("RUNNING")
-    monkeypatch.setattr(slurm_backend.time, "sleep", sleep)
+    replace_sleep(monkeypatch, sleep)
     assert client.get_run(send().run_id).info.status == "FINISHED"
     assert looks == [False, True, True]
     assert capfd.readouterr().err.count("controller is away") == 1

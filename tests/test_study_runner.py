@@ -151,6 +151,12 @@ def members(tmp_path):
     return found
 
 
+@pytest.mark.parametrize(("device", "gpus"), [("cpu, 2 threads", 0), ("NVIDIA H100", 1), ("", 0)])
+def test_gpu_hours_count_the_gpus_of_a_member_that_ran_on_some(members, device, gpus):
+    members[0].write(replace(members[0].read(), device=device))
+    assert members[0].outcome().gpus == gpus
+
+
 def test_scores_are_drawn_on_a_terminal_and_stand_in_no_line(members):
     from rich.console import Console
 

@@ -89,7 +89,7 @@ class Place:
 
     def outcome(self, *, running: bool = False, reason: str = "") -> Outcome:
         """The member as it stands; `reason`: why its process ended, where it could not say so itself."""
-        record = self.read()
+        record, compute = self.read(), self.config.compute
         why = record.reason or reason
         state = RUNNING if running else DONE if self.is_done(record) else FAILED if why else WAITING
         return Outcome(
@@ -101,6 +101,7 @@ class Place:
             record.seconds,
             record.peak_memory,
             record.device,
+            0 if not record.device or record.device.startswith("cpu") else compute.devices * compute.num_nodes,
         )
 
 
