@@ -1,14 +1,15 @@
 """A run made again: what counts as equal, and which runs are refused with a reason."""
 
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import save_file
 
+from dp_lora.commands import reproduce
 from dp_lora.config import ROOT
 from dp_lora.files import digest_file, digest_folder
 from dp_lora.reproduction import compare, digests, manifest
@@ -99,30 +100,35 @@ def store(tmp_path_factory):
     return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
 
 
+def in_a_process(run_id):
+    command = [sys.executable, "-m", "dp_lora", "reproduce", run_id]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def here(run_id):
+    done = CliRunner().invoke(reproduce.main, [run_id])
+    return done.exit_code, done.stderr
+
+
 @pytest.mark.parametrize(
-    ("tags", "status", "reason"),
+    ("tags", "status", "reason", "call"),
     [
-        (HEAD | {"dirty": "true"}, "FINISHED", "its tree was dirty"),
-        (HEAD | {"dirty": "false"}, "FINISHED", "is not in this repository"),
-        ({"stage": "pretrain_ae"}, "FINISHED", "lock_digest, output not recorded"),
-        (HEAD | {"dirty": "false"}, "FAILED", "it is FAILED"),
+        (HEAD | {"dirty": "true"}, "FINISHED", "its tree was dirty", in_a_process),
+        (HEAD | {"dirty": "false"}, "FINISHED", "is not in this repository", here),
+        ({"stage": "pretrain_ae"}, "FINISHED", "lock_digest, output not recorded", here),
+        (HEAD | {"dirty": "false"}, "FAILED", "it is FAILED", here),
     ],
 )
-def test_a_run_that_cannot_be_made_again_is_refused_with_the_reason(store, tags, status, reason):
+def test_a_run_that_cannot_be_made_again_is_refused_with_the_reason(store, monkeypatch, tags, status, reason, call):
     from mlflow import MlflowClient
 
     client = MlflowClient(store)
     run_id = client.create_run("0", tags=tags).info.run_id
     client.set_terminated(run_id, status)
-    done = subprocess.run(
-        [sys.executable, "-m", "dp_lora", "reproduce", run_id],
-        cwd=ROOT,
-        env=os.environ | {"MLFLOW_TRACKING_URI": store},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {run_id}: cannot be made again: ")
-    assert reason in done.stderr
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    status_of_exit, stderr = call(run_id)
+    assert status_of_exit == 1
+    assert stderr.startswith(f"error: {run_id}: cannot be made again: ")
+    assert reason in stderr
     assert not (ROOT / "runs" / "reproduce" / run_id).exists()

@@ -1,5 +1,6 @@
 """A tiny model, tiny private data and a tiny private run, for tests of the private step and of fine-tuning."""
 
+import functools
 import math
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from dp_lora.models.info import model_digest, model_info
 from dp_lora.models.unet import build_unet
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.release import write_result
+from tests.support.templates import from_template
 
 CPU = torch.device("cpu")
 TINY = (
@@ -34,12 +36,21 @@ TINY = (
 )
 
 
+@functools.cache  # frozen: resolving one takes a tenth of a second, and most tests need the same few
 def tiny_config(overrides: str = "") -> Config:
     return load("mnist5k", {}, f"{TINY} {overrides}")
 
 
 def make_base(folder: Path, config: Config, status: str = "public") -> None:
     """Write a tiny base model; no weight is zero, so that every gradient path is open."""
+    key = ("base", repr((config.public, config.autoencoder, config.ldm)), status)
+    generator = from_template(folder, key, lambda template: _write_base(template, config, status))
+    # a test that draws next draws the same whether the base was made or copied
+    torch.set_rng_state(generator)
+
+
+def _write_base(folder: Path, config: Config, status: str) -> Tensor:
+    """Torch's generator as the making leaves it."""
     torch.manual_seed(5)
     vae = build_autoencoder(config.autoencoder, config.public.channels, config.public.size)
     unet = build_unet(config.ldm, config.autoencoder.latent_channels, 8)
@@ -60,6 +71,7 @@ def make_base(folder: Path, config: Config, status: str = "public") -> None:
         sections={},
     )
     save_model(folder, unet, vae, scheduler, torch.randn(4, ldm.cross_attention_dim), info)
+    return torch.get_rng_state()
 
 
 def tiny_model(tmp_path: Path, config: Config | None = None, device: torch.device = CPU) -> Model:
@@ -127,6 +139,10 @@ def tiny_latents(n: int = 6) -> tuple[np.ndarray, np.ndarray]:
 
 def tiny_dataset(folder: Path, n: int = 40, seed: int = 0) -> None:
     """A dataset of classes x and y; its first pictures are the same for every n."""
+    from_template(folder, ("dataset", n, seed), lambda template: _write_dataset(template, n, seed))
+
+
+def _write_dataset(folder: Path, n: int, seed: int) -> None:
     pictures = []
     for index in range(n):
         rng = np.random.default_rng([seed, index])
