@@ -14,6 +14,7 @@ from dp_lora.models.adapters import EMBEDDING
 from dp_lora.models.folder import load_model
 from dp_lora.models.info import model_digest
 from dp_lora.privacy import step as step_module
+from dp_lora.training import checkpoints
 from dp_lora.training import finetune as module
 from dp_lora.training.finetune import PrivateData, finetune
 from dp_lora.training.run_folder import binding, open_run_folder
@@ -57,16 +58,16 @@ def test_a_run_whose_every_draw_is_empty_trains_on_noise_alone_and_counts_every_
 
 def flow(house, folder, monkeypatch, data="data"):
     """What a fine-tuning does that somebody outside could see, beside the values of what it releases."""
-    noises, checkpoints, draws = [], [], []
+    noises, kept, draws = [], [], []
     heard = Heard()
-    noise, save, poisson = step_module.add_noise, module.save_checkpoint, step_module.poisson_draw
+    noise, save, poisson = step_module.add_noise, checkpoints.save_checkpoint, step_module.poisson_draw
 
     def spy_noise(total, std, generator):
         noises.append((std, {name: tuple(tensor.shape) for name, tensor in total.items()}))
         return noise(total, std, generator)
 
     def spy_save(folder, step, counted, tensors):
-        checkpoints.append((step, {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}))
+        kept.append((step, {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}))
         save(folder, step, counted, tensors)
 
     def third_is_empty(*arguments):
@@ -75,13 +76,13 @@ def flow(house, folder, monkeypatch, data="data"):
 
     with monkeypatch.context() as patched:
         patched.setattr(step_module, "add_noise", spy_noise)
-        patched.setattr(module, "save_checkpoint", spy_save)
+        patched.setattr(checkpoints, "save_checkpoint", spy_save)
         patched.setattr(step_module, "poisson_draw", third_is_empty)
         release = run(house, folder, seed_file(house), heard, data)
     lines = [json.loads(line)["entry"]["step"] for line in (house / folder / "ledger.jsonl").read_text().splitlines()]
     files = {p.relative_to(release): p.stat().st_size for p in release.rglob("*") if p.suffix == ".safetensors"}
     counts = {name: len(values) for name, values in heard.metrics.items()}
-    return noises, checkpoints, lines, files, counts, heard.lines
+    return noises, kept, lines, files, counts, heard.lines
 
 
 def test_neighbours_have_one_flow_one_number_of_noises_and_equal_shapes(house, monkeypatch):

@@ -279,7 +279,7 @@ def test_a_missing_base_is_made_by_its_own_pipeline_whose_params_come_back(name,
         monkeypatch.setattr(module, "ROOT", tmp_path)
     seen = {}
 
-    def dvc(*arguments, environment):
+    def dvc(*arguments, environment, tied):
         seen["arguments"], seen["params"] = arguments, yaml.safe_load(PIPELINES[name].params.read_text())
 
     monkeypatch.setattr(pipeline, "dvc", dvc)
