@@ -70,7 +70,8 @@ def test_several_ranks_are_started_by_srun_and_only_the_first_has_the_run():
     assert shlex.split(line)[:3] == ["srun", "bash", "-c"]
     assert "unset MLFLOW_RUN_ID" in line
     assert "GLOO_SOCKET_IFNAME" not in text  # between machines it is the site's to name
-    alone = script(ranks=Ranks(2))
+    alone = script(Settings(VENV, cpus=4), ranks=Ranks(2))
+    assert "export SRUN_CPUS_PER_TASK=4" in alone
     assert "export GLOO_SOCKET_IFNAME=lo MASTER_ADDR=127.0.0.1" in alone
     assert "unset SLURM_NTASKS" not in alone
     assert "srun" not in script()
@@ -113,6 +114,9 @@ def test_a_script_hands_a_command_over_to_the_letter_and_ends_with_its_status(tm
     ranks = script(command=f"printf '%s ' $SLURM_PROCID $MLFLOW_RUN_ID {shlex.quote(HOSTILE)}", ranks=Ranks(2))
     stand_in(tmp_path, "srun", 'for n in 0 1; do SLURM_PROCID=$n "$@"; done')
     assert run_script(tmp_path, ranks).stdout == f"0 {'a' * 32} {HOSTILE} 1 {HOSTILE} "
+    lines = f"{HOSTILE}\nEND\ntouch PWN"
+    assert run_script(tmp_path, script(command=f"printf %s {shlex.quote(lines)}")).stdout == lines
+    assert run_script(tmp_path, script(command="printf %s ' a\\b '")).stdout == " a\\b "
     assert not (tmp_path / "PWN").exists()
 
 

@@ -68,7 +68,7 @@ def job_script(settings: Settings, name: str, command: str, ranks: Ranks, variab
     lines = ["#!/bin/bash", f"# dp-lora {name}, as `mlflow run -b slurm` sent it", *head(settings, name, ranks), ""]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
     # beside an id of the experiment MLflow refuses a name that differs
-    lines += ["unset MLFLOW_EXPERIMENT_NAME", f"export {COMMAND}={shlex.quote(command)}"]
+    lines += ["unset MLFLOW_EXPERIMENT_NAME", *_named(command), f"export {COMMAND}"]
     return "\n".join([*lines, *_work(settings, ranks), ""])
 
 
@@ -85,9 +85,18 @@ def array_script(settings: Settings, name: str, commands: Sequence[str], limit: 
     ranks = Ranks()
     lines = ["#!/bin/bash", f"# dp-lora {name}: {len(commands)} jobs", *head(settings, name, ranks)]
     lines += [f"#SBATCH --array=0-{len(commands) - 1}%{limit}", "", 'case "$SLURM_ARRAY_TASK_ID" in']
-    lines += [f"{number}) {COMMAND}={shlex.quote(command)} ;;" for number, command in enumerate(commands)]
+    for number, command in enumerate(commands):
+        lines += [f"{number})", *_named(command), ";;"]
     lines += ["esac", f"export {COMMAND}"]
     return "\n".join([*lines, *_work(settings, ranks), ""])
+
+
+def _named(command: str) -> list[str]:
+    """Lines that put a command into the script's variable, to the letter."""
+    if "\n" in command:
+        # a line of its own could end the text below
+        return [f"{COMMAND}={shlex.quote(command)}"]
+    return [f"IFS= read -r {COMMAND} <<'END'", command, "END"]
 
 
 def _work(settings: Settings, ranks: Ranks) -> list[str]:
@@ -103,6 +112,9 @@ def _work(settings: Settings, ranks: Ranks) -> list[str]:
         if ranks.num_nodes == 1:
             # sums without noise stay on the machine
             lines.append("export GLOO_SOCKET_IFNAME=lo MASTER_ADDR=127.0.0.1")
+        if settings.cpus:
+            # srun itself does not read --cpus-per-task
+            lines.append(f"export SRUN_CPUS_PER_TASK={settings.cpus}")
         started = f"srun bash -c {shlex.quote(_rank(started))}"
     again = 'scontrol requeue "$SLURM_JOB_ID"' if settings.requeue else "false"
     return [

@@ -1,6 +1,7 @@
 """`mlflow run . -b slurm` on a real cluster of one node, as `make test-slurm` starts it."""
 
 import os
+import re
 import signal
 import subprocess
 
@@ -38,8 +39,13 @@ def begun(site: Site, overrides: str, steps: int, **config):
     return process, run_id
 
 
-def test_finetune_sample_and_fid_are_jobs_that_hand_over_by_run_id(site):
-    fine_tuned = finished(site, site.run("finetune"))
+@pytest.fixture(scope="module")
+def fine_tuned(site):
+    """A run of one process."""
+    return finished(site, site.run("finetune"))
+
+
+def test_finetune_sample_and_fid_are_jobs_that_hand_over_by_run_id(site, fine_tuned):
     assert 0 < fine_tuned.data.metrics["epsilon"] <= 10
     names = {file.path for file in site.client.list_artifacts(fine_tuned.info.run_id, "slurm")}
     assert names == {"slurm/job.sh"}
@@ -54,11 +60,10 @@ def test_finetune_sample_and_fid_are_jobs_that_hand_over_by_run_id(site):
     assert "letter_frechet_distance" in scored.data.metrics
 
 
-def test_two_ranks_by_srun_spend_the_epsilon_of_one(site):
-    alone = finished(site, site.run("finetune", "experiment.seed=3"))
-    both = finished(site, site.run("finetune", "experiment.seed=3 compute.devices=2"))
-    assert both.data.metrics["epsilon"] == alone.data.metrics["epsilon"]
-    assert site.steps(both.info.run_id) == site.steps(alone.info.run_id) > 0
+def test_two_ranks_by_srun_spend_the_epsilon_of_one(site, fine_tuned):
+    both = finished(site, site.run("finetune", "compute.devices=2"))
+    assert both.data.metrics["epsilon"] == fine_tuned.data.metrics["epsilon"]
+    assert site.steps(both.info.run_id) == site.steps(fine_tuned.info.run_id) > 0
     release = site.project / both.data.tags["adapter"]
     assert (release / "pytorch_lora_weights.safetensors").exists()
 
@@ -86,19 +91,23 @@ def test_a_job_that_is_signalled_before_its_limit_begins_again_and_ends_in_the_s
     assert "private/loss" in run.data.tags["private"].split(", ")
 
 
+def limit(site: Site, job: str, minutes: int) -> None:
+    """Set the time limit of a job; of one that runs, counted from now."""
+    shown = site.node.ask("scontrol", "--oneliner", "show", "job", job)
+    hours, passed, _ = re.search(r" RunTime=(\d+):(\d+):(\d+)", shown).groups()
+    command = ["scontrol", "update", f"JobId={job}", f"TimeLimit={60 * int(hours) + int(passed) + minutes}"]
+    subprocess.run(command, env=site.environment(), check=True, timeout=60)
+
+
 def test_a_time_limit_begins_the_job_again_and_ctrl_c_cancels_it(site):
-    process, run_id = begun(site, LONG, 3, time="30", signal=60)
+    process, run_id = begun(site, LONG, 3, time="4:00:00", signal=150)
     job = job_of(site, run_id)
-    assert site.node.ask("scontrol", "show", "job", job)
-    subprocess.run(
-        ["scontrol", "update", f"JobId={job}", "TimeLimit=1"], env=site.environment(), check=True, timeout=60
-    )
+    # the signal is due at once, and the work has minutes to end
+    limit(site, job, 3)
     site.until(lambda: "it goes on in the same run" in site.log(run_id), "the signal is heard")
     steps = site.steps(run_id)
     site.until(lambda: "JobState=PENDING" in site.node.ask("scontrol", "show", "job", job), "the job waits again")
-    subprocess.run(
-        ["scontrol", "update", f"JobId={job}", "TimeLimit=30"], env=site.environment(), check=True, timeout=60
-    )
+    limit(site, job, 240)
     assert site.get(run_id).info.status == "SCHEDULED"
     site.until(lambda: site.steps(run_id) > steps, "the job goes on")
     assert site.get(run_id).info.status == "RUNNING"
