@@ -19,7 +19,7 @@ from tests.support.prepare_call import clone
 from tests.support.tiny_project import clean_environment, run
 from tests.support.tracking_store import all_runs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 COMMAND = ("dp_lora", "study", "--study", "smoke", "--jobs", "2", "--overrides", "compute.device=cpu")
 MEMBERS = 3
