@@ -203,7 +203,7 @@ def test_ctrl_c_cancels_the_jobs_or_leaves_them_to_a_second_call(site, error, ho
         assert (site.here / "cancelled").read_text().split() == ["7", "8"]
 
 
-def test_a_second_call_sends_nothing_beside_the_array_of_the_first(site, monkeypatch):
+def test_a_second_call_sends_nothing_beside_the_array_of_the_first(site):
     sent = send(site)
     run = SimpleNamespace(run_id="other", environment=dict)
     assert vars(command._send(site.grid, site.places, 1, SETTINGS, run)) == vars(sent)

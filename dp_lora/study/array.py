@@ -207,6 +207,12 @@ def ends_with_caller(name: str, sent: Sent, settings: Settings) -> Iterator[None
     """Where the block is interrupted, cancel the jobs or leave them, as the backend config says."""
     try:
         yield
+    except InputError:
+        # else each later call would gather what is over, and fail alike
+        with suppress(InputError):
+            if not sent.is_alive():
+                forget(name)
+        raise
     except KeyboardInterrupt as error:
         # neither a terminal that is closed, nor a pause of this process, takes jobs with it
         if settings.on_interrupt == "leave" or str(error) in ("SIGHUP", PAUSE_SIGNAL.name):
