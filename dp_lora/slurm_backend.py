@@ -34,7 +34,7 @@ from dp_lora.files import private_folder, whole_file
 from dp_lora.project_run import make_run, tag_run, use_project_store
 from dp_lora.slurm.commands import cancel, cluster_name, submit
 from dp_lora.slurm.script import Ranks, job_script
-from dp_lora.slurm.settings import Settings, read_settings
+from dp_lora.slurm.settings import Settings, read_settings, require_gpus
 from dp_lora.slurm.states import Job, read_job
 from dp_lora.tracking.jobs import CLUSTER, STATE, record_job
 from dp_lora.tracking.outside import end_from_outside
@@ -219,11 +219,10 @@ def _ranks(entry_point: str, params: Mapping[str, str], settings: Settings) -> R
     overrides = values.pop("overrides", "")
     known = {name: value for name, value in values.items() if name in STAGES[entry_point].sets}
     compute = load(name, known, overrides, stage=entry_point).compute
-    shown = f"compute.devices={compute.devices}, compute.num_nodes={compute.num_nodes}"
-    if settings.gpus and compute.device != "cpu" and compute.devices > settings.gpu_count:
-        raise InputError(f"{shown}: the backend config asks for {settings.gpu_count} GPUs a machine; set gpus so")
+    require_gpus(settings, compute)
     if entry_point in WITH_RANKS:
         return Ranks(compute.devices, compute.num_nodes)
     if compute.num_nodes > 1:
+        shown = f"compute.devices={compute.devices}, compute.num_nodes={compute.num_nodes}"
         raise InputError(f"{shown}: {entry_point} works on one machine; send finetune and sample apart")
     return Ranks()

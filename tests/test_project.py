@@ -85,7 +85,7 @@ ARROWS = {
         "tracking",
         "training",
     },
-    "study": {"models", "privacy", "sources", "tracking", "training"},
+    "study": {"models", "privacy", "slurm", "sources", "tracking", "training"},
     "__main__": {"cli"},  # each command is imported by its name
 }
 
@@ -359,9 +359,8 @@ def test_no_name_at_the_head_of_a_module_and_no_parameter_of_a_plain_function_is
                 unused += [
                     f"{path.name}: {node.name}({one.arg})" for one in given if one.arg not in read and one.arg[0] != "_"
                 ]
-    # MLflow finds the backends by their entry points, docs/python.md shows each_row, an array is a study's
+    # MLflow finds the backends by their entry points, docs/python.md shows each_row
     assert sorted(unused) == [
-        "array.py: submit_array",
         "native_backend.py: NativeBackend",
         "per_row.py: each_row",
         "slurm_backend.py: SlurmBackend",

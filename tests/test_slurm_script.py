@@ -148,8 +148,9 @@ def test_an_array_runs_one_command_a_task_and_waits_for_what_is_upstream(tmp_pat
     stand_in(tmp_path, "sbatch", f'printf "%s\\n" "$@" > {tmp_path}/given; echo "12;one"')
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    assert submit_array(Settings(VENV), "study", commands, 2, tmp_path / "jobs", ["7", "8"]) == "12"
+    assert submit_array(Settings(VENV), "study", commands, 2, tmp_path / "jobs", ["7", "8"], comment="run") == "12"
     given = (tmp_path / "given").read_text().splitlines()
+    assert "--comment=run" in given
     assert {"--dependency=afterok:7:8", "--kill-on-invalid-dep=yes", f"--output={tmp_path}/jobs/%a.log"} <= {*given}
     assert Path(given[-1]).read_text() == text
     for wrong in ([], ["true"] * 1001):

@@ -145,7 +145,7 @@ def test_the_physical_batch_decides_a_replay_alone(write):
 
 def test_one_command_makes_a_whole_member_and_its_stages_hand_on_by_folders(tmp_path):
     found = read_study("smoke", "compute.device=cpu")
-    words = ["study", "--study", "smoke", "--member", "3", "--overrides", "compute.device=cpu"]
+    words = ["study", "--study", "smoke", "--overrides", "compute.device=cpu", "--member", "3"]
     assert member_command(found, 3) == [sys.executable, "-m", "dp_lora", *words]
     commands = stage_commands(found.members[0], tmp_path, audited=False)
     assert list(commands) == ["finetune", "sample", "fid"]

@@ -74,7 +74,11 @@ def repro(pipeline: Pipeline, environment: Mapping[str, str]) -> None:
 
 def is_up_to_date(pipeline: Pipeline) -> bool:
     """Whether `dvc repro` of a pipeline would do nothing."""
-    command = [sys.executable, "-m", "dvc", "status", "--json", pipeline.file]
+    return _unchanged(pipeline.file)
+
+
+def _unchanged(*words: str) -> bool:
+    command = [sys.executable, "-m", "dvc", "status", "--json", *words]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if found.returncode:
         return False
@@ -136,10 +140,20 @@ def bring_up_to_date(
     """
     checkpoint, public, _ = outside_folders(config)
     require(config, [ROOT / folder for folder in (checkpoint, public) if folder is not None])
-    wanted = {name: typed[name] for name in ("config", "seed", "overrides") if name in typed}
     # the stages read params.yaml: it is written for them and restored afterwards
-    with _parameters(pipeline_of(config), {"config": config.experiment.name, **wanted}):
+    with _parameters(pipeline_of(config), _wanted(config, typed)):
         dvc("repro", *_targets(config, folders), environment=environment, tied=tied)
+
+
+def are_up_to_date(config: Config, typed: Mapping[str, str], *folders: Path) -> bool:
+    """Whether `bring_up_to_date` would make nothing."""
+    with _parameters(pipeline_of(config), _wanted(config, typed)):
+        return _unchanged("--with-deps", *_targets(config, folders))
+
+
+def _wanted(config: Config, typed: Mapping[str, str]) -> dict[str, str]:
+    known = {name: typed[name] for name in ("config", "seed", "overrides") if name in typed}
+    return {"config": config.experiment.name, **known}
 
 
 def _targets(config: Config, folders: Sequence[Path]) -> list[str]:

@@ -1,7 +1,7 @@
 """A grid of fine-tunings, each with its samples and scores, and one report of all."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from dp_lora.cli.common import HELP, Call, OneLineCommand, one_line_errors, rela
 from dp_lora.cli.early import refuse
 from dp_lora.cli.finetuning import resolve
 from dp_lora.cli.house import close_house
-from dp_lora.cli.pipeline import absent, bring_up_to_date, would_make
+from dp_lora.cli.pipeline import absent, are_up_to_date, bring_up_to_date, would_make
 from dp_lora.cli.pipelines import (
     RUNS,
     base_folder,
@@ -31,9 +31,12 @@ from dp_lora.files import digest_file, digest_value, exclusive, private_folder, 
 from dp_lora.study.grid import Grid, read_study
 from dp_lora.study.place import RESULTS, Place, Record, places, study_folder
 from dp_lora.study.result import DONE, Study
+from dp_lora.tracking.process import stop_signals_raise
 from dp_lora.tracking.provenance import param_text
 
 if TYPE_CHECKING:
+    from dp_lora.slurm.settings import Settings
+    from dp_lora.study.array import Sent
     from dp_lora.study.costs import Starts
 
 DEFAULT = STAGES["main"].default_config  # the study of the default experiment has its name
@@ -44,24 +47,40 @@ SHARED = ("public", "checkpoint", "autoencoder", "ldm")  # sections that a base 
 @click.command(name="study", cls=OneLineCommand, context_settings={"max_content_width": 120})
 @click.option("--study", default="", help=f"name of a file in configs/studies/; empty: {DEFAULT}")
 @click.option("--jobs", default="", help="members at a time, which share the processor's cores; empty: 1")
+@click.option("--slurm", default="", help="a backend config: members are an array of Slurm's jobs; empty: this machine")
 @click.option("--overrides", default="", help=f"of all members: {HELP['overrides']}")
 @click.option("--dry-run", is_flag=True, help="list members, hours, memory and epsilon of all, touch nothing")
 @click.option("--member", type=click.IntRange(min=1), hidden=True, help="make this member alone")
-def main(study: str, jobs: str, overrides: str, dry_run: bool, member: int | None) -> None:
+@click.option("--upstream", is_flag=True, hidden=True, help="make base and pictures of all members alone")
+def main(study: str, jobs: str, slurm: str, overrides: str, dry_run: bool, member: int | None, upstream: bool) -> None:
     """Run every member of a study, and go on with one that was stopped: finetune, sample and fid, then a report."""
-    with one_line_errors(child=member is not None):
+    with one_line_errors(child=member is not None or upstream):
         if jobs and not (jobs.isascii() and jobs.isdigit() and int(jobs) >= 1):
             raise InputError(f"jobs={jobs}: must be a whole number of at least 1")
         grid = read_study(study or DEFAULT, overrides)
         found = places(grid)
+        settings = _settings(slurm, found)
         if dry_run:
             _show_plan(grid, found)
         elif member is not None:
             _make_member(grid, found, member)
+        elif upstream:
+            with stop_signals_raise():
+                _make_upstream(grid, found, {})
         else:
             with telling_changes():
-                failed = _run(grid, found, int(jobs or 1))
+                failed = _run(grid, found, int(jobs or 1), settings)
             sys.exit(1 if failed else 0)
+
+
+def _settings(slurm: str, found: Sequence[Place]) -> "Settings | None":
+    if not slurm:
+        return None
+    from dp_lora.study.array import check_members, settings_of
+
+    settings = settings_of(slurm)
+    check_members(found, settings)
+    return settings
 
 
 def _starts(found: Sequence[Place]) -> "Starts":
@@ -140,10 +159,9 @@ def _track(run: tracking.TrackedRun, place: Place) -> None:
             run.metric(name, value, private=True)
 
 
-def _run(grid: Grid, found: Sequence[Place], jobs: int) -> bool:
+def _run(grid: Grid, found: Sequence[Place], jobs: int, settings: "Settings | None") -> bool:
     """Run what is not done; whether a member failed."""
-    configs = _distinct(found)
-    for config in configs:
+    for config in _distinct(found):
         refuse(Call("main", config, None, dry_run=False))
         require(config, from_outside(config))
         require_distance(config)
@@ -151,24 +169,66 @@ def _run(grid: Grid, found: Sequence[Place], jobs: int) -> bool:
     folder = private_folder(study_folder(grid.name))
     try:
         with exclusive(folder / "lock"):
-            return _run_alone(grid, found, configs, jobs)
+            return _run_alone(grid, found, jobs, settings)
     except BlockingIOError:
         raise InputError(f"study={grid.name}: another process runs it; wait for it, or stop it") from None
 
 
-def _run_alone(grid: Grid, found: Sequence[Place], configs: Sequence[Config], jobs: int) -> bool:
+def _run_alone(grid: Grid, found: Sequence[Place], jobs: int, settings: "Settings | None") -> bool:
+    from dp_lora.study import array
+
+    if settings is None:
+        array.refuse_beside(grid.name, found)
     again = typed_command("study", {"study": grid.name, **({"overrides": grid.overrides} if grid.overrides else {})})
     with tracking.run("study", found[0].config, command=again) as run:
         run.tags({"study": grid.name, "mlflow.runName": f"study {grid.name}"})
-        _make_upstream(grid, configs, run)
-        close_house(found[0].config)
-        starts = _starts(found)
-        _describe(run, found, starts)
-        reasons = _run_members(grid, found, jobs, run)
+        sent = None if settings is None else _send(grid, found, jobs, settings, run)
+        if settings is None or sent is None:
+            _make_upstream(grid, found, run.environment())
+            starts = _begin(found, run)
+            reasons = _run_members(grid, found, jobs, run)
+        elif not settings.wait and sent.is_alive():
+            count = sum(map(len, sent.tasks))
+            click.echo(f"array {sent.array}: {count} members are in the queue; the same command gathers them later")
+            return False
+        else:
+            with array.ends_with_caller(grid.name, sent, settings):
+                array.wait_for_upstream(grid.name, sent, click.echo)
+                starts = _begin(found, run)
+                reasons = _run_members(grid, found, jobs, run, sent)
+            array.forget(grid.name)
         _report(grid, found, starts, reasons, run)
     for number, reason in reasons.items():
         click.echo(f"{found[number - 1].member.name}: failed: {reason}", err=True)
     return bool(reasons)
+
+
+def _begin(found: Sequence[Place], run: tracking.TrackedRun) -> "Starts":
+    """Base and pictures lie there: close them to others, and say what all members cost."""
+    close_house(found[0].config)
+    starts = _starts(found)
+    _describe(run, found, starts)
+    return starts
+
+
+def _send(
+    grid: Grid, found: Sequence[Place], jobs: int, settings: "Settings", run: tracking.TrackedRun
+) -> "Sent | None":
+    """The array that an earlier call has sent, else a new one; None where nothing is to be made."""
+    from dp_lora.study import array
+
+    if sent := array.read_sent(grid.name, found):
+        click.echo(f"array {sent.array}: sent by an earlier call")
+        return sent
+    todo, upstream = found, not _is_upstream_made(grid, found)
+    if not upstream:
+        inputs = _inputs_of(found)
+        todo = [place for place in found if not _is_made(place, place.read(), inputs[place.member.config])]
+    if not todo:
+        return None
+    sent = array.send(grid, todo, settings, jobs, run.run_id, run.environment(), upstream=upstream)
+    click.echo(f"array {sent.array}: {len(todo)} members, {jobs} at a time")
+    return sent
 
 
 def _distinct(found: Iterable[Place]) -> list[Config]:
@@ -179,10 +239,20 @@ def _distinct(found: Iterable[Place]) -> list[Config]:
     return list(first.values())
 
 
-def _make_upstream(grid: Grid, configs: Sequence[Config], run: tracking.TrackedRun) -> None:
+def _make_upstream(grid: Grid, found: Sequence[Place], environment: Mapping[str, str]) -> None:
     """Make base and pictures of all members once, by DVC, before several members would make them at once."""
+    for config, folders in _upstream(found):
+        bring_up_to_date(config, _common(grid), environment, *folders, tied=True)
+
+
+def _is_upstream_made(grid: Grid, found: Sequence[Place]) -> bool:
+    return all(are_up_to_date(config, _common(grid), *folders) for config, folders in _upstream(found))
+
+
+def _upstream(found: Sequence[Place]) -> Iterator[tuple[Config, list[Path]]]:
+    """What DVC makes for all members: folders, each once, with the configuration that makes them."""
     made: dict[Path, tuple[str, str]] = {}
-    for config in configs:
+    for config in _distinct(found):
         wanted = [path for path in _needed(config) if path not in from_outside(config)]
         if not IN_CLONE:
             require(config, wanted)
@@ -204,15 +274,14 @@ def _make_upstream(grid: Grid, configs: Sequence[Config], run: tracking.TrackedR
                 todo.append(path)
                 made[path] = (config.experiment.name, settings)
         if todo:
-            common = _common(grid)
-            bring_up_to_date(config, {"overrides": common} if common else {}, run.environment(), *todo, tied=True)
+            yield config, todo
 
 
-def _common(grid: Grid) -> str:
-    """Settings that all members have in common, as overrides."""
+def _common(grid: Grid) -> dict[str, str]:
+    """Settings that all members have in common, as they would be typed."""
     first, *others = (member.settings for member in grid.members)
     same = {key: text for key, text in first.items() if all(other.get(key) == text for other in others)}
-    return " ".join(f"{key}={text}" for key, text in same.items())
+    return {"overrides": " ".join(f"{key}={text}" for key, text in same.items())} if same else {}
 
 
 def _describe(run: tracking.TrackedRun, found: Sequence[Place], starts: "Starts") -> None:
@@ -233,13 +302,16 @@ def _describe(run: tracking.TrackedRun, found: Sequence[Place], starts: "Starts"
     run.privacy({"private": True, **facts, "parts": plans})
 
 
-def _run_members(grid: Grid, found: Sequence[Place], jobs: int, run: tracking.TrackedRun) -> dict[int, str]:
-    """Make all members that are not done; the line of each failure by the member's number."""
+def _run_members(
+    grid: Grid, found: Sequence[Place], jobs: int, run: tracking.TrackedRun, sent: "Sent | None" = None
+) -> dict[int, str]:
+    """Make all members that are not done, or wait for those that were `sent`; the line of each failure by number."""
+    from dp_lora.study.array import follow
     from dp_lora.study.member import last_error, member_command
     from dp_lora.study.runner import Local, Task, how_it_ended, run_all
     from dp_lora.study.table import Shown
 
-    inputs = {config.experiment.name: _inputs(config) for config in _distinct(found)}
+    inputs = _inputs_of(found)
     todo = [place for place in found if not _is_made(place, place.read(), inputs[place.member.config])]
     if len(todo) < len(found):
         click.echo(f"{len(found) - len(todo)} of {len(found)} members are done already")
@@ -247,15 +319,28 @@ def _run_members(grid: Grid, found: Sequence[Place], jobs: int, run: tracking.Tr
     shown = Shown(found, click.echo)
     reasons: dict[int, str] = {}
 
-    def ended(number: int, status: int) -> None:
-        if status:
-            reasons[number] = last_error(logs / f"{number}.txt") or how_it_ended(status)
-        shown.ended(number, reasons.get(number, ""))
+    def ended(number: int, reason: str) -> None:
+        if reason:
+            reasons[number] = reason
+        shown.ended(number, reason)
 
-    tasks = [Task(place.number, member_command(grid, place.number), place.release) for place in todo]
+    def ended_here(number: int, status: int) -> None:
+        ended(number, (last_error(logs / f"{number}.txt") or how_it_ended(status)) if status else "")
+
+    def is_made(place: Place) -> bool:
+        return _is_made(place, place.read(), inputs[place.member.config])
+
     with shown.live():
-        run_all(tasks, Local(jobs, logs, run.environment()), shown.started, ended, shown.look)
+        if sent is None:
+            tasks = [Task(place.number, member_command(grid, place.number), place.release) for place in todo]
+            run_all(tasks, Local(jobs, logs, run.environment()), shown.started, ended_here, shown.look)
+        else:
+            follow(sent, found, logs, is_made, shown.started, ended, shown.look, click.echo)
     return reasons
+
+
+def _inputs_of(found: Sequence[Place]) -> dict[str, dict[str, str]]:
+    return {config.experiment.name: _inputs(config) for config in _distinct(found)}
 
 
 def _is_made(place: Place, record: Record, inputs: Mapping[str, str]) -> bool:

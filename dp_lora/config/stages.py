@@ -151,7 +151,7 @@ STAGES = {
         Stage(
             "study",
             "A comparison: many fine-tunings with their samples and scores, and a report of them.",
-            ("study", "jobs", "overrides"),
+            ("study", "jobs", "slurm", "overrides"),
             reads_private=True,
             needs_private=True,
             noisy=True,

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dp_lora.errors import InputError
@@ -22,13 +22,16 @@ def has_slurm() -> bool:
     return shutil.which("scontrol") is not None
 
 
-def call(program: str, *arguments: str) -> str:
-    """What a command of Slurm prints. InputError in one line where it is missing or refuses; ControllerAway."""
-    environment = os.environ | {"LC_ALL": "C"}
+def call(program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    """What a command of Slurm prints. InputError in one line where it is missing or refuses; ControllerAway.
+
+    `environment` is set for it beside this process' own.
+    """
     try:
         done = subprocess.run(
             [program, *arguments],
-            env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE, stdin=subprocess.DEVNULL,
+            env=os.environ | (environment or {}) | {"LC_ALL": "C"},
+            capture_output=True, text=True, check=False, timeout=PATIENCE, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except FileNotFoundError:
         raise InputError(
@@ -49,9 +52,9 @@ def _error(program: str, text: str, status: int) -> InputError:
     return InputError(f"{program}: {'; '.join(said)[:300] or f'exit status {status}'}")
 
 
-def submit(script: Path, *options: str) -> str:
+def submit(script: Path, *options: str, environment: Mapping[str, str] | None = None) -> str:
     """Send a batch script; returns the job's id. InputError with Slurm's own words where it is refused."""
-    told = call("sbatch", "--parsable", *options, str(script))
+    told = call("sbatch", "--parsable", *options, str(script), environment=environment)
     # --parsable prints ID, or ID;CLUSTER
     found = re.fullmatch(r"(\d+)(;\S+)?", told.strip().splitlines()[-1] if told.strip() else "")
     if found is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from dp_lora.config.schema import Compute
 from dp_lora.config.words import did_you_mean
 from dp_lora.errors import InputError
 
@@ -59,6 +60,15 @@ class Settings:
     def gpu_count(self) -> int:
         """GPUs of each machine."""
         return int(self.gpus.rpartition(":")[2]) if self.gpus else 0
+
+
+def require_gpus(settings: Settings, compute: Compute) -> None:
+    """InputError for an experiment that wants more GPUs of a machine than its job has."""
+    if settings.gpus and compute.device != "cpu" and compute.devices > settings.gpu_count:
+        raise InputError(
+            f"compute.devices={compute.devices}, compute.num_nodes={compute.num_nodes}: the backend config asks for "
+            f"{settings.gpu_count} GPUs a machine; set gpus so"
+        )
 
 
 KEYS = tuple(field.name for field in fields(Settings))

@@ -20,13 +20,18 @@ ERROR = "error: "  # how the one line of a command that failed begins
 PEAKS = ("peak_gpu_memory_gib", "peak_memory_gib")  # metrics of a stage's run, the one that counts first
 
 
-def member_command(grid: Grid, number: int) -> list[str]:
+def study_command(grid: Grid, python: str = sys.executable) -> list[str]:
+    """The command of a study, by the interpreter `python`."""
+    command = [python, "-m", "dp_lora", "study", "--study", grid.name]
+    return [*command, "--overrides", grid.overrides] if grid.overrides else command
+
+
+def member_command(grid: Grid, number: int, python: str = sys.executable) -> list[str]:
     """The command that makes one whole member of a study, and goes on with one that was stopped.
 
     What is upstream of all members has to lie there. It may run anywhere that sees the project's folder.
     """
-    command = [sys.executable, "-m", "dp_lora", "study", "--study", grid.name, "--member", str(number)]
-    return [*command, "--overrides", grid.overrides] if grid.overrides else command
+    return [*study_command(grid, python), "--member", str(number)]
 
 
 def stage_commands(member: Member, folder: Path, *, audited: bool) -> dict[str, list[str]]:

@@ -105,7 +105,7 @@ class Shown:
 
     def ended(self, number: int, reason: str) -> None:
         """A member has ended; `reason` is the line of a failure, empty for none."""
-        took = time_text(time.monotonic() - self._running.pop(number))
+        took = time_text(time.monotonic() - self._running.pop(number, time.monotonic()))
         if reason:
             self._reasons[number] = reason
         self._line(number, f"FAILED after {took}: {reason}" if reason else f"done in {took}")

@@ -1,5 +1,6 @@
 """`mlflow run . -b slurm` on a real cluster of one node, as `make test-slurm` starts it."""
 
+import json
 import os
 import re
 import signal
@@ -156,6 +157,22 @@ def test_a_login_node_that_goes_away_loses_nothing_for_the_next_command_reads_th
         assert run.data.tags["error"] == "Slurm: cancelled (CANCELLED)"
     assert site.get(left).info.status == "SCHEDULED"
     site.node.ask("scancel", job_of(site, left))
+
+
+def test_a_study_is_an_array_whose_members_are_each_made_once(site):
+    config = site.project.parent / "array.json"
+    config.write_text(json.dumps({"partition": "debug", "cpus": 1}), encoding="utf-8")
+    words = ["study", "--study", "smoke", "--jobs", "2", "--overrides", "compute.device=cpu", "--slurm", str(config)]
+    done = site.ours(*words)
+    logs = site.project / "runs/studies/smoke/logs"
+    said = "".join(path.read_text(encoding="utf-8")[-TAIL:] for path in sorted(logs.glob("*.txt")))
+    assert done.returncode == 0, done.stderr[-TAIL:] + said
+    assert "3 of 3 members are done" in done.stdout
+    assert (site.project / "runs/studies/smoke/report/report.html").exists()
+    script = (site.project / "runs/studies/smoke/slurm/members/job.sh").read_text(encoding="utf-8")
+    assert "#SBATCH --array=0-2%2" in script
+    again = site.ours(*words)
+    assert "3 of 3 members are done already" in again.stdout
 
 
 def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
