@@ -80,6 +80,7 @@ ARROWS = {
         "operator_key",
         "reproduction",
         "sampling",
+        "slurm",
         "statement",
         "study",
         "tracking",
