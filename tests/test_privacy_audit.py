@@ -38,7 +38,7 @@ M = 1000
 GOLDEN = json.loads((Path(__file__).parent / "data/audit/one_run_bounds.json").read_text())["cases"]
 EPSILONS = (1.0, 3.0)
 # by name: the plans take seconds, for which the collection of tests, in every process, need not wait
-RIGHT = ("right, k=1", "right, k=4", "right, person")
+RIGHT = ("right, k=1", "right, k=4", "right, person", "right, automatic clipping")
 CONVICTED_BY = {
     "no noise": "bound",
     "published accounting, k=4": "bound",
@@ -47,6 +47,7 @@ CONVICTED_BY = {
     "person clipped by micro-batch": "jump",
     "3 q drawn, q accounted": "jump",
     "noise sigma/2": "noise",
+    "automatic clipping of each draw": "jump",
     "divided by the true batch": "worlds",
 }
 

@@ -1,18 +1,22 @@
 """Resolve once where a fine-tuning starts and where it works, and refuse bad settings before any work."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dp_lora import tracking
 from dp_lora.cli.adapters import find_adapter
 from dp_lora.cli.common import Call, relative
-from dp_lora.cli.pipelines import RUNS, base_folder, private_data, require_base
+from dp_lora.cli.pipelines import RUNS, base_folder, has_given_base, private_data, require_base
 from dp_lora.cli.prepared import caches
 from dp_lora.cli.record import LEDGER, operator_folder
 from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
+from dp_lora.models.info import load_info
+from dp_lora.models.pipeline_index import is_pipeline
 from dp_lora.privacy.audit_record import settings_digest
 from dp_lora.privacy.composition import ReleaseCost, parent_parts
 from dp_lora.statement import read_privacy
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from dp_lora.privacy.plan import PrivacyPlan
     from dp_lora.training.resolved import Resolved
 
+MADE_OF = ("public", "autoencoder", "ldm")  # the sections of a base of ours, as its model.json states them
 KEPT = "runs/DIGEST (ledger and checkpoints)"  # a dry run's name for the working folder
 
 
@@ -41,10 +46,12 @@ def audited_as(start: "Resolved", bound: Mapping[str, Any]) -> str:
     return settings_digest(start.plan, bound["code"])
 
 
-def resolve(config: Config) -> "Resolved":
+def resolve(config: Config, *, remade: bool = False) -> "Resolved":
     """Resolve base, plan, parent, pictures and the folder that train.resume names; check a base that exists.
 
-    Raises InputError for bad LoRA targets, a bad seed file and all else that would be refused after the work upstream.
+    With `remade` the caller brings the base up to date first: one that was made with other settings says nothing, and
+    is as one that is not there. Raises InputError for bad LoRA targets, a bad seed file and all else that would be
+    refused after the work upstream.
     """
     # imported late: scipy, and torch and diffusers where the base does not exist yet
     from dp_lora.models.shapes import base_shapes
@@ -58,6 +65,10 @@ def resolve(config: Config) -> "Resolved":
         )
     base = base_folder(config)
     require_base(config)
+    # a release must not name a folder of this machine
+    shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
+    if remade and base.exists() and not _made_with(config, base):
+        base = base / "to be made"
     shapes = base_shapes(config, base)
     matched_modules(shapes.denoiser, config.lora.targets, shapes.family)
     if config.privacy.seed_file:
@@ -65,14 +76,21 @@ def resolve(config: Config) -> "Resolved":
 
         read_secret(Path(config.privacy.seed_file))
     resumed, plan = _named_by_resume(config), make_plan(config)
-    # a release must not name a folder of this machine
-    shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
     latents = caches(config) / "latents"
     parent, audits = _parent(config, plan), audits_path(config)
     start = Resolved(config, base, shapes, shown, private_data(config), latents, plan, parent, audits, resumed)
     if base.exists():
         check_base(start)
     return start
+
+
+def _made_with(config: Config, base: Path) -> bool:
+    """Whether a base of ours was made with the config's own sections; a pipeline from outside is as it is."""
+    if is_pipeline(base) and has_given_base(config):
+        return True
+    stated = load_info(base)["config"]
+    own = json.loads(json.dumps({name: asdict(getattr(config, name)) for name in MADE_OF}))
+    return all(stated[name] == own[name] for name in MADE_OF if stated.get(name) is not None)
 
 
 def _named_by_resume(config: Config) -> Path | None:

@@ -84,7 +84,7 @@ def _settings(slurm: str, found: Sequence[Place]) -> "Settings | None":
 
 
 def _starts(found: Sequence[Place]) -> "Starts":
-    return {place.number: resolve(place.config) for place in found}
+    return {place.number: resolve(place.config, remade=True) for place in found}
 
 
 def _show_plan(grid: Grid, found: Sequence[Place]) -> None:
