@@ -95,9 +95,10 @@ class Site:
         )
 
     def last(self) -> Any:
-        """The newest run; None before the first."""
+        """The newest run that is a job, and no stage of one; None before the first."""
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
-        found = self.client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1)
+        jobs = "tags.`mlflow.project.backend` = 'slurm'"
+        found = self.client.search_runs(experiments, jobs, order_by=["attributes.start_time DESC"], max_results=1)
         return found[0] if found else None
 
     def newest(self) -> str:
