@@ -13,7 +13,7 @@ class Member:
 
     name: str  # what differs from the config, and the seed: "eps=10 lora.rank=8 seed=0"
     config: str
-    settings: Mapping[str, str]  # dotted key -> value that differs from the config: {"privacy.eps": "10"}
+    settings: Mapping[str, str]  # dotted key -> what an override takes, where it differs: {"privacy.eps": "10"}
     seed: int
     group: str = ""  # the comparison that it belongs to, from the study's YAML: "epsilon", "rank", "k"
 

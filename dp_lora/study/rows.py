@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dp_lora.config import Config, flatten, load
+from dp_lora.config import Config, flatten
 from dp_lora.errors import InputError
-from dp_lora.study.result import DONE, Outcome
+from dp_lora.study.grid import config_of
+from dp_lora.study.result import DONE, Member, Outcome
 
 LEAVES = ("release", "not-private")  # what `finetune` makes, with a guarantee and without
 # two members that differ in these alone are one condition
@@ -84,7 +85,7 @@ def read_row(outcome: Outcome) -> Row:
     Reads scores on private pictures: the row is for the operator alone.
     """
     member = outcome.member
-    config = _config(member.config, {**member.settings, "experiment.seed": str(member.seed)})
+    config = _config(member)
     if outcome.state != DONE:
         return Row(outcome, config)
     folder, lacks = outcome.folder, []
@@ -113,17 +114,11 @@ def read_row(outcome: Outcome) -> Row:
     )
 
 
-def _config(name: str, typed: Mapping[str, str]) -> Config | None:
-    # load splits at blanks, as a shell does
-    overrides = " ".join(f"{key}={_quoted(value)}" for key, value in typed.items())
+def _config(member: Member) -> Config | None:
     try:
-        return load(name, {}, overrides)
+        return config_of(member)
     except InputError:  # the member's own line says so
         return None
-
-
-def _quoted(value: str) -> str:
-    return value if not re.search(r"\s", value) else "'" + value.replace("'", "\\'") + "'"
 
 
 def _curve(path: Path) -> tuple[tuple[float, float], ...]:
