@@ -29,7 +29,7 @@ from dp_lora.config import IN_CLONE, STAGES, Config, flatten, typed_command
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, digest_value, exclusive, private_folder, read_json
 from dp_lora.study.grid import Grid, read_study
-from dp_lora.study.place import RESULTS, Place, Record, places, study_folder
+from dp_lora.study.place import RESULTS, Place, places, study_folder
 from dp_lora.study.result import DONE, Study
 from dp_lora.tracking.process import stop_signals_raise
 from dp_lora.tracking.provenance import param_text
@@ -124,7 +124,9 @@ def _make_member(grid: Grid, found: Sequence[Place], number: int) -> None:
     if number > len(found):
         raise InputError(f"member={number}: the study {grid.name} has {len(found)}")
     place = found[number - 1]
-    inputs, audited = _inputs(place.config), number in auditors(grid, found, _starts(found))
+    # the plans of all members would take each of them seconds: the first one with a plan is its auditor
+    earlier = [one for one in found[:number] if one.config.privacy.eps == place.config.privacy.eps]
+    inputs, audited = _inputs(place.config), number in auditors(grid, earlier, _starts(earlier))
     again = typed_command("study", {"study": grid.name})
     with tracking.run("main", place.config, child=True, command=again) as run:
         run.tags({"mlflow.runName": f"{grid.name}: {place.member.name}", "study": grid.name})
@@ -223,7 +225,7 @@ def _send(
     todo, upstream = found, not _is_upstream_made(grid, found)
     if not upstream:
         inputs = _inputs_of(found)
-        todo = [place for place in found if not _is_made(place, place.read(), inputs[place.member.config])]
+        todo = [place for place in found if not _is_made(place, inputs)]
     if not todo:
         return None
     sent = array.send(grid, todo, settings, jobs, run.run_id, run.environment(), upstream=upstream)
@@ -312,7 +314,11 @@ def _run_members(
     from dp_lora.study.table import Shown
 
     inputs = _inputs_of(found)
-    todo = [place for place in found if not _is_made(place, place.read(), inputs[place.member.config])]
+
+    def is_made(place: Place) -> bool:
+        return _is_made(place, inputs)
+
+    todo = [place for place in found if not is_made(place)]
     if len(todo) < len(found):
         click.echo(f"{len(found) - len(todo)} of {len(found)} members are done already")
     logs = study_folder(grid.name) / "logs"
@@ -327,9 +333,6 @@ def _run_members(
     def ended_here(number: int, status: int) -> None:
         ended(number, (last_error(logs / f"{number}.txt") or how_it_ended(status)) if status else "")
 
-    def is_made(place: Place) -> bool:
-        return _is_made(place, place.read(), inputs[place.member.config])
-
     with shown.live():
         if sent is None:
             tasks = [Task(place.number, member_command(grid, place.number), place.release) for place in todo]
@@ -343,8 +346,9 @@ def _inputs_of(found: Sequence[Place]) -> dict[str, dict[str, str]]:
     return {config.experiment.name: _inputs(config) for config in _distinct(found)}
 
 
-def _is_made(place: Place, record: Record, inputs: Mapping[str, str]) -> bool:
-    return record.inputs == inputs and place.is_done(record)
+def _is_made(place: Place, inputs: Mapping[str, Mapping[str, str]]) -> bool:
+    record = place.read()
+    return record.inputs == inputs[place.member.config] and place.is_done(record)
 
 
 def _report(
