@@ -36,6 +36,7 @@ from dp_lora.slurm.commands import cancel, cluster_name, submit
 from dp_lora.slurm.script import Ranks, job_script
 from dp_lora.slurm.settings import Settings, read_settings, require_gpus
 from dp_lora.slurm.states import Job, read_job
+from dp_lora.slurm.waiting import pauses
 from dp_lora.tracking.jobs import CLUSTER, STATE, record_job
 from dp_lora.tracking.outside import end_from_outside
 from dp_lora.tracking.process import JOB, stop_signals_deferred, stop_signals_raise, stop_signals_wait
@@ -50,7 +51,6 @@ MLFLOWS_OWN = {
     PROJECT_SYNCHRONOUS,
 }
 WITH_RANKS = ("finetune", "sample", "audit")  # entry points whose own process is a rank
-SHORTEST, LONGEST = 1.0, 15.0  # seconds between two looks at a job
 CANCELLING = 180.0  # seconds that a cancelled job has to end: Slurm itself kills after 30
 # MLflow's own logger: its lines reach the terminal
 logger = logging.getLogger("mlflow.projects")
@@ -160,7 +160,7 @@ def follow(client: MlflowClient, run_id: str, job: str, limit: float | None = No
 
     A controller or tracking server that is away ends nothing: a line says so, and the wait goes on.
     """
-    began, known, told = time.monotonic(), None, ""
+    began, known, told, waits = time.monotonic(), None, "", pauses()
     while True:
         problem = ""
         try:
@@ -175,10 +175,9 @@ def follow(client: MlflowClient, run_id: str, job: str, limit: float | None = No
         if problem and problem != told:
             logger.warning("job %s: %s; the job goes on, and so does this wait", job, problem)
         told = problem
-        waited = time.monotonic() - began
-        if limit is not None and waited > limit:
+        if limit is not None and time.monotonic() - began > limit:
             return None
-        time.sleep(min(LONGEST, SHORTEST + waited / 30))
+        time.sleep(next(waits))
 
 
 def _send(client: MlflowClient, run_id: str, cluster: str, script: str, work_dir: Path) -> str:

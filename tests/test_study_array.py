@@ -12,6 +12,7 @@ import pytest
 
 from dp_lora.commands import study as command
 from dp_lora.errors import InputError
+from dp_lora.slurm import waiting
 from dp_lora.slurm.settings import Environment, Settings
 from dp_lora.study import array
 from dp_lora.study.grid import read_study
@@ -49,8 +50,9 @@ def site(tmp_path, monkeypatch):
     (here / "state").write_text("PENDING")
     monkeypatch.setenv("PATH", f"{here}:{os.environ['PATH']}")
     monkeypatch.setattr(array, "study_folder", lambda name: tmp_path / name)
-    for name in ("SHORTEST", "LONGEST", "LOOK_EVERY", "SETTLING"):
-        monkeypatch.setattr(array, name, 0.01)
+    for module, names in ((waiting, ("SHORTEST", "LONGEST")), (array, ("LOOK_EVERY", "SETTLING"))):
+        for name in names:
+            monkeypatch.setattr(module, name, 0.01)
     grid = read_study("smoke")
     found = [replace(place, folder=tmp_path / "smoke" / place.folder.name) for place in places(grid)]
     return SimpleNamespace(here=here, grid=grid, places=found, logs=tmp_path / "smoke" / "logs")

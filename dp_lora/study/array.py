@@ -16,6 +16,7 @@ from pathlib import Path
 from dp_lora.config import relative
 from dp_lora.errors import InputError
 from dp_lora.files import private_folder, read_json, write_json
+from dp_lora.slurm import waiting
 from dp_lora.slurm.array import submit_array
 from dp_lora.slurm.commands import ControllerAway, cancel, cluster_name, has_slurm
 from dp_lora.slurm.settings import Settings, read_settings, require_gpus
@@ -28,7 +29,6 @@ from dp_lora.tracking.process import PAUSE_SIGNAL, stop_signals_deferred, stop_s
 SENT = "slurm.json"  # in the study's folder: what is in the queue
 OUTPUT = "slurm"  # beside it: scripts, and what the jobs print outside of a member
 LOOK_EVERY = 0.5  # seconds between two drawings of the table
-SHORTEST, LONGEST = 1.0, 15.0  # seconds between two questions to the controller
 CANCELLING = 20.0  # seconds that cancelled jobs have to end, shorter than `mlflow run` gives this process
 SETTLING = 60.0  # seconds in which a shared disk shows what another machine has written
 PYTHON = "python"  # of the environment that the backend config names
@@ -225,7 +225,7 @@ def ends_with_caller(name: str, sent: Sent, settings: Settings) -> Iterator[None
             error.add_note("its jobs are cancelled; the same command goes on")
             end = time.monotonic() + CANCELLING
             while sent.is_alive() and time.monotonic() < end:
-                time.sleep(SHORTEST)
+                time.sleep(waiting.SHORTEST)
         raise
 
 
@@ -247,18 +247,11 @@ class _Questions:
         return found
 
 
-def _pauses() -> Iterator[float]:
-    """Seconds between two questions: few at first, for a small study ends soon."""
-    began = time.monotonic()
-    while True:
-        yield min(LONGEST, SHORTEST + (time.monotonic() - began) / 30)
-
-
 def wait_for_upstream(name: str, sent: Sent, say: Callable[[str], None]) -> None:
     """Wait until base and pictures are made; InputError, and nothing in the queue, where they could not be."""
     if not sent.upstream:
         return
-    ask, pauses = _Questions(sent, say), _pauses()
+    ask, pauses = _Questions(sent, say), waiting.pauses()
     while (job := ask.state(sent.upstream)) is None or not job.is_over:
         time.sleep(next(pauses))
     _, reason = job.ended_as
@@ -292,7 +285,7 @@ def follow(
     left = {f"{sent.array}_{number}": [by_folder[name] for name in task] for number, task in enumerate(sent.tasks)}
     begun, told, over_since = set[int](), set[int](), dict[str, float]()
     ask = _Questions(sent, say)
-    for pause in _pauses():
+    for pause in waiting.pauses():
         for name, members in list(left.items()):
             job = ask.state(name)
             if job is None:
