@@ -6,8 +6,6 @@ their ratios hold on a machine that does other work too. `python -m benchmarks.e
 
 import os
 import statistics
-import sys
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -18,6 +16,7 @@ import click
 import torch
 from torch import Tensor, distributed
 
+from benchmarks.forked import run_forked
 from benchmarks.ratios import against, interleaved
 from dp_lora.team import Team
 
@@ -105,24 +104,8 @@ def main(ranks: int, rounds: int) -> None:
     """Print time, ratio to today's way and bits of each way to sum vectors of the ranks on the first one."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     click.echo("| numbers (float64) | way | ms | / Team.sum | bits |\n| --- | --- | --- | --- | --- |")
-    sys.stdout.flush()  # or each fork would print it again
     with TemporaryDirectory() as folder:
-        children = []
-        for rank in range(ranks):
-            if child := os.fork():
-                children.append(child)
-                continue
-            status = 1
-            try:
-                _rank(Team(rank, ranks), Path(folder), rounds)
-                sys.stdout.flush()
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        if sum(os.waitpid(child, 0)[1] for child in children):
-            sys.exit(1)
+        run_forked(ranks, lambda rank: _rank(Team(rank, ranks), Path(folder), rounds))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ the first rank says of one that hangs.
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from benchmarks.forked import run_forked
 from dp_lora.errors import InputError
 from dp_lora.privacy import sums as module
 from dp_lora.privacy.gradients import NOBODY
@@ -148,26 +148,15 @@ def waits_for_a_rank_that_hangs(folder: Path) -> None:
 
 def ranks(size: int, folder: Path, work: Callable[[Team, Path], object]) -> None:
     """Call `work` on `size` forked ranks; folder/SIZE.pt keeps what the first one gives."""
-    children = []
-    for rank in range(size):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        status = 1
-        try:
-            distributed.init_process_group("gloo", init_method=f"file://{folder}/{size}", rank=rank, world_size=size)
-            results = work(Team(rank, size), folder)
-            if rank == 0:
-                torch.save(results, folder / f"{size}.pt")
-            distributed.destroy_process_group()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    if sum(os.waitpid(child, 0)[1] for child in children):
-        sys.exit(1)
+
+    def one_rank(rank: int) -> None:
+        distributed.init_process_group("gloo", init_method=f"file://{folder}/{size}", rank=rank, world_size=size)
+        results = work(Team(rank, size), folder)
+        if rank == 0:
+            torch.save(results, folder / f"{size}.pt")
+        distributed.destroy_process_group()
+
+    run_forked(size, one_rank)
 
 
 if __name__ == "__main__":

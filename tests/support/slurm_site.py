@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +52,7 @@ class Site:
         self, entry: str, overrides: str = "", parameters: Mapping[str, str] | None = None, **config: Any
     ) -> subprocess.CompletedProcess[str]:
         """`mlflow run . -b slurm` to its end."""
-        command = self.command(entry, overrides, config, parameters or {})
-        return subprocess.run(
-            command,
-            cwd=self.project,
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=2 * PATIENCE,
-        )
+        return self._called(self.command(entry, overrides, config, parameters or {}), 2 * PATIENCE)
 
     def start(self, entry: str, overrides: str = "", **config: Any) -> subprocess.Popen[str]:
         """The same in the background, in a group of its own."""
@@ -83,7 +74,9 @@ class Site:
 
     def ours(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Another command of ours, `python -m dp_lora WORDS`."""
-        command = [sys.executable, "-m", "dp_lora", *words]
+        return self._called([sys.executable, "-m", "dp_lora", *words], PATIENCE)
+
+    def _called(self, command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command,
             cwd=self.project,
@@ -91,7 +84,7 @@ class Site:
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE,
+            timeout=timeout,
         )
 
     def last(self) -> Any:
