@@ -333,7 +333,8 @@ def test_guidance_on_a_base_without_a_null_row_is_refused_before_any_work(house)
         resolve(tiny_config(f"sampling.guidance_scale=2 {base}"))
 
 
-def test_a_base_of_other_settings_is_as_one_that_is_not_there_for_a_command_that_makes_it_anew(house):
+def test_a_base_of_other_settings_is_as_one_that_is_not_there_for_a_command_that_makes_it_anew(house, monkeypatch):
+    from dp_lora.cli import finetuning
     from dp_lora.cli.finetuning import resolve
 
     path, config = house / "base" / "model.json", tiny_config(f"model.base={house / 'base'}")
@@ -342,6 +343,9 @@ def test_a_base_of_other_settings_is_as_one_that_is_not_there_for_a_command_that
     write_json(path, {**read_json(path), "size": 64, "config": {"ldm": {**asdict(config.ldm), "epochs": 7.0}}})
     with pytest.raises(InputError, match=r"^data\.size=16, data\.channels=1: the base is for pictures of 64 pixels"):
         resolve(config)
+    with pytest.raises(InputError, match=r"the base is for pictures of 64 pixels"):
+        resolve(config, remade=True)  # no stage makes a folder from elsewhere
+    monkeypatch.setattr(finetuning, "is_made_here", lambda _: True)
     made = resolve(config, remade=True)
     assert not made.base.exists()
     assert (made.base_name, made.shapes.denoiser) == (there.base_name, there.shapes.denoiser)

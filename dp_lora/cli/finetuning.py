@@ -1,6 +1,5 @@
 """Resolve once where a fine-tuning starts and where it works, and refuse bad settings before any work."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 from dp_lora import tracking
 from dp_lora.cli.adapters import find_adapter
 from dp_lora.cli.common import Call, relative
-from dp_lora.cli.pipelines import RUNS, base_folder, has_given_base, private_data, require_base
+from dp_lora.cli.pipelines import RUNS, base_folder, is_made_here, private_data, require_base
 from dp_lora.cli.prepared import caches
 from dp_lora.cli.record import LEDGER, operator_folder
 from dp_lora.config import ROOT, Config
 from dp_lora.errors import InputError
-from dp_lora.files import read_json
+from dp_lora.files import digest_value, read_json
 from dp_lora.models.info import load_info
-from dp_lora.models.pipeline_index import is_pipeline
 from dp_lora.privacy.audit_record import settings_digest
 from dp_lora.privacy.composition import ReleaseCost, parent_parts
 from dp_lora.statement import read_privacy
@@ -67,7 +65,7 @@ def resolve(config: Config, *, remade: bool = False) -> "Resolved":
     require_base(config)
     # a release must not name a folder of this machine
     shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
-    if remade and base.exists() and not _made_with(config, base):
+    if remade and base.exists() and is_made_here(config) and not _made_with(config, base):
         base = base / "to be made"
     shapes = base_shapes(config, base)
     matched_modules(shapes.denoiser, config.lora.targets, shapes.family)
@@ -85,12 +83,10 @@ def resolve(config: Config, *, remade: bool = False) -> "Resolved":
 
 
 def _made_with(config: Config, base: Path) -> bool:
-    """Whether a base of ours was made with the config's own sections; a pipeline from outside is as it is."""
-    if is_pipeline(base) and has_given_base(config):
-        return True
+    """Whether a base that a stage made was made with the config's own sections."""
     stated = load_info(base)["config"]
-    own = json.loads(json.dumps({name: asdict(getattr(config, name)) for name in MADE_OF}))
-    return all(stated[name] == own[name] for name in MADE_OF if stated.get(name) is not None)
+    known = [name for name in MADE_OF if stated.get(name) is not None]
+    return all(digest_value(stated[name]) == digest_value(asdict(getattr(config, name))) for name in known)
 
 
 def _named_by_resume(config: Config) -> Path | None:

@@ -164,9 +164,13 @@ def base_folder(config: Config) -> Path:
 
 def has_given_base(config: Config) -> bool:
     """Whether the base is a pipeline of diffusers from outside: of the Hub, or in a folder that no stage makes."""
-    base = base_folder(config)
-    made = {folder for pipeline in PIPELINES.values() for folder in pipeline.made}
-    return config.model.revision is not None or (is_pipeline(base) and relative(base) not in made)
+    return config.model.revision is not None or (is_pipeline(base_folder(config)) and not is_made_here(config))
+
+
+def is_made_here(config: Config) -> bool:
+    """Whether a stage makes the base's folder."""
+    base = relative(base_folder(config))
+    return any(base in pipeline.made for pipeline in PIPELINES.values())
 
 
 def from_outside(config: Config) -> list[Path]:
