@@ -91,13 +91,14 @@ class Report:
         study = self.study
         if study.epsilon_of_all is None or study.delta_of_all is None:
             cost = (
-                "Publishing all members has no bound: at least one of them has no guarantee (eps inf, the released "
-                "accounting, or a failure). Nothing holds for all of them together."
+                "Publishing all members has no bound: none of them has a guarantee (eps inf, or the released "
+                "accounting), and none is ever to be published."
             )
         else:
             cost = (
                 f"Publishing all private releases together costs epsilon {study.epsilon_of_all:.4g} at delta "
-                f"{study.delta_of_all:.3g} (sums, by basic composition)."
+                f"{study.delta_of_all:.3g}: they read the same private pictures, so they compose. A member without a "
+                "guarantee (eps inf, the released accounting) is not counted, and is never to be published."
             )
         why = (
             "A study on private data is spending: each member saw the same pictures, and each epsilon below holds for "
