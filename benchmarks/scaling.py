@@ -5,7 +5,7 @@ else is assumed, and stands in `Assumed`. `python -m benchmarks.scaling` prints 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from scipy import stats
 
+from benchmarks.tables import markdown
 from dp_lora.config.schema import Lora
 from dp_lora.models.counting import lora_factors
 from dp_lora.models.estimate import PEAK, SHARE_OF_PEAK, row_flops, time_text
@@ -185,12 +186,6 @@ def stops(base: Counted, assumed: Assumed) -> int:
     return round(math.sqrt(assumed.batch * base.row(assumed) * assumed.link / (8 * base.trained)))
 
 
-def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{' --- |' * len(head)}"
-    yield from (f"| {' | '.join(row)} |" for row in rows)
-
-
 def _steps(bases: dict[str, dict[int, Counted]], assumed: Assumed) -> Iterator[list[str]]:
     for name, ranks in bases.items():
         for rank, base in ranks.items():
@@ -249,11 +244,11 @@ def main() -> None:
         f"{assumed.steps} steps on one GPU",
     ]
     head.append("GPUs where sums take as long as rows")
-    click.echo("\n".join(table(head, _bases(bases, assumed))) + "\n")
+    click.echo(markdown(head, list(_bases(bases, assumed))))
     head = ["base, pixels, LoRA", "GPUs", "rows, s", "stragglers, s", "exchange, s", "noise, s", "step, s", "of ideal"]
-    click.echo("\n".join(table([*head, "sums, GB", "by a ring, s"], _steps(bases, assumed))) + "\n")
+    click.echo(markdown([*head, "sums, GB", "by a ring, s"], list(_steps(bases, assumed))))
     head = ["GPUs", "mean share", "largest, dealt out", "largest, of own parts", "ratio"]
-    click.echo("\n".join(table(head, _shares(assumed))))
+    click.echo(markdown(head, list(_shares(assumed))), nl=False)
 
 
 if __name__ == "__main__":
