@@ -1,23 +1,19 @@
 """What a row of the private step holds, counted at the real structure of published bases; nothing is downloaded."""
 
 import functools
-import json
 from dataclasses import replace
-from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 
 from dp_lora.config import load
-from dp_lora.models.families import FAMILIES, ClassConditional
-from dp_lora.models.memory import GIB, GPU_BYTES, USABLE, memory_line, row_memory
+from dp_lora.models.memory import GIB, GPU_BYTES, USABLE, memory_line
 from dp_lora.models.shapes import base_shapes
 from tests.support import real_base
+from tests.support.real_base import REAL, counted_row
 from tests.support.text2image import text_config
 from tests.support.tiny_pipelines import make_pipeline
 
-REAL = json.loads(Path("tests/data/real-bases.json").read_text())
 QUICK = ("FLUX.1-dev 512",)  # the others are slow tests
 LORA = replace(load("mnist5k").lora, rank=4, train="AB")
 T5_XXL, CLIP_L, VAE = 4_762_310_656, 123_060_480, 83_819_683  # numbers of FLUX's other parts
@@ -25,14 +21,7 @@ T5_XXL, CLIP_L, VAE = 4_762_310_656, 123_060_480, 83_819_683  # numbers of FLUX'
 
 @functools.cache
 def counted(name):
-    case = REAL[name]
-    case = {**REAL[case["as"]], **case} if "as" in case else case
-    with torch.device("meta"):
-        denoiser = getattr(diffusers, case["denoiser"]["_class_name"]).from_config(case["denoiser"])
-    family = FAMILIES[case["pipeline"]]
-    if isinstance(family, ClassConditional):
-        family.take_table(denoiser, 0)
-    return row_memory(denoiser, family, LORA, case["size"], tuple(case["latent"]), torch.bfloat16), case["gib"]
+    return counted_row(REAL[name], LORA), REAL[name]["gib"]
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in REAL])

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 from dp_lora.files import read_json
 from dp_lora.models.estimate import time_text
 from dp_lora.study.place import REQUIRED, RESULTS, Place, Record
-from dp_lora.study.result import DONE, FAILED, RUNNING, Outcome
+from dp_lora.study.result import FAILED, RUNNING, Outcome
+from dp_lora.tracking.shared_view import DISTANCES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 LEFT = re.compile(r"(\w[\w -]*): +\d+%\|[^|]*\|.*?<(\?|[\d:]+)")  # a bar of `progress` in a log
 TAIL = 4000  # bytes of a log that are looked at
-DISTANCES = ("letter_frechet_distance", "fid")
 
 
 def seconds_left(place: Place, record: Record, usual: Mapping[str, float]) -> float | None:
@@ -130,7 +130,7 @@ class Shown:
         for number, place in self._places.items():
             outcome = place.outcome(running=number in self._running, reason=self._reasons.get(number, ""))
             left = seconds_left(place, records[number], usual) if outcome.state == RUNNING else None
-            shown = "" if outcome.state in (DONE, FAILED) else "" if left is None else time_text(left)
+            shown = "" if left is None else time_text(left)
             said = ", ".join(f"{name} {value}" for name, value in figures(outcome).items())
             text = self._reasons.get(number, outcome.reason) if outcome.state == FAILED else said
             table.add_row(str(number), place.member.name, outcome.state, shown, text)

@@ -11,14 +11,15 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from benchmarks.ratios import peak_memory
 from dp_lora.diffusion import make_scheduler
 from dp_lora.models.adapters import use_checkpointing
-from dp_lora.models.families import FAMILIES
+from dp_lora.models.families import FAMILIES, ClassConditional
 from dp_lora.models.folder import Model
 from dp_lora.models.memory import row_memory
 from dp_lora.training.finetune import make_adapter
 from dp_lora.training.physical_batch import dummy_sum, rows_at_a_time
 from tests.support.text2image import text_config
 
-REAL = json.loads(Path("tests/data/real-bases.json").read_text())
+_CASES = json.loads(Path("tests/data/real-bases.json").read_text())
+REAL = {name: {**_CASES.get(case.get("as"), {}), **case} for name, case in _CASES.items()}
 FEW, MORE = 2, 6  # rows: what both need once falls out of their difference
 AT_MOST = 256  # rows that the search may take
 
@@ -54,9 +55,10 @@ def real_model(case, device):
 
 def counted_row(case, lora):
     """What a dry run says of it."""
-    return row_memory(
-        real_denoiser(case, "meta"), FAMILIES[case["pipeline"]], lora, case["size"], case["latent"], torch.bfloat16
-    )
+    denoiser, family = real_denoiser(case, "meta"), FAMILIES[case["pipeline"]]
+    if isinstance(family, ClassConditional):
+        family.take_table(denoiser, 0)
+    return row_memory(denoiser, family, lora, case["size"], tuple(case["latent"]), torch.bfloat16)
 
 
 def measured_row(config, model, device, checkpointing, at_most=AT_MOST):

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from tests.support.tracking_server import free_port
+
 # a requeued job waits as long as a credential is valid: 2 minutes by default
 CONF = """
 ClusterName=one
@@ -44,12 +46,6 @@ PartitionName=debug Nodes={host} Default=YES MaxTime=1-0 State=UP
 """
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "sinfo")
 READY = 60.0  # seconds
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 class Node:
