@@ -40,8 +40,8 @@ def _prepare(root: Path, pictures: Path) -> Result:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     use_store(tmp_path, monkeypatch)
-    for module in (common, pipelines):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(common, "PROJECT", tmp_path)
+    monkeypatch.setattr(pipelines, "ROOT", tmp_path)
     monkeypatch.setattr(prepared, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(prepared, "WORKING", tmp_path / "runs/working")
     monkeypatch.setattr("dp_lora.cli.record.RUNS", tmp_path / "runs")

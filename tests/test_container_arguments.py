@@ -70,7 +70,7 @@ def test_mlflow_s_mount_of_its_default_store_is_the_project_s_own_and_another_is
     mounted, project = tmp_path / "mounted", tmp_path / "project"
     project.mkdir()
     monkeypatch.setattr(store, "DOCKER_STORE", mounted)
-    monkeypatch.setattr(store, "ROOT", project)
+    monkeypatch.setattr(store, "PROJECT", project)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mounted}")
     own = project / "mlflow.db"
     own.write_bytes(b"")

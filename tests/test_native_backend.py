@@ -166,7 +166,7 @@ def test_without_a_tracking_uri_the_store_is_the_projects_and_an_experiment_keep
     elsewhere.mkdir()
     named = use_store(elsewhere, monkeypatch).create_experiment("mine")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(store, "PROJECT", tmp_path)
 
     # from the project's root MLflow's default is the same file
     assert store.sqlite_path(mlflow.get_tracking_uri()) == tmp_path / "mlflow.db"

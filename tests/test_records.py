@@ -94,7 +94,8 @@ def recorded(root: Path, n: int, patch: pytest.MonkeyPatch, private: bool = True
     """A run of every stage in a project of its own, and what `record` keeps of each."""
     root.mkdir()
     use_store(root, patch)
-    for module in ("common", "record", "pipelines"):
+    patch.setattr("dp_lora.cli.common.PROJECT", root)
+    for module in ("record", "pipelines"):
         patch.setattr(f"dp_lora.cli.{module}.ROOT", root)
     patch.setattr("dp_lora.cli.record.RUNS", root / "runs")
     config = made_by_all_stages(root, n, private)

@@ -353,7 +353,7 @@ def test_a_run_id_stands_for_the_folder_that_the_run_wrote(client, config, tmp_p
 
 def test_an_input_that_is_neither_path_nor_run_is_refused_by_name_and_makes_no_store(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(store, "PROJECT", tmp_path)
     for value in ("nothing/here", "", "0" * 31):
         with pytest.raises(InputError, match=f"adapter={value}: no such path"):
             tracking.resolve_input(value, "adapter")
@@ -381,7 +381,7 @@ def test_bad_parameters_fail_the_joined_run(client, monkeypatch):
 def test_bad_parameters_of_a_direct_call_make_neither_run_nor_store(tmp_path, monkeypatch):
     for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(store, "PROJECT", tmp_path)
     tracking.fail_joined_run("rank=0: no")
     assert list(tmp_path.iterdir()) == []
 

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,3 +123,20 @@ def test_an_experiment_of_dvc_at_another_eps_reruns_finetune_and_what_follows_an
         for revision in item.get("revisions", [])
     }
     assert {"HEAD", "lower"} <= revisions
+
+
+def test_an_experiment_in_dvc_s_queue_keeps_its_ledger_and_its_run_and_leaves_no_private_picture(project):
+    ledgers, store = set(project.glob("runs/*/ledger.jsonl")), (project / "mlflow.db").stat().st_mtime_ns
+    # DVC starts its worker by the name `dvc`
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    queued = run(project, "dvc", "exp", "run", "--queue", "-S", "eps=3", "--name", "queued")
+    assert queued.returncode == 0, queued.stdout[-2000:] + queued.stderr[-3000:]
+    result = run(project, "dvc", "exp", "run", "--run-all", "--jobs", "1", PATH=path)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    shown = run(project, "dvc", "exp", "show", "--csv")
+    rows = {row["Experiment"]: row for row in csv.DictReader(shown.stdout.splitlines())}
+    assert 2 < float(rows["queued"]["epsilon"]) <= 3, result.stdout[-3000:]
+    (own,) = set(project.glob("runs/*/ledger.jsonl")) - ledgers
+    assert json.loads((own.parent / "plan.json").read_text())["bound"]["config"]["privacy"]["eps"] == 3
+    assert (project / "mlflow.db").stat().st_mtime_ns > store
+    assert [path for path in (project / ".dvc/tmp/exps").rglob("*") if path.suffix in (".png", ".parquet")] == []

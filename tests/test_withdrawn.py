@@ -78,7 +78,8 @@ def own_config(pictures: Path) -> Config:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project root of the test's own, with a dataset that was prepared from pictures, and what is kept of it."""
-    for module in (common, pipeline, pipelines):
+    monkeypatch.setattr(common, "PROJECT", tmp_path)
+    for module in (pipeline, pipelines):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(prepared, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(prepared, "WORKING", tmp_path / "runs/working")
@@ -107,7 +108,7 @@ def test_prepared_pictures_and_all_that_is_kept_of_them_go_when_the_folder_chang
 
 
 @pytest.mark.parametrize("change", ["removed", "changed in place", "renamed"])
-def test_what_other_experiments_and_kept_trees_made_of_the_folder_goes_too(place, monkeypatch, change):
+def test_what_other_experiments_kept_trees_and_copies_of_dvc_made_of_the_folder_goes_too(place, monkeypatch, change):
     """Else a withdrawn picture stays in the data of an experiment that nobody calls any more."""
     mine, other = (
         own_config(place / "pictures"),
@@ -118,13 +119,19 @@ def test_what_other_experiments_and_kept_trees_made_of_the_folder_goes_too(place
         with prepared.sealing(config, pipelines.private_data(config)):
             tiny_dataset(pipelines.private_data(config))
     tree = place / "runs/reproduce/0a1b/tree"
-    for part in ("outputs", "runs/working", "runs/.key"):
-        take = shutil.copytree if (place / part).is_dir() else shutil.copy2
-        (tree / part).parent.mkdir(parents=True, exist_ok=True)
-        take(place / part, tree / part)
+    # of `dvc exp run --queue` and `--temp`, killed; their seals are under the project's own secret
+    copies = [place / ".dvc/tmp/exps/tmp0a1b", place / ".dvc/tmp/exps/standalone/tmp2c3d"]
+    for root, parts in [(tree, ("outputs", "runs/working", "runs/.key"))] + [
+        (copy, ("outputs", "runs/working")) for copy in copies
+    ]:
+        for part in parts:
+            take = shutil.copytree if (place / part).is_dir() else shutil.copy2
+            (root / part).parent.mkdir(parents=True, exist_ok=True)
+            take(place / part, root / part)
     folders = [pipelines.private_data(config) for config in (mine, other)]
-    held = [*folders, *(tree / folder.relative_to(place) for folder in folders), prepared.caches(other)]
-    spared = [pipelines.private_data(elsewhere), tree / pipelines.private_data(elsewhere).relative_to(place)]
+    roots = (place, tree, *copies)
+    held = [*(root / folder.relative_to(place) for root in roots for folder in folders), prepared.caches(other)]
+    spared = [root / pipelines.private_data(elsewhere).relative_to(place) for root in roots]
     prepared.look(mine)
     assert all(path.exists() for path in (*held, *spared))
     CHANGES[change](place / "pictures")

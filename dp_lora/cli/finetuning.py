@@ -11,7 +11,7 @@ from dp_lora.cli.common import Call, relative
 from dp_lora.cli.pipelines import RUNS, base_folder, is_made_here, private_data, require_base
 from dp_lora.cli.prepared import caches
 from dp_lora.cli.record import LEDGER, operator_folder
-from dp_lora.config import ROOT, Config
+from dp_lora.config import PROJECT, ROOT, Config
 from dp_lora.errors import InputError
 from dp_lora.files import digest_value, read_json
 from dp_lora.models.info import load_info
@@ -57,10 +57,6 @@ def resolve(config: Config, *, remade: bool = False) -> "Resolved":
     from dp_lora.training.plan import make_plan
     from dp_lora.training.resolved import Resolved, check_base
 
-    if ".dvc/tmp" in RUNS.as_posix():
-        raise InputError(
-            "finetune: DVC deletes this temporary copy, and the ledger in it; leave out --temp and --queue"
-        )
     base = base_folder(config)
     require_base(config)
     # a release must not name a folder of this machine
@@ -98,7 +94,7 @@ def _named_by_resume(config: Config) -> Path | None:
     kept = operator_folder(config.train.resume) / LEDGER
     if not kept.exists():
         raise InputError(f"{shown}: that run ({name}) has no ledger on this machine; name a finetune run made here")
-    working = ROOT / read_json(kept)["folder"]
+    working = PROJECT / read_json(kept)["folder"]
     if not (working / "plan.json").exists():
         raise InputError(
             f"{shown}: its working folder was not begun, or is gone: {relative(working)}",

@@ -9,15 +9,16 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_lora.config import IN_CLONE, ROOT, Config, relative, require_clone, typed_command
+from dp_lora.config import IN_CLONE, PROJECT, ROOT, Config, relative, require_clone, typed_command
 from dp_lora.data.versioned import SOURCE
 from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from dp_lora.models.pipeline_index import is_pipeline, pipeline_digest, pipeline_info
 
-RUNS = ROOT / "runs"
+RUNS = PROJECT / "runs"
 BASE = "base.json"
-WORKING = RUNS / "working"  # unfinished work and caches: outside of every DVC output, safe to delete
+# unfinished work and caches: outside of every DVC output, safe to delete
+WORKING = ROOT / RUNS.name / "working"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 from dp_lora.cli.common import Call, relative
 from dp_lora.cli.pipelines import RUNS, WORKING, private_data
 from dp_lora.config import Config
+from dp_lora.config.paths import DVC_COPIES
 from dp_lora.errors import PRIVATE_PICTURE, InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_file, private_folder, read_json, write_json
@@ -49,7 +50,7 @@ def sealing(config: Config, folder: Path) -> Iterator[None]:
             "data.path: its pictures changed while they were prepared; type the same command again", PRIVATE_PICTURE
         )
     if folder.absolute() == private_data(config):  # nothing reads a dataset that was prepared elsewhere
-        place = os.path.relpath(folder.absolute(), RUNS.parent)
+        place = os.path.relpath(folder.absolute(), WORKING.parents[1])
         seal = {"origin": _origin(config), "dataset": place, "seal": _seal(RUNS, folder, before)}
         write_json(private_folder(caches(config)) / SEAL, seal, private=True)
 
@@ -58,9 +59,10 @@ def look(config: Config) -> None:
     """Remove private datasets, and their caches, unless a seal shows that they hold what data.path holds now.
 
     Looks at this experiment's dataset, at others that were prepared from the same data.path, and at both in the trees
-    that `make reproduce` keeps. So no command trains or scores on a withdrawn picture, no copy of it stays elsewhere,
-    and DVC prepares the dataset anew. One line says what was removed. Raises InputError for a folder that `prepare`
-    would refuse. Looks at the source `folder` alone: nobody withdraws a picture from the others.
+    that `make reproduce` keeps and in the copies of the project that DVC's queue did not delete. So no command trains
+    or scores on a withdrawn picture, no copy of it stays elsewhere, and DVC prepares the dataset anew. One line says
+    what was removed. Raises InputError for a folder that `prepare` would refuse. Looks at the source `folder` alone:
+    nobody withdraws a picture from the others.
     """
     data = private_data(config)
     own = [path for path in (data, caches(config), *_unfinished(data)) if path.exists()]
@@ -75,27 +77,38 @@ def look(config: Config) -> None:
         Events().terminal(f"{shown}: removed: data.path may hold other pictures by now; prepared anew")
 
 
-def _seals_of_others(config: Config) -> list[tuple[Path, dict[str, Any]]]:
-    """Seals of other datasets from the same data.path, each with its project's root: this one, or a kept tree."""
+def _roots() -> Iterator[tuple[Path, Path]]:
+    """Roots that datasets are prepared in, each with the folder whose secret seals them."""
+    project = RUNS.parent
+    yield project, RUNS
+    for tree in sorted(RUNS.glob("reproduce/*/tree")):
+        yield tree, tree / RUNS.name
+    for depth in ("*", "*/*"):
+        for copy in sorted(project.glob(f"{DVC_COPIES}/{depth}/{RUNS.name}")):
+            yield copy.parent, RUNS
+
+
+def _seals_of_others(config: Config) -> list[tuple[Path, Path, dict[str, Any]]]:
+    """Seals of other datasets from the same data.path, each with its root and the folder of its secret."""
     found = []
-    for root in (RUNS.parent, *sorted(RUNS.glob("reproduce/*/tree"))):
+    for root, secret in _roots():
         for file in sorted((root / RUNS.name / WORKING.name / PRIVATE).rglob(SEAL)):
             seal = _read_seal(file)
             # a seal that cannot be read names no folder: the command of its own experiment removes its dataset
             if seal is not None and file.parent != caches(config) and seal["origin"]["path"] == _origin(config)["path"]:
-                found.append((root, {**seal, "caches": file.parent}))
+                found.append((root, secret, {**seal, "caches": file.parent}))
     return found
 
 
-def _outdated(seals: list[tuple[Path, dict[str, Any]]], config: Config, pictures: str) -> Iterator[Path]:
+def _outdated(seals: list[tuple[Path, Path, dict[str, Any]]], config: Config, pictures: str) -> Iterator[Path]:
     """Datasets, and their caches, of other pictures than data.path holds now; `pictures` is its fingerprint."""
     known: dict[str, str | None] = {json.dumps(_origin(config)): pictures}  # each fingerprint reads the whole folder
-    for root, seal in seals:
+    for root, secret, seal in seals:
         key = json.dumps(seal["origin"])
         if key not in known:
             known[key] = _fingerprint_if_taken(seal["origin"])
         dataset, now = root / seal["dataset"], known[key]
-        if now is None or not _holds(root / RUNS.name, dataset, seal, now):
+        if now is None or not _holds(secret, dataset, seal, now):
             yield from (dataset, seal["caches"], *_unfinished(dataset))
 
 

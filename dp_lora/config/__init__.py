@@ -9,7 +9,7 @@ from dp_lora.config.load import (
     resolved_yaml,
     write_resolved,
 )
-from dp_lora.config.paths import DP_LORA, IN_CLONE, ROOT, relative, require_clone, typed_command
+from dp_lora.config.paths import DP_LORA, IN_CLONE, PROJECT, ROOT, relative, require_clone, typed_command
 from dp_lora.config.schema import Config
 from dp_lora.config.stages import PARAMETERS, STAGES
 
@@ -17,6 +17,7 @@ __all__ = [
     "DP_LORA",
     "IN_CLONE",
     "PARAMETERS",
+    "PROJECT",
     "ROOT",
     "STAGES",
     "Config",

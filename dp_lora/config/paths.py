@@ -11,7 +11,18 @@ from dp_lora.files import PACKAGE
 IN_CLONE = (PACKAGE.parent / "MLproject").is_file()
 # an installed package works in the folder that it is called in: its data, runs and store lie there
 ROOT = PACKAGE.parent if IN_CLONE else Path.cwd()
+# a run of `dvc exp run --queue` or `--temp` works in a copy that DVC deletes: what must outlive it lies in the project
+DVC_COPIES = ".dvc/tmp/exps"
 DP_LORA = ".venv/bin/dp-lora" if IN_CLONE else "dp-lora"  # the console command, as users type it
+
+
+def kept_root(root: Path) -> Path:
+    """The project that keeps ledgers, keys and the store of work in `root`: that itself, or what DVC copied it from."""
+    project, copied, _ = root.as_posix().partition(f"/{DVC_COPIES}/")
+    return Path(project) if copied else root
+
+
+PROJECT = kept_root(ROOT)
 
 
 def relative(path: Path) -> str:

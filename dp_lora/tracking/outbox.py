@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dp_lora.config import ROOT
+from dp_lora.config import PROJECT
 from dp_lora.errors import InputError
 from dp_lora.files import exclusive, read_json, whole_folder, write_json
 from dp_lora.tracking.records import Record
 
-OUTBOX = ROOT / "runs" / "outbox"  # one folder per run
+OUTBOX = PROJECT / "runs" / "outbox"  # one folder per run
 RECORD = "record.json"  # a record's folder without it was sent, and its removal was cut short
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from dp_lora.config import ROOT
+from dp_lora.config import PROJECT
 from dp_lora.errors import InputError
 from dp_lora.files import exclusive
 from dp_lora.tracking.outbox import waiting_runs
@@ -41,7 +41,7 @@ def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or mlflow.db at the project's root; a relative SQLite path becomes absolute."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        return sqlite_uri(ROOT / "mlflow.db")
+        return sqlite_uri(PROJECT / "mlflow.db")
     path = sqlite_path(uri)
     if path == DOCKER_STORE:
         return sqlite_uri(_store_in_container(path))
@@ -55,7 +55,7 @@ def _store_in_container(mounted: Path) -> Path:
     For its default, the relative sqlite:///mlflow.db, that is an empty folder; for an absolute path it is the file
     alone, without the journal that keeps it whole. Raises InputError for a store elsewhere.
     """
-    own = ROOT / "mlflow.db"
+    own = PROJECT / "mlflow.db"
     if own.is_file() and (mounted.is_dir() or (mounted.is_file() and mounted.samefile(own))):
         return own
     raise InputError(
