@@ -1,5 +1,8 @@
 """What a config costs: operations as the real networks do them, and a time whose assumption is stated."""
 
+import os
+import re
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from dp_lora.errors import InputError
 from dp_lora.files import write_json
 from dp_lora.models.adapters import add_lora, lora_parameters
 from dp_lora.models.estimate import (
+    Processor,
     Rates,
     RowFlops,
     count_flops,
@@ -30,6 +34,7 @@ from dp_lora.models.operations import FILE, read_operations
 from dp_lora.models.shapes import base_shapes
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
+from dp_lora.training import costs
 from dp_lora.training.costs import rates_at_hand
 from dp_lora.training.private_loss import diffusion_loss
 from tests.support.tiny import make_base, tiny_adapter, tiny_config, tiny_latents, tiny_model
@@ -156,6 +161,30 @@ def test_a_dry_run_of_sample_prints_the_estimate_of_the_resolved_config():
     assert found[1].startswith("estimated decoding: 77 images, ")
     assert found[2].startswith("estimated total: ")
     assert found[3].startswith("estimated on: one NVIDIA H100")
+    assert re.fullmatch(
+        r"estimated here: .+ on this machine's \d+ cores, at 40% of the \d+ GFLOP/s that a .* now", found[4]
+    )
+
+
+def test_where_no_gpu_would_do_the_work_its_time_is_that_of_the_processor_as_measured(monkeypatch):
+    config = tiny_config("compute.device=auto")
+    monkeypatch.setattr(costs, "_driver_is_there", lambda: True)
+    assert costs.processor_at_hand(config) is None
+    assert costs.processor_at_hand(tiny_config("compute.device=cpu")) is not None
+    monkeypatch.setattr(costs, "_driver_is_there", lambda: False)
+    before = time.perf_counter()
+    found = costs.processor_at_hand(config)
+    # no product was quicker than all of them took on the average
+    assert found.peak >= costs.PRODUCTS * 2 * costs.PRODUCT_SIDE**3 / (time.perf_counter() - before)
+    assert found.cores == len(os.sched_getaffinity(0))
+    slow = Processor(2, 1e9)
+    parts = finetuning_work(config, ROW, 5, 8.0)
+    assert [part.seconds_on(slow) for part in parts] == [pytest.approx(part.flops / 0.4e9) for part in parts]
+    monkeypatch.setattr(costs, "processor_at_hand", lambda _: slow)
+    lines = costs.cost_lines(config, [replace(parts[1], flops=4e12)], None)
+    assert lines["estimated here"] == (
+        "2.8 hours on this machine's 2 cores, at 40% of the 1 GFLOP/s that a matrix product reaches now"
+    )
 
 
 def test_with_rates_at_hand_the_time_is_extrapolated_from_them_and_says_so():

@@ -246,6 +246,7 @@ def test_a_dry_run_lists_members_time_memory_and_epsilon_and_touches_nothing(tmp
     assert "at delta 0.001" in both
     assert "member 2: without a guarantee: never to be published" in lines
     assert any(line.startswith("estimated total, one member at a time: ") for line in lines)
+    assert any(line.startswith("estimated total, on one NVIDIA H100") for line in lines)
     assert any(line.startswith("GPU memory, of member 1: ") for line in lines)
     assert lines[-1].startswith("would write: ")
     assert "runs/studies/smoke" in lines[-1]

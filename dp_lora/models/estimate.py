@@ -2,8 +2,8 @@
 
 Operations are those of matrix products and convolutions, each done once: kernels of attention do some of them again in
 the backward pass. Where rates were measured on a GPU at hand (`training/measure.py`) the time is extrapolated from
-them. Else it is computed for a named GPU, at a share of its peak that small networks do not reach. Reading and writing
-are left out.
+them. Else it is computed for a named GPU, at a share of its peak that small networks do not reach, and on a machine
+without a GPU for its processor too. Reading and writing are left out.
 """
 
 import math
@@ -49,6 +49,14 @@ class Rates:
 
 
 @dataclass(frozen=True)
+class Processor:
+    """What this machine's processor does, measured."""
+
+    cores: int
+    peak: float  # FLOP/s of a large float32 matrix product
+
+
+@dataclass(frozen=True)
 class Work:
     """A part of a stage."""
 
@@ -64,6 +72,10 @@ class Work:
         if self.measured is not None:
             return self.measured
         return self.flops / (PEAK[self.precision] * SHARE_OF_PEAK)
+
+    def seconds_on(self, processor: Processor) -> float:
+        """As computed for a processor, which does everything in float32."""
+        return self.flops / (processor.peak * SHARE_OF_PEAK)
 
 
 def count_flops(config: Config, base: Path, shapes: BaseShapes) -> RowFlops:
@@ -188,6 +200,12 @@ def estimate_basis(rates: Rates | None = None) -> str:
     peaks = ", ".join(f"{PEAK[name] / 1e12:.0f} TFLOP/s in {name}" for name in PEAK)
     share = f"{SHARE_OF_PEAK:.0%} of its peak ({peaks}, TF32 off)"
     return f"{GPU} at {share}; computed, not measured; small nets reach less"
+
+
+def processor_basis(processor: Processor) -> str:
+    """What figures of time on a processor rest on, in one line."""
+    reached = f"{processor.peak / 1e9:.0f} GFLOP/s that a matrix product reaches"
+    return f"this machine's {processor.cores} cores, at {SHARE_OF_PEAK:.0%} of the {reached} now"
 
 
 def flops_text(flops: float) -> str:

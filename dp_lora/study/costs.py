@@ -6,14 +6,23 @@ from dataclasses import dataclass
 
 from dp_lora.files import digest_value, read_json
 from dp_lora.models.counting import count_parameters
-from dp_lora.models.estimate import Rates, count_flops, estimate_basis, finetuning_work, sampling_work, time_text
+from dp_lora.models.estimate import (
+    Processor,
+    Rates,
+    count_flops,
+    estimate_basis,
+    finetuning_work,
+    processor_basis,
+    sampling_work,
+    time_text,
+)
 from dp_lora.privacy.accounting import Spent
 from dp_lora.privacy.audit_record import audits_of
 from dp_lora.privacy.releases import all_releases
 from dp_lora.study.grid import Grid
 from dp_lora.study.place import REQUIRED, RESULTS, Place
 from dp_lora.study.result import DONE
-from dp_lora.training.costs import rates_at_hand
+from dp_lora.training.costs import processor_at_hand, rates_at_hand
 from dp_lora.training.resolved import Resolved
 
 Starts = Mapping[int, Resolved]  # by the member's number
@@ -22,20 +31,22 @@ NO_GUARANTEE = "without a guarantee: never to be published"
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one member, from public numbers alone."""
+    """Of one member's fine-tuning and sampling, from public numbers alone."""
 
-    seconds: float  # of fine-tuning and sampling
+    seconds: float
     basis: str  # what they rest on
+    on_gpu: float | None  # seconds on the GPU that estimates name, where `seconds` are of this machine's processor
 
 
 class Costs:
-    """Costs of members; rates that several have in common are measured once."""
+    """Costs of members; what several have in common is measured once."""
 
     def __init__(self) -> None:
         self._rates: dict[Hashable, Rates | None] = {}
+        self._processors: dict[str, Processor | None] = {}
 
     def of(self, start: Resolved) -> Cost:
-        """What a member that starts so costs. Where there is no GPU it is computed for another machine's."""
+        """What a member that starts so costs here."""
         config, family = start.config, start.shapes.family
         row = count_flops(config, start.base, start.shapes)
         key = (_network(start), str(config.lora), str(config.sampling), config.privacy.batch_size, config.privacy.k)
@@ -44,7 +55,13 @@ class Costs:
         rates = self._rates[key]
         parts = finetuning_work(config, row, start.plan.steps, start.plan.expected_batch, rates, family)
         parts += sampling_work(config, row, rates, family)
-        return Cost(sum(part.seconds for part in parts), estimate_basis(rates))
+        seconds, device = sum(part.seconds for part in parts), config.compute.device
+        if device not in self._processors:
+            self._processors[device] = processor_at_hand(config)
+        processor = self._processors[device]
+        if processor is None:
+            return Cost(seconds, estimate_basis(rates), None)
+        return Cost(sum(part.seconds_on(processor) for part in parts), processor_basis(processor), seconds)
 
 
 def _network(start: Resolved) -> Hashable:
@@ -134,6 +151,8 @@ def plan_lines(grid: Grid, found: Sequence[Place], starts: Starts) -> Iterator[s
     yield f"members: {len(found)}, each with {', '.join(REQUIRED)}"
     yield f"estimated total, one member at a time: {time_text(sum(cost.seconds for cost in of.values()))}"
     yield from (f"estimated on: {basis}" for basis in dict.fromkeys(cost.basis for cost in of.values()))
+    if elsewhere := [cost.on_gpu for cost in of.values() if cost.on_gpu is not None]:
+        yield f"estimated total, on {estimate_basis()}: {time_text(sum(elsewhere))}"
     yield from _measured(found)
     yield from memory_lines(starts)
     yield from privacy_lines(found, starts, spent_by_all(found, starts))

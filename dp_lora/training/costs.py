@@ -1,20 +1,58 @@
-"""What work costs on this machine, for a dry run: measured where there is a GPU, else left to `models/estimate.py`."""
+"""What work costs on this machine, for a dry run: by rates measured on its GPU, else by its processor's speed."""
 
 import ctypes
+import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from dp_lora.config.schema import Config
-from dp_lora.models.estimate import Rates, count_flops, estimate_lines, sampling_work
+from dp_lora.models.estimate import (
+    Processor,
+    Rates,
+    Work,
+    count_flops,
+    estimate_lines,
+    processor_basis,
+    sampling_work,
+    time_text,
+)
 from dp_lora.models.shapes import base_shapes
 
 DRIVER = "libcuda.so.1"  # of NVIDIA; without it torch, which takes seconds to import, sees no GPU
+PRODUCT_SIDE, PRODUCTS = 1024, 6  # matrix products that a processor is measured by: 2 GFLOP each
 
 
 def sampling_facts(config: Config, base: Path) -> dict[str, str]:
     """What drawing the samples costs."""
     rates, shapes = rates_at_hand(config, base), base_shapes(config, base)
     row = count_flops(config, base, shapes)
-    return estimate_lines(sampling_work(config, row, rates, shapes.family), rates)
+    return cost_lines(config, sampling_work(config, row, rates, shapes.family), rates)
+
+
+def cost_lines(config: Config, parts: Sequence[Work], rates: Rates | None) -> dict[str, str]:
+    """The lines of `estimate_lines`, and one of this machine's own processor where the work would be done on it."""
+    lines = estimate_lines(parts, rates)
+    if (processor := processor_at_hand(config)) is not None:
+        took = time_text(sum(part.seconds_on(processor) for part in parts))
+        lines["estimated here"] = f"{took} on {processor_basis(processor)}"
+    return lines
+
+
+def processor_at_hand(config: Config) -> Processor | None:
+    """This machine's processor, measured in a fraction of a second; None where a GPU would do the work."""
+    if config.compute.device != "cpu" and _driver_is_there():
+        return None
+    factor = np.ones((PRODUCT_SIDE, PRODUCT_SIDE), np.float32)
+    seconds = []
+    for _ in range(PRODUCTS):
+        start = time.perf_counter()
+        factor @ factor
+        seconds.append(time.perf_counter() - start)
+    # the quickest: a moment in which another program has the cores says nothing of them
+    return Processor(len(os.sched_getaffinity(0)), 2 * PRODUCT_SIDE**3 / min(seconds))
 
 
 def rates_at_hand(config: Config, base: Path) -> Rates | None:

@@ -5,14 +5,14 @@ from typing import Any
 
 from dp_lora.config.schema import Config
 from dp_lora.models.counting import count_parameters
-from dp_lora.models.estimate import count_flops, estimate_lines, finetuning_work, sampling_work
+from dp_lora.models.estimate import count_flops, finetuning_work, sampling_work
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.audit_bound import ceiling
 from dp_lora.privacy.audit_scores import SCORES
 from dp_lora.privacy.composition import ReleaseCost, compose, together
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.privacy.published import claimed_at, claimed_epsilon
-from dp_lora.training.costs import rates_at_hand
+from dp_lora.training.costs import cost_lines, rates_at_hand
 from dp_lora.training.resolved import Resolved
 
 HIGH_NOISE_RATIO = 1.2  # up to about here the default experiment still learns (eps=1: 1.19)
@@ -57,7 +57,8 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
 
         facts["memory"] = memory_line(config, base, start.shapes)
     parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates, family)
-    return facts | estimate_lines([*parts, *(sampling_work(config, row, rates, family) if samples else [])], rates)
+    parts += sampling_work(config, row, rates, family) if samples else []
+    return facts | cost_lines(config, parts, rates)
 
 
 def audit_facts(config: Config, plan: PrivacyPlan) -> dict[str, Any]:
