@@ -21,7 +21,7 @@ from dp_lora.errors import InputError
 from dp_lora.files import PACKAGE, whole_file
 
 CONFIGS = ROOT / "configs"
-SHIPPED = PACKAGE / "configs"  # in a clone the same folder
+SHIPPED = PACKAGE / "configs"  # in a clone the same folder as CONFIGS
 
 WHOLE_NUMBERS = ("rank", "k", "batch_size", "seed")
 
@@ -75,7 +75,7 @@ def _refuse_resolvers(value: Any, where: str) -> None:
 
 
 def _refuse_unset(value: str, where: str) -> None:
-    # OmegaConf's word for a value that is still to be given: merging it would keep what stands there
+    # OmegaConf marks a missing value "???": merging it would silently keep the earlier value
     if "???" in value:
         raise InputError(f"{where}: must be a value")
 
@@ -101,7 +101,7 @@ def _merge(config: DictConfig, layer: DictConfig, shown: str) -> DictConfig:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
         cause = str(error).splitlines()[0]
-        inside = layer.get(key) if "." not in key else None  # of an unknown section OmegaConf names the section alone
+        inside = layer.get(key) if "." not in key else None  # for an unknown section OmegaConf names the section alone
         meant = ".".join([key, *map(str, list(inside)[:1])]) if isinstance(inside, DictConfig) else key
         rule = f"unknown key{did_you_mean(meant, _keys())}" if "not in" in cause else cause
         raise InputError(f"{shown}: {key}: {rule}; the keys and their types stand in configs/base.yaml") from None
@@ -118,7 +118,7 @@ def _refuse_overflow(value: str, where: str) -> None:
     except ValueError:
         return  # no number
     if too_large:
-        # no way to say inf, which means no privacy
+        # Reject 1e999: it parses to inf, and eps=inf silently switches privacy off
         raise InputError(f"{where}: the number is too large; inf is written inf")
 
 
@@ -127,7 +127,7 @@ def _parse_overrides(text: str) -> list[str]:
     for item in items:
         key, separator, value = item.partition("=")
         if not separator or not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", key):
-            # a key without its section, or a word like one
+            # a key without its section, or a misspelt one
             guess = "" if "." in key else did_you_mean(f".{key}", {f".{known.partition('.')[2]}" for known in _keys()})
             raise InputError(
                 f"overrides: {item!r}: must be section.key=value, blanks between, such as train.lr=0.02{guess}"
@@ -141,7 +141,7 @@ def _parse_overrides(text: str) -> list[str]:
 
 
 def _as_filed(name: str) -> DictConfig:
-    """An experiment as its files say, not yet checked: what they leave to the user is missing."""
+    """An experiment as its files say, not yet checked: values that they leave to the user are missing."""
     if name == "base":
         raise InputError(f"config=base: not an experiment; there are {', '.join(config_names())}")
     config = OmegaConf.structured(Config)
@@ -162,8 +162,8 @@ def load(
     """Resolve an experiment.
 
     `parameters` maps names of PARAMETERS to what the user typed; '' and None mean 'as the config says'. In
-    `pretrain_ae` and `pretrain_ldm` batch_size, epochs and lr are that stage's own. `overrides` is an OmegaConf
-    dotlist with blanks between. Raises InputError, one line that names key, value and rule.
+    `pretrain_ae` and `pretrain_ldm` batch_size, epochs and lr set that stage's keys. `overrides` is an OmegaConf
+    dotlist, separated by blanks. Raises InputError, one line that names key, value and rule.
     """
     config = _as_filed(name)
     typed: dict[str, str] = {}

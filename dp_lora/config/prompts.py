@@ -1,4 +1,4 @@
-"""Public prompts: what a text-to-image base is told to draw, and what private pictures without captions are of."""
+"""Public prompts: a text-to-image base draws them, and they describe private pictures without captions."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ SEPARATOR = "|"
 
 
 def drawn_prompts(config: Config) -> list[str]:
-    """The prompts that grids and samples are drawn of, each once: sampling.prompts, else the public data.prompts.
+    """The distinct prompts of grids and samples: sampling.prompts, else the public data.prompts.
 
     sampling.prompts is a text file with a prompt a line, or the prompts themselves with | between. Raises InputError
-    where there is none: a private caption is never drawn of, since a picture of it would depend on it without noise.
+    where there is none: no private caption is ever a prompt, since its picture would depend on it without noise.
     """
     given = config.sampling.prompts
     if given is None:

@@ -12,7 +12,7 @@ Rule = tuple[Callable[[Any], bool], str]
 
 
 def key(rule: Rule, default: Any = MISSING) -> Any:
-    """A key whose values have to keep `rule`, which `rules.check` looks at."""
+    """A key whose values must keep `rule`; `rules.check` enforces it."""
     return field(default=default, metadata={"rule": rule})
 
 
@@ -25,7 +25,7 @@ NOT_NEGATIVE: Rule = (lambda v: _number(v) and v >= 0, "must be 0 or above")
 AT_LEAST_1: Rule = (lambda v: v >= 1, "must be a whole number of at least 1")
 SIDE: Rule = (lambda v: v in (8, 16, 32, 64, 128, 256, 512), "must be a power of two from 8 to 512")
 CHANNELS: Rule = (lambda v: v in (1, 3), "must be 1 or 3")
-# above a layer's width it adds nothing
+# a rank above a layer's width adds nothing
 RANK: Rule = (lambda v: 1 <= v <= 1024, "must be a whole number from 1 to 1024")
 SHARE: Rule = (lambda v: _number(v) and 0 <= v < 1, "must be in [0, 1)")
 BETAS: Rule = (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "must be two numbers in [0, 1)")

@@ -11,7 +11,7 @@ from dp_lora.config.ranges import WITH_CAPTIONS, Rule
 from dp_lora.config.schema import Config, Data
 from dp_lora.errors import InputError
 
-LOWEST_DELTA = 1e-10  # as dp_lora.privacy.accounting has it
+LOWEST_DELTA = 1e-10  # the same as in dp_lora.privacy.accounting
 
 RULES: dict[str, Rule] = {
     f"{section}.{key.name}": key.metadata["rule"]
@@ -20,7 +20,7 @@ RULES: dict[str, Rule] = {
     if "rule" in key.metadata
 }
 
-# rules on private pictures, of which a config that only makes a base model (data.source: none) has none
+# rules on private pictures: skipped for a config that only makes a base model (data.source: none)
 PRIVATE_RULES = ("data.classes", "data.n_public")
 
 PUBLIC_STATEMENTS = (
@@ -138,7 +138,7 @@ def _check_sampling(config: DictConfig, fail: Callable[[str, str], None]) -> Non
 
 
 def check_classes(data: Data) -> None:
-    """InputError for pictures without classes, of which a base of classes could learn none."""
+    """Raise InputError for pictures without classes: a class-conditional base could learn no class from them."""
     if not data.classes:
         raise InputError("data.classes=[]: this base learns classes, not captions; list at least one in data.classes")
 
@@ -153,7 +153,7 @@ def check_shape(data: Data, size: int, channels: int) -> None:
 
 
 def check_text(config: Config) -> None:
-    """InputError where the pictures do not suit a text-to-image base: three channels, and a text for each."""
+    """Raise InputError where the pictures do not suit a text-to-image base: three channels, and a text for each."""
     data = config.data
     if data.channels != 3:
         raise InputError(f"data.channels={data.channels}: must be 3: a text-to-image base draws in colour")

@@ -176,7 +176,7 @@ class Privacy:
 
     @property
     def guaranteed(self) -> bool:
-        """Whether a fine-tuning with these settings may leave the house: `PrivacyPlan.guaranteed` of its plan."""
+        """Whether a fine-tuning with these settings may be published: `PrivacyPlan.guaranteed` of its plan."""
         return self.eps != math.inf and self.accounting == "per_unit"
 
 

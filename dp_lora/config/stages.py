@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# What users type on a command line, and the key that it sets.
+# Each command-line parameter, and the key that it sets.
 PARAMETERS = {
     "eps": "privacy.eps",
     "delta": "privacy.delta",
@@ -27,7 +27,7 @@ class Stage:
     """One entry point that opens a run. MLproject, the commands and README have the same `parameters`."""
 
     name: str
-    about: str  # what the UI says of its runs
+    about: str  # the UI's description of its runs
     parameters: tuple[str, ...]
     keys: Mapping[str, str] = field(default_factory=dict)  # parameters that set another key than PARAMETERS says
     default_config: str = "mnist5k"
@@ -37,12 +37,12 @@ class Stage:
     named_by_privacy: bool = False  # its runs are named by epsilon, rank and k
     scored: bool = False  # its runs have epsilon and scores
     computes: bool = False  # runs on compute.device
-    folder: str | None = None  # its result's, below outputs/EXPERIMENT; None: elsewhere, or several
-    before: tuple[str, ...] = ()  # stages of the same experiment that it follows from, those of public data left out
+    folder: str | None = None  # folder of its result, below outputs/EXPERIMENT; None: elsewhere, or several
+    before: tuple[str, ...] = ()  # stages of the same experiment that it builds on, except those on public data
 
     @property
     def public(self) -> bool:
-        """Whether its result is made of public data alone."""
+        """Whether its result is made from public data alone."""
         return not self.reads_private and not self.noisy
 
     @property

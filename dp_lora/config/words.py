@@ -1,12 +1,12 @@
-"""What users type: overrides taken apart, and the name that a wrong one was perhaps meant to be."""
+"""User input: splits overrides, and suggests names for a misspelt one."""
 
 import difflib
 import re
 from collections.abc import Iterable
 
-# a blank inside of brackets, braces or quotes ends no override; one that is not closed is read as letters
+# a blank inside brackets, braces or quotes ends no override; an unclosed bracket or quote is a plain letter
 OVERRIDE = re.compile(r"""(?:\[[^\[\]]*\]|\{[^{}]*\}|"(?:\\.|[^"\\])*"|'[^']*'|\S)+""")
-MOST = 3  # guesses
+MOST = 3  # most guesses
 
 
 def split_overrides(text: str) -> list[str]:

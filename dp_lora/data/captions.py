@@ -1,6 +1,6 @@
 """Captions of the user's own pictures: `picture.txt` beside `picture.png`, or a column of the table.
 
-A caption is as private as its picture: no message has its text.
+A caption is as private as its picture: no message contains its text.
 """
 
 import os
@@ -14,9 +14,9 @@ from dp_lora.config.schema import Config
 from dp_lora.data.layout import Dataset
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names, shown
 
-LONGEST = 2**16  # bytes of a text beside a picture
-COLUMN = "text"  # where data.caption_column is null, as diffusers and datasets have it
-SHOWN = 5  # of many pictures without a caption: so many are named
+LONGEST = 2**16  # most bytes of a text file beside a picture
+COLUMN = "text"  # if data.caption_column is null; diffusers and datasets use this name
+SHOWN = 5  # most pictures without a caption that a message names
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,22 @@ class ListedPicture:
 
 
 def text_name(picture: str) -> str:
-    """The name of the text that belongs to a picture: its last ending is another one."""
+    """The name of a picture's text file: .txt replaces the last ending."""
     folder, slash, name = picture.rpartition("/")
     stem, dot, _ = name.rpartition(".")
     return f"{folder}{slash}{stem if stem and dot else name}.txt"
 
 
 def lies_in(path: str, root: str) -> bool:
-    """Whether a file or folder lies in `root`, which is resolved, links followed. OSError where it is not there."""
+    """Whether a path, links followed, lies in the resolved folder `root`. Raises OSError for a path that is missing."""
     return Path(os.path.realpath(path, strict=True)).is_relative_to(root)
 
 
 @private_names(PRIVATE_PICTURE)
 def read_text(path: str, root: str) -> tuple[str, ...]:
-    """The captions in a file, one a line; () where it is empty or not there. Raises InputError that names the file.
+    """The captions in a file, one a line; () for an empty or missing file. Raises InputError that names the file.
 
-    `root` is the folder, resolved, that the file's own folder is known to lie in.
+    `root`: the resolved folder of pictures; the caller knows that the file's parent folder lies in it.
     """
     try:
         status = os.lstat(path)
@@ -69,12 +69,12 @@ def read_text(path: str, root: str) -> tuple[str, ...]:
 
 
 def stripped(texts: Sequence[str]) -> tuple[str, ...]:
-    """The texts without blanks around, empty ones left out."""
+    """The texts without surrounding blanks; empty texts are dropped."""
     return tuple(text.strip() for text in texts if text.strip())
 
 
 def of_a_table(value: Any) -> tuple[str, ...] | None:
-    """What a table's field says, a text or a list of texts; None where it is something else."""
+    """Captions in a table's field, which holds a text or a list of texts; None for any other value."""
     if value is None:
         return ()
     texts = [value] if isinstance(value, str) else value
@@ -84,9 +84,9 @@ def of_a_table(value: Any) -> tuple[str, ...] | None:
 
 @private_names(PRIVATE_PICTURE)
 def all_or_none(pictures: list[ListedPicture], where: str, *, wanted: bool) -> list[ListedPicture]:
-    """The pictures, each with captions or none with any.
+    """Keep the captions if every picture has some, else drop all.
 
-    With `wanted` (data.captions) InputError that names pictures without one; `where` says what to add them to.
+    With `wanted` (data.captions) raises InputError that names pictures without one; `where` says how to add them.
     """
     without = [repr(picture.file_name) for picture in pictures if not picture.captions]
     if wanted and without:
@@ -96,7 +96,7 @@ def all_or_none(pictures: list[ListedPicture], where: str, *, wanted: bool) -> l
 
 
 def texts_of(config: Config, dataset: Dataset) -> Sequence[Sequence[str]]:
-    """What each picture is conditioned on: its own captions, its class's public prompt, or the one prompt of all.
+    """The texts that condition each picture: its own captions, its class's public prompt, or one prompt for all.
 
     Raises InputError for data.captions=true and pictures without captions.
     """

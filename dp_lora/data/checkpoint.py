@@ -1,4 +1,4 @@
-"""The original checkpoint that import_base converts: downloaded, unpacked, known by its hash ever after.
+"""The original checkpoint that import_base converts: downloaded, unpacked, and from then on checked by its hash.
 
 Nothing here opens the checkpoint itself, which is a pickle.
 """
@@ -17,7 +17,7 @@ from dp_lora.files import digest_file, digest_value, whole_folder
 def prepare_checkpoint(settings: Checkpoint, folder: Path, events: Events) -> None:
     """Fill `folder` with the checkpoint and source.json, whole or not at all.
 
-    A folder that exists is checked against its source.json, and nothing is downloaded. An interrupted download goes on.
+    An existing folder is checked against its source.json, and nothing is downloaded. An interrupted download resumes.
     Raises InputError, one line, for a wrong address, archive or hash.
     """
     assert settings.url is not None

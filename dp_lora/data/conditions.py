@@ -1,7 +1,7 @@
 """Captions as the denoiser takes them: each encoded alone, once and kept as memory-mapped files, or anew in each step.
 
-Captions are private. They and their number are in no message but the terminal's, and the libraries' own warnings, one
-of which prints the end of a caption that is too long, are silent here.
+Captions are private: no message but the terminal's contains them or their number. The libraries' own warnings are
+silenced here, since one of them prints the end of a caption that is too long.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,17 +28,17 @@ from dp_lora.team import Team
 
 CODE = "data/conditions.py"
 LIBRARIES = ("torch", "diffusers", "transformers")
-STILL_EVERY = 100  # captions after which the first rank tells the others that it still encodes
+STILL_EVERY = 100  # captions between two signals of the first rank that it still encodes
 BITS = np.uint16  # numpy has no bfloat16: a file holds its bits
 
 
 @dataclass(frozen=True)
 class Captions:
-    """What pictures are conditioned on: `tensors` (distinct captions, ...), and where in them each picture's are."""
+    """The pictures' conditions: `tensors` (distinct captions, ...), and each picture's positions in them."""
 
     tensors: Mapping[str, Tensor]
-    of: Sequence[Sequence[int]]  # per picture; of several one is drawn anew for each row
-    empty: int = 0  # where the empty caption is, which train.caption_dropout swaps in
+    of: Sequence[Sequence[int]]  # positions per picture; each row draws one of several anew
+    empty: int = 0  # position of the empty caption, which train.caption_dropout swaps in
 
     def rows(self, numbers: Sequence[int]) -> Conditions:
         """Conditions (rows, ...) of the captions of these numbers, on the CPU."""
@@ -47,7 +47,7 @@ class Captions:
 
 @dataclass(frozen=True)
 class CaptionsOfEachStep:
-    """As `Captions`, of which none is kept: those of a micro-batch's rows are encoded, alone each, when it is made."""
+    """As `Captions`, but keeps none: each row's caption is encoded alone, when its micro-batch is made."""
 
     texts: Sequence[str]
     of: Sequence[Sequence[int]]
@@ -56,7 +56,7 @@ class CaptionsOfEachStep:
     size: int
 
     def rows(self, numbers: Sequence[int]) -> Conditions:
-        """As `Captions.rows`, on the model's device. One that is not finite is left to the clip: it counts as 0."""
+        """As `Captions.rows`, on the model's device. Does not refuse NaN or infinity: the clip counts it as 0."""
         with full_precision(), quiet_libraries():
             encoded = {number: _encoded(self.texts[number], self.model, self.size) for number in dict.fromkeys(numbers)}
         return {name: torch.cat([encoded[number][name] for number in numbers]) for name in encoded[numbers[0]]}
@@ -72,7 +72,7 @@ def encode_captions(
     cache_folder: Path,
     team: Team = Team(),  # noqa: B008 (frozen)
 ) -> AnyCaptions:
-    """The captions of each picture, encoded by the pipeline's own text encoders, as wide as its denoiser is held.
+    """The captions of each picture, encoded by the pipeline's own text encoders, in its denoiser's precision.
 
     Each caption is encoded alone: its embedding depends on no other caption, so that a unit's caption enters that
     unit's gradient alone. With compute.captions=cached they are kept in `cache_folder` (0700, files 0600) under a
@@ -95,7 +95,7 @@ def encode_captions(
         if not team.once(folder.exists()) and team.first:
             with full_precision(), quiet_libraries():
                 _encode_to(folder, distinct, model, size, team)
-        while not team.once(True):  # the others go on when the folder is there
+        while not team.once(True):  # the other ranks wait for the folder
             pass
     tensors = {path.stem: _mapped(path) for path in sorted(folder.glob("*.npy"))}
     return Captions(tensors, of, position[""])
@@ -103,7 +103,7 @@ def encode_captions(
 
 @torch.no_grad()
 def _encoded(text: str, model: Model, size: int) -> Conditions:
-    """One caption, (1, ...) each."""
+    """One caption's conditions, (1, ...) each."""
     encoded = model.family.encode(model.pipeline, text, size)
     return {name: tensor.to(model.precision) if name in TEXT else tensor for name, tensor in encoded.items()}
 
@@ -118,7 +118,7 @@ def _encode_to(folder: Path, texts: Sequence[str], model: Model, size: int, team
         arrays: dict[str, np.memmap] = {}
         for number, text in enumerate(progress(texts, desc="captions", bar_format=PERCENT)):
             if number % STILL_EVERY == 0:
-                team.once(False)  # or the others would take this rank for hung
+                team.once(False)  # otherwise the others take this rank for hung
             encoded = _encoded(text, model, size)
             _require_finite(encoded)
             for name, tensor in encoded.items():
@@ -133,7 +133,7 @@ def _encode_to(folder: Path, texts: Sequence[str], model: Model, size: int, team
 
 
 def _mapped(path: Path) -> Tensor:
-    # "c": torch takes no array that it may not write to; what it would write never reaches the file
+    # "c", copy on write: torch takes only arrays that it may write to; its writes never reach the file
     array = np.load(path, mmap_mode="c", allow_pickle=False)
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == BITS else tensor

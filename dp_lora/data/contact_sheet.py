@@ -1,4 +1,4 @@
-"""A sheet of private pictures as they are trained, with their captions or classes: for the operator's eyes alone."""
+"""A sheet of private pictures as training sees them, with captions or classes: for the operator's eyes alone."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ from dp_lora.data.layout import Dataset, read_dataset
 from dp_lora.errors import PRIVATE_PICTURE, private_names
 from dp_lora.files import whole_file
 
-PICTURES, COLUMNS = 40, 8  # of a sheet at most; beside each other
+PICTURES, COLUMNS = 40, 8  # most pictures on a sheet; most in a row
 SIDE, GAP = 144, 12  # pixels of a picture on the sheet, and between two
-LINES, LINE, POINTS = 4, 16, 12  # of text below a picture; their height, and the letters'
+LINES, LINE, POINTS = 4, 16, 12  # most lines of text below a picture; a line's height; the font's size
 
 
 @private_names(PRIVATE_PICTURE)
 def write_contact_sheet(dataset: Path, classes: list[str], path: Path) -> None:
     """Draw up to PICTURES pictures of a prepared dataset's training split, evenly spread over its rows, to a PNG file.
 
-    The file is its owner's alone; it must lie where nothing is shared. Raises InputError as `read_dataset` does.
+    Only its owner may read the file; keep it out of shared folders. Raises InputError as `read_dataset` does.
     """
     pictures = read_dataset(dataset, classes, "train")
     rows = np.unique(np.linspace(0, len(pictures) - 1, PICTURES).round().astype(int))
@@ -38,16 +38,16 @@ def write_contact_sheet(dataset: Path, classes: list[str], path: Path) -> None:
 
 
 def font() -> ImageFont.FreeTypeFont:
-    """The letters of a sheet of pictures."""
+    """The font of a sheet of pictures."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", POINTS)
 
 
 def enlarged(image: np.ndarray) -> Image.Image:
-    """A picture uint8 (H, W, C) as it stands on a sheet: SIDE pixels wide, RGB."""
+    """A picture uint8 (H, W, C) scaled for a sheet: SIDE pixels wide, RGB."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
-    # single pixels are seen as they are
+    # do not blur the pixels of a small picture
     how = Image.Resampling.NEAREST if picture.width < SIDE else Image.Resampling.LANCZOS
     return picture.resize((SIDE, SIDE), how)
 
@@ -60,11 +60,11 @@ def _words_of(pictures: Dataset, row: int) -> str:
 
 
 def _wrapped(text: str, letters: ImageFont.FreeTypeFont) -> list[str]:
-    """The text in at most LINES lines of SIDE pixels, broken between letters: captions need no blanks."""
+    """The text in at most LINES lines of SIDE pixels; a line without blanks breaks between letters."""
     lines = [""]
     for letter in " ".join(text.split()):
         if letters.getlength(lines[-1] + letter) > SIDE:
-            # back to the last blank, where the line has one
+            # break at the line's last blank, if it has one
             head, blank, tail = lines[-1].rpartition(" ")
             lines[-1:] = [head, tail] if blank and letter != " " else [lines[-1], ""]
         if lines[-1] or letter != " ":

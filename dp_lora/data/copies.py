@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.events import Events
 
-GROUPS, MEMBERS = 5, 4  # named at a time, of many
+GROUPS, MEMBERS = 5, 4  # most groups that a message names, and most pictures of each
 MEANING = "each copy counts as one unit, so n copies are protected as a group of n alone (docs/privacy.md, Units)"
 
 
 def identical_pictures(folder: Path) -> list[list[dict[str, Any]]]:
     """Groups of rows of a dataset's metadata.parquet whose pictures have the same bytes, in the order of their index.
 
-    They are compared byte for byte, as they were written: a crop, another size or another encoding is not noticed.
+    Compares the stored bytes: a crop, another size or another encoding of a picture goes unnoticed.
     """
     with pq.ParquetFile(folder / "metadata.parquet") as file:
         table = file.read()

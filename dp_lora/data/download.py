@@ -16,7 +16,7 @@ from dp_lora.files import naming_full_disk, read_json, write_json
 from dp_lora.progress import progress
 
 TIMEOUT = 60.0  # seconds without a byte
-ATTEMPTS = 5  # in a row that bring nothing new
+ATTEMPTS = 5  # most attempts in a row without a new byte
 PAUSE = 2.0  # seconds before the next attempt
 CHUNK = 1 << 20
 AGENT = {"User-Agent": "dp-lora", "Accept-Encoding": "identity"}
@@ -26,7 +26,7 @@ def shown_url(url: str) -> str:
     """The address without user and password."""
     try:
         parts = urlsplit(url)
-    except ValueError:  # no address: brackets without an IPv6 address in them
+    except ValueError:  # no address: brackets without an IPv6 address
         return url.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
@@ -34,7 +34,7 @@ def shown_url(url: str) -> str:
 def download(url: str, path: Path, events: Events, max_bytes: int | None = None) -> None:
     """Download `url` to `path`; InputError for more than `max_bytes`.
 
-    An interrupted download is kept in PATH.part and goes on by an HTTP range where the server still has the same file
+    An interrupted download is kept in PATH.part and resumes by an HTTP range where the server still has the same file
     (ETag, else date, and size); else it begins anew. Honours the proxies of the environment. Raises InputError, one
     line that names the address, and keeps the bytes that arrived.
     """
@@ -49,7 +49,7 @@ def download(url: str, path: Path, events: Events, max_bytes: int | None = None)
             cause, again = f"HTTP {error.code} {error.reason}", error.code in (408, 429, 500, 502, 503, 504)
         except InputError:
             raise
-        except ValueError as error:  # no address: such a host or port cannot be
+        except ValueError as error:  # no address: the host or port is impossible
             cause, again = " ".join(str(error).split()), False
         except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
@@ -113,7 +113,7 @@ def _read_record(part: Path) -> dict[str, Any]:
 
 
 def _range(response: HTTPResponse) -> tuple[int, int | None]:
-    """At which byte the answer begins, and the size of the whole file, None where the server does not say."""
+    """The first byte of the answer, and the size of the whole file, None where the server does not say."""
     if response.status == 206:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if found is None:

@@ -20,7 +20,7 @@ from dp_lora.data.png import encode_png
 from dp_lora.data.split import split_of
 from dp_lora.errors import InputError
 
-# flags and symbols are letters and signs, of which a few words say little
+# no flags and symbols: they are letters and signs, which a few words hardly describe
 GROUPS = (
     "Smileys & Emotion",
     "People & Body",
@@ -31,8 +31,8 @@ GROUPS = (
     "Objects",
 )
 FONT = "openmoji/font/glyf_colr0.ttf"
-DRAWN = 256  # pixels of the side that a glyph is drawn at before it is made smaller
-MARGIN = 1 / 32  # of the side, around every emoji
+DRAWN = 256  # pixels: side at which a glyph is drawn before it is shrunk
+MARGIN = 1 / 32  # free share of the side around every emoji
 SOURCES = {
     "openmoji": {
         "origin": "OpenMoji 17.0.0, the emoji of Hochschule fuer Gestaltung Schwaebisch Gmuend, in the package "
@@ -90,7 +90,7 @@ def emoji_pictures(section: Public | Data) -> Iterator[Picture]:
         if picture is not None:
             png = encode_png(_fitted(picture, section.size, section.channels))
             if png in seen:
-                continue  # some families look alike: a picture in two units would have twice the weight
+                continue  # some families look alike: a picture in two units would have twice the weight, so keep one
             seen.add(png)
             file_name, captions = f"{emoji.code}.png", (emoji.name,)
             if public:
@@ -142,12 +142,12 @@ def _twemoji_files() -> Any:
 
 
 def _fitted(picture: Image.Image, size: int, channels: int) -> np.ndarray:
-    """What is painted of a picture, as large as the frame without MARGIN, on white; uint8 (size, size, channels)."""
+    """The painted part of a picture, scaled to the frame less MARGIN, on white; uint8 (size, size, channels)."""
     painted = picture.crop(picture.getbbox())
     inner = size - 2 * max(1, round(MARGIN * size))
     scale = inner / max(painted.size)
     shape = max(1, round(painted.width * scale)), max(1, round(painted.height * scale))
-    # with premultiplied colours the colour of what is transparent does not bleed in
+    # premultiply the colours: otherwise the colour of transparent pixels bleeds in
     small = painted.convert("RGBa").resize(shape, Image.Resampling.LANCZOS).convert("RGBA")
     frame = Image.new("RGBA", (size, size), (255, 255, 255, 255))
     frame.alpha_composite(small, ((size - shape[0]) // 2, (size - shape[1]) // 2))

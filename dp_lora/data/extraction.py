@@ -1,4 +1,4 @@
-"""Parquet files of pictures -> PNG files, on all cores; a killed extraction goes on.
+"""Parquet files of pictures -> PNG files, on all cores; a killed extraction resumes.
 
 A record holds one line of JSON per finished picture (file name, label, split, sha256, bytes, and captions where these
 are wanted), in the order of the rows. A line is written after its picture, and trusted only where the picture's bytes
@@ -23,7 +23,7 @@ from dp_lora.errors import InputError
 from dp_lora.files import naming_full_disk
 from dp_lora.progress import progress
 
-IN_FLIGHT = 1 << 27  # bytes of pictures on their way to the workers at a time
+IN_FLIGHT = 1 << 27  # most bytes of pictures on their way to the workers
 LINES = 512  # finished rows that are checked at a time
 
 
@@ -48,8 +48,8 @@ class Row:
 def extract(files: Sequence[PictureFile], wanted: Wanted, images: Path, record: Path, keep: int, name: str) -> None:
     """Write every picture of the files to the folder `images`, and its line to `record`.
 
-    Goes on after the rows that `record` has, `keep` of them at most. A picture is called SPLIT-ROW.png, its row counted
-    in its split. In memory at a time: IN_FLIGHT bytes of pictures. Raises InputError for the first bad row; the rows
+    Continues after the rows in `record`, at most `keep` of them. A picture is called SPLIT-ROW.png, its row counted in
+    its split. In memory at a time: IN_FLIGHT bytes of pictures. Raises InputError for the first bad row; the rows
     before it stay finished.
     """
     images.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def workers_of_this_machine() -> int:
 @contextmanager
 def _workers() -> Iterator[tuple[ProcessPoolExecutor, int]]:
     number = workers_of_this_machine()
-    # not forked: MLflow's and Arrow's threads would be copied in whatever state they are
+    # spawn, not fork: a fork would copy MLflow's and Arrow's threads in an arbitrary state
     pool = ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"), initializer=begin)
     try:
         yield pool, number
@@ -158,7 +158,7 @@ def _stored(
         except StopIteration:
             break
         except InputError as error:
-            # the rows before the bad one are good
+            # finish the good rows before the bad one first
             unread = error
             break
         size = sum(map(len, batch.pictures))

@@ -15,9 +15,9 @@ from dp_lora.files import digest_file, digest_value
 def fingerprint(folder: Path, stated: Stated) -> str:
     """SHA-256 over all that `prepare` would read: each picture's name, class, person, captions, bytes; 64 hex digits.
 
-    Bytes are read, since a picture that was changed in place may have its old size and time. The digest depends on
-    private pictures and is not keyed: it must go into no file. Raises InputError as `list_pictures` does, and for a
-    picture that cannot be read.
+    Bytes are read: a picture changed in place may keep its size and time. The digest depends on private pictures and
+    is not keyed: never write it to a file. Raises InputError as `list_pictures` does, and for a picture that cannot
+    be read.
     """
     pictures = list_pictures(folder, stated).pictures
 

@@ -22,7 +22,7 @@ from dp_lora.events import Events
 from dp_lora.progress import progress
 
 SOURCE = {"origin": "a folder of the operator's own pictures", "licence": "the operator's own"}
-# what systems and people leave in every folder, in lower case; names that start with a dot are left out too
+# files that systems and people leave in every folder, in lower case; names with a leading dot are left out too
 LITTER = frozenset(
     [
         "thumbs.db",
@@ -40,7 +40,7 @@ LITTER_FOLDERS = frozenset(["__macosx", "@eadir"])
 REPEATS = re.compile(r"\d{1,3}_.+")  # kohya's folder names: 10_cat trains each picture in it ten times
 # no numbers on the bar: the number of pictures is private
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
-MANY = 5  # kinds of litter that are named
+MANY = 5  # most kinds of litter that a message names
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def folder_pictures(folder: Path, stated: Stated, size: int, channels: int, even
     for picture in progress(listing.pictures, desc="prepare", bar_format=BAR):
         try:
             image = read_picture(folder / picture.file_name, size, channels)
-        except InputError as error:  # the others are read all the same: all that are broken are named at once
+        except InputError as error:  # read the others too, to name all broken ones at once
             faults.append(str(error))
             continue
         split = split_of(picture.person if picture.person is not None else picture.file_name)
@@ -97,7 +97,7 @@ def _refuse(folder: Path, faults: list[str], events: Events) -> None:
 
 
 def _tell(listing: Listing, stated: Stated, events: Events) -> None:
-    """What the operator may want to know of the listing, on the terminal alone: it depends on private files."""
+    """Tell the operator about the listing, on the terminal alone: it depends on private files."""
     if listing.left_out:
         more = ", ..." if len(listing.left_out) > MANY else ""
         events.terminal(f"left out, not pictures: {', '.join(map(shown, listing.left_out[:MANY]))}{more}")
@@ -152,7 +152,7 @@ def _with_text(folder: str, root: str, picture: ListedPicture) -> ListedPicture:
 
 
 class _Check:
-    """Looks at each listed file, once per picture; few calls of the system, for there may be tens of thousands."""
+    """Checks each listed file, once per picture, with few system calls: there may be tens of thousands of files."""
 
     def __init__(self, folder: Path, root: str, stated: Stated) -> None:
         self._folder, self._root, self._stated = str(folder), root, stated
@@ -160,7 +160,7 @@ class _Check:
         self._inside: dict[str, bool] = {}  # whether a folder, which may be a link, lies in the root
 
     def __call__(self, picture: ListedPicture) -> None:
-        """Raise InputError for a name, label, link or second listing that cannot be taken."""
+        """Raise InputError for a bad name, label or link, and for a second listing."""
         path = f"{self._folder}/{picture.file_name}"
         try:
             picture.file_name.encode()
@@ -178,7 +178,7 @@ class _Check:
             raise InputError(f"{shown(path)}: leads out of the folder; put the file itself there")
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{shown(path)}: not a file")
-        # the file itself, not its path: a hard link has another path, and a second listing the same
+        # by device and inode: this finds a hard link, whose path differs, and a second listing of the same path
         file = (status.st_dev, status.st_ino)
         if file in self._files:
             raise InputError(
@@ -198,9 +198,9 @@ class _Check:
 
 
 def _walk(folder: Path, stated: Stated, left_out: set[str]) -> list[ListedPicture]:
-    """Pictures of class subfolders, and of folders within these; where there are no classes, of all folders.
+    """Pictures of class subfolders, at any depth; without classes, of all folders.
 
-    Adds to `left_out` the names that are no pictures in any folder.
+    Adds the names of litter to `left_out`.
     """
 
     def unreadable(error: OSError) -> None:

@@ -1,4 +1,4 @@
-"""Stroke maps: what a pen would follow in each glyph of the fonts that matplotlib ships."""
+"""Stroke maps: a pen's path through each glyph of the fonts that matplotlib ships."""
 
 from functools import cache
 from pathlib import Path
@@ -12,12 +12,12 @@ FRAME = 64  # pixels of the stroke map, whatever the size of the pictures
 LONG_SIDE = 44  # of the filled glyph, in pixels of the stroke map
 PEN_SIDE = 40  # long side of the pen's path; with the ink around it a letter fills about 23 of 32 pixels, as MNIST's do
 SUPERSAMPLING = 2  # the skeleton is taken on a finer raster, for smooth strokes
-# shorter side branches of a skeleton are serifs and corner spurs, which nobody writes; pixels of the stroke map
+# pixels of the stroke map; shorter side branches of a skeleton are serifs and corner spurs, which nobody writes
 SPUR = 9.0
-SHORT_STROKES = "Qft4"  # a tail, crossbars and a leg that are as short as a serif: only corner spurs are taken off
+SHORT_STROKES = "Qft4"  # tail, crossbars and leg are as short as a serif: remove only corner spurs
 SHORT_SPUR = 4.0
 DOTTED = "ij"  # a dot anywhere else is a typewriter's zero
-# symbol fonts and the font of last resort: no letters in them, or no letters in their places
+# symbol fonts and the font of last resort: they hold no letters, or none in the letters' places
 NOT_LETTERS = ("LastResort", "cmex", "cmsy", "Display", "NonUni", "Siz")
 SQUARE = np.ones((3, 3), bool)  # the eight neighbours
 
@@ -63,14 +63,14 @@ def prune(skeleton: np.ndarray, length: float, dots: bool) -> np.ndarray:
     if dots:
         short &= hangs
     short[0] = False
-    # thinned again: what is left of a junction is no longer one
+    # thin again: a junction that lost a branch is no longer a junction
     return skeletonize(skeleton & ~short[branches])
 
 
 def _framed(distance: np.ndarray, skeleton: np.ndarray) -> np.ndarray:
     """Move and scale a distance map so that the skeleton's box is centred with long side PEN_SIDE; (FRAME, FRAME)."""
     box = [np.flatnonzero(skeleton.any(axis=1 - axis))[[0, -1]] for axis in (0, 1)]
-    pixels = max(last - first for first, last in box) / PEN_SIDE  # of the fine raster, for one of the stroke map
+    pixels = max(last - first for first, last in box) / PEN_SIDE  # fine pixels per pixel of the stroke map
     offsets = [(first + last) / 2 - pixels * (FRAME - 1) / 2 for first, last in box]
     scale = [pixels, pixels]
     return ndimage.affine_transform(distance, scale, offsets, (FRAME, FRAME), order=1, mode="nearest") / pixels

@@ -20,21 +20,21 @@ from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 from dp_lora.events import Events
 from dp_lora.files import digest_file, digest_value, publish, read_json, write_json
 
-BLOCK = 4096  # bytes that a file takes on disk at least
+BLOCK = 4096  # least bytes of a file on disk
 
 
 def prepare_huggingface(config: Config, folder: Path, events: Events) -> None:
     """Fill `folder` with the dataset that config.huggingface names, and source.json, whole or not at all.
 
     The train files become split train, the test files split test; identical pictures are named to the operator or
-    refused, as data.duplicates says. A folder that exists is left as it is; an interrupted download or extraction goes
-    on. Raises InputError, one line that names file and row.
+    refused, as data.duplicates says. An existing folder is left as it is; an interrupted download or extraction
+    resumes. Raises InputError, one line that names file and row.
     """
     settings, data = config.huggingface, config.data
     captions = (data.caption_column or COLUMN) if data.captions else None
     columns = (settings.image_column, settings.label_column)
     wanted = Wanted(*columns, tuple(data.classes), data.size, data.channels, captions)
-    # what is not asked for is left out: sets without captions keep their key
+    # leave out None: datasets without captions keep their key
     key = digest_value([_request(settings), {name: v for name, v in vars(wanted).items() if v is not None}])
     with unfinished(folder) as part:
         if _is_there(folder, settings, key):
@@ -76,7 +76,7 @@ def _extract(
 
 
 def _request(settings: Huggingface) -> dict[str, Any]:
-    """The settings that decide on the pictures."""
+    """The settings that determine the pictures."""
     names = ("repo", "revision", "train_files", "test_files", "train_rows", "test_rows")
     return {name: getattr(settings, name) for name in names}
 
@@ -126,13 +126,13 @@ def _downloaded_file(repo: str, revision: str, name: str) -> Path:
 
 
 def endpoint() -> str | None:
-    """The mirror that HF_ENDPOINT names, as it is now: the client reads it once, when it is imported."""
+    """The mirror in HF_ENDPOINT, read at each call: the Hub's client reads it only once, when it is imported."""
     return os.environ.get("HF_ENDPOINT")
 
 
 @contextmanager
 def hub_errors(where: str, kind: str) -> Iterator[None]:
-    """Turn what the Hub's client raises inside into an InputError, one line; `kind`: dataset or model."""
+    """Turn the Hub client's exceptions inside the block into an InputError, one line; `kind`: dataset or model."""
     from huggingface_hub import errors
 
     try:
@@ -146,7 +146,7 @@ def hub_errors(where: str, kind: str) -> Iterator[None]:
             f"{where}: neither in the cache nor to be reached; check the network, HF_ENDPOINT and HF_HUB_OFFLINE, "
             "then the same command goes on"
         ) from None
-    # errors of HTTP, of Xet and of the disk: families of several libraries
+    # errors of HTTP, Xet and the disk belong to several libraries
     except Exception as error:
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise InputError(f"{where}: the server refuses; set HF_TOKEN to one that may read it") from None
@@ -178,7 +178,7 @@ def _checked_digest(file: PictureFile) -> str:
 
 
 def _keep(state: Path, key: str, files: list[PictureFile], digests: dict[str, str]) -> int:
-    """How many rows of an unfinished extraction may be kept: those before the first file that has changed."""
+    """Number of rows that an unfinished extraction may keep: all before the first changed file."""
     try:
         known = read_json(state)
         before = known["files"] if known["key"] == key else {}

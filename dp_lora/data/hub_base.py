@@ -21,8 +21,8 @@ def fetch_base(repo: str, revision: str, folder: Path, events: Events) -> str:
 
     It is filled whole or not at all, and read once for the digest, the `pipeline_digest` that source.json keeps.
 
-    Nothing is asked of anybody where the folder is there. Small files come first, so that a pipeline which cannot be
-    fine-tuned is refused before its weights are downloaded; an interrupted download goes on. HF_ENDPOINT, HF_TOKEN and
+    An existing folder needs no network. Small files come first, so that a pipeline which cannot be fine-tuned is
+    refused before its weights are downloaded; an interrupted download resumes. HF_ENDPOINT, HF_TOKEN and
     HF_HUB_OFFLINE count. Raises InputError, one line.
     """
     recorded = read_source(folder)
@@ -38,7 +38,7 @@ def fetch_base(repo: str, revision: str, folder: Path, events: Events) -> str:
         wanted = _wanted(repo, sizes, [name for name in components if name not in LEFT_OUT])
         small = [name for name in wanted if not name.endswith(WEIGHTS)]
         _download(repo, revision, small, part)
-        part_config(part, family_of(part).part)  # of a class that is listed, and not quantised
+        part_config(part, family_of(part).part)  # refuses an unlisted class, and quantised weights
         needed = sum(sizes[name] for name in wanted if not (part / name).exists())
         free = check_space(folder, needed)
         events.message(f"{repo}: {gigabytes(needed)} to download to {folder}, {gigabytes(free)} free there")
@@ -57,7 +57,7 @@ def fetch_base(repo: str, revision: str, folder: Path, events: Events) -> str:
 
 
 def _listed(repo: str, revision: str) -> dict[str, int]:
-    """The files of a repository with their bytes."""
+    """The files of a repository, with their sizes in bytes."""
     from huggingface_hub import HfApi, constants
 
     where = f"{repo} at {revision}"
@@ -69,7 +69,7 @@ def _listed(repo: str, revision: str) -> dict[str, int]:
 
 
 def _wanted(repo: str, listed: Iterable[str], components: list[str]) -> list[str]:
-    """The files of these components that a pipeline is loaded from: texts, and weights of the plain variant."""
+    """The files needed to load these components: texts, and weights of the plain variant."""
     wanted = []
     for component in components:
         inside = [name for name in listed if name.startswith(f"{component}/")]

@@ -29,9 +29,9 @@ from dp_lora.progress import PERCENT, progress
 from dp_lora.sources import digest_code
 from dp_lora.team import Team
 
-CODE = "data/latents.py"  # beside pictures and weights, this file and all that it imports decide on the latents
+CODE = "data/latents.py"  # latents depend on the pictures, the weights, this file and all that it imports
 LIBRARIES = ("torch", "diffusers")
-RECORD_EVERY = 50  # batches between two records of what is done
+RECORD_EVERY = 50  # batches between two records of progress
 ENCODE_VALUES = 2**22  # pixel values encoded at once, whatever the batch size: bounds the encoder's memory
 
 
@@ -48,7 +48,7 @@ def encode_dataset(
 
     As `encode` gives them, TF32 off. Kept in `cache_folder` (0700, files 0600) under the digest of data, autoencoder,
     kind of device, CODE and LIBRARIES, so that none can change unseen. The file appears when it is complete; an
-    interrupted encoding goes on where it stopped. Memory does not grow with N, nor with `batch_size` beyond
+    interrupted encoding resumes where it stopped. Memory does not grow with N, nor with `batch_size` beyond
     ENCODE_VALUES pixel values. The ranks of `team` take a batch each, the first one writes. Raises InputError for
     latents that are not finite.
     """
@@ -63,7 +63,7 @@ def encode_dataset(
         if not team.once(path.exists()):
             with full_precision():
                 _encode_to(path, dataset, vae, shape, device, batch_size, events, team)
-        team.once()  # the others go on when the file is there
+        team.once()  # the other ranks wait here for the file
     return cast(np.memmap, np.load(path, mmap_mode="r", allow_pickle=False))
 
 
@@ -83,7 +83,7 @@ def _encode_to(
 
     def encoded(start: int) -> np.ndarray:
         images = dataset.images(slice(start, min(len(dataset), start + batch_size)))
-        # the last batch has the shape of the others: a picture that joins would move others to other kernels
+        # pad the last batch: otherwise one added picture changes its shape, and with it the kernels for other pictures
         padded = np.concatenate([images, np.zeros((batch_size - len(images), *images.shape[1:]), images.dtype)])
         return encode(vae, to_pixels(padded).to(device)).float().cpu().numpy()[: len(images)]
 

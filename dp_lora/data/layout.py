@@ -47,7 +47,7 @@ class Picture:
 
 
 def safe_name(name: str) -> bool:
-    """Whether a file of this name lies inside the folder that it is relative to."""
+    """Whether a file of this relative name stays inside its folder."""
     parts = name.split("/")
     return not name.startswith("/") and "\0" not in name and all(part not in ("", ".", "..") for part in parts)
 
@@ -63,9 +63,9 @@ def write_dataset(
     *,
     private: bool = False,
 ) -> None:
-    """Write a dataset, whole or not at all, as `fill_dataset`; an older one of that name is replaced.
+    """Write a dataset, whole or not at all, as `fill_dataset`; replaces an older dataset of that name.
 
-    `check` may refuse the finished folder before it takes its place. A `private` one is its owner's alone.
+    `check` may refuse the finished folder before it takes its place. Only its owner may read a `private` dataset.
     """
     with whole_folder(folder, private=private) as temporary:
         fill_dataset(temporary, pictures, source, size, channels, packed)
@@ -76,13 +76,13 @@ def write_dataset(
 def fill_dataset(
     folder: Path, pictures: Iterable[Picture], source: dict[str, Any], size: int, channels: int, packed: bool
 ) -> None:
-    """Make a dataset of an empty folder, which the caller makes whole or removes.
+    """Fill an empty folder with a dataset; the caller completes or removes the folder.
 
-    `pictures` is read once; all of them have a label, or none; so too a person, and captions. `source` describes the
+    `pictures` is read once; all have a label, or none has; likewise a person, and captions. `source` describes the
     origin in dataset.json: it must not depend on private pictures. Equal pictures in equal order give equal bytes. In
     memory at a time: one picture (ROW_GROUP pictures if `packed`), and every file name and person. Raises InputError
     for an unsafe or repeated file name, an unknown split, a label, person or caption missing beside others, a person
-    spelled in two ways, and where there is no picture at all.
+    spelled in two ways, and for no pictures at all.
     """
     rows = iter(pictures)
     first = next(rows, None)
@@ -121,10 +121,10 @@ def write_index(
     label: bool = True,
     caption: bool = False,
 ) -> None:
-    """Make a dataset of a folder whose images/ is filled already.
+    """Turn a folder with a filled images/ into a dataset.
 
-    `rows` are file_name, label (with `label`), split, sha256, and with `caption` the list of captions, of each picture,
-    in the order of their index; read once, ROW_GROUP of them in memory.
+    `rows`: for each picture, in the order of the index, file_name, label (with `label`), split, sha256, and the list of
+    captions (with `caption`); read once, ROW_GROUP of them in memory.
     """
     metadata = _Table(folder / "metadata.parquet", _metadata_schema(label=label, person=False, caption=caption))
     try:
@@ -141,7 +141,7 @@ def _write_facts(folder: Path, source: dict[str, Any], size: int, channels: int,
 
 
 def _optional(picture: Picture) -> dict[str, bool]:
-    """Which of the columns that not every dataset has this picture has."""
+    """Each optional column, and whether this picture has it."""
     return {
         "label": picture.label is not None,
         "person": picture.person is not None,
@@ -247,7 +247,7 @@ class Dataset:
     def images(self, rows: Sequence[int] | np.ndarray | slice) -> np.ndarray:
         """The pictures of these rows of the split, in this order; uint8 (n, size, size, channels).
 
-        Raises InputError that names the file when a picture is missing, or not the one that was written.
+        Raises InputError that names the file when a picture is missing, or differs from the written one.
         """
         wanted = np.arange(len(self))[rows]
         images = np.empty((len(wanted), self.size, self.size, self.channels), np.uint8)
@@ -294,7 +294,7 @@ class Dataset:
 
 
 def read_dataset(folder: Path, classes: Sequence[str], split: str) -> Dataset:
-    """Open one split of a dataset; labels become positions in `classes`, of which one with captions may have none.
+    """Open one split of a dataset; labels become positions in `classes`, which may be empty for one with captions.
 
     Raises InputError, one line that names the file, where the folder is no dataset, a label is not in `classes`, or the
     split is empty. Packed pictures are held in memory as PNG bytes, others stay on disk.
@@ -345,7 +345,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
 
 def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
-        # not read_table: it takes folders called key=value on the way for columns
+        # not read_table: it reads a parent folder called key=value as a column
         with pq.ParquetFile(path) as file:
             table = file.read()
     except (OSError, pa.ArrowException) as error:

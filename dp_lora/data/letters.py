@@ -22,14 +22,14 @@ BATCH = 500  # pictures rendered at a time
 ROTATION = 12.0  # degrees
 SHEAR, SHEAR_RANGE = 0.08, 0.3  # writing leans to the right
 SCALE_X, SCALE_Y = 0.22, 0.1
-SHIFT, FIT = 0.06, 0.08  # of the finished letter: place, and share of its size
+SHIFT, FIT = 0.06, 0.08  # of the finished letter: its offset, and its relative change of size
 ELASTIC = ((4, 0.085), (7, 0.02))  # knots of a smooth random field along each side, and its standard deviation
-WIDTHS = (1.4, 3.9)  # of the stroke, in pixels of a 32 x 32 picture: half of it in pixels of the stroke map
+WIDTHS = (1.4, 3.9)  # of the stroke in pixels of a 32 x 32 picture, equal to its half width in pixels of the stroke map
 MODULATION = 0.25  # the pen's pressure: share of the width, smooth along the stroke
 SOFTNESS = 0.75  # of the ink's edge, in pixels of the stroke map
-GLYPH = 20 / 28  # long side of a letter with its ink, as share of the frame: what is published of MNIST
-MARGIN, CANVAS = 1.5, 48  # letters are warped on a canvas of so many frames and pixels, then fitted into the frame
-PATH = 1.4  # closer than this to the pen's path counts as on it, in pixels of the stroke map
+GLYPH = 20 / 28  # long side of a letter with its ink, as a share of the frame: the published value of MNIST
+MARGIN, CANVAS = 1.5, 48  # warp letters on a canvas MARGIN frames and CANVAS pixels wide, then fit them to the frame
+PATH = 1.4  # pixels of the stroke map: points closer to the pen's path count as on it
 
 DIGITS = "0123456789"
 STANDIN_TRAIN, STANDIN_TEST, STANDIN_DISTORTION = 4000, 1000, 1.3
@@ -52,7 +52,7 @@ def digit_pictures(classes: Sequence[str], size: int, channels: int) -> Iterator
     """The public stand-in for private digits: 4,000 for training from DejaVu and Computer Modern, 1,000 for testing
     from the other fonts, classes in turn, distorted more than the letters. `classes`: any of 0 to 9.
 
-    One fixed dataset, as private digits are: experiment.seed varies the training on it.
+    One fixed dataset, as private digits are: experiment.seed changes the training, not the data.
     """
     _check_digits(classes)
     train = tuple(font for font in font_files() if font.name.startswith(("DejaVu", "cm")))
@@ -100,7 +100,7 @@ def _pictures(
 def _render(
     n: int, forms: Sequence[str], fonts: Sequence[Path], generator: np.random.Generator, size: int, distortion: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of pictures uint8 (m, size, size) and labels int64 (m,); a class is any of the characters of its form."""
+    """Batches of pictures uint8 (m, size, size) and labels int64 (m,); a picture has any character of its form."""
     for start in range(0, n, BATCH):
         labels = np.arange(start, min(start + BATCH, n)) % len(forms)
         drawn = generator.integers(len(fonts), size=len(labels)).tolist()
@@ -110,7 +110,7 @@ def _render(
 
 
 def _generator(seed: int, purpose: str) -> np.random.Generator:
-    """A stream of its own for every purpose of one seed."""
+    """A separate random stream for each purpose of one seed."""
     return np.random.default_rng([seed, int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8])])
 
 
@@ -141,7 +141,7 @@ def _affine(generator: np.random.Generator, n: int, distortion: float) -> torch.
 
 
 def _warp(generator: np.random.Generator, n: int, distortion: float) -> torch.Tensor:
-    """Where each point of a canvas of MARGIN frames lies in the stroke map; (n, CANVAS, CANVAS, 2), frame = [-1, 1]."""
+    """Each point of a canvas of MARGIN frames -> its stroke-map place; (n, CANVAS, CANVAS, 2), frame = [-1, 1]."""
     matrix = MARGIN * functional.pad(_affine(generator, n, distortion), (0, 1))
     warped = functional.affine_grid(matrix, [n, 1, CANVAS, CANVAS], align_corners=False)
     for cells, amplitude in ELASTIC:
@@ -180,9 +180,9 @@ def _ink(maps: torch.Tensor, generator: np.random.Generator, size: int, distorti
     box = GLYPH * torch.from_numpy(1 + generator.uniform(-FIT, FIT, n) * distortion).float()
     shift = torch.from_numpy(generator.uniform(-SHIFT, SHIFT, (n, 2)) * distortion).float()
     grid = _fitted(maps, warped, box - 2 * width / FRAME, shift, size)
-    # zeros beyond the map are FRAME pixels from the pen
+    # grid_sample gives 0 beyond the map: after the shift such a point is FRAME pixels from the pen
     distance = functional.grid_sample(maps[:, None] - FRAME, grid, align_corners=False)[:, 0] + FRAME
-    # the warp stretches the stroke map; a pen is as wide where the letter is large as where it is small
+    # undo the warp's stretching of distances: a pen is equally wide in large and in small parts of a letter
     along, across = torch.gradient(grid, dim=(1, 2))
     area = (along[..., 0] * across[..., 1] - along[..., 1] * across[..., 0]).abs() * (size / 2) ** 2
     distance = distance / area.sqrt().clamp(0.5, 2)

@@ -22,12 +22,12 @@ from dp_lora.data.persons import check_persons
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names, shown
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-DELIMITERS = (",", ";", "\t")  # spreadsheets write semicolons where a comma stands in numbers
+DELIMITERS = (",", ";", "\t")  # spreadsheets write semicolons where numbers have a decimal comma
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What the config states in public of the folder: data.classes, the unit, data.captions, data.caption_column."""
+    """The config's public statements on the folder: data.classes, the unit, data.captions, data.caption_column."""
 
     classes: tuple[str, ...]
     by_person: bool = False
@@ -97,7 +97,7 @@ def _csv(table: Path) -> Rows:
         header = file.readline()
         file.seek(0)
         delimiter = next((d for d in DELIMITERS if "file_name" in _header(header, d)), ",")
-        # blanks after a comma would make a quoted field two
+        # skip blanks after a comma: they would split a quoted field in two
         reader = csv.reader(file, strict=True, delimiter=delimiter, skipinitialspace=True)
         columns = [name.strip() for name in next(reader, [])]
         rows = []
@@ -153,13 +153,13 @@ def _picture(table: Path, where: str, row: dict[str, Any], present: list[str], c
     if not safe_name(name):
         raise InputError(f"{place}: file_name {name!r} leads out of the folder; it must be a path below it")
     person = fields.get("person")
-    # the same text in two encodings; what else spells one person in two ways is refused
+    # NFC: unify one text in two encodings; any other second spelling of a person is refused
     person = None if person is None else unicodedata.normalize("NFC", person)
     return ListedPicture(name, fields.get("label"), person, captions)
 
 
 def _word(value: Any) -> str:
-    """A class or a person as a word, blanks around left out; whole numbers are words too, "" is none."""
+    """A class or a person as a word without surrounding blanks; whole numbers are words too, "" is none."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     return str(value).strip() if whole or isinstance(value, str) else ""
 
@@ -171,7 +171,7 @@ def _guesses(name: str) -> Iterator[str]:
 
 
 def _placed(folder: Path, name: str) -> str:
-    """The file's name as it lies in the folder: as written, without blanks around, or with slashes."""
+    """The form of the name that exists in the folder: as written, without surrounding blanks, or with slashes."""
     for guess in _guesses(name):
         path = PurePosixPath(guess).as_posix()
         if safe_name(path) and os.path.lexists(folder / path):

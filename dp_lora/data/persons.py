@@ -1,7 +1,7 @@
 """One person, one name, one unit of privacy: second spellings and placeholders such as "nan" are refused.
 
-A person in two spellings would be two units, and one unit's guarantee would not hold for the person. Nor for people who
-share a unit called "nan": a person who leaves changes this unit, and adjacency speaks of whole units that leave.
+A person in two spellings would be two units, and one unit's guarantee would not hold for the person. Nor would it for
+people who share a unit called "nan": one who leaves changes this unit, but adjacency adds or removes whole units.
 """
 
 import re
@@ -12,7 +12,7 @@ from decimal import Decimal
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
 
 SHOWN = 5  # most faults that one message names
-# texts of tables for a missing value (pandas' list, databases, spreadsheets), in the form of `comparable`
+# texts by which tables mark a missing value (pandas' list, databases, spreadsheets), in the form of `comparable`
 MISSING = frozenset(
     [
         *("", "nan", "-nan", "none", "na", "n/a", "n.a.", "<na>", "#na", "#n/a", "#n/a n/a", "null", "nil", "nat"),
@@ -38,7 +38,7 @@ def comparable(person: str) -> str:
     """The form in which two spellings of one person are equal; a form to compare, not to show.
 
     Equal are: compatible characters (NFKC: full-width letters, composed accents), case, runs of blanks of any kind,
-    blanks around, characters that nobody sees (format, control), kinds of dashes and apostrophes, and one number
+    surrounding blanks, invisible characters (format, control), kinds of dashes and apostrophes, and one number
     written as 1, 1.0, 01. Not equal are names that differ in letters, such as a nickname or a Cyrillic a.
     """
     # Unicode's compatibility caseless match (section 3.13), without invisible characters
@@ -60,7 +60,7 @@ def _plain(character: str) -> str:
 
 
 def _number(text: str) -> str:
-    """A number's exact value, whatever its length: digits without zeros around them, and their place."""
+    """A number's exact value at any length: digits without outer zeros, and their power of ten."""
     sign, digits, exponent = Decimal(text).as_tuple()
     written = "".join(map(str, digits)).lstrip("0")
     significant = written.rstrip("0")
@@ -73,13 +73,13 @@ def _number(text: str) -> str:
 def check_persons(named: Iterable[tuple[str, str]], table: str) -> None:
     """Raise InputError, one line, where a person has no name, or is spelled in more than one way.
 
-    `named` are a place of the table (such as "line 3") and the person that stands there; the line names places and
-    spellings, the first SHOWN of many.
+    `named`: pairs of a place in the table (such as "line 3") and its person; the error names places and spellings,
+    SHOWN at most.
 
-    Guarantee: where it returns, persons that are equal by `comparable` have equal names, so that grouping by the name
-    puts them into one unit.
+    Guarantee: once it has returned, persons that are equal by `comparable` have equal names, so grouping by name puts
+    them into one unit.
     """
-    first: dict[str, str] = {}  # where each spelling stands first
+    first: dict[str, str] = {}  # first place of each spelling
     for place, person in named:
         first.setdefault(person, place)
     spellings: dict[str, list[str]] = {}
@@ -100,7 +100,7 @@ def check_persons(named: Iterable[tuple[str, str]], table: str) -> None:
 
 
 def _at(first: dict[str, str], person: str) -> str:
-    # as code points where two spellings may look alike; blanks escaped, for a one-line message joins runs of them
+    # code points where two spellings may look alike; blanks escaped, since a one-line message joins runs of them
     alike = unicodedata.normalize("NFKC", person) != person
     shown = ascii(person) if alike else repr(person)
     return f"{first[person]} " + shown.replace("  ", r"\x20\x20")

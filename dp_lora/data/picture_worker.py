@@ -13,7 +13,7 @@ from dp_lora.errors import InputError
 
 
 def begin() -> None:
-    """Leave Ctrl-C to the parent, and end with it however it ends."""
+    """Leave Ctrl-C to the parent, and end when the parent ends, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -52,7 +52,7 @@ def store(
 
 
 def _write(path: str, data: bytes) -> None:
-    # a third of the time that a file object takes, which counts with tens of thousands of small pictures
+    # takes a third of a file object's time, which matters for tens of thousands of small pictures
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         left = memoryview(data)
@@ -63,7 +63,7 @@ def _write(path: str, data: bytes) -> None:
 
 
 def verified_rows(folder: Path, expected: Sequence[tuple[str, str]]) -> int:
-    """How many of these (file name, SHA-256), from the first on, lie in the folder unchanged."""
+    """Number of pairs (file name, SHA-256), from the first on, whose files lie unchanged in the folder."""
     for place, (name, digest) in enumerate(expected):
         try:
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:

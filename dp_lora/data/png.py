@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-COLOUR_TYPES = {1: 0, 3: 2}  # PNG's number for so many channels
-MODES = {1: "L", 3: "RGB"}  # PIL's name for a picture of so many channels
+COLOUR_TYPES = {1: 0, 3: 2}  # channels -> PNG's number
+MODES = {1: "L", 3: "RGB"}  # channels -> PIL's name
 # raster formats that PIL decodes by itself
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
 
@@ -20,7 +20,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
 def formats() -> tuple[str, ...]:
     """The formats that are read here: FORMATS, and HEIC where the package pillow-heif is installed."""
     try:
-        plugin = importlib.import_module("pillow_heif")  # the user's choice: no dependency of the project
+        plugin = importlib.import_module("pillow_heif")  # the user may install it: no dependency of the project
     except ImportError:
         return FORMATS
     plugin.register_heif_opener()
@@ -35,7 +35,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def decode_png(png: bytes, size: int, channels: int) -> np.ndarray:
-    """PNG bytes -> uint8 (size, size, channels). Raises ValueError when they are anything else."""
+    """PNG bytes -> uint8 (size, size, channels). Raises ValueError for anything else."""
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             if image.size != (size, size) or image.mode != MODES[channels]:
@@ -64,8 +64,8 @@ def converted(image: Image.Image, channels: int) -> Image.Image:
 def is_whole_png(png: bytes, size: int, channels: int) -> bool:
     """Whether these are a PNG picture of this size with 8 bits per channel, every checksum right, every pixel there.
 
-    False too for rare forms that are not wrong: interlacing, a palette, a transparent colour. A fifth of the time that
-    decoding takes (PNG specification, sections 5.3, 9.2, 10, 11.2).
+    False too for rare valid forms: interlacing, a palette, a transparent colour. Takes a fifth of the time of decoding
+    (PNG specification, sections 5.3, 9.2, 10, 11.2).
     """
     header = SIGNATURE + struct.pack(">I4sIIBBBBB", 13, b"IHDR", size, size, 8, COLOUR_TYPES[channels], 0, 0, 0)
     if not png.startswith(header):
@@ -100,8 +100,8 @@ def is_whole_png(png: bytes, size: int, channels: int) -> bool:
 def as_png(picture: bytes, size: int, channels: int) -> bytes:
     """The bytes of a picture file as PNG of this size and number of channels.
 
-    PNG bytes that are already right come back as they are. Every picture is unpacked once, so that the result can be
-    read. Raises ValueError for another size, and for bytes that are no whole picture.
+    PNG bytes that are already right come back unchanged. Every picture is unpacked once, to be sure that the result is
+    readable. Raises ValueError for another size, and for bytes that are no whole picture.
     """
     if is_whole_png(picture, size, channels):
         return picture

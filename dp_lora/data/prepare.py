@@ -28,7 +28,7 @@ def prepare_public(config: Config, folder: Path, events: Events) -> None:
     if public.source in VERSIONED:
         _prepare_versioned(public, folder, events)
         return
-    from dp_lora.data import letters  # draws with torch, which other sources need not wait for
+    from dp_lora.data import letters  # imports torch: other sources need not wait for it
 
     pictures = letters.letter_pictures(public.n, public.classes, config.experiment.seed, public.size, public.channels)
     shown = progress(pictures, desc="letters", total=public.n)
@@ -67,7 +67,7 @@ def prepare_private(config: Config, folder: Path, events: Events) -> None:
 
 def _settings(config: Config) -> str:
     data = config.data
-    by_person = config.privacy.unit == "person"  # then a split goes by persons
+    by_person = config.privacy.unit == "person"  # then the split assigns whole persons
     captions = [data.caption_column] if data.captions else []
     return digest_value([data.source, data.path, list(data.classes), data.size, data.channels, by_person, *captions])
 
@@ -107,7 +107,7 @@ def _private_source(config: Config, events: Events) -> tuple[Iterator[Picture], 
 
 
 def _prepare_versioned(section: Public | Data, folder: Path, events: Events) -> None:
-    """Fill a folder below data/ from a source of VERSIONED, and source.json; one that exists is left as it is."""
+    """Fill a folder below data/, source.json included, from a source of VERSIONED; keeps an existing folder."""
     name, source = section.source, VERSIONED[section.source]
     key = digest_value([name, list(section.classes), section.size, section.channels, section.mirror_md5])
     private = isinstance(section, Data)

@@ -1,4 +1,4 @@
-"""Assign a unit of privacy to training or test by its name alone, whoever else is in the data."""
+"""Assign a unit of privacy to training or test by its name alone, independent of all other data."""
 
 import hashlib
 

@@ -16,7 +16,7 @@ from dp_lora.events import Events
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DIGITS = "0123456789"
 CLASSES = {"emnist": LETTERS, "mnist": DIGITS}
-# bytes: the download, and what it unpacks to while the pictures are made
+# bytes: of the download, and of its unpacked files while the pictures are made
 DOWNLOAD = {"emnist": 562_000_000, "mnist": 12_000_000}
 UNPACKED = {"emnist": 2_400_000_000, "mnist": 55_000_000}
 SOURCES = {
@@ -48,7 +48,7 @@ def digit_pictures(section: Public | Data, raw: Path, events: Events) -> Iterato
     for label in classes:
         if label not in list(known):
             raise InputError(f"{label!r} is no class of {name}; it has {known[0]} to {known[-1]}")
-    # torchvision would take files that a killed call left half unpacked for whole ones
+    # a killed call leaves half-unpacked files, which torchvision would take for whole ones
     for path in [path for path in raw.rglob("*") if path.is_file() and path.suffix not in (".zip", ".gz")]:
         path.unlink()
     _say_space(section, raw, events)
@@ -70,7 +70,7 @@ def _pictures(section: Public | Data, raw: Path) -> Iterator[Picture]:
 
 def _say_space(section: Public | Data, raw: Path, events: Events) -> None:
     name, own = section.source, section.mirror_md5 is None
-    # the size of a mirror's other files is not known
+    # a mirror's own files are of unknown size
     free = check_space(raw, DOWNLOAD[name] + UNPACKED[name] if own else 0)
     sizes = f"{gigabytes(DOWNLOAD[name])} to download, {gigabytes(UNPACKED[name])} more until the pictures are made; "
     place = addresses(name, section.mirror)[0]

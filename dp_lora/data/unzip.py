@@ -9,13 +9,13 @@ from dp_lora.errors import InputError
 from dp_lora.files import naming_full_disk
 from dp_lora.progress import progress
 
-MAX_RATIO = 50  # weights shrink to a half at best; more is a decompression bomb
+MAX_RATIO = 50  # weights compress to a half at best; a ratio above this is a decompression bomb
 CHUNK = 1 << 20
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class OtherMember(InputError):
-    """The archive may be a good one: another value in the config would take it as it is."""
+    """The archive may be good: another value in the config would accept it unchanged."""
 
 
 def extract_member(archive: Path, member: str, target: Path, max_size: int, name: str) -> None:
@@ -23,7 +23,7 @@ def extract_member(archive: Path, member: str, target: Path, max_size: int, name
 
     Raises InputError, one line that begins with `name` (what users call the archive), for anything else in it: another
     name or path, a link, a second file, encryption, a size that is too large or wrongly declared, a bad checksum.
-    OtherMember where checkpoint.member or checkpoint.max_size could be set so that it is taken.
+    OtherMember where another checkpoint.member or checkpoint.max_size would accept the archive.
     """
     try:
         with zipfile.ZipFile(archive) as file:

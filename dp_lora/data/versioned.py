@@ -16,7 +16,7 @@ SOURCE = "source.json"  # origin; revision or url; counts; size in bytes; sha256
 def unfinished(folder: Path) -> Iterator[Path]:
     """The folder beside `folder` for unfinished work (`data/.NAME.part`, which DVC ignores).
 
-    It stays when the block ends early, for the next call. Raises InputError while another process works there.
+    It survives a block that ends early, for the next call. Raises InputError while another process works there.
     """
     part = folder.with_name(f".{folder.name}.part")
     try:
@@ -59,7 +59,7 @@ def gigabytes(size: float) -> str:
 
 
 def check_space(folder: Path, needed: int) -> int:
-    """Free bytes where `folder` lies, or will. Raises InputError where they are fewer than `needed`."""
+    """Free bytes on the disk that holds, or will hold, `folder`. Raises InputError for fewer than `needed`."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     if free < needed:

@@ -11,7 +11,7 @@ from dp_lora.evaluation.classifier import Classifier, load_classifier, save_clas
 from dp_lora.files import digest_value, private_folder, read_json, whole_file, write_json
 from dp_lora.sources import digest_code
 
-CODE = "evaluation/evaluate.py"  # it and all that it imports make what is kept
+CODE = "evaluation/evaluate.py"  # kept results depend on this file and all that it imports
 Kind = TypeVar("Kind")
 
 

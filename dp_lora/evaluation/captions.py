@@ -1,4 +1,4 @@
-"""Samples drawn of captions: how many look like the private set, and how many like what they were drawn of.
+"""Samples drawn from captions: how many look like the private set, and how many match their caption.
 
 Two classifiers judge, of real pictures alone. The prompts are captions of the private test split and of the public set:
 fine-tuning saw none of these private pictures. Base, real public and real private pictures stand beside the samples.
@@ -21,7 +21,7 @@ from dp_lora.evaluation.pictures import utility_pictures
 from dp_lora.models.folder import Model
 from dp_lora.sampling import balanced, draw_in_batches, model_fingerprint
 
-Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]  # pictures (n, H, W, C), and what each is of (n,)
+Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]  # pictures (n, H, W, C), and their labels (n,)
 PUBLIC, PRIVATE = 0, 1  # classes of style
 
 
@@ -50,7 +50,7 @@ def caption_measurements(
 
     def style() -> Classifier:
         kept = np.setdiff1d(np.arange(len(public)), _rows(public, prompts)[0])
-        # one picture of a person: a family of many skin tones counts once
+        # one picture per person: a family of many skin tones counts once
         units = real.persons or list(map(str, range(len(real))))
         first = np.sort(np.unique(units, return_index=True)[1])
         images = np.concatenate([utility_pictures(public)[kept], utility_pictures(real)[first]])

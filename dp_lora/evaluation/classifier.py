@@ -39,7 +39,7 @@ class Classifier(nn.Module):
             # pooling before batch norm and ReLU: a quarter of their work
             blocks += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.MaxPool2d(2)]
             blocks += [nn.BatchNorm2d(after), nn.ReLU()]
-        # a fixed 4x4 keeps where a stroke lies and takes images of any size
+        # a fixed 4x4 keeps a stroke's place and takes images of any size
         self.body = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(4), nn.Flatten())
         self.project = nn.Linear(WIDTHS[-1] * 16, FEATURES)
         self.head = nn.Linear(FEATURES, classes)
@@ -57,7 +57,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class ClassifierTraining:
-    """What decides a trained classifier, its images aside."""
+    """Everything that determines a trained classifier, except its images."""
 
     steps: int
     seed: int
@@ -120,7 +120,7 @@ def train_classifier(
     if len(images) != len(labels) or len(images) == 0:
         raise InputError(f"{description}: {len(images)} images and {len(labels)} labels; one label per image is needed")
     generator = torch.Generator().manual_seed(training.seed)
-    with torch.random.fork_rng(devices=[]):  # the layers' own start is overwritten; the caller's random state stays
+    with torch.random.fork_rng(devices=[]):  # the layers' default start is overwritten; keep the caller's random state
         network = Classifier(images.shape[3], classes)
     _start(network, generator)
     network.to(device)

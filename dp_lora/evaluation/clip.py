@@ -1,4 +1,4 @@
-"""CLIP score (Hessel et al. 2021, arXiv 2104.08718): how well samples fit the public prompts that they are of."""
+"""CLIP score (Hessel et al. 2021, arXiv 2104.08718): how well samples fit their public prompts."""
 
 from pathlib import Path
 from typing import Any

@@ -1,9 +1,9 @@
 """Whether samples are copies: how near each lies to a private training picture, beside pictures that nobody trained on.
 
-Nothing of this may leave. A distance to the nearest training picture is a function of that one picture, without noise:
+Publish nothing of this. A distance to the nearest training picture is a function of that one picture, without noise:
 whoever is told that a sample has a copy, or how near it lies, learns who was in the training. Two published counts,
 before and after somebody joined, say whether the samples look like that person. The guarantee of the samples does not
-help, for the numbers read the private pictures again. The pairs show training pictures themselves: their file lies
+help: the numbers read the private pictures again. The pairs show training pictures themselves: their file lies
 beside the private caches, in no folder that DVC, a run or a release keeps, and goes when a picture is withdrawn.
 """
 
@@ -27,7 +27,7 @@ from dp_lora.evaluation.nearest import nearest
 from dp_lora.evaluation.pictures import utility_pictures
 from dp_lora.files import whole_file
 
-NEAR = 0.05  # root mean square of the difference, of the whole range from black to white
+NEAR = 0.05  # root mean square of the difference, as a share of the range from black to white
 QUANTILE = 0.01  # of the held-out pictures' distances
 PAIRS, COLUMNS = 10, 2
 HEAD = 3 * LINE  # pixels above the pairs
@@ -43,17 +43,17 @@ class Distances:
 
     @cached_property
     def usual(self) -> float:
-        """The distance that all but a hundredth of the held-out pictures keep."""
+        """The distance that all but a hundredth of the held-out pictures reach or exceed."""
         return float(np.quantile(self.held_out, QUANTILE))
 
     @property
     def relative(self) -> NDArray[np.float64]:
-        """The samples' distances over that one, (n,): below 1 is nearer than held-out pictures are."""
+        """The samples' distances divided by `usual`, (n,): below 1 is nearer than held-out pictures are."""
         return self.samples / max(self.usual, np.finfo(np.float64).tiny)
 
     @property
     def nearer(self) -> int:
-        """Samples that lie nearer than that."""
+        """Number of samples nearer than `usual`."""
         return int((self.samples < self.usual).sum())
 
 
@@ -147,7 +147,7 @@ def write_pairs(path: Path, copying: Copying, samples: Dataset, real: Dataset) -
     """The samples that lie nearest to a training picture, each left of that picture, as one PNG file.
 
     In features or in pixels, whichever is nearer beside held-out pictures: a copy may look far off to one of them.
-    It shows private pictures: the file is its owner's alone, and must lie where nothing is shared.
+    It shows private pictures: only its owner may read the file; keep it out of shared folders.
     """
     both = np.stack([copying.features.relative, copying.pixels.relative])
     spaces, rows = both.argmin(axis=0), np.stack([copying.features.rows, copying.pixels.rows])

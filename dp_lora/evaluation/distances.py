@@ -1,4 +1,4 @@
-"""Distances of samples to the real training pictures, each beside what the autoencoder alone would cost."""
+"""Distances of samples to the real training pictures, each beside the distance that the autoencoder alone causes."""
 
 import numpy as np
 from numpy.typing import NDArray

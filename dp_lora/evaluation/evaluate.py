@@ -29,7 +29,7 @@ from dp_lora.models.adapters import apply_adapter
 from dp_lora.models.folder import Model
 from dp_lora.sampling import SPLIT
 
-# one seed for every classifier of every experiment: what differs between two evaluations is the images alone
+# one seed for every classifier of every experiment: two evaluations differ in their images alone
 CLASSIFIER_SEED = 0
 
 
@@ -50,7 +50,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Score the samples against the real pictures and write `out_folder`, whole or not at all.
 
-    `drawn` names what the samples are of, in their order. `base` is the model without an adapter, whose autoencoder
+    `drawn` names the samples' classes or prompts, in order. `base` is the model without an adapter, whose autoencoder
     made the samples; `untrained` the same with the class embedding that fine-tuning starts from, for
     config.data.classes; None for a text-to-image base, whose samples are of prompts: nothing of classes is scored then.
     `covered`: a guarantee holds for the samples. `adapter` drew them; with None membership is left out.
@@ -64,7 +64,7 @@ def evaluate(
     classes = list(config.data.classes)
     samples = read_dataset(samples_folder, list(drawn), SPLIT)
     real = read_dataset(private_folder, classes, "train")
-    # utility needs test pictures, and says so where there are none
+    # utility needs test pictures, and raises where there are none
     has_test = untrained is not None or has_split(private_folder, "test")
     test = read_dataset(private_folder, classes, "test") if has_test else None
     require_same_shape(samples, real)
@@ -84,7 +84,7 @@ def evaluate(
         measurements += precision_recall_scores(features)
         copying = look_for_copies(features)
         measurements += copying.scores()
-        # it shows private pictures: beside the caches it goes when one is withdrawn, and nothing else keeps it
+        # it shows private pictures: it is removed with the caches when one is withdrawn, and nothing else keeps it
         pairs = private_cache.folder / f"nearest_pairs-{samples.digest()[:12]}.png"
         write_pairs(pairs, copying, samples, real)
         events.terminal(f"{relative(pairs)}: samples beside the nearest training pictures; for your eyes alone")
@@ -158,7 +158,7 @@ def _with_utility(
     training: ClassifierTraining,
     private_cache: Cache,
 ) -> EvaluationResult:
-    """`result` with what classifiers say of the samples: beside ceiling, start and what public pictures alone give."""
+    """`result` with the samples' classifier scores, beside those of ceiling, start and public pictures alone."""
     measurements, device, classes = list(result.measurements), untrained.device, list(config.data.classes)
     task = Task(utility_pictures(test), test.labels, test.digest(), classes, training, device)
     images = utility_pictures(samples)

@@ -1,4 +1,4 @@
-"""The pictures of one evaluation as features of one network; what does not depend on the samples is kept."""
+"""The pictures of one evaluation as features of one network; results independent of the samples are kept."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from dp_lora.models.autoencoder import decode, encode
 from dp_lora.models.folder import Model, module_digest
 from dp_lora.progress import progress
 
-CODED_VALUES = 2**22  # pixel values in the autoencoder at once
+CODED_VALUES = 2**22  # most pixel values in the autoencoder at once
 
 
 def spread(n: int, of: int) -> NDArray[np.int64]:
@@ -68,7 +68,7 @@ class PictureSets:
 class FeatureSpace:
     """A network's features: `of` gives them (n, d) float32 of batches of pictures uint8 (rows, H, W, C).
 
-    `name` begins the names of kept files, `shown` stands in the meaning of a number, `facts` decide the network.
+    `name` begins the names of kept files, `shown` is in the meaning of a number, `facts` determine the network.
     """
 
     name: str

@@ -26,7 +26,7 @@ def fetch_weights(source: str, cache_folder: Path, events: Events, sha256: str =
     """Bring the weights, a local path or an http(s) address, into the cache; returns the folder for clean-fid.
 
     A TorchScript archive can hold code, so nothing is opened before its SHA-256 has been compared: the copy in the
-    cache is the file that was compared, and it is compared again at every call. Raises InputError for a missing file,
+    cache is the compared file, and it is compared again at every call. Raises InputError for a missing file,
     a failed download and for any other content.
     """
     folder = Path(cache_folder) / f"inception-{sha256[:16]}"
@@ -59,7 +59,7 @@ class Inception:
     """clean-fid's feature network, from a folder that `fetch_weights` returned."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        # clean-fid's own builder would load, unchecked, whatever lies in /tmp
+        # clean-fid's own builder would load any file that lies in /tmp, unchecked
         from cleanfid.inception_torchscript import InceptionV3W
 
         self.device = device

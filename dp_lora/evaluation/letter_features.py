@@ -1,4 +1,4 @@
-"""A Frechet distance on the features of a classifier of printed letters: for where Inception's weights are not.
+"""A Frechet distance on the features of a classifier of printed letters, where Inception's weights are missing.
 
 It is no FID and never called so: its numbers compare only with each other, for one set of letters. Like every Frechet
 distance it grows as images get fewer, so compare equal numbers of images.
@@ -19,7 +19,7 @@ from dp_lora.evaluation.pictures import resized, utility_pictures, utility_size
 
 
 class LetterFeatures:
-    """The classifier of the public letters and the facts that decide it."""
+    """The classifier of the public letters, and the facts that determine it."""
 
     def __init__(self, network: Classifier, size: int, facts: dict[str, Any], device: torch.device) -> None:
         self.network, self.size, self.facts, self.device = network, size, facts, device

@@ -1,4 +1,4 @@
-"""One number of an evaluation, with what it means and whether it may leave."""
+"""One number of an evaluation, with its meaning, and whether it may be published."""
 
 from dataclasses import dataclass
 

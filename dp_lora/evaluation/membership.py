@@ -1,6 +1,6 @@
 """Whether the released adapter shows who was in the training: a membership inference by loss, as an outsider would try.
 
-Nothing of this may leave. The attack itself needs no secret, but its score does: AUC and true positive rate are
+Publish nothing of this. The attack itself needs no secret, but its score does: AUC and true positive rate are
 functions of who was in the training and who was not, without noise. The guarantee bounds them for an attacker who has
 to guess; it does not cover the answer sheet.
 """
@@ -30,8 +30,8 @@ from dp_lora.models.families import Conditions
 from dp_lora.models.folder import Model
 from dp_lora.progress import progress
 
-PICTURES = 1000  # of each side at most: what the interval needs, at a bounded cost
-DRAWS = 32  # of time and noise per picture: their mean tells pictures apart, one draw hardly does
+PICTURES = 1000  # most of each side: enough for the interval, at a bounded cost
+DRAWS = 32  # draws of time and noise per picture: their mean tells pictures apart, one draw hardly does
 SEED = 0
 FALSE_POSITIVES = 0.01
 
@@ -94,7 +94,7 @@ def losses(
 ) -> NDArray[np.float64]:
     """Mean loss of the pictures of `rows` (n,) over DRAWS times and noises, which are the same for every picture: (n,).
 
-    `captions` are those of these pictures, in their order; None: the model is of classes.
+    `captions` are those of these pictures, in their order; None: the model is class-conditional.
     """
     device = model.device
     process = process_of(model.scheduler, "model.base").to(device)
@@ -135,7 +135,7 @@ def _latents(model: Model, dataset: Dataset, rows: NDArray[np.int64]) -> Tensor:
 def _conditions(
     model: Model, dataset: Dataset, rows: NDArray[np.int64], places: Sequence[int], captions: AnyCaptions | None
 ) -> Conditions:
-    """What the pictures of `rows` are conditioned on; of several captions the first."""
+    """The conditions of the pictures of `rows`; the first of several captions."""
     if captions is None:
         names = (dataset.classes[label] for label in dataset.labels[rows])
         label = torch.tensor([model.classes.index(name) for name in names], device=model.device)

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-ROWS, OTHERS = 2048, 4096  # of a block at most: 64 MiB of distances
-VALUES = 2**24  # of a side of a block at most: 128 MiB
+ROWS, OTHERS = 2048, 4096  # most rows of a block: 64 MiB of distances
+VALUES = 2**24  # most values of a side of a block: 128 MiB
 
 Rows = NDArray[np.float32] | NDArray[np.uint8]
 
@@ -49,7 +49,7 @@ def radii(rows: Rows, k: int, device: torch.device) -> NDArray[np.float64]:
         least = torch.full((len(part), k), torch.inf, dtype=torch.float64, device=device)
         for start, other in _parts(rows, OTHERS, device):
             here = _distances(part, other)
-            # itself, wherever it lies in this block
+            # each row's own position in this block
             own = torch.arange(len(part), device=device) + (begin - start)
             inside = (own >= 0) & (own < len(other))
             here[inside, own[inside]] = torch.inf

@@ -1,4 +1,4 @@
-"""What a score is read against: classifiers of real pictures, of the untrained base's samples, of public pictures."""
+"""References for a score: classifiers of real pictures, of the untrained base's samples, of public pictures."""
 
 from dataclasses import asdict
 

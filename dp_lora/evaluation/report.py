@@ -1,4 +1,4 @@
-"""The files of an evaluation: metrics, a table that says what each number is, per-class accuracy, confusion."""
+"""The files of an evaluation: metrics, a table that explains each number, per-class accuracy, confusion."""
 
 import csv
 from dataclasses import dataclass, field
@@ -20,11 +20,11 @@ NUMBERED = 30  # classes up to which every cell of the confusion matrix shows it
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What `evaluate` found; `folder` holds it as files."""
+    """The result of `evaluate`; `folder` holds it as files."""
 
     measurements: list[Measurement]
     folder: Path
-    classes: list[str] = field(default_factory=list)  # none: the pictures have none, and nothing of classes was scored
+    classes: list[str] = field(default_factory=list)  # empty: no classes, and nothing of classes was scored
     score: Score | None = None
     class_agreement: list[float] = field(default_factory=list)
     copying: Copying | None = None  # none: there were too few test pictures

@@ -31,7 +31,7 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95%, over test pictures: what another training or another set of samples would change is not in it."""
+        """95%, over test pictures: it leaves out the variation of another training or another set of samples."""
         return share_interval(self.correct, self.n)
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Task:
         return self.images.shape[1]
 
     def facts(self) -> dict[str, Any]:
-        """JSON-able: all that a score depends on, the training images aside."""
+        """JSON-able: all that a score depends on, except the training images."""
         return {"test": self.digest, "classes": self.classes, "training": self.training.facts()}
 
     def train(self, images: NDArray[np.uint8], labels: NDArray[np.int64], description: str) -> Classifier:

@@ -38,7 +38,7 @@ EMBEDDING = "class_embedding.weight"
 
 
 class UnitLinear(nn.Linear):
-    """A linear layer without bias whose rows may use weights of their own.
+    """A linear layer without bias; each row may use its unit's copy of the weights.
 
     `unit_weight`: None, or copies (P, out, in) and a number of rows R: the rows of the input (R, ..., in) use the
     copies in equal shares, the first R / P rows the first copy.
@@ -87,7 +87,7 @@ def add_lora(denoiser: Denoiser, settings: Lora, generator: torch.Generator, fam
         lora_dropout=0.0,
     )
     inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
-    # what diffusers' own add_adapter leaves; transformers of some families have no such method
+    # diffusers' own add_adapter sets this flag; transformers of some families have no such method
     denoiser._hf_peft_config_loaded = True
     denoiser.peft_config = {ADAPTER: config}
     for layer in _lora_layers(denoiser).values():
@@ -107,7 +107,7 @@ def add_lora(denoiser: Denoiser, settings: Lora, generator: torch.Generator, fam
 
 def _unit_linear(linear: nn.Linear) -> UnitLinear:
     layer = UnitLinear(linear.in_features, linear.out_features, bias=False, device="meta")
-    # PEFT makes them as wide as the layer that they stand on; what is trained is float32
+    # PEFT makes them in the precision of their base layer; trained weights are float32
     layer.weight = nn.Parameter(linear.weight.detach().float())
     return layer
 
@@ -133,7 +133,7 @@ def lora_parameters(denoiser: Denoiser, train: str) -> dict[str, Tensor]:
 
 
 def unit_copies(denoiser: Denoiser, copies: Mapping[str, Tensor], rows: int) -> AbstractContextManager[None]:
-    """Inside, a batch of `rows` uses `copies` in the place of the LoRA weights of their names, as `UnitLinear` says."""
+    """Inside, a batch of `rows` uses `copies` instead of the LoRA weights of those names, as `UnitLinear` says."""
     return _placed([(linear, (copies[name], rows)) for name, linear in _factors(denoiser).items() if name in copies])
 
 
@@ -153,7 +153,7 @@ def use_checkpointing(denoiser: Denoiser) -> None:
     """Keep no activations of the blocks: the backward pass computes each block's anew, with the forward's own copies.
 
     That takes about 45% longer, and a fraction of the memory. Plain checkpointing would compute them with the weights
-    that are in place at the time of the backward pass, when the copies are gone.
+    in place during the backward pass, when the copies are gone.
     """
 
     def checkpointed(block: Any, *arguments: Any) -> Any:
@@ -182,9 +182,9 @@ def untrained_class_embedding(model: Model, start: str, n_classes: int, noise: f
 
 
 def with_embedding(model: Model, embedding: Tensor | None, classes: Sequence[str]) -> Model:
-    """The model that draws `classes`, `embedding` (classes, dim) in the place of its own; its null row stays last.
+    """The model that draws `classes`, with `embedding` (classes, dim) instead of its own; its null row stays last.
 
-    Of a base of captions `classes` are prompts, and `embedding` is None.
+    For a base of captions `classes` are prompts, and `embedding` is None.
     """
     if embedding is None:
         return replace(model, info={**model.info, "classes": list(classes)})
@@ -195,12 +195,12 @@ def with_embedding(model: Model, embedding: Tensor | None, classes: Sequence[str
 
 
 def drawn_of(config: Config, model: Model) -> list[str]:
-    """What pictures are drawn of: the classes, or of a base of captions the public prompts."""
+    """The subjects of drawn pictures: the classes, or for a base of captions the public prompts."""
     return list(config.data.classes) if model.family.of_classes else drawn_prompts(config)
 
 
 def ready_to_draw(model: Model, config: Config) -> Model:
-    """The model as it draws pictures of `config`: a base of captions in their size, of the public prompts."""
+    """The model ready to draw for `config`: a base of captions in the pictures' size, with the public prompts."""
     if model.family.of_classes:
         return model
     return replace(model, info={**model.info, "size": config.data.size, "classes": drawn_prompts(config)})
@@ -208,7 +208,7 @@ def ready_to_draw(model: Model, config: Config) -> Model:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What private fine-tuning makes: LoRA weights on a denoiser, and one embedding row per class where it has classes.
+    """The result of private fine-tuning: LoRA weights on a denoiser, and one embedding row per class if it has classes.
 
     `dead`: names of LoRA weights that get no gradient whatever the pictures are; they are not trained.
     """
@@ -287,7 +287,7 @@ def _sort_header(path: Path) -> None:
 
 
 def _put_on(denoiser: Denoiser, folder: Path) -> None:
-    """PEFT's adapter of `folder` on a denoiser, which need not have a loader of its own."""
+    """Put PEFT's adapter of `folder` on a denoiser, which needs no loader of its own."""
     config = LoraConfig.from_pretrained(str(folder))
     state = load_file(folder / "adapter_model.safetensors")
     inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
@@ -299,7 +299,7 @@ def _put_on(denoiser: Denoiser, folder: Path) -> None:
 
 
 def merge_lora(denoiser: Denoiser) -> None:
-    """Add LoRA's products into the layers that they stand on (in place), and take PEFT's layers off.
+    """Add LoRA's products into their base layers (in place), and remove PEFT's layers.
 
     Raises ValueError for weights that are not finite.
     """

@@ -1,6 +1,6 @@
-"""What a config says of a model that is there already: its schedule and its heads, which no tensor's shape shows.
+"""Check a config against an existing model: its schedule and its heads, which no tensor's shape shows.
 
-A wrong one loads without a word and computes something else. The code released with the study has both faults: its
+A wrong value loads silently and computes something else. The code released with the study has both faults: its
 fine-tuning configurations name a cosine schedule, which the checkpoint's buffers then replace, and 4 heads for a model
 pretrained with 2.
 """
@@ -48,7 +48,7 @@ def _per_level(value: int | list[int] | tuple[int, ...], widths: list[int]) -> l
 
 
 def check_schedule(ldm: Ldm, betas: Tensor, whose: str) -> None:
-    """Raise InputError where the schedule that `ldm` names is not `betas` (T,), with the settings that are."""
+    """Raise InputError where the schedule that `ldm` names is not `betas` (T,); it names the settings that are."""
     expected = make_scheduler(ldm.beta_schedule, ldm.beta_start, ldm.beta_end, ldm.prediction_type, len(betas)).betas
     if _equal(expected, betas):
         return

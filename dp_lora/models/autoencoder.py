@@ -52,7 +52,7 @@ def build_autoencoder(autoencoder: Autoencoder, channels: int, size: int) -> Vae
 
 
 def shrinks(vae: Any) -> int:
-    """By how much an autoencoder makes a picture's side smaller."""
+    """The factor by which an autoencoder shrinks a picture's side."""
     config = vae.config
     return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)
 
@@ -78,7 +78,7 @@ def _normalisation(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
 def fold_normalisation(vae: Any) -> None:
     """Move latents_mean and latents_std of an AutoencoderKL from its config into its weights, in place.
 
-    Stock pipelines know a scaling_factor alone. `encode` and `decode` give what they gave, up to rounding.
+    Stock pipelines know only a scaling_factor. `encode` and `decode` give the same results as before, up to rounding.
     """
     mean, std = _normalisation(vae, vae.quant_conv.weight)
     mean, std, channels = mean.flatten(), std.flatten(), len(mean.flatten())
@@ -95,8 +95,8 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
     """Normalised latents (N, c, h, w) of pixels (N, C, H, W) in [-1, 1]; `vae`: any autoencoder of diffusers' bases.
 
     KL: the mean of the posterior; VQ: before quantisation, as latent diffusion trains on them; deep compression: the
-    latent, of which there is one alone. Normalised by the per-channel mean and std, or the shift, that stand in the
-    autoencoder's config: no statistic of the pictures encoded here enters.
+    its only latent. Normalised by the per-channel mean and std, or the shift, from the autoencoder's config: no
+    statistic of the pictures encoded here enters.
     """
     encoded = vae.encode(pixels)
     if hasattr(encoded, "latent_dist"):

@@ -1,4 +1,4 @@
-"""How many parameters a fine-tuning has, without making them."""
+"""Count a fine-tuning's parameters without making them."""
 
 from collections import Counter
 from math import prod

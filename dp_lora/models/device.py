@@ -1,4 +1,4 @@
-"""Where the networks run, and how exactly."""
+"""The device and the precision of the networks."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Where the fresh class embedding of a fine-tuning starts: at the base's classes, by their names."""
+"""The start of a fine-tuning's fresh class embedding: the base's classes, by their names."""
 
 from collections.abc import Sequence
 

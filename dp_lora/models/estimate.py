@@ -1,4 +1,4 @@
-"""What the work of a config costs before any of it is done: operations, and the time that they take.
+"""Cost of a config's work, before any of it is done: operations, and the time that they take.
 
 Operations are those of matrix products and convolutions, each done once: kernels of attention do some of them again in
 the backward pass. Where rates were measured on a GPU at hand (`training/measure.py`) the time is extrapolated from
@@ -42,7 +42,7 @@ class Rates:
     """Seconds that were measured on a device."""
 
     device: str
-    basis: str  # what was done, in words
+    basis: str  # the measured work, in words
     row: float  # of the private step
     image: float  # drawn and decoded
     encode: float  # one picture
@@ -50,7 +50,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Processor:
-    """What this machine's processor does, measured."""
+    """Measured speed of this machine's processor."""
 
     cores: int
     peak: float  # FLOP/s of a large float32 matrix product
@@ -87,11 +87,11 @@ def count_flops(config: Config, base: Path, shapes: BaseShapes) -> RowFlops:
 
 
 def base_operations(config: Config, base: Path, family: Family) -> Operations:
-    """As the base states them, or as they were counted before for a shipped config whose base is not there.
+    """As the base states them, or as counted beforehand for a shipped config whose base is missing.
 
     Elsewhere the networks are built without weights and counted, which takes seconds.
     """
-    # a model folder of ours has one size; a pipeline draws in that of the pictures
+    # a model folder of ours has one size; a pipeline draws in the pictures' size
     size = None if family is CLASSES else config.data.size
     found = read_operations(base, None if size is None or not base.exists() else pipeline_key(base, size))
     if found is None and not base.exists() and (before := counted_before(config)) is not None:
@@ -107,8 +107,8 @@ def base_operations(config: Config, base: Path, family: Family) -> Operations:
 def row_flops(operations: Operations, base: BaseShapes, lora: Lora) -> RowFlops:
     """The base's own operations and LoRA's: two for each weight and token in each product that the weight is in.
 
-    These are the product itself, that for the gradient of what went in, and where it is trained that for its own. A
-    few percent off where `lora` adapts other layers than those of attention.
+    The products: the layer's own, that for the input's gradient and, if the weight is trained, that for the weight's.
+    A few percent off where `lora` adapts layers outside attention.
     """
     products = gradients = 0
     for name, rank in adapted_ranks(base.denoiser, lora, base.family).items():
@@ -141,7 +141,7 @@ def finetuning_work(
     each = " of one picture a person" if config.privacy.unit == "person" else ""
     every = config.train.grid_every
     grids = -(-steps // every) if every else 0
-    # of a text-to-image base prompts, of which there are some where there are no classes
+    # without classes the base is text-to-image, and its prompts count
     drawn = grids * GRID_IMAGES * (len(config.data.classes) or len(drawn_prompts(config)))
     pictures = config.data.n_public
     encoding, dp_sgd = pictures * float(row.encode), steps * rows * float(row.train)
@@ -157,7 +157,7 @@ def finetuning_work(
 
 
 def sampling_work(config: Config, row: RowFlops, rates: Rates | None = None, family: Family = CLASSES) -> list[Work]:
-    """Drawing sampling.n latents, and decoding them; by measured rates both in one."""
+    """Drawing sampling.n latents, and decoding them; measured rates cover both in one."""
     sampling = config.sampling
     amount = f"{sampling.n:,} images at {steps_and_guidance(sampling, family)[0]} steps"
     precision, latents = _on_gpu(sampling.precision), sampling.n * _flops_of_latent(config, row, family)
@@ -180,7 +180,7 @@ def _flops_of_latent(config: Config, row: RowFlops, family: Family) -> float:
 
 
 def estimate_lines(parts: Sequence[Work], rates: Rates | None = None) -> dict[str, str]:
-    """One line for each part that has work, one for their sum, and one that says what the figures rest on."""
+    """One line for each part that has work, one for their sum, and one for the basis of the figures."""
     lines = {
         f"estimated {part.name}": (
             f"{part.amount}, {flops_text(part.flops)}, {time_text(part.seconds)} in {part.precision}"
@@ -194,7 +194,7 @@ def estimate_lines(parts: Sequence[Work], rates: Rates | None = None) -> dict[st
 
 
 def estimate_basis(rates: Rates | None = None) -> str:
-    """What the figures of time rest on, in one line."""
+    """The basis of the figures of time, in one line."""
     if rates:
         return f"{rates.device}: measured on {rates.basis} of dummy data, and extrapolated; TF32 off"
     peaks = ", ".join(f"{PEAK[name] / 1e12:.0f} TFLOP/s in {name}" for name in PEAK)
@@ -203,7 +203,7 @@ def estimate_basis(rates: Rates | None = None) -> str:
 
 
 def processor_basis(processor: Processor) -> str:
-    """What figures of time on a processor rest on, in one line."""
+    """The basis of figures of time on a processor, in one line."""
     reached = f"{processor.peak / 1e9:.0f} GFLOP/s that a matrix product reaches"
     return f"this machine's {processor.cores} cores, at {SHARE_OF_PEAK:.0%} of the {reached} now"
 

@@ -52,7 +52,7 @@ def _noting(name: str, tokens: dict[str, int]) -> Callable[[nn.Module, tuple, Te
     def note(module: nn.Module, _: tuple, output: Tensor) -> None:
         tokens[name] = output.numel() // output.shape[-1]
         if "attn" in name and not output.requires_grad:
-            output.requires_grad_()  # as an adapter that stands here needs the gradient to it
+            output.requires_grad_()  # an adapter on this layer needs the gradient to it
 
     return note
 

@@ -31,7 +31,7 @@ from dp_lora.models.pipelines import load_pipeline
 from dp_lora.models.unet import UNET_CLASSES
 
 Part = TypeVar("Part", bound=ConfigMixin)
-# a UNet of diffusers, or a pipeline's transformer: diffusers' classes have no common type that states what they share
+# a UNet of diffusers, or a pipeline's transformer: diffusers' classes have no common type for the members they share
 Denoiser = Any
 
 
@@ -41,7 +41,7 @@ class Model:
 
     `denoiser` is a UNet; of some pipelines it is a transformer. `class_embedding` (classes [+ 1], dim): one row per
     entry of info["classes"], then the null row when info["null_row"]; None for a base that is conditioned on captions.
-    `info` is model.json, or what stands for it.
+    `info` is model.json, or its equivalent.
     """
 
     denoiser: Denoiser
@@ -51,11 +51,11 @@ class Model:
     info: dict[str, Any]
     family: Family = CLASSES
     pipeline: Any = None  # the pipeline of diffusers that the parts are of; None for a model folder of ours
-    precision: torch.dtype = torch.float32  # what the frozen denoiser is held in; adapters on it are float32
+    precision: torch.dtype = torch.float32  # of the frozen denoiser; adapters on it are float32
 
     @property
     def classes(self) -> list[str]:
-        """What a picture is drawn of: class names, or of a pipeline public prompts."""
+        """The subjects of drawn pictures: class names, or public prompts for a pipeline."""
         return self.info["classes"]
 
     @property
@@ -69,7 +69,7 @@ class Model:
         return self.class_embedding
 
     def predict(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """`Family.predict`, of inputs as wide as the denoiser is held; float32 for the loss."""
+        """`Family.predict`, with inputs in the denoiser's precision; its result is float32 for the loss."""
         given = {name: tensor.to(self.precision) if name in TEXT else tensor for name, tensor in conditions.items()}
         return self.family.predict(self.denoiser, x_t.to(self.precision), t, given).float()
 
@@ -95,7 +95,7 @@ def save_model(
 ) -> None:
     """Write a model folder, whole or not at all; a folder that stands there is replaced; `extra` files go in.
 
-    `operations` of a base are what a dry run estimates by; without them it has to build the networks.
+    A dry run estimates by a base's `operations`; without them it has to build the networks.
     """
     _check_embedding(class_embedding, unet, info, "class embedding")
     with whole_folder(Path(folder)) as temporary:
@@ -135,7 +135,7 @@ def save_autoencoder(folder: Path, vae: Vae, info: dict[str, Any], extra: Sequen
 
 
 def _save_part(part: Vae | UNet2DConditionModel | DDIMScheduler, folder: Path) -> None:
-    # what was loaded from a folder remembers that folder's path, which must not travel
+    # a loaded part remembers the path of its folder, which must not be saved with it
     part.register_to_config(_name_or_path="")
     part.save_pretrained(folder)
 
@@ -156,7 +156,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu", precision: torc
         return Model(denoiser, pipe.vae, pipe.scheduler, table, info, family, pipe, precision)
     embedding_file = folder / "class_embedding.safetensors"
     try:
-        # what is trained starts from it: in half precision a step's sum and noise would be rounded to 8 bits
+        # training starts from it: in half precision a step's sum and noise would be rounded to 8 bits
         embedding = load_file(embedding_file)["weight"].to(device, torch.float32)
     except (OSError, KeyError, SafetensorError) as error:
         raise InputError(f"{embedding_file}: cannot be read ({line(error)}); make the model folder again") from None

@@ -1,4 +1,4 @@
-"""What is known of a model folder without its networks: model.json, which kinds its parts are, its digest."""
+"""Facts of a model folder without its networks: model.json, the kinds of its parts, its digest."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ def model_info(
 
 
 def load_info(folder: Path) -> dict[str, Any]:
-    """model.json of a model or autoencoder folder, or what stands for it in a pipeline's."""
+    """model.json of a model or autoencoder folder, or its equivalent for a pipeline's."""
     path = Path(folder) / "model.json"
     if not path.exists() and is_pipeline(folder):
         return pipeline_info(folder)
@@ -74,7 +74,7 @@ def part_kind(folder: Path, kinds: Sequence[str], name: str = "config.json") -> 
 
 
 def model_digest(folder: Path) -> str:
-    """SHA-256 over the files that make a model folder what it is; pictures beside them do not count."""
+    """SHA-256 over the files that define a model folder's model; pictures beside them do not count."""
     if is_pipeline(folder):
         return pipeline_digest(folder)
     parts = ["unet", "vae", "scheduler", "class_embedding.safetensors", "model.json"]

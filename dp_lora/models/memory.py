@@ -1,4 +1,4 @@
-"""Memory of the private step on a pipeline, counted on networks without weights: frozen weights, and what a row keeps.
+"""Memory of the private step on a pipeline, counted on networks without weights: frozen weights, and a row's memory.
 
 Attention is counted as the kernels of a GPU do it, which keep no matrix of scores. Fragments and the kernels' own room
 are left out.
@@ -23,7 +23,7 @@ from dp_lora.models.meta import meta_networks, meta_row
 from dp_lora.models.shapes import BaseShapes, part_shapes
 
 GPU_BYTES = 80 * 10**9  # of the GPU that a dry run names
-USABLE = 0.9  # of it, beside fragments, kernels and their room
+USABLE = 0.9  # share of it, less fragments, kernels and their room
 GIB = 2**30
 
 
@@ -37,7 +37,7 @@ class RowMemory:
 
 
 class _Flash(torch.autograd.Function):
-    """Attention by its shapes: what kernels of a GPU keep of it."""
+    """Attention by its shapes: it keeps the tensors that a GPU's kernels keep."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def _flash() -> Iterator[None]:
 
 
 class _Kept:
-    """Bytes of distinct tensors that autograd keeps; those of `own` lie there anyway."""
+    """Bytes of distinct tensors that autograd keeps; those of `own` exist anyway and do not count."""
 
     def __init__(self, own: set[int]) -> None:
         self._seen, self._alive, self.bytes = set(own), list[Tensor](), 0
@@ -71,7 +71,7 @@ class _Kept:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._seen:
             self._seen.add(storage._cdata)
-            self._alive.append(tensor)  # an address that is freed would be another tensor's
+            self._alive.append(tensor)  # keep it alive: another tensor could reuse a freed address
             self.bytes += storage.nbytes()
         return tensor
 
@@ -116,7 +116,7 @@ def row_memory(
 
 
 def memory_line(config: Config, base: Path, shapes: BaseShapes) -> str:
-    """What a dry run says of a pipeline that is there: frozen parts, a row, and how many rows a GPU takes at a time."""
+    """A dry run's line on an existing pipeline: frozen parts, a row, and how many rows a GPU takes at a time."""
     precision = torch.float32 if config.compute.precision == "float32" else torch.bfloat16
     denoiser, vae = meta_networks(config, base)
     side = config.data.size // shrinks(vae)

@@ -20,7 +20,7 @@ from dp_lora.models.unet import UNET_CLASSES, build_unet
 
 
 def meta_networks(config: Config, base: Path) -> tuple[Any, Any]:
-    """Denoiser and autoencoder as the base's folder has them; what is not there, as `config` would build it.
+    """Denoiser and autoencoder as the base's folder has them; a missing part as `config` would build it.
 
     InputError where the config's numbers do not fit together, or a part of the folder is of another kind.
     """
@@ -78,5 +78,5 @@ def meta_copies(unet: UNet2DConditionModel, vae: Vae) -> tuple[UNet2DConditionMo
 
 
 def tensor_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what a file of the network's weights would hold."""
+    """Names and shapes of the tensors that a file of the network's weights would hold."""
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

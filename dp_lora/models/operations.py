@@ -1,4 +1,4 @@
-"""What a base's networks compute for one row, as whoever made the base counted it: operations.json in its folder.
+"""Operations of a base's networks for one row, counted by the base's maker: operations.json in its folder.
 
 It follows from the architecture alone and is no part of the model: the folder's digest leaves it out.
 """
@@ -25,12 +25,12 @@ class Operations:
 
 
 def pipeline_key(base: Path, size: int) -> str:
-    """What a pipeline's operations follow from: the configs of its networks, and the pictures' side in pixels."""
+    """Key of all that determines a pipeline's operations: its networks' configs, and the pictures' side in pixels."""
     return digest_value([part_config(base, family_of(base).part), part_config(base, "vae"), size])
 
 
 def read_operations(base: Path, key: str | None = None) -> Operations | None:
-    """What the folder of a base states; None where it states nothing, or of a pipeline another `pipeline_key`.
+    """The operations in a base's folder; None where it has none, or for a pipeline with another `pipeline_key`.
 
     A base that was made here states no key: it was counted in the size of its pictures.
     """
@@ -47,5 +47,5 @@ def read_operations(base: Path, key: str | None = None) -> Operations | None:
 
 
 def write_operations(base: Path, operations: Operations, key: str) -> None:
-    """State what a pipeline's networks compute, in its folder."""
+    """Write the operations of a pipeline's networks into its folder."""
     write_json(base / FILE, {"key": key, **asdict(operations)})

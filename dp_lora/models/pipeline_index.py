@@ -1,4 +1,4 @@
-"""What is known of a pipeline folder of diffusers without its networks, and so without torch."""
+"""Facts of a pipeline folder of diffusers without its networks, and so without torch."""
 
 from dataclasses import replace
 from inspect import signature
@@ -11,8 +11,8 @@ from dp_lora.files import digest_file, digest_folder, digest_value, read_json
 from dp_lora.models.families import FAMILIES, ClassConditional, Family
 
 INDEX = "model_index.json"
-LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # what neither trains nor draws a picture
-PADDED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # a caption to what their tokenizer says: CLIP's 77
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # parts that neither train nor draw a picture
+PADDED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # pad a caption to their tokenizer's 77 (CLIP)
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -55,9 +55,9 @@ def part_config(folder: Path, part: str) -> dict[str, Any]:
 
 
 def pipeline_info(folder: Path) -> dict[str, Any]:
-    """What model.json says of a model folder, of a pipeline: no privacy; one of captions has no classes and no size."""
+    """A pipeline's equivalent of model.json: no privacy; a pipeline of captions has no classes and no size."""
     family = family_of(folder)
-    config = part_config(folder, family.part)  # one that cannot be loaded is refused here, without torch
+    config = part_config(folder, family.part)  # refuses a part that cannot be loaded, without torch
     stated: dict[str, Any] = {"channels": 3, "pipeline": family.pipeline, "privacy_status": "unknown"}
     if not isinstance(family, ClassConditional):
         return stated | {"classes": [], "null_row": False}
@@ -67,9 +67,9 @@ def pipeline_info(folder: Path) -> dict[str, Any]:
 
 
 def steps_and_guidance(sampling: Sampling, family: Family) -> tuple[int, float]:
-    """Steps and guidance scale of drawing; where null, those that the family's pipeline has of its own accord.
+    """Steps and guidance scale of drawing; where null, the defaults of the family's pipeline.
 
-    Raises InputError for null and a model folder of ours, which has none of its own.
+    Raises InputError for null and a model folder of ours, which has no defaults.
     """
     found: list[Any] = []
     for key, name in (("steps", "num_inference_steps"), ("guidance_scale", "guidance_scale")):

@@ -51,13 +51,13 @@ def load_pipeline(folder: Path, device: torch.device | str, precision: torch.dty
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
             if name != "vae" and component.dtype != precision:
-                # diffusers leaves some classes as wide as they were, and its own `to` warns of parts that none has
+                # diffusers keeps some classes' precision, and its own `to` warns of parts that none has
                 torch.nn.Module.to(component, precision)
     return family, pipe
 
 
 def text_encoders(pipe: Any) -> list[torch.nn.Module]:
-    """The networks that turn captions into what the denoiser takes, by their names' order."""
+    """The networks that turn captions into the denoiser's conditions, in the order of their names."""
     return [
         part for name, part in sorted(pipe.components.items()) if name.startswith("text_encoder") and part is not None
     ]

@@ -1,4 +1,4 @@
-"""Let the libraries that models come from keep quiet: no bar, no line below an error."""
+"""Silence the libraries that models come from: no bar, no line below the level of an error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

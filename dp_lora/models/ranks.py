@@ -37,7 +37,7 @@ def in_order_of_depth(names: Iterable[str]) -> list[str]:
 
 
 def _place(part: str) -> tuple[int, str]:
-    """What a part of a module's name is sorted by: numbers by size, the projections of an attention by PROJECTIONS."""
+    """Sort key of a part of a module's name: numbers by size, the projections of an attention by PROJECTIONS."""
     if part in PROJECTIONS:
         return PROJECTIONS.index(part), ""
     return (int(part), "") if part.isdigit() else (0, part)

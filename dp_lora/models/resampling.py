@@ -34,7 +34,7 @@ def _hand_over(block: nn.Module, _: tuple, kwargs: dict[str, Any]) -> None:
 
 
 def _take_back(block: nn.Module, *_: Any) -> None:
-    # what stayed would keep the graph of a whole forward pass alive
+    # a reference left behind would keep the graph of a whole forward pass alive
     for resampler in _resamplers(block):
         resampler.time_embedding = None
 

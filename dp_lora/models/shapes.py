@@ -1,7 +1,7 @@
-"""Names and shapes of a base's tensors: of its files where it is there, else of the networks that a config would make.
+"""Names and shapes of a base's tensors: from its files if it exists, else from the networks that a config would make.
 
-The header of a file of tensors has them, so that a base which is there is counted without torch; so is one that a
-shipped config would make.
+They are in the header of a file of tensors, so an existing base is counted without torch; so is one that a shipped
+config would make.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class BaseShapes:
-    """What a fine-tuning is counted by."""
+    """The shapes by which a fine-tuning is counted."""
 
     denoiser: Shapes  # by tensor, such as "conv_in.weight"
     vae: Shapes
@@ -33,7 +33,7 @@ class BaseShapes:
 
 
 def base_shapes(config: Config, base: Path) -> BaseShapes:
-    """Those of the base in `base`; what is not there of it, as `config` would build it.
+    """Those of the base in `base`; missing parts as `config` would build them.
 
     InputError for a part that is of another kind or has no weights, and where the config's numbers do not fit together.
     """
@@ -63,7 +63,7 @@ def base_shapes(config: Config, base: Path) -> BaseShapes:
 
 
 def _stored(folder: Path, kinds: Sequence[str]) -> Shapes | None:
-    """Of the files of a part; None where it is not there."""
+    """Shapes from the files of a part; None where the part is missing."""
     if not (folder / "config.json").exists():
         return None
     part_kind(folder, kinds)

@@ -25,7 +25,7 @@ class Counted:
 
 
 def file_of(config: Config) -> Path:
-    """Where the counts of the config's networks lie, by all that these are built from."""
+    """The file with the counts of the config's networks, named by all that these are built from."""
     parts = [asdict(config.autoencoder), asdict(config.ldm), config.public.channels, config.public.size]
     return FOLDER / f"{digest_value(parts)[:16]}.json"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BertModel
 
-TOKENS = 20  # of a caption, its two ends among them; longer ones are cut
+TOKENS = 20  # of a caption, its two end tokens included; longer captions are cut
 
 
 def text_encoder_folder(named: str) -> Path:
@@ -40,7 +40,7 @@ def text_encoder_folder(named: str) -> Path:
 def load_text_encoder(named: str) -> tuple[Any, BertModel]:
     """Tokenizer and frozen encoder of `text_encoder_folder`, from safetensors alone.
 
-    Captions are padded to TOKENS, and what is padded is masked. Raises InputError where they cannot be read.
+    Captions are padded to TOKENS, and the padding is masked. Raises InputError where they cannot be read.
     """
     import transformers
 
@@ -52,7 +52,7 @@ def load_text_encoder(named: str) -> tuple[Any, BertModel]:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise InputError(f"ldm.text_encoder={named}: cannot be read ({line(error)})") from None
     tokenizer.model_max_length = TOKENS
-    encoder.config.use_attention_mask = True  # what the pipeline asks before it masks
+    encoder.config.use_attention_mask = True  # the pipeline masks only if this is set
     return tokenizer, encoder.eval().requires_grad_(False)
 
 

@@ -16,8 +16,8 @@ def write_archive(
 ) -> None:
     """Write arr_0, uint8 images of `shape` (n, H, W, 3), and arr_1, labels (n,).
 
-    The layout that the FID tools of guided diffusion and its successors read. Raises ValueError where `parts` do not
-    add up to n images. Equal content gives equal bytes: members carry no time.
+    The FID tools of guided diffusion and its successors read this layout. Raises ValueError where `parts` do not add
+    up to n images. Equal content gives equal bytes: members carry no timestamp.
     """
     with whole_file(Path(path)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as member:

@@ -31,7 +31,7 @@ def timesteps(scheduler: DDIMScheduler, steps: int) -> list[int]:
         raise InputError(f"sampling.steps={steps}: must be in [1, {total}]")
     scheduler.set_timesteps(steps)
     chain = [int(t) for t in scheduler.timesteps]
-    # leading spacing takes every (total // steps)-th timestep, so it ends early where that leaves much of the chain out
+    # leading spacing takes every (total // steps)-th timestep: rounded down, it may leave out much of the chain
     if chain[0] >= total or chain[0] + total // steps < 0.75 * total:
         divisors = [d for d in range(1, total // 2 + 1) if total % d == 0]
         raise InputError(
@@ -72,7 +72,7 @@ def _draw_latents(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
             prediction = model.predict(rows, torch.full((len(rows),), t, device=device), {"context": context})
         if scale != 1:
-            # linear in the prediction, so epsilon and v give the same guided step
+            # guidance is linear in the prediction, so epsilon and v give the same guided step
             null, conditional = prediction.chunk(2)
             prediction = null + scale * (conditional - null)
         noise = next_noise(streams, shape, device) if sampling.eta > 0 else None
@@ -103,7 +103,7 @@ def draw_pixels(
 def draw(
     model: Model, labels: Sequence[int], indices: Sequence[int], sampling: Sampling, seed: int, device: torch.device
 ) -> NDArray[np.uint8]:
-    """`draw_pixels`, or of a base of captions `draw_prompts`, as uint8 (rows, H, W, C)."""
+    """`draw_pixels`, or for a base of captions `draw_prompts`, as uint8 (rows, H, W, C)."""
     of = draw_pixels if model.family.of_classes else draw_prompts
     return to_uint8(of(model, labels, indices, sampling, seed, device))
 

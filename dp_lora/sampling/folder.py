@@ -41,7 +41,7 @@ def balanced(classes: Sequence[str], n: int) -> list[tuple[str, int]]:
 
 
 def model_fingerprint(model: Model) -> str:
-    """SHA-256 of all that decides a model's images: networks, class embedding, scheduler and class names."""
+    """SHA-256 of all that determines a model's images: networks, class embedding, scheduler and class names."""
     scheduler = {key: value for key, value in dict(model.scheduler.config).items() if not key.startswith("_")}
     parts = [module_digest(model.denoiser), module_digest(model.vae)]
     if model.family.of_classes:
@@ -66,7 +66,7 @@ def sample(
     """Draw n images, balanced over `classes`, on the device of `model`; write `out_folder`, whole or not at all.
 
     Finished batches are kept in `working_folder` under a key of model, settings, device and code: a second call after a
-    kill goes on there and ends in the same bytes. `out_folder` is a dataset of split "synthetic" with samples.npz
+    kill resumes there and ends in the same bytes. `out_folder` is a dataset of split "synthetic" with samples.npz
     (arr_0 uint8 NHWC in RGB, arr_1 positions in `classes`), grid.png and samples.json, which repeats `facts` (base,
     privacy).
     The ranks of `team` take a batch each; its first one calls this, the others `assist`.
@@ -109,7 +109,7 @@ def write_class_grid(
 
 
 def assist(model: Model, config: Config, classes: Sequence[str], n: int, team: Team) -> None:
-    """What every rank but the first does in `sample`: draws its share of the batches, and writes nothing."""
+    """The part of every rank but the first in `sample`: draws its share of the batches, and writes nothing."""
     team.require_same(_settings(model, config, classes, n))
     list(team.map(_batches(model, config, balanced(classes, n))))
 
@@ -117,7 +117,7 @@ def assist(model: Model, config: Config, classes: Sequence[str], n: int, team: T
 def _settings(model: Model, config: Config, classes: Sequence[str], n: int) -> dict[str, Any]:
     settings = {"seed": config.experiment.seed, "n": n, "classes": list(classes), **asdict(config.sampling)}
     settings["steps"], settings["guidance_scale"] = steps_and_guidance(config.sampling, model.family)
-    # what auto comes to: images of two precisions are never mixed in one folder
+    # resolve auto: one folder must never mix images of two precisions
     precision = pick_precision(config.sampling.precision, model.device, "sampling.precision")
     return settings | {"precision": precision_name(precision), "model": model_fingerprint(model)}
 
@@ -129,12 +129,12 @@ def _batch_size(config: Config, rows: Sequence[tuple[str, int]]) -> int:
 def _batches(
     model: Model, config: Config, rows: list[tuple[str, int]]
 ) -> Callable[[int], tuple[int, NDArray[np.uint8]]]:
-    """A function that draws the batch that begins at a row, which it gives with the images."""
+    """A function that takes a batch's first row, and returns this row and the batch's images."""
     device, batch_size = model.device, _batch_size(config, rows)
     labels, indices = [model.classes.index(name) for name, _ in rows], [index for _, index in rows]
 
     def drawn(start: int) -> tuple[int, NDArray[np.uint8]]:
-        # the last batch is filled up from the front: equal batch size means equal bits, whatever n is
+        # fill the last batch from the front: equal batch sizes give equal bits for any n
         wanted = [row % len(rows) for row in range(start, start + batch_size)]
         images = draw(
             model,
@@ -180,7 +180,7 @@ def _read_parts(parts: Path) -> Iterator[NDArray[np.uint8]]:
 def _pictures(parts: Path, rows: list[tuple[str, int]]) -> Iterator[Picture]:
     images = (image for part in _read_parts(parts) for image in part)
     for (name, _), image, row in zip(rows, images, range(len(rows)), strict=True):
-        # numbered, not named by class: a class name is any text
+        # numbered, not named by class: a class name may be any text
         yield Picture(f"{row:06d}.png", name, SPLIT, encode_png(image))
 
 

@@ -1,4 +1,4 @@
-"""Noise that belongs to an image, not to a batch: a stream of its own for every (seed, class, index)."""
+"""Noise that belongs to an image, not to a batch: one stream for each (seed, class, index)."""
 
 import hashlib
 from collections.abc import Sequence

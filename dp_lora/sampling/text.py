@@ -1,4 +1,4 @@
-"""Images of public prompts, drawn by the base's own pipeline of diffusers, each from noise of its own."""
+"""Images of public prompts, drawn by the base's own pipeline of diffusers, each from separate noise."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +20,8 @@ def draw_prompts(
 ) -> Tensor:
     """One batch of images (rows, C, H, W) in [-1, 1], on the CPU, of the prompts model.classes[labels[r]].
 
-    Row r's first noise is its own, by (seed, prompt, index), as that of `ddim.draw_pixels`; a scheduler that draws more
-    is seeded by the same. Scheduler, steps and guidance are those that the pipeline would use for any user. Raises
+    Row r's first noise depends on (seed, prompt, index) alone, as in `ddim.draw_pixels`; a scheduler that draws more
+    has the same seed. Scheduler, steps and guidance are those that the pipeline would use for any user. Raises
     InputError for images that are not finite.
     """
     family, pipe, prompts = model.family, model.pipeline, [model.classes[label] for label in labels]
@@ -33,7 +33,7 @@ def draw_prompts(
         arguments["negative_prompt"] = [sampling.negative_prompt] * len(prompts)
     steps, scale = steps_and_guidance(sampling, family)
     wanted = pick_precision(sampling.precision, device, "sampling.precision")
-    bfloat16 = torch.bfloat16 in (wanted, model.precision)  # of a grid: drawn as the base is held in training
+    bfloat16 = torch.bfloat16 in (wanted, model.precision)  # a grid in training has the base's precision
     with full_precision(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
         images = pipe(
             prompt=prompts,

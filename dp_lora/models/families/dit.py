@@ -52,7 +52,7 @@ class DiT(ClassConditional):
         from diffusers.models.embeddings import LabelEmbedding
 
         stated = denoiser.config["num_embeds_ada_norm"]
-        # the pipeline takes the last row for 'no class'; so are those that no class of ours has
+        # the pipeline takes the last row for 'no class'; rows that no class of ours uses are 'no class' too
         table = torch.cat([rows[:-1], rows[-1:].expand(stated + 2 - len(rows), -1)])
         for block in denoiser.transformer_blocks:
             embedder = LabelEmbedding(stated, rows.shape[1], DROPOUT)

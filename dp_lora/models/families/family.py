@@ -1,4 +1,4 @@
-"""What differs between pipelines of diffusers, and nothing else: captions, one forward pass, targets, how it loads."""
+"""The differences between pipelines of diffusers, and nothing else: captions, a forward pass, targets, loading."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Conditions = dict[str, "Tensor"]  # what a row is conditioned on, one entry per row in each tensor
-TEXT = ("context", "pooled")  # those that hold a caption or a class; the others are sizes and masks
+Conditions = dict[str, "Tensor"]  # conditions of rows, one entry per row in each tensor
+TEXT = ("context", "pooled")  # conditions that hold a caption or a class; the others are sizes and masks
 
 
 @dataclass(frozen=True)
 class Family:
-    """A pipeline class of diffusers whose denoiser can be fine-tuned. Subclasses say what is other there."""
+    """A pipeline class of diffusers whose denoiser can be fine-tuned. Subclasses state the differences."""
 
     pipeline: str  # name of the class
     part: str = "unet"  # the component that is adapted, and the prefix of its keys in the released file
@@ -26,10 +26,10 @@ class Family:
     tokens: int = 77  # longest caption, in tokens of the denoiser's context
     call: Mapping[str, Any] = field(default_factory=dict)  # arguments of the pipeline when it draws
     loading: tuple[str, ...] = ()  # Python that a release needs before PEFT puts it on the pipeline `pipe`
-    of_classes: bool = False  # conditioned on rows of a class table, which is trained, in the place of captions
+    of_classes: bool = False  # conditioned on rows of a class table, which is trained, instead of captions
 
     def encode(self, pipe: Any, caption: str, size: int) -> Conditions:
-        """One caption as the denoiser takes it, (1, ...) each; `size`: side of the pictures in pixels."""
+        """One caption's conditions for the denoiser, (1, ...) each; `size`: side of the pictures in pixels."""
         embeds, _ = pipe.encode_prompt(caption, pipe.device, 1, False)
         return {"context": embeds}
 

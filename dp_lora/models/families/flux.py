@@ -11,7 +11,7 @@ from dp_lora.models.families.sd3 import StableDiffusion3
 if TYPE_CHECKING:
     from torch import Tensor
 
-GUIDANCE = 1.0  # of the guidance-distilled [dev] while it is trained; [schnell] takes none
+GUIDANCE = 1.0  # guidance while the guidance-distilled [dev] is trained; [schnell] takes none
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ class StableDiffusionXL(Family):
     def encode(self, pipe: Any, caption: str, size: int) -> Conditions:
         embeds, _, pooled, _ = pipe.encode_prompt(caption, device=pipe.device, do_classifier_free_guidance=False)
         if not caption and pipe.config["force_zeros_for_empty_prompt"]:
-            embeds, pooled = embeds * 0, pooled * 0  # what the pipeline guides away from
+            embeds, pooled = embeds * 0, pooled * 0  # the pipeline guides away from zeros
         return {"context": embeds, "pooled": pooled, "time_ids": _time_ids(size).to(embeds.device)}
 
     def blank(self, config: Mapping[str, Any], size: int) -> Conditions:

@@ -1,4 +1,4 @@
-"""Reading a PyTorch Lightning checkpoint from the internet: a pickle, of which nothing but tensors is believed."""
+"""Reading a PyTorch Lightning checkpoint from the internet: a pickle, from which only tensors are trusted."""
 
 import re
 import warnings
@@ -17,7 +17,7 @@ LIGHTNING = re.compile(r"(pytorch_lightning|lightning|lightning_fabric)\.[A-Za-z
 
 
 class Inert:
-    """Stands where a class of Lightning's was pickled: takes whatever it is given and does nothing."""
+    """Replaces a pickled class of Lightning's: accepts any arguments and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Inert":
         return super().__new__(cls)
@@ -48,7 +48,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except InputError:
         raise
-    # whatever a hostile or broken pickle makes the unpickler raise, it is the file that is bad
+    # a hostile or broken pickle can make the unpickler raise anything: always blame the file
     except Exception as error:
         raise InputError(f"{path}: cannot be read as a checkpoint: {_cause(error)}; nothing in it was run") from None
     state = content.get("state_dict") if isinstance(content, dict) else None

@@ -17,7 +17,7 @@ EMA = "model_ema."
 BETAS = "betas"
 ALPHAS_CUMPROD = "alphas_cumprod"
 
-# left aside: computed from betas, counters of the EMA, and losses of the first stage's own training
+# ignored: tensors computed from betas, counters of the EMA, and losses of the first stage's own training
 HARMLESS = re.compile(
     r"alphas_cumprod_prev|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod|log_one_minus_alphas_cumprod"
     r"|sqrt_recip_alphas_cumprod|sqrt_recipm1_alphas_cumprod|posterior_variance|posterior_log_variance_clipped"
@@ -65,7 +65,7 @@ def _unet_key(name: list[str], layers: int, attends: list[bool]) -> str:
         case ["down_blocks", level, part, index, *inner]:
             key = f"input_blocks.{int(level) * (layers + 1) + 1 + int(index)}.{_resnet_or_attention(part, inner)}"
         case ["up_blocks", level, "upsamplers", "0", *inner]:
-            # behind what the level's last block has: a residual block, and attention or not
+            # after the level's last block, which has a residual block, and attention or not
             place = 1 + attends[int(level)]
             key = f"output_blocks.{int(level) * (layers + 1) + layers}.{place}.{_resampler(inner, 'conv')}"
         case ["up_blocks", level, part, index, *inner]:
@@ -133,5 +133,5 @@ def _first_stage_part(part: str, inner: list[str]) -> str:
 
 
 def ema_key(key: str) -> str:
-    """Where the moving average of the tensor `key` (below `model.`) lies: its name without dots."""
+    """The key of the moving average of the tensor `key` (below `model.`): its name without dots."""
     return EMA + key.removeprefix("model.").replace(".", "")

@@ -45,7 +45,7 @@ class Networks(NamedTuple):
 
 
 def import_model(path: Path, config: Config, sha256: str) -> Model:
-    """The model in the checkpoint `path`, whose digest is `sha256`, as `config` says that it is built.
+    """The model in the checkpoint `path`, whose digest is `sha256`, built as `config` says.
 
     UNet and first stage from `config.ldm` and `config.autoencoder`; the schedule from the checkpoint's own betas, which
     must be those of `config.ldm`; classes `config.public.classes`, and a null row where the checkpoint has one row
@@ -81,7 +81,7 @@ def import_model(path: Path, config: Config, sha256: str) -> Model:
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Raise InputError that names the first tensor with NaN or infinite values, of those that are not left aside."""
+    """Raise InputError that names the first tensor with NaN or infinite values, ignored tensors excepted."""
     for key, tensor in state.items():
         if not HARMLESS.fullmatch(key) and not torch.isfinite(tensor).all():
             raise InputError(f"{key} holds NaN or infinite values; get the file again, or another one")
@@ -90,8 +90,8 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
 def import_networks(state: Mapping[str, Tensor], config: Config) -> Networks:
     """The networks of a state dict, built without weights of their own, so also of one on the meta device.
 
-    The UNet's weights are those as trained, or with `config.checkpoint.ema` their moving averages, which a checkpoint
-    has for the UNet alone. As trained is the default, for that is what the study fine-tunes: its code loads the
+    The UNet's weights are the trained ones, or with `config.checkpoint.ema` their moving averages, which a checkpoint
+    has for the UNet alone. The trained weights are the default, since the study fine-tunes them: its code loads the
     checkpoint into a model without EMA. The other set must be whole all the same. Raises InputError that lists the keys
     where one is missing, left over or of another shape: nothing is guessed, nothing is dropped.
     """
