@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dp_lora.data import letters
-from dp_lora.data.fonts import font_files, stroke_map
+from dp_lora.data.fonts import font_files, has_glyph, stroke_map
 from dp_lora.data.letters import digit_pictures, letter_pictures, render_digits
 from dp_lora.data.png import decode_png
 from dp_lora.errors import InputError
@@ -56,9 +56,25 @@ def test_classes_are_the_ones_asked_for_and_balanced() -> None:
     assert {picture.split for picture in pictures} == {"train"}
     assert len({picture.file_name for picture in pictures}) == 9
     assert decode_png(pictures[0].png, 16, 3).shape == (16, 16, 3)
-    for classes in (["A", "a"], ["AB"], ["7"], ["É"]):
+    for classes in (["A", "a"], ["AB"], ["7"], ["É"], ["Greek-sigma"], ["greek-7"], ["sigma"], ["-A"], ["greek-"]):
         with pytest.raises(InputError, match=r"public\.classes"):
             letter_pictures(9, classes, 0, 16, 1)
+
+
+def test_letters_of_other_scripts_are_drawn_from_the_fonts_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    real = letters.stroke_map
+    monkeypatch.setattr(
+        letters, "stroke_map", lambda font, character: drawn.append((font, character)) or real(font, character)
+    )
+    pictures = list(letter_pictures(120, ["greek-sigma", "cyrillic-che", "A"], 0, 16, 1))
+    assert {picture.label for picture in pictures} == {"greek-sigma", "cyrillic-che", "A"}
+    assert {character for _, character in drawn} == set("ΣσЧчAa")
+    assert all(has_glyph(font, character) for font, character in drawn)
+    # Computer Modern has no Cyrillic
+    assert not any(font.name.startswith("cm") for font, character in drawn if character in "Чч")
+    assert len({font for font, character in drawn if character in "Чч"}) > 8
+    assert any(font.name.startswith("cm") for font, character in drawn if character in "Aa")
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,18 @@ def font_files() -> tuple[Path, ...]:
     return tuple(p for p in sorted(folder.glob("*.ttf")) if not any(word in p.name for word in NOT_LETTERS))
 
 
+@cache
+def _characters(font: Path) -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(str(font)).get_charmap())
+
+
+def has_glyph(font: Path, character: str) -> bool:
+    """Whether a font draws a character, not a box in its place."""
+    return ord(character) in _characters(font)
+
+
 def _raster(font: Path, character: str) -> np.ndarray:
     """The filled glyph, centred, long side LONG_SIDE * SUPERSAMPLING; bool (side, side)."""
     drawn = Image.new("L", (512, 512), 0)

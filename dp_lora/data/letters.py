@@ -4,6 +4,7 @@ White ink on black. Everything is drawn from one seed: same seed, same bytes.
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from dp_lora.data.fonts import FRAME, font_files, stroke_map
+from dp_lora.data.fonts import FRAME, font_files, has_glyph, stroke_map
 from dp_lora.data.layout import Picture
 from dp_lora.data.png import encode_png
 from dp_lora.errors import InputError
@@ -31,6 +32,7 @@ GLYPH = 20 / 28  # long side of a letter with its ink, as a share of the frame: 
 MARGIN, CANVAS = 1.5, 48  # warp letters on a canvas MARGIN frames and CANVAS pixels wide, then fit them to the frame
 PATH = 1.4  # pixels of the stroke map: points closer to the pen's path count as on it
 
+CASES = ("capital", "small")
 DIGITS = "0123456789"
 STANDIN_TRAIN, STANDIN_TEST, STANDIN_DISTORTION = 4000, 1000, 1.3
 FONTS_SOURCE = {
@@ -40,12 +42,26 @@ FONTS_SOURCE = {
 
 
 def letter_pictures(n: int, classes: Sequence[str], seed: int, size: int, channels: int) -> Iterator[Picture]:
-    """n letters, classes in turn, both cases at random, all fonts; all in split train. `classes`: any of A to Z."""
-    for name in classes:
-        if len(name) != 1 or not "A" <= name <= "Z":
-            raise InputError(f"public.classes: {name!r} is no letter; the source letters has the classes A to Z")
-    forms = [name + name.lower() for name in classes]
+    """n letters, classes in turn, both cases at random, all fonts that have the letter; all in split train.
+
+    `classes`: any of A to Z, and letters of other scripts as `script-name`, such as greek-sigma and cyrillic-che.
+    """
+    forms = [letter_forms(name) for name in classes]
     return _pictures(n, classes, forms, font_files(), _generator(seed, "letters"), size, channels, 1.0, "train")
+
+
+def letter_forms(name: str) -> str:
+    """The capital and the small letter of a class of letters, by Unicode's names; InputError for any other class."""
+    script, dash, letter = name.rpartition("-")
+    try:
+        if name != (name.lower() if dash else name.upper()) or bool(dash) != bool(script):
+            raise KeyError(name)  # a class has one name
+        return "".join(unicodedata.lookup(f"{script or 'latin'} {case} letter {letter}") for case in CASES)
+    except KeyError:
+        raise InputError(
+            f"public.classes: {name!r} is no letter; the source letters has the classes A to Z, and letters of other "
+            "scripts by Unicode's names, such as greek-sigma and cyrillic-che"
+        ) from None
 
 
 def digit_pictures(classes: Sequence[str], size: int, channels: int) -> Iterator[Picture]:
@@ -105,7 +121,12 @@ def _render(
         labels = np.arange(start, min(start + BATCH, n)) % len(forms)
         drawn = generator.integers(len(fonts), size=len(labels)).tolist()
         characters = [forms[label][generator.integers(len(forms[label]))] for label in labels.tolist()]
-        maps = np.stack([stroke_map(fonts[font], character) for font, character in zip(drawn, characters, strict=True)])
+        having = {character: [font for font in fonts if has_glyph(font, character)] for character in set(characters)}
+        chosen = [
+            having[character][place * len(having[character]) // len(fonts)]
+            for place, character in zip(drawn, characters, strict=True)
+        ]
+        maps = np.stack([stroke_map(font, character) for font, character in zip(chosen, characters, strict=True)])
         yield _ink(torch.from_numpy(maps), generator, size, distortion), labels
 
 
