@@ -53,7 +53,7 @@ def privacy_statement(
     before: Sequence[ReleaseCost] = (),
     audits: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The content of privacy.json, from public values and the ledger's count alone; `before`: releases whose cost is added.
+    """The content of privacy.json, from public values and the ledger's count alone; `before`: releases whose cost adds.
 
     `audits`: audits of the private step with this code and these settings (`audit_record.audits_of`), which hold no
     private data. `run_id` and `ledger_head` say nothing of the data: the former is random, for the latter see

@@ -53,7 +53,7 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
     row, rates = count_flops(config, base, start.shapes), rates_at_hand(config, base)
     family = start.shapes.family
     if family.pipeline:
-        from dp_lora.models.memory import memory_line  # torch and diffusers, which a pipeline's operations loaded already
+        from dp_lora.models.memory import memory_line  # torch and diffusers, which the operations loaded already
 
         facts["memory"] = memory_line(config, base, start.shapes)
     parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates, family)
