@@ -71,7 +71,7 @@ def diffuse(x0: Tensor, noise: Tensor, alphas_cumprod: Tensor, t: Tensor) -> Ten
 
 
 def target(x0: Tensor, noise: Tensor, alphas_cumprod: Tensor, t: Tensor, prediction_type: str) -> Tensor:
-    """What the network is to predict at x_t: e, or v = sqrt(a_t) e - sqrt(1 - a_t) x_0 (Salimans & Ho 2022, app. D).
+    """The network's target at x_t: e, or v = sqrt(a_t) e - sqrt(1 - a_t) x_0 (Salimans & Ho 2022, app. D).
 
     Shapes as in `diffuse`.
     """
@@ -100,7 +100,7 @@ class Ddpm:
         return int(stream.integers(low, high))
 
     def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t and what the network is to predict at it, rows (R, C, H, W); t (R,) int64."""
+        """x_t and the network's target at it, rows (R, C, H, W); t (R,) int64."""
         x_t = diffuse(x0, noise, self.alphas_cumprod, t)
         return x_t, target(x0, noise, self.alphas_cumprod, t, self.prediction_type)
 

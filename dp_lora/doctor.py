@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGE = f"localhost/dp-lora:{__version__}"
 OK, NOTE, WRONG = "ok", "note", "wrong"
 SHOWN = ("torch", "diffusers", "peft", "opacus", "mlflow", "dvc")
-MEMORY_GIB = 4  # what the default experiment is safe with
+MEMORY_GIB = 4  # enough for the default experiment
 DISK_GIB = 10  # environment and default experiment, and some room
 SECONDS = 15.0  # for an answer of another program
 PROC_NVIDIA = Path("/proc/driver/nvidia/version")
@@ -247,7 +247,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
 
 
 def examine(check: Callable[[], Finding]) -> Finding:
-    """A check's finding on one line; what goes wrong in the check itself is a finding too."""
+    """A check's finding on one line; a failure of the check itself is a finding too."""
     try:
         found = check()
     except ModuleNotFoundError as error:

@@ -20,7 +20,7 @@ class InputError(ValueError):
 
     @property
     def public(self) -> str:
-        """What a run's record may hold."""
+        """The text that a run's record may hold."""
         return str(self) if self.stated is None else self.stated
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[str, str | None]]:

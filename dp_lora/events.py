@@ -1,4 +1,4 @@
-"""What long work tells its caller: scalars, pictures and lines. The core does not know who listens."""
+"""Reports of long work to its caller: scalars, pictures and lines. The core does not know who listens."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The way out: base and adapter merged into one folder for stock diffusers, the adapter beside it for its own loaders.
+"""Export: base and adapter merged into one folder for stock diffusers, the adapter beside it for its own loaders.
 
-Merging is post-processing of the release: what privacy.json says of the adapter holds for the merged weights.
+Merging is post-processing of the release: the adapter's privacy.json holds for the merged weights.
 """
 
 import shutil
@@ -62,7 +62,7 @@ def export(base: Model, adapter: Path, sampling: Sampling, out_folder: Path) -> 
 
 
 def _privacy_facts(statement: Mapping[str, Any]) -> dict[str, Any]:
-    """What model.json says, so that a fine-tuning which starts from the exported folder adds what was spent here."""
+    """The privacy fields of model.json, by which a fine-tuning from the exported folder adds the cost of this one."""
     if not statement["private"]:
         return {"privacy_status": "non-private"}
     names = ("epsilon", "delta", "unit", "relation")

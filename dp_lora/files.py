@@ -24,7 +24,7 @@ SYNCED_BY_ONE = 200  # entries of a folder that are made durable one by one: 3,0
 
 @contextmanager
 def naming_full_disk(path: Path) -> Iterator[None]:
-    """Let an error for want of room name `path`: a write to an open file names none, a copy its source.
+    """Make a disk-full error name `path`: an error of a write to an open file names none, a copy's names its source.
 
     Inside, `path`, or what lies in it, is written by whatever library; its error for want of room, in its own words,
     becomes an OSError. All other errors pass.
@@ -39,7 +39,7 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 
 def full_disk(error: Exception) -> int | None:
-    """The number, of FULL, of an error for want of room; None for every other one."""
+    """The number, one of FULL, of a disk-full error; None for every other error."""
     if isinstance(error, InputError):  # it has its own words, and says what to do
         return None
     known = getattr(error, "errno", None)

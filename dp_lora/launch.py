@@ -48,7 +48,7 @@ def make_fabric(compute: Compute, device: torch.device) -> "Fabric | None":
     from lightning.fabric.strategies import DDPStrategy
 
     for name in ("lightning.fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # what it says of its processes is no user's concern
+        logging.getLogger(name).setLevel(logging.ERROR)  # its lines about processes concern no user
     try:
         fabric = Fabric(
             accelerator=device.type,
@@ -189,7 +189,7 @@ def _who_ended(others: Mapping[int, subprocess.Popen], seconds: float = 0.0) -> 
     end = time.monotonic() + seconds
     while True:
         for rank, process in others.items():
-            # one that ended well has done its share; the first may still be writing
+            # a rank that ended well has done its share; the first may still be writing
             if status := process.poll():
                 return f"rank {rank} ended (status {status}); {GOES_ON}"
         if time.monotonic() >= end:

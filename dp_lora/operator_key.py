@@ -1,4 +1,4 @@
-"""A secret of the operator's, by which what depends on private data gets a name that tells nobody else what it is."""
+"""The operator's secret key: names made with it from private data tell nobody else anything of the data."""
 
 import hmac
 import os

@@ -1,4 +1,4 @@
-"""What the project backends share: where a run is made, and its tags."""
+"""Shared code of the project backends: the store in which a run is made, and its tags."""
 
 import os
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""The one folder that may leave the house: adapter, privacy statement, model card.
+"""The one folder that may be published: adapter, privacy statement, model card.
 
-Nothing in it depends on private data but through the mechanism: no true count, no digest, no hash of private data.
+Its content depends on private data only through the mechanism: no true count, no digest, no hash of private data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,12 +53,12 @@ def privacy_statement(
     before: Sequence[ReleaseCost] = (),
     audits: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The content of privacy.json, from public values and the ledger's count alone; `before` is what is added to it.
+    """The content of privacy.json, from public values and the ledger's count alone; `before`: releases whose cost adds.
 
-    `audits` are those of the private step with this code and these settings (`audit_record.audits_of`): no private data
-    are in them. `run_id` and `ledger_head` say nothing of the data: the former is random, of the latter see
+    `audits`: audits of the private step with this code and these settings (`audit_record.audits_of`), which hold no
+    private data. `run_id` and `ledger_head` say nothing of the data: the former is random, for the latter see
     `Ledger.head`. Raises InputError where the ledger holds no step, or more than the plan allows, or where epsilon
-    passes the target.
+    exceeds the target.
     """
     if not plan.private:
         return {
@@ -231,7 +231,7 @@ def audit_lines(audits: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def loading_lines(family: Family = CLASSES) -> list[str]:
-    """Lines of a model card: how `folder`, an adapter's, is put on the base model."""
+    """Lines of a model card: how to load the adapter in `folder` onto the base model."""
     if family.pipeline:
         part = f"pipe.{family.part}"
         lines = [*family.loading, f'{part} = PeftModel.from_pretrained({part}, folder + "/peft")  # PEFT']

@@ -1,4 +1,4 @@
-"""Two makings of one result, compared file by file."""
+"""Compare two productions of one result, file by file."""
 
 import json
 import math
@@ -10,11 +10,11 @@ import numpy as np
 
 from dp_lora.files import digest_file, digest_folder
 
-NAMES_A_RUN = "run_id"  # random by design, in every JSON file that says which run made it
+NAMES_A_RUN = "run_id"  # random by design; in every JSON file that names the run that made it
 
 
 class ComparedFile(NamedTuple):
-    """One file: equal or not, and in words how."""
+    """One file: whether it is equal, and the difference in words."""
 
     file: str
     equal: bool
@@ -28,9 +28,9 @@ def manifest(folder: Path) -> dict[str, str]:
 
 
 def digests(folder: Path, private: Iterable[Path], sign: Callable[[str], str]) -> dict[str, str]:
-    """`manifest`, but of each of `private`, `folder` itself or what lies in it, one digest alone, as `sign` gives it.
+    """`manifest`, but each of `private` (`folder` itself, or paths in it) has one digest alone, signed by `sign`.
 
-    That one stands under the relative name with a slash.
+    This digest stands under the relative name with a slash.
     """
     signed = {f"{path.relative_to(folder).as_posix()}/": sign(_digest(path)) for path in private}
     if "./" in signed:
@@ -44,9 +44,9 @@ def _digest(path: Path) -> str:
 
 
 def compare(recorded: Mapping[str, str], before: Path, after: Path, sign: Callable[[str], str]) -> list[ComparedFile]:
-    """Every file of `recorded`, the `digests` of what once lay in `before`, beside what lies in `after`.
+    """Compare every file of `recorded`, the `digests` once taken of `before`, with the files now in `after`.
 
-    A file of `before` that still is what was recorded also tells by how much another one differs.
+    Where a file of `before` is still as recorded, the comparison also says by how much the other one differs.
     """
     signed = [name for name in sorted(recorded) if name.endswith("/")]
     made = digests(after, [after / name for name in signed if (after / name).exists()], sign)

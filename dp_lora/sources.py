@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dp_lora.files import PACKAGE, digest_file, digest_value
 
-# Files and packages that no result depends on, though all work imports them; a change there makes nothing anew.
+# Files and packages on which no result depends, though all work imports them; a change there reruns nothing.
 LEFT_OUT = {
     "dp_lora/__init__.py": "the version",
     "dp_lora/cli": "starts, places and tracks the work",
@@ -47,7 +47,7 @@ def sources(*starts: Path) -> list[Path]:
 
 
 def digest_code(*names: str) -> str:
-    """SHA-256 over `sources` of these files, named from the package's folder: what another code made has another."""
+    """SHA-256 over `sources` of these files, named from the package's folder: other code has another digest."""
     return digest_value([[shown(path), digest_file(path)] for path in sources(*(PACKAGE / name for name in names))])
 
 

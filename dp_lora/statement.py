@@ -8,7 +8,7 @@ from dp_lora.errors import InputError
 from dp_lora.files import read_json
 from dp_lora.privacy.plan import PUBLISHED
 
-# what a run with the published accounting reports in the place of epsilon
+# names under which a run with the published accounting reports its numbers in place of epsilon
 EPSILONS = ("claimed_epsilon", "bounded_epsilon")
 
 

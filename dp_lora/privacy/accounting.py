@@ -1,9 +1,9 @@
 """Epsilon of a plan after some steps, and the noise that a target epsilon needs.
 
 The mechanism is the Poisson-subsampled Gaussian with sensitivity 1 and noise sigma under add-or-remove-one, composed
-over the steps. What is printed, and what noise is calibrated to, is one number: the upper bound of its privacy loss
-distribution (PLD: `loss_distribution`). Beside it stand two accountants of other authors, other methods and other code:
-Opacus' PRV (Gopi et al. 2021), whose lower bound must not pass what is printed, and Opacus' RDP (Mironov 2017), looser.
+over the steps. One number is printed, and the noise is calibrated to it: the upper bound of its privacy loss
+distribution (PLD: `loss_distribution`). Two accountants by other authors, with other methods and code, stand beside it:
+Opacus' PRV (Gopi et al. 2021), whose lower bound must not exceed it, and Opacus' RDP (Mironov 2017), which is looser.
 """
 
 import functools
@@ -18,19 +18,19 @@ from dp_lora.privacy.opacus_accountants import accountants
 from dp_lora.privacy.plan import FLAT, ROUNDING, PrivacyPlan
 
 LOWEST_DELTA = 1e-10
-LOWEST_EPSILON = 1e-3  # as a target: below it the rounding of 10^6 steps nears what the grid is too high by
+LOWEST_EPSILON = 1e-3  # of a target: below it, the rounding of 10^6 steps nears the grid's own overestimate
 LOWEST_NOISE, HIGHEST_NOISE, MOST_STEPS = 1e-3, 1e9, 10**7
 CLOSE = 0.9993, 0.9999  # share of the target at which the search for noise ends
 PRV_GRID_LIMIT = 1_000_000  # points; the accountant takes about 250 bytes for each
-PRV_ERROR = 0.02  # of the cross-check, as a share of epsilon
-# of Renyi's divergence: Opacus' own have a fraction 89 times, each of which takes up to 0.1 s, and end at 63
+PRV_ERROR = 0.02  # error of the cross-check, as a share of epsilon
+# Renyi orders: 89 of Opacus' own orders are fractions, which take up to 0.1 s each, and its orders end at 63
 ORDERS = (1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, *range(4, 64), 128, 256, 512, 1000)
 DELTA_POINTS = 12  # of the curve of epsilon over delta
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What some steps spent: (epsilon, delta)-differential privacy."""
+    """Cost of some steps: they are (epsilon, delta)-differentially private."""
 
     epsilon: float
     delta: float
@@ -38,7 +38,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Accountants:
-    """`epsilon`, PLD's upper bound, is what is printed; PRV's two are None where it has none (`prv_bounds`)."""
+    """`epsilon`, PLD's upper bound, is printed; PRV's two bounds are None where `prv_bounds` gives none."""
 
     epsilon: float
     prv_lower: float | None
@@ -64,10 +64,10 @@ def pld_epsilon(sample_rate: float, noise_multiplier: float, steps: int, delta: 
 def pld_epsilon_of_all(kinds: tuple[tuple[float, float, int], ...], delta: float) -> float:
     """Epsilon of several kinds of steps on the same data together; inf where no finite one holds.
 
-    `kinds`: of each kind its sample rate, noise multiplier and number of steps. For one kind it is `pld_epsilon`.
+    `kinds`: sample rate, noise multiplier and number of steps of each kind. One kind alone gives `pld_epsilon`.
 
     Guarantee: that of `pld_epsilon`, for the composition of all steps of all kinds. Raises InputError outside its
-    ranges; the number of steps is that of all kinds.
+    ranges; the range of steps limits the sum over all kinds.
     """
     for sample_rate, noise_multiplier, _ in kinds:
         if not 0 < sample_rate <= 1:
@@ -104,7 +104,7 @@ def prv_grid_points(
 ) -> float:
     """Points of the grid that Opacus' PRV accountant would make: 2 L / mesh, by its rule (Gopi et al., remark 5.6).
 
-    Guarantee: none is needed: it decides whether PRV is asked, and PLD's bound holds without it.
+    Guarantee: none is needed: it only decides whether PRV is asked; PLD's bound holds without PRV.
     """
     delta_error = delta / 1000
     mesh = eps_error / math.sqrt(steps * math.log(12 / delta_error) / 2)
@@ -125,7 +125,7 @@ def prv_bounds(
     None where its grid would be too large, or its rounding (about steps * 2^-52) passes its own delta / 1000, or it has
     no answer.
 
-    Guarantee: the upper one has that of `pld_epsilon`, by this accountant alone.
+    Guarantee: the upper bound has that of `pld_epsilon`, by this accountant alone.
     """
     delta_error = delta / 1000
     if steps * 2.0**-52 > delta_error:
@@ -145,10 +145,10 @@ def prv_bounds(
 
 
 def spent(plan: PrivacyPlan, steps: int) -> Spent:
-    """What `steps` ledger entries of a plan spent: a function of these two and of nothing else.
+    """Cost of `steps` ledger entries of a plan: a function of these two alone.
 
-    The noise counts over what one unit really moves the sum by: plan.sensitivity times max_grad_norm. InputError for a
-    plan without privacy.
+    The noise counts relative to the most that one unit really moves the sum: plan.sensitivity times max_grad_norm.
+    InputError for a plan without privacy.
 
     Guarantee: publishing the results of `steps` calls of `step.noisy_sum` with this plan is (epsilon, plan.delta)-DP
     under add-or-remove-one unit, for the `epsilon` of the result.
@@ -157,9 +157,9 @@ def spent(plan: PrivacyPlan, steps: int) -> Spent:
 
 
 def spent_by_all(plans: Sequence[PrivacyPlan], delta: float) -> Spent:
-    """What all steps of several plans on the same data spend together, at `delta`; (0, delta) for none.
+    """Cost of all steps of several plans on the same data together, at `delta`; (0, delta) for none.
 
-    InputError for a plan without privacy. That the units and relations of the plans are one is for the caller to see.
+    InputError for a plan without privacy. The caller must see to it that all plans have one unit and one relation.
 
     Guarantee: publishing the results of all steps of all plans is (epsilon, delta)-DP under add-or-remove-one unit.
     """
@@ -171,14 +171,14 @@ def spent_by_all(plans: Sequence[PrivacyPlan], delta: float) -> Spent:
 
 
 def cross_checked(plan: PrivacyPlan, steps: int) -> Accountants:
-    """What is printed after `steps` steps, 1 or more, beside the independent accountants.
+    """The printed epsilon after `steps` steps, 1 or more, beside those of the independent accountants.
 
-    Guarantee: where PRV was asked, its lower bound does not pass what `spent` says. InputError where it does: one of
-    the two is wrong, so no plan is made and nothing is released.
+    Guarantee: where PRV was asked, its lower bound does not exceed the epsilon of `spent`. InputError where it does:
+    one of the two is wrong, so no plan is made and nothing is released.
     """
     public = (plan.sample_rate, _noise(plan), steps, plan.delta)
     printed = spent(plan, steps).epsilon
-    # the theorem behind PRV wants an error well below 1
+    # the theorem behind PRV needs an error well below 1
     lower, upper = prv_bounds(*public, min(PRV_ERROR * printed, 0.5)) or (None, None) if printed > 0 else (None, None)
     if lower is not None and lower > printed:
         raise InputError(
@@ -197,10 +197,10 @@ def _noise(plan: PrivacyPlan) -> float:
 def epsilon_of_delta(plan: PrivacyPlan, steps: int) -> list[tuple[float, float]]:
     """(delta, epsilon) after `steps` ledger entries, delta ascending from 1e-10 to 10 times the plan's.
 
-    The plan's own delta is among them. Of a mechanism without noise there is no curve (InputError).
+    The plan's own delta is among them. InputError for a mechanism without noise: it has no curve.
 
     Guarantee: the steps are (epsilon, delta)-DP at every point, at all of them at once: the curve depends on public
-    numbers alone. At the plan's delta its epsilon is that of `spent`, which is what is stated.
+    numbers alone. At the plan's delta its epsilon is that of `spent`, the stated one.
     """
     noise = _noise(plan)
     highest = min(10 * plan.delta, 0.1)
@@ -211,10 +211,10 @@ def epsilon_of_delta(plan: PrivacyPlan, steps: int) -> list[tuple[float, float]]
 
 @functools.lru_cache(maxsize=256)
 def noise_multiplier_for(eps: float, delta: float, sample_rate: float, steps: int) -> float:
-    """A noise multiplier whose printed epsilon after `steps` steps is at most `eps`, and nearly all of it.
+    """A noise multiplier whose printed epsilon after `steps` steps is at most `eps`, and close to it.
 
-    Guarantee: `pld_epsilon(sample_rate, result, steps, delta) <= eps`. InputError where none between 1e-3 and 1e9 gives
-    0.995 of it.
+    Guarantee: `pld_epsilon(sample_rate, result, steps, delta) <= eps`. InputError where none between 1e-3 and 1e9
+    reaches 0.995 of `eps`.
     """
     from scipy.optimize import brentq
 
@@ -249,7 +249,7 @@ def noise_multiplier_for(eps: float, delta: float, sample_rate: float, steps: in
 def steps_for(epochs: float, sample_rate: float) -> int:
     """Steps in which a unit is drawn `epochs` times on average: ceil(epochs / q), safe against rounding of q.
 
-    Guarantee: a function of public numbers; the accountant counts what it gives, whatever was wished for.
+    Guarantee: a function of public numbers; the accountant counts these steps, whatever `epochs` asked for.
     """
     return max(1, math.ceil(round(epochs / sample_rate, 9)))
 
@@ -302,7 +302,7 @@ def calibrate(
     private = eps != math.inf
     plan = PrivacyPlan(
         sample_rate=sample_rate,
-        # for what a unit moves the sum by, rounding included: plan.sensitivity
+        # scaled to the most that a unit moves the sum, rounding included: plan.sensitivity
         noise_multiplier=noise_multiplier_for(eps, delta, sample_rate, steps) * (1 + ROUNDING) if private else 0.0,
         max_grad_norm=max_grad_norm if private else math.inf,
         steps=steps,

@@ -1,11 +1,11 @@
-"""An audit of the private step in one run: what its output refutes of the epsilon that its plan claims.
+"""An audit of the private step in one run: whether its output refutes the epsilon that its plan claims.
 
 What an audit can show: that a claim is false. A lower bound above the claimed epsilon, at 95% confidence, is a proof of
 a fault, whatever the fault is. What it cannot show: that a claim is true. A bound below the claim says that these
 canaries, scores and guesses found nothing, and even perfect guesses give no more than the ceiling.
 
-Beside the bound stand direct numbers, each of one thing that the proof in step.py needs. They convict where the bound
-is too blunt (a fault of a factor of two), and say what is wrong: audit_scores.py has them.
+Direct numbers (audit_scores.py) stand beside the bound: each measures one thing that the proof in step.py needs. They
+convict where the bound is too blunt (a fault of a factor of two), and say what is wrong.
 
 Scores, guesses and direct numbers are fixed beforehand.
 """
@@ -28,7 +28,7 @@ from dp_lora.privacy.randomness import Randomness
 
 @dataclass(frozen=True)
 class Audit:
-    """What one audit found, all of it computed from made-up units."""
+    """Results of one audit, all computed from made-up units."""
 
     canaries: int
     delta: float
@@ -44,10 +44,10 @@ class Audit:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What refutes the claim, in words; none where nothing does.
+        """The findings that refute the claim, in words; empty where nothing does.
 
-        Guarantee: a right step has one with probability at most 1 - CONFIDENCE for the bound, the same for the two
-        worlds, and about 1e-4 for each direct number.
+        Guarantee: a right step shows a fault with probability at most 1 - CONFIDENCE for the bound, the same for the
+        two worlds, and about 1e-4 for each direct number.
         """
         found = []
         if self.bound.epsilon > self.claimed:
@@ -72,9 +72,9 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """One line: refuted, not refuted, or that this audit could not have refuted anything.
+        """One line: refuted, not refuted, or unable to refute anything.
 
-        Guarantee: nothing is called not refuted where the bound could not have passed the claim.
+        Guarantee: it never says "not refuted" where the bound could not have passed the claim.
         """
         if self.refuted:
             return f"refuted: {'; '.join(self.faults)}"
@@ -106,9 +106,9 @@ def audit_of(
     worlds: tuple[NDArray[np.float64], NDArray[np.float64]],
     delta: float,
 ) -> tuple[Audit, dict[str, NDArray[np.float64]]]:
-    """The audit of what was `seen` (steps, m) of the canaries, and their scores; `worlds` as `spreads` gives them.
+    """The audit of the canaries' measurements `seen` (steps, m), and their scores; `worlds` as `spreads` gives them.
 
-    Guarantee: that of `best_bound` and of `two_worlds_bound`: what is seen is scored as was fixed beforehand.
+    Guarantee: that of `best_bound` and of `two_worlds_bound`: the scores were fixed beforehand.
     """
     found = scores_of(seen, plan.sample_rate, plan.noise_multiplier)
     noise, lag, jump = direct_numbers(seen, coins, plan.sample_rate, plan.noise_multiplier)
@@ -135,12 +135,12 @@ def audit_step(
     delta: float | None = None,
     randomness: Randomness = Randomness("audit"),  # noqa: B008 (frozen)
 ) -> tuple[Audit, dict[str, NDArray[np.float64]], NDArray[np.bool_]]:
-    """Audit all steps of `plan` with `m` canaries: what was found, the canaries' scores, and who was in.
+    """Audit all steps of `plan` with `m` canaries: the audit, the canaries' scores, and which canaries were in.
 
     delta: of the claim and of the bound; None: the plan's. InputError for a plan without privacy, which claims nothing.
 
-    Guarantee: no private data are read, and nothing is released; what comes out is a function of public numbers and
-    fresh randomness.
+    Guarantee: no private data are read, and nothing is released; the result is a function of public numbers and fresh
+    randomness.
     """
     claimed_at(plan, plan.delta)  # refuses a plan that claims nothing
     coins = toss(m, randomness)

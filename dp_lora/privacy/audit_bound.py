@@ -1,4 +1,4 @@
-"""Lower bounds on epsilon from the guesses of an audit: what they refute, at which confidence.
+"""Lower bounds on epsilon from an audit's guesses: which epsilons they refute, and at which confidence.
 
 One run: m canaries, each in or out by a fair coin of its own. The auditor sees what the mechanism published, guesses r
 of the m coins and is right v times. Claim (Steinke, Nasr and Jagielski 2023, theorem 5.2; here its computation in
@@ -9,13 +9,13 @@ their appendix D): if the mechanism is (eps, delta)-DP under add-or-remove-one u
 beta = Pr[Binomial(r, q) >= v], alpha = max over i of Pr[v - i <= Binomial(r, q) < v] / i, q = e^eps / (1 + e^eps). An
 eps for which the right side is at most a is refuted at confidence 1 - a.
 
-What is needed for it: the coins are fair, independent, and seen by nobody but the mechanism; the guesses depend on what
-was published alone; r is fixed beforehand. Where several scores and several r are tried, each pays its share of a
-(Bonferroni), and the largest bound counts. The claim needs nothing of the canaries: weak ones give a weak bound, never
-a wrong one.
+The claim needs three things: the coins are fair, independent, and seen by nobody but the mechanism; the guesses depend
+on the published results alone; r is fixed beforehand. Where several scores and several r are tried, each pays its share
+of a (Bonferroni), and the largest bound counts. The canaries may be anything: weak ones give a weak bound, never a
+wrong one.
 
-Two worlds: runs with and without one unit. The rates of 'with' in both are bounded by Clopper and Pearson's intervals,
-and (eps, delta)-DP says rate with <= e^eps * rate without + delta.
+Two worlds: runs with and without one unit. Clopper and Pearson's intervals bound how often either world is guessed
+'with', and (eps, delta)-DP says: rate in runs with <= e^eps * rate in runs without + delta.
 """
 
 import functools
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
-# shares of the canaries that are guessed in and out, fixed beforehand; each is paid for
+# shares of the canaries that are guessed in and out, fixed beforehand; each pays its share of the error
 GUESSES = (*((share, share) for share in (0.01, 0.025, 0.05, 0.1, 0.2, 0.4)), (0.1, 0.0), (0.4, 0.0))
 HIGHEST = 30.0  # of a bound: no audit comes near it
 PRECISE = 1e-3  # of a bound, towards zero
@@ -36,7 +36,7 @@ PRECISE = 1e-3  # of a bound, towards zero
 
 @dataclass(frozen=True)
 class Bound:
-    """The largest epsilon that is refuted, and by what; 0 where nothing is."""
+    """The largest refuted epsilon, and the guesses that refute it; 0 where nothing is refuted."""
 
     epsilon: float
     score: str = ""
@@ -45,7 +45,7 @@ class Bound:
 
 
 def p_value(m: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
-    """The claim's right side: `right` or more of `guesses` guesses on `m` canaries, at most, in [0, 1].
+    """The claim's right side, cut to [0, 1], for `right` or more right ones of `guesses` guesses on `m` canaries.
 
     Guarantee: no (epsilon, delta)-DP mechanism gives so many with a higher probability.
     """
@@ -81,7 +81,7 @@ def best_bound(
     m, best = len(coins), Bound(0.0)
     alpha = (1 - confidence) / (len(scores) * len(GUESSES))
     for name, score in scores.items():
-        # ties in an order of their own: a score that knows nothing must not learn from the canaries' numbers
+        # ties in random order: in the canaries' own order a score that knows nothing could learn from their positions
         order = np.lexsort((np.random.default_rng(0).random(m), score))
         for share_in, share_out in GUESSES:
             high, low = int(share_in * m), int(share_out * m)
@@ -93,9 +93,9 @@ def best_bound(
 
 
 def ceiling(m: int, delta: float, n_scores: int, confidence: float = CONFIDENCE) -> float:
-    """What `best_bound` gives where every guess is right.
+    """The bound of `best_bound` where every guess is right.
 
-    Guarantee: no audit of `m` canaries with so many scores says more.
+    Guarantee: no audit of `m` canaries with so many scores gives a larger bound.
     """
     alpha = (1 - confidence) / (n_scores * len(GUESSES))
     counts = {int(share_in * m) + int(share_out * m) for share_in, share_out in GUESSES}
@@ -120,7 +120,7 @@ def two_worlds_bound(
     best, bound = -1.0, 0.0
     for first, second in ((0, 1), (2, 3)):  # a unit raises the score, or lowers it
         seen = np.sort(np.concatenate([picked[first], picked[second]]))
-        cuts = (seen[1:] + seen[:-1]) / 2  # in the middle: a cut at a run's own score may cut off its like
+        cuts = (seen[1:] + seen[:-1]) / 2  # midway: a cut at a run's own score may cut off runs like it
         found = _rates_bound(_above(picked[first], cuts), _above(picked[second], cuts), half, delta, confidence)
         if found.max() > best:
             best = float(found.max())

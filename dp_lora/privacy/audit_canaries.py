@@ -1,8 +1,8 @@
-"""Canaries in the private step as it is: what an auditor sees who knows everything but the coins.
+"""Canaries in the unchanged private step: the view of an auditor who knows everything but the coins.
 
 A canary is a unit whose raw gradient is huge along one coordinate of its own, in each of its rows, before the clip: the
 most that one unit can do. A fair coin says whether it is in the data; then the step's own Poisson draw says in which
-steps it takes part. Everybody else pulls elsewhere. What is seen is each noisy sum, along each canary's coordinate.
+steps it takes part. All other units pull elsewhere. The auditor sees each noisy sum along each canary's coordinate.
 
 Nothing here reads private data, and nothing here is released: the sums are of made-up units alone.
 """
@@ -26,13 +26,13 @@ from dp_lora.privacy.randomness import Randomness
 from dp_lora.privacy.sums import LossFactory
 from dp_lora.team import Team
 
-HUGE = 1e3  # a canary's raw gradient over the clip, at least, and over what automatic clipping adds to its norm
-ELSEWHERE = 8  # coordinates in which everybody else's gradients lie
-OTHERS = 97  # directions of everybody else
-OTHER_UNITS = 20  # of everybody else
+HUGE = 1e3  # least ratio of a canary's raw gradient to the clip, and to the STABILITY of automatic clipping
+ELSEWHERE = 8  # coordinates in which the other units' gradients lie
+OTHERS = 97  # directions of the other units' gradients
+OTHER_UNITS = 20  # units that are no canaries
 PERSON = 12  # pictures of a person; at PERSON_ROWS rows at a time every person is cut
 PERSON_ROWS = 4
-ELEMENTS = 4_000_000  # of gradients at a time: memory alone
+ELEMENTS = 4_000_000  # of gradients at a time: bounds memory only
 MEMORY = Path("/dev/shm")  # of Linux
 WORLDS = 400  # runs with, and as many without, one unit; half of them count
 SPREAD = 1000  # coordinates over which a run's spread is taken
@@ -50,7 +50,7 @@ def toss(m: int, randomness: Randomness) -> NDArray[np.bool_]:
 def canary_loss(m: int, strength: float) -> LossFactory:
     """Loss of a row: canary i, picture i, pulls at coordinate i by HUGE * `strength`, others in the last ELSEWHERE.
 
-    Guarantee: a canary's gradient lies along its own coordinate, in which no other unit has any.
+    Guarantee: a canary's gradient lies along its own coordinate, where no other unit has a gradient.
     """
     directions = strength * torch.randn(OTHERS, ELSEWHERE, generator=torch.Generator().manual_seed(0))
 
@@ -67,9 +67,9 @@ def canary_loss(m: int, strength: float) -> LossFactory:
 
 
 def canary_units(coins: NDArray[np.bool_], pictures_each: int, others: int) -> list[list[int]]:
-    """The canaries that are in, then `others` units; a person's pictures are one, several times.
+    """The canaries that are in, then `others` units; a person is one picture, several times.
 
-    Guarantee: whoever is out is in no unit.
+    Guarantee: a canary that is out is in no unit.
     """
     m = len(coins)
     return [[int(i)] * pictures_each for i in np.flatnonzero(coins)] + [[m + i] for i in range(others)]
@@ -86,12 +86,12 @@ def observe(
     """Every noisy sum of the plan's steps along every canary's coordinate, in units of the clip: (steps, m).
 
     All of `noisy_sum` is at work: Poisson draw, micro-batches, clip, ledger, noise. With `plan.unit` person each canary
-    has PERSON pictures, and is cut by the micro-batches. `others` units more take part.
+    has PERSON pictures, and is cut by the micro-batches. `others` more units take part.
 
-    Guarantee: of the coins these sums depend on what the step put out alone, as `best_bound` needs it.
+    Guarantee: these sums depend on the coins through the step's output alone, as `best_bound` needs.
     """
     m, person = len(coins), plan.unit == "person"
-    # a draw fills about two micro-batches: whatever is left of one is padding
+    # a draw fills about two micro-batches: the rest of the last one is padding
     drawn = plan.sample_rate * (m / 2 + others) * plan.k
     rows = PERSON_ROWS * plan.k if person else max(plan.k, min(round(drawn / 2), ELEMENTS // (m + ELSEWHERE)))
     units = canary_units(coins, PERSON if person else 1, others)
@@ -110,9 +110,9 @@ def spreads(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Spread of the mean gradient with (runs,) and without (runs,) one unit that pulls nowhere, over the stated spread.
 
-    The canaries see sums. What is done to a sum afterwards may see nobody: here one step's sum, in which everybody
-    takes part (sample rate 1), goes through the code's own division. A divisor that counts who took part shows in the
-    spread of the noise, whatever the unit's gradient is.
+    The canaries test sums. Nothing done to a sum afterwards may depend on who took part: here one step's sum, in which
+    all units take part (sample rate 1), goes through the code's own division. A divisor that counts the participants
+    shows in the spread of the noise, whatever the unit's gradient is.
 
     Guarantee: all runs are independent, as `two_worlds_bound` needs them.
     """
@@ -141,7 +141,7 @@ def _spreads(
 
 @contextmanager
 def _ledger() -> Iterator[Ledger]:
-    """A ledger of made-up units: it need not outlive the process, so it lies in memory where there is room for it."""
+    """A ledger of made-up units: it need not outlive the process, so it lies in memory where MEMORY exists."""
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         yield Ledger(Path(folder) / "ledger.jsonl")
 

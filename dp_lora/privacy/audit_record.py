@@ -1,11 +1,11 @@
-"""What a release may say of audits: which were made of its code and settings, when, and what they found.
+"""Audit records that a release may publish: the audits of its code and settings, their dates and their results.
 
-Claim: a record depends on no private data. Proof: only audits of level `step` are recorded, which read none; what
-decides which records a release names (code, public settings) is public. Whether and when the operator makes an audit
-is the operator's choice, as that of every setting is.
+Claim: a record depends on no private data. Proof: only audits of level `step` are recorded, and they read none; a
+release picks its records by code and public settings, both public. Whether and when to audit is the operator's choice,
+like every setting.
 
-Records are kept in one file per experiment, a JSON line each, to which each audit appends; nothing is rewritten, so
-that an audit that refuted the claim does not give way to a later one that did not.
+Each experiment has one file of records, one JSON line per audit. Lines are only ever appended, so that a later audit
+that did not refute the claim cannot replace an earlier one that did.
 """
 
 import json
@@ -17,14 +17,14 @@ from dp_lora.errors import InputError
 from dp_lora.files import append_line, digest_value, private_folder
 from dp_lora.privacy.plan import PrivacyPlan
 
-# of a plan: audits of one code at small epsilons speak for it at a larger one, where no audit can refute anything
+# fields in which plans may differ: audits of one code at small epsilons count at larger ones, where none can refute
 NOT_COMPARED = ("target_epsilon", "noise_multiplier", "delta")
 NOT_AUDITED = "not audited"
 DIRECT_NUMBERS = ("noise", "lag", "jump", "divisor")
 
 
 def settings_digest(plan: PrivacyPlan, code: str) -> str:
-    """SHA-256 of the code's digest and of all of the plan but for epsilon, noise and delta.
+    """SHA-256 of the code's digest and of the plan without epsilon, noise and delta.
 
     Guarantee: made of public values.
     """
@@ -32,9 +32,9 @@ def settings_digest(plan: PrivacyPlan, code: str) -> str:
 
 
 def record_audit(path: Path, audit: Mapping[str, Any], plan: PrivacyPlan, code: str, date: str) -> dict[str, Any]:
-    """Append an audit's JSON (`Audit.as_json`) to `path`, of which `code` was the code's digest; gives the record.
+    """Append an audit's JSON (`Audit.as_json`) to `path`; `code` is the audited code's digest. Returns the record.
 
-    Guarantee: what was recorded before stays.
+    Guarantee: earlier records stay.
     """
     record = {
         "date": date,
@@ -50,11 +50,11 @@ def record_audit(path: Path, audit: Mapping[str, Any], plan: PrivacyPlan, code: 
 
 
 def audits_of(path: Path, plan: PrivacyPlan, code: str) -> list[dict[str, Any]]:
-    """The records in `path` that are of this code and of the plan's settings, oldest first; none without a file.
+    """The records in `path` for this code and the plan's settings, oldest first; none without a file.
 
-    A line that was torn in a crash is passed over. InputError for a file that cannot be read.
+    A line that was torn in a crash is skipped. InputError for a file that cannot be read.
 
-    Guarantee: that of the head of this file.
+    Guarantee: the claim at the head of this file.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -1,8 +1,8 @@
-"""What an auditor computes of what was seen of the canaries: scores to guess by, and direct numbers.
+"""An auditor's numbers from the canaries' measurements: scores to guess by, and direct numbers.
 
-Each direct number is of one thing that the proof in step.py needs:
+Each direct number measures one thing that the proof in step.py needs:
 
-    noise    spread of a coordinate where nobody is, over the stated one: 1, or more
+    noise    spread of a coordinate along which no unit pulls, over the stated spread: 1, or more
     lag      correlation of the noise of successive steps: 0
     jump     mean of a canary's coordinate over steps, over q clips: 1 for a unit that is drawn with probability q and
              moves the sum by one clip; more is a higher rate or a longer jump
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from dp_lora.errors import InputError
 
-JUMPS = (1, 4, 12)  # clips by which a canary may move its coordinate: one, and as draws that are clipped apart
-SCORES = len(JUMPS) + 1  # that `scores_of` gives
+JUMPS = (1, 4, 12)  # clips by which a canary may move its coordinate: one, and several where draws are clipped apart
+SCORES = len(JUMPS) + 1  # number of scores of `scores_of`
 WIDE = 1.96  # standard deviations: half of a 95% interval
-CONVICTS = 2.0  # such halves: a right step passes them with probability below 1e-4
+CONVICTS = 2.0  # such halves: a right step's number lies further off with probability below 1e-4
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Measured:
     def is_above(self) -> bool:
         """Whether it is above a right step's number, by CONVICTS times half of its interval.
 
-        Guarantee: of a right step with a probability of about 5e-5.
+        Guarantee: true for a right step with a probability of about 5e-5.
         """
         return self.value - self.right > CONVICTS * self.half
 
@@ -50,13 +50,13 @@ class Measured:
 
 
 def scores_of(seen: NDArray[np.float64], q: float, sigma: float) -> dict[str, NDArray[np.float64]]:
-    """A number per canary, high where it seems to be in, from what was seen of it (steps, m) in clips.
+    """One number per canary, high where it seems to be in, from its measurements `seen` (steps, m) in clips.
 
     `jump J`: log-likelihood ratio of 'in', which moves the coordinate by J clips with probability `q` in each step,
     under noise `sigma`. `differences`: squares of successive differences, each cut at 1: noise that is used again
     cancels in them.
 
-    Guarantee: they depend on what was seen alone, and on public numbers.
+    Guarantee: they depend on `seen` and on public numbers alone.
     """
     with np.errstate(divide="ignore"):
         absent, present = np.log1p(-q), np.log(q)
@@ -70,7 +70,7 @@ def scores_of(seen: NDArray[np.float64], q: float, sigma: float) -> dict[str, ND
 def direct_numbers(
     seen: NDArray[np.float64], coins: NDArray[np.bool_], q: float, sigma: float
 ) -> tuple[Measured, Measured, Measured]:
-    """Noise, lag and jump of the head of this file. InputError where no canary is in, or none out.
+    """Noise, lag and jump, as at the head of this file. InputError where no canary is in, or none out.
 
     Guarantee: of a right step each interval holds its number with a probability of about 95%.
     """

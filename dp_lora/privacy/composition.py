@@ -1,12 +1,12 @@
-"""What publishing several releases costs that were made from the same private data: basic composition.
+"""Cost of publishing several releases made from the same private data: basic composition.
 
 Claim (Dwork and Roth 2014, theorem B.1). Let M1 be (e1, d1)-DP, and let M2, which may read what M1 released, be
 (e2, d2)-DP for every value y of it, both under one neighbouring relation with one unit. Then both together are
 (e1 + e2, d1 + d2)-DP. By induction n releases are (sum of e, sum of d)-DP, whatever else was chosen in view of
 earlier ones: what is trained, with which settings, from which start. Where e2, d2 or the number of releases is chosen
-so too, the claim holds of a total (E, D) that was fixed beforehand and that the sums never pass: then e2 <= E - e1 and
+so too, the claim holds for a total (E, D) that was fixed beforehand and that the sums never pass: then e2 <= E - e1 and
 d2 <= D - d1 for every y, and (2) and (3) go through with these in their place. Whoever fixes no total beforehand, and
-adds a release because of what an earlier one showed, knows the sum and has no such theorem for it.
+adds a release because of an earlier result, knows the sum but has no such theorem for it.
 
 Proof. Let D and D' be neighbours, P and P' the laws of M1 on them, S a set of pairs, S_y = {z: (y, z) in S}.
 (1) M1 is (e1, d1)-DP, so P <= exp(e1) P' + m for a measure m >= 0 of total mass at most d1.
@@ -28,11 +28,11 @@ from dp_lora.privacy.plan import PrivacyPlan
 
 @dataclass(frozen=True)
 class ReleaseCost:
-    """One release and what it spent: (epsilon, delta), of the unit and relation of those that it is added to."""
+    """Cost (epsilon, delta) of one release. Parts may be added only if unit and neighbouring relation agree."""
 
     epsilon: float
     delta: float
-    run_id: str | None = None  # the random one of a fine-tuning, as in its privacy.json
+    run_id: str | None = None  # the random id of a fine-tuning, as in its privacy.json
     base: str | None = None  # or the digest of a base model's folder
 
     def __str__(self) -> str:
@@ -46,8 +46,8 @@ class ReleaseCost:
 def compose(parts: Iterable[ReleaseCost]) -> tuple[float, float]:
     """Sum of the epsilons and sum of the deltas; (0, 0) for none. InputError where the deltas reach 1: no guarantee.
 
-    Guarantee: publishing all parts is (epsilon, delta)-DP where each part is what it says, all with one unit and one
-    neighbouring relation, and their epsilons, deltas and number, or totals that they keep within, were fixed
+    Guarantee: publishing all parts is (epsilon, delta)-DP where each part costs what it states, all have one unit and
+    one neighbouring relation, and their epsilons, deltas and number, or totals that they never pass, were fixed
     beforehand.
     """
     found = list(parts)
@@ -58,7 +58,7 @@ def compose(parts: Iterable[ReleaseCost]) -> tuple[float, float]:
 
 
 def together(base: Sequence[ReleaseCost], parent: Sequence[ReleaseCost]) -> tuple[ReleaseCost, ...]:
-    """What was spent before a fine-tuning: its parent's parts, and its base's where the parent's did not count it.
+    """Costs before a fine-tuning: its parent's parts, and its base's where the parent's parts do not hold them.
 
     A base is known by the digest of its folder: it is one release, however many fine-tunings started from it.
 
@@ -68,9 +68,9 @@ def together(base: Sequence[ReleaseCost], parent: Sequence[ReleaseCost]) -> tupl
 
 
 def spent_by(stated: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, float] | None:
-    """Epsilon and delta of a statement that can be added to the plan's; None for another unit, relation or no bound.
+    """A statement's epsilon and delta, to be added to the plan's; None for another unit or relation, or no bound.
 
-    Guarantee: what it gives is a bound for the plan's own unit and relation, as far as the statement is true.
+    Guarantee: the result is a bound for the plan's own unit and relation, as far as the statement is true.
     """
     if stated.get("unit") != plan.unit or stated.get("relation") != plan.relation:
         return None
@@ -84,7 +84,7 @@ def base_privacy(info: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, flo
     """Epsilon and delta that the base model has spent before, by its model.json; (0, 0) for a public one.
 
     Raises InputError, where the result is to be released, for a base that is non-private or of unknown status, or whose
-    unit of privacy or neighbouring relation is another.
+    unit of privacy or neighbouring relation is not the plan's.
 
     Guarantee: that of `spent_by`, as far as model.json is true.
     """
@@ -106,7 +106,7 @@ def base_privacy(info: Mapping[str, Any], plan: PrivacyPlan) -> tuple[float, flo
 
 
 def base_parts(info: Mapping[str, Any], digest: Callable[[], str], plan: PrivacyPlan) -> tuple[ReleaseCost, ...]:
-    """What `base_privacy` says of the base; none for a public one. `digest` gives its folder's, where it is needed.
+    """The base's cost by `base_privacy`; none for a public one. `digest` gives its folder's digest, where needed.
 
     Guarantee: that of `base_privacy`.
     """
@@ -118,7 +118,7 @@ def parent_parts(statement: Mapping[str, Any], plan: PrivacyPlan, shown: str) ->
     """The parts of an earlier fine-tuning's privacy.json, its own parents' among them.
 
     `shown` names the parent as it was typed. Raises InputError where it is not private, where unit or relation are not
-    the plan's, and where its parts are not what it states.
+    the plan's, and where its parts do not add up to its stated cost.
 
     Guarantee: the parts compose to what the statement says, for the plan's own unit and relation.
     """
@@ -132,7 +132,7 @@ def parent_parts(statement: Mapping[str, Any], plan: PrivacyPlan, shown: str) ->
             f"unit={plan.unit}, relation={plan.relation} to be added to this run's"
         )
     try:
-        # a release of before `parts` were written states one sum
+        # a release from before the field `parts` states one sum
         stated = statement.get("parts", [{"epsilon": spent[0], "delta": spent[1], "run_id": statement.get("run_id")}])
         parts = tuple(ReleaseCost(**part) for part in stated)
         whole = all(min(part.epsilon, part.delta) >= 0 for part in parts) and parts and compose(parts) == spent

@@ -4,8 +4,8 @@ A row is one (unit, picture, noise draw). A part is a fixed run of rows of one p
 shares of them where k rows are too many for one micro-batch. Each part is computed with a copy of its own, so that
 plain autograd's gradient for the copy is that part's gradient: the same number as a backward pass over this part alone.
 
-Who else takes part moves a part to another place in a micro-batch, and to another micro-batch. It changes nothing else:
-a part's own rows, their number and their order are its unit's alone, and all micro-batches of a step have one shape.
+The other units that take part move a part to another place or another micro-batch. They change nothing else: a part's
+own rows, their number and their order are its unit's alone, and all micro-batches of a step have one shape.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ class Rows:
     copies: int
     rows_per_copy: int
     units: list[int]  # of each part that is no padding: position of its unit among those drawn, ascending
-    last_continues: bool  # the last unit goes on in the micro-batch after
+    last_continues: bool  # the last unit continues in the next micro-batch
 
 
 # copies {name: (copies, *shape)}, rows -> loss of each row (R,); a padded row's loss must be finite and read no picture

@@ -1,28 +1,28 @@
-"""What one place has seen of each ledger, kept beside the working folders: an older copy of one is known by it.
+"""The growth of each ledger in this place, recorded beside the working folders: it exposes an older copy of a ledger.
 
 A ledger cannot know that its folder was copied, or restored from a backup, and that its later steps are elsewhere. So
-runs/.heads holds a file per ledger, to which every step appends how many lines the ledger has and the digest of them
-all (its chain).
+runs/.heads holds a file per ledger, to which every step appends the ledger's number of lines and the digest of them all
+(its chain).
 
 Claim: if the noise of a step was drawn here, no ledger that lacks the step's line is read here, as long as runs/.heads
 stands.
 
-Proof. (1) The order of a step is: the ledger's line on the disk, its head here on the disk, the noise. So where there
-is noise, the digest of all lines up to its own stands here. (2) A ledger is read only where it has the last head that
-stands here: that digest, after that many lines; so it has these very lines. (3) The last head follows all earlier
+Proof. (1) The order of a step is: the ledger's line on the disk, its head here on the disk, the noise. So where noise
+was drawn, the digest of all lines up to its step's stands here. (2) A ledger is read only where it has the last head
+that stands here: that digest, after that many lines; so it has these very lines. (3) The last head follows all earlier
 ones: whoever appended it had read a ledger that passed (2), and one process at a time holds the file (`run_folder`
 locks it, so that two copies of a folder are not written to at once).
 
 The other order, the head first, would refuse a folder after an ordinary crash between the two writes. In this order
 such a crash leaves a ledger that is one line ahead of its head: that line counts, and has no noise. A head that was
-torn in a crash has no noise either, and is passed over; the ledger's line before it stands.
+torn in a crash has no noise either, and is skipped; the ledger's line before it stands.
 
-What this place cannot see: steps that were taken elsewhere (a folder that comes from another machine is not known
-here, and is accepted), and runs/ as a whole, restored or forged together with runs/.heads. Branches that were made so
-are told apart by the ledger's head in each privacy.json.
+This place cannot see steps that were taken elsewhere (a folder from another machine is unknown here, and is accepted),
+nor that runs/ as a whole was restored or forged together with runs/.heads. The ledger's head in each privacy.json tells
+such branches apart.
 
-A head says nothing of the data without the operator's secrets: see `Ledger.head`. The number of lines is that of the
-steps, which is public, and of those that were lost in crashes.
+A head says nothing of the data without the operator's secrets: see `Ledger.head`. Its number of lines counts the steps,
+whose number is public, and the steps that were lost in crashes.
 """
 
 import json
@@ -49,7 +49,7 @@ class Heads:
     path: Path
 
     def make(self) -> None:
-        """Make the file, empty, where it is not there; its owner's alone, and on the disk on return.
+        """Make the file, empty, where it is missing; its owner's alone, and on the disk on return.
 
         Guarantee: a head that is appended later is not lost with its file's name.
         """
@@ -59,7 +59,7 @@ class Heads:
         fsync(self.path.parent.parent)
 
     def last(self) -> Head:
-        """The newest head; torn lines are passed over.
+        """The newest head; torn lines are skipped.
 
         Guarantee: every step whose noise was drawn here is at or before it.
         """

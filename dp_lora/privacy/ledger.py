@@ -16,24 +16,24 @@ from dp_lora.privacy.plan import FLAT, PrivacyPlan
 REPLAY = "replay"
 FRESH = "fresh"
 ONE_BRANCH = "restore the newest copy, or begin another fine-tuning (another experiment.seed), which spends anew"
-MECHANISM = ("sample_rate", "noise_multiplier", "max_grad_norm", "clipping")  # what a line says of its plan
+MECHANISM = ("sample_rate", "noise_multiplier", "max_grad_norm", "clipping")  # fields of the plan that each line holds
 
 
 @dataclass
 class _Lines:
-    """What whole and torn lines say, taken in the order of the file."""
+    """State after whole and torn lines, taken in the order of the file."""
 
     size: int = 0  # bytes of the file up to here
     count: int = 0
-    before: str = ""  # SHA-256 of the last line: what lines of before `chain` hold
-    chain: str = ""  # SHA-256 of the chain up to the line before the last one, and the last one: of all lines
+    before: str = ""  # SHA-256 of the last line; lines from before the field `chain` hold it
+    chain: str = ""  # SHA-256 of the chain before the last line, followed by that line: so of all lines
     mechanism: tuple[Any, ...] | None = None  # the same in every line
     fresh: int = 0
     torn: int = 0
     replayed: dict[int, str] = field(default_factory=dict)  # step -> keyed digest of its sum before noise
 
     def take(self, line: bytes, path: Path) -> None:
-        """Add one line, without its end; InputError for one that was changed or moved, or is of another plan.
+        """Add one line, without its newline; InputError if it was changed or moved, or belongs to another plan.
 
         Guarantee: a line is counted, as fresh, replayed or torn, or the ledger is refused; none is passed over.
         """
@@ -48,7 +48,7 @@ class _Lines:
                 raise InputError(f"{where}: the checksum does not hold; the ledger was changed")
             if entry.get("chain", entry.get("before")) != (self.chain if "chain" in entry else self.before):
                 raise InputError(f"{where}: does not follow the lines before it; some were removed, moved or changed")
-            known = {"clipping": FLAT, **entry}  # lines of before `clipping` do not say it
+            known = {"clipping": FLAT, **entry}  # lines from before the field `clipping` lack it
             mechanism = tuple(known[name] for name in MECHANISM)
             if self.mechanism not in (None, mechanism):
                 raise InputError(f"{where} belongs to another plan; start in another folder")
@@ -64,7 +64,7 @@ class _Lines:
     def check_replay(self, step: int, replay_of: str | None, path: Path) -> None:
         """InputError for a step with another sum than it had before, or for fresh and replayed steps together.
 
-        Guarantee: what passes is the first sum of its step, or the same one again.
+        Guarantee: a sum that passes is the first of its step, or the same one again.
         """
         if (self.fresh and replay_of is not None) or (self.replayed and replay_of is None):
             raise InputError(f"{path}: step {step}: fresh and replayed steps in one ledger; start in another folder")
@@ -79,10 +79,10 @@ class _Lines:
 class Ledger:
     """One JSON line per step, appended and fsynced before the step's noise is drawn; nothing is ever rewritten.
 
-    Each line holds a checksum of its own and the digest of all lines before (the chain, also through torn lines), so
-    that a line that is removed, moved or changed in the middle is seen. Lines that are lost at the end are seen where
-    `heads`, or a checkpoint, know of more; without heads (None: nobody goes on with this ledger) by the checkpoint
-    alone. A ledger is read once, line by line as it grows: keep one object per run.
+    Each line holds a checksum of its own and the digest of all lines before it (the chain, also through torn lines),
+    which exposes a line removed, moved or changed in the middle. Lines lost at the end are noticed where `heads`, or a
+    checkpoint, count more; without heads (None: nobody continues this ledger) by the checkpoint alone. A ledger is read
+    once, line by line as it grows: keep one object per run.
     """
 
     path: Path
@@ -97,7 +97,7 @@ class Ledger:
         `replay_of`: None with fresh randomness; in the reproducible mode a keyed digest of the sum before noise. Where
         the step stands in the ledger with another digest, the replay is not exact: two sums under one noise would
         reveal their difference, so InputError. A line of fresh randomness names its process by a random id, so that
-        two branches of a ledger differ. A replay has none: what differs in it is its sums.
+        two branches of a ledger differ. A replay's line has none: its branches differ by their sums.
 
         Guarantee: if the noise of a step can have been seen by anybody, its line is in the ledger, and no ledger
         without it is read here again; and one noise is never added to two different sums.
@@ -117,15 +117,15 @@ class Ledger:
             self._seen = head
 
     def head(self, plan: PrivacyPlan) -> str:
-        """What a release says of its ledger, so that two branches of one run are told apart: 64 hex digits.
+        """The ledger's mark in a release, which tells two branches of one run apart: 64 hex digits.
 
-        With fresh randomness the digest of all lines. In the reproducible mode the digest of each step's keyed digest,
-        which are equal where the release is: a replay that is made again has the same head, however often it stopped.
+        With fresh randomness: the digest of all lines. In the reproducible mode: the digest of all steps' keyed
+        digests, equal where the releases are: a repeated replay has the same head, however often it stopped.
 
         Guarantee: ledgers with one head come from the same noisy sums. Whoever lacks the ledger, and the secret of a
         replay, learns nothing of the data from a head: fresh lines hold public numbers and a random id of 128 bits that
-        stands nowhere else, so that not even the number of steps that a crash lost can be tried out; a replay's lines
-        hold each sum as an HMAC under the operator's secret.
+        stands nowhere else, so that not even the number of steps lost in a crash can be found by trial; a replay's
+        lines hold each sum as an HMAC under the operator's secret.
         """
         lines = self._read(plan)
         return digest_value(sorted(lines.replayed.items())) if lines.replayed else lines.chain
@@ -135,8 +135,8 @@ class Ledger:
 
         With fresh randomness every line counts: a step that was lost in a crash and done again was released twice. An
         exact replay of a step is the same release, so it counts once. A torn line counts as a step: its noise may
-        have been drawn. Torn lines of a replay are steps of the plan too, so all are never more than plan.steps. A
-        whole line whose checksum fails, that does not follow the line before, or of another plan, is an InputError.
+        have been drawn. Torn lines of a replay are steps of the plan too, so all are never more than plan.steps.
+        InputError for a whole line that fails its checksum, does not follow the line before, or is of another plan.
 
         Guarantee: never fewer than the number of distinct noisy sums that were computed.
         """
@@ -146,7 +146,7 @@ class Ledger:
         return lines.fresh + lines.torn
 
     def _read(self, plan: PrivacyPlan) -> _Lines:
-        """All lines, the last one also where it has no end; only new ones are read."""
+        """All lines, the last one even without its newline; only new ones are read."""
         if self.heads is not None and self._seen is None:
             self._seen = self.heads.last()  # before the ledger, which is never behind it
         known = self._lines
@@ -165,7 +165,7 @@ class Ledger:
             known.size += len(line) + 1
         lines = known
         if tail:
-            # whoever writes next ends this line; until then it is looked at, and not kept
+            # the next writer ends this line; until then it is looked at, but not kept
             lines = replace(known, replayed=dict(known.replayed))
             self._take(tail, lines)
         if lines.mechanism not in (None, _mechanism(plan)):

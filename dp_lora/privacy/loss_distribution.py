@@ -1,13 +1,13 @@
 """Privacy loss distribution (PLD) of composed Poisson-subsampled Gaussian steps: an upper bound on epsilon.
 
-One step is put on a grid of losses by connect-the-dots (Doroshenko et al. 2022): what a cell holds under both
-neighbours goes to its two ends, so that both masses are kept. Whatever the grid, the original is then a post-processing
+One step is put on a grid of losses by connect-the-dots (Doroshenko et al. 2022): a cell's mass under both neighbours
+goes to its two ends, so that both masses are kept. Whatever the grid, the original is then a post-processing
 of the result, so the curve of delta over epsilon lies on or above the true one, and composition keeps that order.
 
 The steps are convolved by FFT, after the distribution was tilted by exp(tilt * loss) and before it is tilted back. This
-changes nothing but the rounding. An FFT is exact to about steps * 2^-52 of its largest values; without the tilt, which
-brings them to where epsilon is, that passes a small delta: dp-accounting 0.6, which has none, prints an epsilon 0.5%
-below the exact one of the Gaussian at 10^6 steps and delta 1e-10. What rounding is left is added to delta.
+changes nothing but the rounding. An FFT is exact to about steps * 2^-52 of its largest values. The tilt moves these to
+where epsilon is; without it the error exceeds a small delta: dp-accounting 0.6, which has no tilt, prints an epsilon
+0.5% below the exact one of the Gaussian at 10^6 steps and delta 1e-10. The rounding that is left is added to delta.
 """
 
 import math
@@ -27,7 +27,7 @@ MOST_POINTS = 2**21  # of one grid: about 300 MB
 TAIL = 1e-5  # share of delta that all cut tails together cost at most
 MISSED = 28.0  # -log of the tilted mass beyond each end of the FFT's window
 TILTS = np.geomspace(1e-3, 1e8, 140)
-COARSE = 200  # cells of the rough look that sizes the grid
+COARSE = 200  # cells of the rough estimate that sizes the grid
 ROUNDED = 2.0**-49  # of a step's mean loss; seen: 2^-54
 
 
@@ -36,7 +36,7 @@ class Pair:
     """Neighbours' distributions of one step: noise N(0, sigma^2), and mixture (1 - q) N(0, .) + q N(1, sigma^2).
 
     `removed`: the mixture is upper, the noise lower, and the loss log(upper / lower) grows with x. Else, with a unit
-    added, they change places, and x is mirrored, so that the loss grows with x too. `cut` is a probability.
+    added, the two change places, and x is mirrored, so that the loss grows with x too. `cut` is a probability.
     """
 
     sample_rate: float
@@ -46,9 +46,9 @@ class Pair:
 
     @property
     def x_range(self) -> tuple[float, float]:
-        """Where nearly all of upper lies.
+        """The interval in which nearly all of upper lies.
 
-        Guarantee: at most `cut` of it lies beyond each end; what does is rounded up, or counts as an infinite loss.
+        Guarantee: at most `cut` of it lies beyond each end; this part is rounded up, or counts as an infinite loss.
         """
         reach = -self.sigma * float(ndtri(self.cut / 2))
         drawn = -self.sigma * float(ndtri(min(self.cut / (2 * self.sample_rate), 0.5)))
@@ -65,14 +65,14 @@ class Pair:
             return sign * np.logaddexp(np.log1p(-self.sample_rate), np.log(self.sample_rate) + exponent)
 
     def x_of_loss(self, loss: Array) -> Array:
-        """Inverse of `loss`; infinite beyond what losses reach.
+        """Inverse of `loss`; infinite beyond the range of losses.
 
         Guarantee: the loss at the result is `loss` but for its last digit.
         """
         q, sign = self.sample_rate, 1 if self.removed else -1
         mixed = sign * loss
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            # log((exp(mixed) - 1 + q) / q), in the form that loses nothing
+            # log((exp(mixed) - 1 + q) / q), in the form that loses no digits
             negative = np.log((np.exp(np.minimum(mixed, 0.0)) - (1 - q)) / q)
             small = np.log1p(np.expm1(np.clip(mixed, -0.7, 0.7)) / q)
             positive = mixed + np.log1p((q - 1) * np.exp(-np.maximum(mixed, 0.0))) - math.log(q)
@@ -140,10 +140,10 @@ def _one_step(pair: Pair, cell: float, lowest: float) -> Losses | None:
 def _composed(parts: Sequence[tuple[Losses, int]], tilt: float) -> Losses | None:
     """The loss of independent steps, within a window about the tilted mean; None for more than MOST_POINTS.
 
-    `parts`: each step's losses, all of one cell, and how many of such steps there are.
+    `parts`: the losses of each kind of step, all with one cell, and the number of its steps.
 
-    Guarantee: its delta is at or above that of the composition at every epsilon not below the window. What the window
-    misses above counts as infinite; what it misses below is counted inside; the FFT's rounding is added everywhere.
+    Guarantee: its delta is at or above that of the composition at every epsilon not below the window. Mass above the
+    window counts as infinite; mass below it is counted inside; the FFT's rounding is added everywhere.
     """
     tilts = [_tilted(step, tilt) for step, _ in parts]
     total, cell = sum(steps for _, steps in parts), parts[0][0].cell
@@ -170,14 +170,14 @@ def _composed(parts: Sequence[tuple[Losses, int]], tilt: float) -> Losses | None
     # a frequency's rounding is at most about (8 + log2 size) 2^-52, relative to 1, and to the power of its steps
     convolved += 2.0**-52 * (total + len(parts)) * (8 + math.log2(size)) * magnitudes.mean()
     back = log_mgf - tilt * cell * np.arange(first, first + size + 1, dtype=np.float64)
-    # where 600 is passed, what was added for rounding alone is far above any delta
+    # beyond 600, the mass that was added for rounding alone is far above any delta
     probabilities = convolved * np.exp(np.minimum(back[:-1], 600.0))
     beyond = math.exp(min(float(back[-1]) - MISSED, 0.0))
     return Losses(cell, first, probabilities, beyond - math.expm1(finite))
 
 
 def _tilted(step: Losses, tilt: float) -> tuple[Array, float]:
-    """A step's probabilities times exp(tilt * loss), of sum 1, and the log of what they were divided by."""
+    """A step's probabilities times exp(tilt * loss), scaled to sum 1, and the log of the divisor."""
     with np.errstate(divide="ignore"):
         weights = np.log(step.probabilities) + tilt * step.values
     log_mgf = float(logsumexp(weights))
@@ -185,9 +185,9 @@ def _tilted(step: Losses, tilt: float) -> tuple[Array, float]:
 
 
 def _window(parts: Sequence[tuple[Array, Array, int]], cell: float) -> tuple[int, int]:
-    """Grid points between which all but exp(-MISSED) on either side of the composed tilted mass lies, by Chernoff.
+    """Grid points beyond which at most exp(-MISSED) of the composed tilted mass lies on either side, by Chernoff.
 
-    `parts`: of each kind of step its losses, their tilted mass, and how many of such steps there are.
+    `parts`: the losses of each kind of step, their tilted mass, and the number of its steps.
     """
     means = [float(tilted @ values) for values, tilted, _ in parts]
     kinds = [(values - mean, tilted, steps) for (values, tilted, steps), mean in zip(parts, means, strict=True)]
@@ -227,7 +227,7 @@ def _epsilon(composed: Losses, delta: float) -> float:
 
 
 def _tilt_and_scale(pairs: Sequence[tuple[Pair, int]], delta: float) -> tuple[float, float]:
-    """Where Chernoff's bound on epsilon (Renyi's, of order tilt + 1) is least, and that bound, roughly."""
+    """The tilt where Chernoff's bound on epsilon (Renyi's, of order tilt + 1) is least, and that bound, roughly."""
     exponents = 0.0
     for pair, steps in pairs:
         x = np.linspace(*pair.x_range, COARSE + 1)
@@ -241,12 +241,12 @@ def _tilt_and_scale(pairs: Sequence[tuple[Pair, int]], delta: float) -> tuple[fl
 def epsilon_bound_of_all(kinds: Sequence[tuple[float, float, int]], delta: float) -> float:
     """An upper bound on epsilon of all steps together, nearly always within 1e-3 (relative) of it; inf for none.
 
-    `kinds`: of each kind of step its rate in (0, 1], its noise multiplier above 0, and how many there are, at least 1.
+    `kinds`: rate in (0, 1], noise multiplier above 0 and number of steps, at least 1, of each kind of step.
     Delta in (0, 1). The grid is a function of these alone. The same unit joins or leaves in all steps at once, so that
     all losses are of one side: all with the unit removed, or all with it added.
 
-    Guarantee: all steps together are (result, delta)-DP under add-or-remove-one, where each is its own rate's and
-    noise's Poisson-subsampled Gaussian of the same data, in whatever order they are taken.
+    Guarantee: all steps together are (result, delta)-DP under add-or-remove-one, where each is the Poisson-subsampled
+    Gaussian of its own rate and noise on the same data, in whatever order they are taken.
     """
     total = sum(steps for _, _, steps in kinds)
     removed, added = (
@@ -256,9 +256,9 @@ def epsilon_bound_of_all(kinds: Sequence[tuple[float, float, int]], delta: float
     tilt, scale = _tilt_and_scale(removed, delta)
 
     def bound_on_grid_of(scale: float) -> float:
-        # a cell adds up to its square to a step's variance; this keeps their sum small beside what epsilon reacts to
+        # a cell adds up to its square to a step's variance; this keeps their sum too small to move epsilon much
         cell = GRID * scale / math.sqrt(total * (scale - 2 * math.log(delta)))
-        # one tilt for both: right near the larger epsilon, which is what counts
+        # one tilt for both sides: right near the larger epsilon, which is the result
         return max(_bound_of(pairs, delta, cell, -2 * scale, tilt) for pairs in (removed, added))
 
     bound = bound_on_grid_of(scale)

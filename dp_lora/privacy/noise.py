@@ -10,7 +10,7 @@ from dp_lora.errors import InputError
 
 
 def require_wide(tensors: Mapping[str, Tensor]) -> None:
-    """InputError that names a tensor which is narrower than float32.
+    """Raise InputError, with the tensor's name, for a tensor narrower than float32.
 
     Guarantee: no sum and no noise is computed in half precision, where one unit moves a sum by up to 10 times its clip
     and the noise has 8 bits.

@@ -1,6 +1,6 @@
 """Opacus' accountants without the rest of Opacus: they compute with numpy and scipy, the rest imports torch.
 
-So a dry run, which cross-checks its plan, starts in half the time. The accountants' own code runs as it stands.
+So a dry run, which cross-checks its plan, starts in half the time. The accountants' own code runs unchanged.
 """
 
 import functools
@@ -17,10 +17,10 @@ NAMES = "opacus.accountants", "opacus.accountants.utils"
 def accountants() -> tuple[Any, Any]:
     """The modules `opacus.accountants` and `opacus.accountants.utils`, without importing `opacus` itself.
 
-    Two names stand in meanwhile: `opacus`, whose own code is not run, and `opacus.optimizers`, of which the accountants
-    take one class, for a type that they write down. Whoever imports Opacus afterwards imports the whole of it.
+    During the import two empty modules stand in: for `opacus`, whose own code is not run, and for `opacus.optimizers`,
+    from which the accountants take one class, for a type annotation. A later import of Opacus imports all of it.
 
-    Guarantee: none is needed: what comes of these modules is a cross-check, or the accounting of the released code.
+    Guarantee: none is needed: these modules serve a cross-check, or the accounting of the released code.
     """
     if "opacus" in sys.modules:
         first, second = map(import_module, NAMES)

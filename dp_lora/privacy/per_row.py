@@ -1,4 +1,4 @@
-"""The private step on a torch model of one's own: the loss of one row is all that it has to give."""
+"""The private step on your own torch model: it needs only the loss of one row."""
 
 from collections.abc import Callable, Mapping
 
@@ -15,11 +15,11 @@ RowLoss = Callable[..., Tensor]  # weights {name: (*shape)}, position in the dat
 
 
 def each_row(row_loss: RowLoss, draw: Draw | None = None) -> LossFactory:
-    """What `noisy_sum` asks for, from the loss of one row: `row_loss(weights, position)`, a scalar.
+    """The loss factory for `noisy_sum`, from the loss of one row: `row_loss(weights, position)`, a scalar.
 
-    `weights` {name: (*shape)} are those of one copy (`torch.func.functional_call` runs a module with them), `position`
-    () int64 is that of the example in the data. With `draw`, `row_loss` gets a third argument: what `draw` made of the
-    example's own numpy generator, anew for each of its k rows.
+    `weights` {name: (*shape)} belong to one copy (`torch.func.functional_call` runs a module with them), `position`
+    () int64 is the example's position in the data. With `draw`, `row_loss` gets a third argument: the result of `draw`
+    on the example's own numpy generator, anew for each of its k rows.
 
     Torch's vmap computes all rows at once. It refuses a `row_loss` that draws randomness itself (dropout) or changes
     buffers (batch norm), which would tie rows together.

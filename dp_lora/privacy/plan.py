@@ -92,7 +92,7 @@ class PrivacyPlan:
 
     @property
     def sensitivity(self) -> float:
-        """Bound on what one unit moves the clipped sum by, rounding included, in units of max_grad_norm.
+        """Upper bound on how far one unit moves the clipped sum, rounding included, in units of max_grad_norm.
 
         Guarantee: argued in step.py, for both kinds of accounting.
         """
@@ -122,10 +122,10 @@ class PrivacyPlan:
 
 
 def require_stated_number(plan: PrivacyPlan, n: int) -> None:
-    """InputError where there are more than twice the `n` units that the plan's public number states.
+    """InputError where `n`, the true number of units, is more than twice the plan's public number of units.
 
-    Guarantee: drawn batches stay near the expected one, which the proof of ROUNDING counts with (step.py, 5). Whether
-    a run fails here depends on private data: that a run failed carries no guarantee.
+    Guarantee: drawn batches stay near the expected one, on which the proof of ROUNDING relies (step.py, 5). Whether a
+    run fails here depends on private data: the fact that a run failed carries no guarantee.
     """
     stated = plan.expected_batch / plan.sample_rate
     if plan.private and n > 2 * stated:

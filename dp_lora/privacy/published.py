@@ -1,7 +1,7 @@
 """The accounting of the code released with the paper, for comparison alone.
 
-It clips each of the k noise draws apart and sets the noise for one of them. The claim that comes out is printed beside
-`accounting.spent`, which counts what a unit really moves.
+That code clips each of the k noise draws apart and sets the noise for one of them. Its claim is printed beside the
+epsilon of `accounting.spent`, which counts all k draws of a unit.
 """
 
 import functools
@@ -23,7 +23,7 @@ def published_plan(
     len(loader) = ceil(n_public / batch_size); the divisor is floor(n_public * rate). Arguments and ranges as in
     `accounting.calibrate`; eps must be finite, unit a picture (InputError).
 
-    Guarantee: none at `eps`. What holds is `accounting.spent`, with sensitivity k times max_grad_norm.
+    Guarantee: none at `eps`. The epsilon of `accounting.spent` holds, with sensitivity k times max_grad_norm.
     """
     check_public_numbers(eps, delta, n_public, batch_size)
     batches = math.ceil(n_public / batch_size)
@@ -55,7 +55,7 @@ def _noise_multiplier(eps: float, delta: float, sample_rate: float, steps: int) 
 
 
 def claimed_epsilon(plan: PrivacyPlan, steps: int) -> float:
-    """What the released code prints after `steps` steps: PRV's epsilon as if one draw were all that a unit adds.
+    """The epsilon that the released code prints after `steps` steps: PRV's, as if a unit added only one draw.
 
     Guarantee: none.
     """
@@ -68,7 +68,7 @@ def claimed_epsilon(plan: PrivacyPlan, steps: int) -> float:
 
 
 def claimed_at(plan: PrivacyPlan, delta: float) -> float:
-    """Epsilon that is claimed of all the plan's steps at `delta`: a bound, or what the released code prints.
+    """Claimed epsilon of all the plan's steps at `delta`: a bound, or the number that the released code prints.
 
     InputError for a plan without privacy, which claims nothing.
 

@@ -1,7 +1,7 @@
 """Where the randomness of the private step comes from.
 
-Default: 256 bits of the operating system for every stream and step, never stored, of which a generator keeps
-192. Reproducible mode: the bits are HMAC-SHA256(secret, digest of the run | stream | step), so that no two plans share
+Default: 256 bits from the operating system for every stream and step, never stored; a generator keeps 192 of them.
+Reproducible mode: the bits are HMAC-SHA256(secret, digest of the run | stream | step), so that no two plans share
 noise and a step can be replayed. The bits seed statistical generators (numpy's SFC64), not cryptographic ones. Torch's
 own CPU generator is not used: it keeps only 32 bits of its seed, few enough to try them all.
 """
@@ -42,14 +42,14 @@ class Randomness:
     def numpy(self, stream: str, step: int) -> np.random.Generator:
         """Generator of one stream of one step: who takes part, or the noise.
 
-        Guarantee: fresh, two calls share their bits with probability 2^-192 alone. In the reproducible mode one (run,
-        stream, step) is one generator, and another one is another; unpredictable without the secret.
+        Guarantee: with fresh randomness two calls share their bits with probability 2^-192 only. In the reproducible
+        mode each (run, stream, step) has one generator, and no two share one; unpredictable without the secret.
         """
         seed = np.random.SeedSequence(int.from_bytes(self._bits(stream, step)), pool_size=POOL_SIZE)
         return np.random.Generator(np.random.SFC64(seed))
 
     def digest(self, tensors: Mapping[str, torch.Tensor]) -> str | None:
-        """Keyed digest of a step's sum, by which a replay is known to be exact; None with fresh randomness.
+        """Keyed digest of a step's sum, which shows that a replay is exact; None with fresh randomness.
 
         Guarantee: tells nothing of the sum without the secret; two sums with one digest are equal bit for bit.
         """
@@ -63,13 +63,13 @@ class Randomness:
     def per_item(self, stream: str, step: int) -> "ItemStreams":
         """One stream for each item of a step.
 
-        Guarantee: what is drawn for one does not depend on which others take part.
+        Guarantee: an item's draws do not depend on which other items take part.
         """
         return ItemStreams(int.from_bytes(self._bits(stream, step)))
 
 
 class ItemStreams:
-    """Independent generators by item number, each going on where it was."""
+    """Independent generators by item number; each continues where it stopped."""
 
     def __init__(self, entropy: int) -> None:
         self._entropy = entropy
@@ -84,7 +84,7 @@ class ItemStreams:
     def from_the_start(self) -> "ItemStreams":
         """The same streams, each at its first draw again.
 
-        Guarantee: what is computed anew draws what it drew before.
+        Guarantee: a repeated computation draws the same numbers as before.
         """
         return ItemStreams(self._entropy)
 

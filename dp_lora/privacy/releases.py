@@ -1,4 +1,4 @@
-"""What publishing several private fine-tunings of the same private pictures costs: their steps composed as one run's.
+"""Cost of publishing several private fine-tunings of the same private pictures: their steps composed as one run's.
 
 Claim. Let n fine-tunings be fixed beforehand: their plans, settings and seeds, by a study's file. Each reads the same
 private data D, draws its batches and its noise by itself, and publishes the result of its steps. Then publishing all n
@@ -12,12 +12,12 @@ ones. (3) Neighbours D and D' differ by one unit, the same one in all n runs, on
 steps together are dominated by the product of their pairs of that side (Zhu, Dong and Wang 2022, theorem 10), whose
 loss is the sum of independent losses: what `loss_distribution` convolves. Epsilon is the larger one of both sides.
 
-This is less than the sum of the epsilons, which `composition.compose` gives and which needs no more than these. It
-counts runs that were fixed beforehand. Whoever adds a run to the study in view of an earlier result has another study.
+E is less than the sum of the epsilons, which `composition.compose` gives and which needs nothing but these. E counts
+runs that were fixed beforehand. Whoever adds a run to the study in view of an earlier result has another study.
 
-Two members that are one fine-tuning (one ledger, one adapter; they draw or score otherwise) are one release: what is
-drawn from an adapter is post-processing. Scores are no releases: they read private pictures without noise, and stay
-with the operator. What members without a guarantee (eps=inf, published accounting) would cost is not bounded at all.
+Members that share one fine-tuning (one ledger, one adapter; only sampling or scoring differs) are one release: samples
+from an adapter are post-processing. Scores are no releases: they read private pictures without noise, and stay with the
+operator. The cost of members without a guarantee (eps=inf, published accounting) has no bound.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,13 +29,13 @@ from dp_lora.privacy.plan import PrivacyPlan
 
 
 def all_releases(plans: Sequence[PrivacyPlan], before: Iterable[ReleaseCost] = ()) -> Spent:
-    """Epsilon and delta of publishing the results of all plans, and of what was spent before them.
+    """Epsilon and delta of publishing the results of all plans, with the earlier releases `before`.
 
-    Delta is the largest one of the plans' own, to which those of `before` are added: earlier releases, and bases, each
-    counted once. InputError for a plan without a guarantee, and for plans of different units or relations, which have
-    no common epsilon.
+    `before`: releases whose cost is added, earlier fine-tunings and bases, each counted once. Delta is the largest of
+    the plans' own, plus theirs. InputError for a plan without a guarantee, and for plans of different units or
+    relations, which have no common epsilon.
 
-    Guarantee: that of the head of this file, with one unit and relation for all; `before` is added by
+    Guarantee: the claim at the head of this file, with one unit and relation for all; `before` is added by
     `composition.compose`.
     """
     if not all(plan.guaranteed for plan in plans):

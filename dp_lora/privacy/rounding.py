@@ -1,12 +1,12 @@
-"""How much the sum of all others rounds anew when one unit joins: measured on dummy pictures, before the first step.
+"""How much the sum of all other units rounds anew when one unit joins: measured on dummies, before the first step.
 
 The proof of step.py bounds everything but the last bits of the network's kernels: (5 b). Where a kernel rounds a row
-otherwise in another place of a micro-batch, each of the others changes by a little, in a direction that it does not
-share with the others, so that the change of their sum grows as the square root of their number.
+differently in another place of a micro-batch, each other unit's gradient changes a little, in a direction that it does
+not share with the others, so that the change of their sum grows as the square root of their number.
 
-Every dummy is scaled to one norm here, as flat clipping scales those above C. Each of its changes then counts for more
-than it does in a sum: flat clipping does not scale a unit below C up, and automatic clipping divides by more than its
-norm. (But for what changes along the gradient itself: one direction of as many as there are trained numbers.)
+Every dummy is scaled to one norm here, as flat clipping scales units above C. Each of its changes then counts for more
+than in a real sum: flat clipping does not scale up a unit below C, and automatic clipping divides by more than its
+norm. (Except changes along the gradient itself: one direction out of as many as there are trained numbers.)
 """
 
 import math
@@ -22,10 +22,10 @@ from dp_lora.privacy.plan import ROUNDING, PrivacyPlan
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.privacy.sums import LossFactory, sum_over_units
 
-DUMMIES = 8  # pictures, at the least
-SUMMATION = 2**-12  # what float64 may take of ROUNDING: step.py (5 a)
+DUMMIES = 8  # least number of pictures
+SUMMATION = 2**-12  # float64's part of ROUNDING: step.py (5 a)
 MARGIN = 2.0  # for weights and pictures that round worse than those measured
-NUDGE = 0.01  # about what a hundred steps move a weight: LoRA's B begins at 0, and A's gradient with it
+NUDGE = 0.01  # a hundred steps move a weight by about this: LoRA's B begins at 0, and so does A's gradient
 PERSONS = 1, 2, 3  # pictures of the dummies, in turn
 CLIP = 2.0**-60  # below every gradient that is not zero: every unit is clipped, and its change counts whole
 
@@ -33,7 +33,7 @@ CLIP = 2.0**-60  # below every gradient that is not zero: every unit is clipped,
 def rest(
     loss_factory: LossFactory, parameters: Mapping[str, Tensor], units: list[list[int]], k: int, rows: int
 ) -> float:
-    """Norm of what the sum of units[1:] changes by when units[0] joins them, in units of max_grad_norm.
+    """Norm of the change in the sum of units[1:] when units[0] joins them, in units of max_grad_norm.
 
     `units` are lists of the pictures that `loss_factory` knows, and all are clipped. `rows` are computed at a time.
 
@@ -53,14 +53,14 @@ def rest(
 def require_small_rounding(
     plan: PrivacyPlan, loss_factory: LossFactory, parameters: Mapping[str, Tensor], rows: int
 ) -> None:
-    """InputError where kernels on this device round by more than the plan's noise was set for.
+    """InputError where kernels on this device round by more than the plan's noise covers.
 
     `loss_factory` is that of a training, over at least `dummies(plan, rows)` dummy pictures. The weights are moved by
     NUDGE, so that every tensor has a gradient. Where a unit is a person, dummies have PERSONS pictures.
 
     Guarantee: what passes was measured, near these weights and at these shapes, to keep (5) of step.py for an expected
-    batch, with a margin of MARGIN, for others that move by one place and by half a micro-batch on this device. What
-    encodes pictures is not measured: `latents` gives all of its batches one shape. It reads nothing private.
+    batch, with a margin of MARGIN, for others that move by one place and by half a micro-batch on this device. The
+    encoder of pictures is not measured: `latents` gives all of its batches one shape. It reads nothing private.
     """
     if not plan.private:
         return
@@ -72,7 +72,7 @@ def require_small_rounding(
         if not (unit := list(islice(pictures, size))):
             break
         others.append(unit)
-    # a joiner of so many pictures moves each of the others by so many places
+    # a joiner of n pictures moves each of the others by n places
     joiners = {1, max(1, rows_at_once(k, rows) // k // 2)}
     measured = max(rest(loss_factory, weights, [[0] * joiner, *others], k, rows) for joiner in joiners)
     expected = measured * math.sqrt(plan.expected_batch * plan.k / k / len(others))
@@ -85,7 +85,7 @@ def require_small_rounding(
 
 
 def dummies(plan: PrivacyPlan, rows: int) -> int:
-    """Number of dummy pictures that fill a micro-batch and begin another one, and at least DUMMIES and one.
+    """Number of dummy pictures that fill a micro-batch and begin another one, and at least DUMMIES + 1.
 
     Guarantee: a function of public numbers.
     """

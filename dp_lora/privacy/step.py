@@ -2,17 +2,17 @@
 
 Claim: one call of `noisy_sum` is at least as private as a Poisson-subsampled Gaussian mechanism with rate
 q = plan.sample_rate and noise multiplier sigma = plan.noise_multiplier / plan.sensitivity under add-or-remove-one unit.
-plan.sensitivity is 1 + ROUNDING but for the comparison below.
+plan.sensitivity is 1 + ROUNDING except in the comparison below.
 
 Proof. Let D and D' differ in one unit x.
 (1) Every unit takes part by its own coin with probability q, so D and D' can share the coins of all others.
 (2) The gradient of a unit depends on its own pictures and draws and on the current public weights only. The draws come
-    from a stream of each picture's own, whoever else takes part. (x moves the numbers of the streams of others; all are
-    independent and alike, so D and D' can share the draws of all others.) So the parts of all others are the same, up
-    to the rounding of (5).
+    from a stream of each picture's own, whoever else takes part. (x shifts the numbers of others' streams; all streams
+    are independent and alike, so D and D' can share the draws of all others.) So the parts of all others are the same,
+    up to the rounding of (5).
 (3) x adds at most one vector, with norm at most C = plan.max_grad_norm over all tensors together: all of its pictures,
-    and all k noise draws of each, are folded into one gradient before the one clip. That is flat or automatic
-    (plan.clipping); why both keep to C stands in clipping.py.
+    and all k noise draws of each, are folded into one gradient before the one clip. The clip is flat or automatic
+    (plan.clipping); clipping.py proves that both keep to C.
 (4) Noise plan.noise_multiplier * C * N(0, 1) is added to the sum once.
 (5) Rounding moves the sum by at most ROUNDING * C more, so by at most plan.sensitivity * C in all:
     (a) A unit's parts are added up in their own order, clipped and summed in float64. A sum of n <= 2^20 clipped
@@ -22,12 +22,12 @@ Proof. Let D and D' differ in one unit x.
     (b) A part's gradient is computed in float32, or behind a forward pass in bfloat16. x moves the parts of others to
         other places in their micro-batches, or to another rank's, of the same device. All micro-batches have one shape,
         no part is divided, and padding belongs to nobody, so the same kernels do the same operations for a part in
-        every place but for the last bits. What that adds up to no theorem bounds for every network and every picture
+        every place but for the last bits. No theorem bounds their total for every network and every picture
         (think of a person whose two pictures' gradients nearly cancel). Here the claim rests on an assumption: at no
         step does it pass the rest of ROUNDING. `rounding.py` measures it on dummy pictures, with the network and the
         weights at hand, before the first step, adds it up to the expected batch as independent errors add up, doubles
         it, and refuses to train where it passes. The latents of pictures are made before the first step, in batches of
-        one shape, on one kind of device; that x moves them to other places there is under the same assumption.
+        one shape, on one kind of device; the same assumption covers that x moves them to other places there.
 So one step is at least as private as the mechanism that `accounting` composes. The divisor is public (q * n_public).
 What follows (rounding to the weights' own type, optimizer, averaging of weights, samples) sees private data through
 this sum alone: post-processing.
@@ -39,7 +39,7 @@ alone, and it alone receives the sums.
 
 plan.accounting = published repeats a fault of the released code, for comparison. There (3) fails: each draw is clipped
 apart, as if it were a unit, so x adds k vectors, whose sum has norm at most k * C, reached when they are parallel.
-(1), (2), (4) and (5) stand, so plan.sensitivity = k * (1 + ROUNDING) makes the claim true again; what is made so is
+(1), (2), (4) and (5) stand, so plan.sensitivity = k * (1 + ROUNDING) makes the claim true again; a result made so is
 never released.
 """
 
@@ -60,13 +60,13 @@ from dp_lora.team import Team
 
 @dataclass(frozen=True)
 class PrivateFacts:
-    """What the operator may watch; computed from private data without noise, so it carries no guarantee."""
+    """Numbers for the operator alone; computed from private data without noise, so they carry no guarantee."""
 
     units: int
-    loss: float  # mean over what was clipped, units as a rule; NaN for an empty draw
+    loss: float  # mean over the clipped gradients, one per unit as a rule; NaN for an empty draw
     mean_norm: float  # of the gradients before the clip
-    clipped_share: float  # scaled by less than 1
-    physical_batch_size: int  # rows at a time with which the sum was computed, after backing off
+    clipped_share: float  # share of gradients scaled by less than 1
+    physical_batch_size: int  # rows at a time in the sum, after backing off
 
 
 def noisy_sum(
@@ -83,8 +83,8 @@ def noisy_sum(
     """Noisy sum {name: (*shape)} of the clipped gradients of a fresh Poisson draw of `units` (each a list of pictures).
 
     An empty draw is a step like any other: no model call, noise, a ledger line. `physical_batch_size` rows are computed
-    at a time, fewer where memory ends (`sum_within_memory`; not in the reproducible mode); it changes memory, and the
-    result only by rounding, as do the ranks of `team`, of which the first calls this and the others `assist`.
+    at a time, fewer where memory runs out (`sum_within_memory`; not in the reproducible mode); it changes memory, and
+    the result only by rounding, as do the ranks of `team`. The first rank calls this, the others call `assist`.
     PrivateFacts are for the operator alone. InputError for a parameter that is narrower than float32.
 
     Guarantee: where plan.private, the noisy sum is at least as private as the (q, sigma)-subsampled Gaussian under

@@ -24,13 +24,13 @@ LOSS = "loss"
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the first rank draws for a step and the others are told; private."""
+    """The first rank's draw for a step, sent to the other ranks; private."""
 
     plan: PrivacyPlan
-    units: list[int]  # positions of those that take part
+    units: list[int]  # positions of the units that take part
     draws: ItemStreams
     physical_batch_size: int
-    back_off: bool  # where memory ends
+    back_off: bool  # compute fewer rows at a time where memory runs out
 
 
 def unit_gradients(
@@ -98,12 +98,12 @@ def sum_over_units(
             partial, partial_norms = clipped_sum(whole, max_grad_norm, clipping)
             del whole
             for name in total:
-                # sum, not mean: the batch size is private under Poisson sampling; popped, or it would lie beside the
-                # next micro-batch's gradients
+                # sum, not mean: the batch size is private under Poisson sampling; popped, or it would stay in memory
+                # beside the next micro-batch's gradients
                 total[name] += partial.pop(name)
             norms.append(partial_norms)
             losses.append(unit_losses[:complete])
-        del gradients  # or they would lie beside the next micro-batch's
+        del gradients  # or they would stay in memory beside the next micro-batch's
     return total, torch.cat(norms) if norms else torch.zeros(0), torch.cat(losses) if losses else torch.zeros(0)
 
 
@@ -118,9 +118,9 @@ def sum_within_memory(
     back_off: bool,
     clipping: str = FLAT,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
-    """`sum_over_units` of the drawn `units`, and the rows at a time that it took; `draws` are theirs for this step.
+    """`sum_over_units` of the drawn `units`, and its rows at a time; `draws` are the units' streams for this step.
 
-    Where the device's memory ends, half as many rows are tried. Raises InputError where one row does not fit, or,
+    Where the device's memory runs out, half as many rows are tried. Raises InputError where one row does not fit, or,
     without `back_off`, where `physical_batch_size` rows do not.
 
     Guarantee: that of `sum_over_units`. Backing off is no second mechanism: the units were drawn before and stay, each
@@ -146,7 +146,7 @@ def sum_within_memory(
                     "compute.physical_batch_size=1: one row does not fit in the device's memory; free it, or use a "
                     "larger device"
                 ) from None
-        # out here the failed attempt's tensors are gone with its frames
+        # only outside the except block are the failed attempt's frames, and with them its tensors, freed
         torch.cuda.empty_cache()
         size = rows_at_once(k, size // 2)
 
@@ -160,8 +160,8 @@ def sum_over_ranks(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
     """`sum_within_memory` of the drawn units, divided among the ranks of `team`: on the first, nothing on the others.
 
-    `parameters` of the other ranks become those of the first. The rows at a time are the same on all ranks: where the
-    memory of one ends, the others compute their shares anew with as few.
+    `parameters` of the other ranks become those of the first. The rows at a time are the same on all ranks: where one
+    rank's memory runs out, the others compute their shares anew with as few rows.
 
     Guarantee: that of `sum_over_units`, whatever the number of ranks: no unit is divided, none is in two shares, and
     all micro-batches of the step have one shape.
@@ -177,7 +177,7 @@ def sum_over_ranks(
         )
 
     part, norms, losses, rows = computed(drawn.physical_batch_size)
-    # kernels round otherwise in another shape: a unit that joins moves others from rank to rank (step.py, (5 b))
+    # kernels round differently in another shape: a unit that joins moves others from rank to rank (step.py, (5 b))
     while len(sizes := team.once(sorted(set(team.gather(rows))))) > 1:
         if rows > sizes[0]:
             part, norms, losses, rows = computed(sizes[0])
@@ -191,7 +191,7 @@ def sum_over_ranks(
 def assist(
     units: Sequence[Sequence[int]], loss_factory: LossFactory, parameters: Mapping[str, Tensor], team: Team
 ) -> None:
-    """What every rank but the first does: its share of each `noisy_sum`, until the first says None in its place.
+    """Work of every rank but the first: its share of each `noisy_sum`, until the first sends None in its place.
 
     Guarantee: its sums go to the first rank alone; it tosses no coin, draws no noise, and releases nothing.
     """

@@ -31,7 +31,7 @@ DATE = "%Y-%m-%d"
 
 @dataclass(frozen=True)
 class Audited:
-    """An audit, and what it is drawn from."""
+    """An audit, and the data behind it."""
 
     plan: PrivacyPlan
     audit: Audit
@@ -40,7 +40,7 @@ class Audited:
 
 
 def audit_private_step(config: Config, plan: PrivacyPlan, device: torch.device) -> Audited:
-    """Audit of level `step`: the code's own private step, with `plan`, that of `config`, and made-up units alone."""
+    """Audit of level `step`: the code's own private step, with `config`'s `plan` and made-up units alone."""
     with full_precision():
         audit, scores, coins = audit_step(plan, config.audit.canaries, device, config.audit.delta)
     return Audited(plan, audit, scores, coins)
@@ -71,19 +71,19 @@ def audit_with(
     team: Team = Team(),  # noqa: B008 (frozen)
     randomness: Randomness = Randomness("audit"),  # noqa: B008 (frozen)
 ) -> Audited:
-    """Fine-tune on `data` with canaries among them, in `folder`, and audit what was seen of them.
+    """Fine-tune on `data` with canaries among them, in `folder`, and audit the canaries' measurements.
 
-    Arguments as in `finetune`; `bound` is what `run_folder.binding` says of the fine-tuning, and `randomness` tosses
-    the coins. `folder`, with plan, ledger and checkpoints, is removed.
+    Arguments as in `finetune`; `bound` is the fine-tuning's `run_folder.binding`, and `randomness` tosses the coins.
+    `folder`, with plan, ledger and checkpoints, is removed.
 
-    Guarantee: none: what is found was computed in a run on private data, and is for the operator alone. Nothing that
-    was trained with canaries outlives the call: `finetune` writes no result of it, and its folder goes.
+    Guarantee: none: the findings were computed in a run on private data, and are for the operator alone. Nothing that
+    was trained with canaries outlives the call: `finetune` writes no result of it, and its folder is removed.
     """
     coins = team.once(toss(config.audit.canaries, randomness))
     canaries = Canaries.beside(len(data.latents), coins, config)
     quiet = replace(config, train=replace(config.train, grid_every=0, resume="auto"))
     try:
-        # another binding than any fine-tuning's: nobody goes on in this folder
+        # no fine-tuning has this binding, so none can continue in this folder
         with open_run_folder(folder / "run", quiet, {**bound, "canaries": len(coins)}) as run:
             audited = data.with_canaries(canaries)
             finetune(quiet, model, base, audited, run, device, Events(), _no_grid, team)
@@ -103,9 +103,9 @@ def assist_with(config: Config, model: Model, data: PrivateData, device: torch.d
 
 
 def _no_grid(_model: Model, _path: Path) -> None:
-    """Nothing is drawn with weights that were trained beside canaries."""
+    """Draw nothing: these weights were trained beside canaries."""
 
 
 def keep_record(audited: Audited, path: Path) -> dict[str, Any]:
-    """Append an audit of level `step` to the experiment's records, which its releases name; gives the record."""
+    """Append an audit of level `step` to the experiment's records, which its releases name; returns the record."""
     return record_audit(path, audited.audit.as_json(), audited.plan, code_digest(), time.strftime(DATE, time.gmtime()))

@@ -1,4 +1,4 @@
-"""What an audit leaves: its numbers, a table that says what each is, and a picture."""
+"""Files and text of an audit: its numbers, a table that explains each of them, and a picture."""
 
 from pathlib import Path
 from typing import Any

@@ -69,7 +69,7 @@ class AutoencoderTraining(PublicTraining):
         reconstruction = self.vae.decode(posterior.mean + posterior.std * noise.to(self.device)).sample
 
         losses = self._reconstruction_losses(pixels, reconstruction)
-        # summed over the latent, over the number of pixel values: on the scale of a loss per pixel value
+        # summed over the latent, divided by the number of pixel values: on the scale of a loss per pixel value
         losses["kl"] = posterior.kl().mean() / pixels[0].numel()
         weights = {
             "mse": self.settings.mse_weight,
@@ -120,9 +120,9 @@ def train_autoencoder(
 ) -> None:
     """Train on the public pictures of `dataset_folder` and write an autoencoder folder with a grid of reconstructions.
 
-    Steps = ceil(epochs * pictures / batch_size). An interrupted training goes on from its checkpoint in
+    Steps = ceil(epochs * pictures / batch_size). An interrupted training continues from its checkpoint in
     `working_folder`, which keeps trainings of other settings or data apart; on one CPU the result is then bit for bit
-    that of an unbroken run. `events` hears the losses every 50 steps, and the grid. Raises InputError, one line, for
+    that of an unbroken run. `events` gets the losses every 50 steps, and the grid. Raises InputError, one line, for
     widths that do not fit the pictures, missing LPIPS weights, and a loss that is no longer finite.
     """
     device = pick_device(config.compute.device)
@@ -177,7 +177,7 @@ def latent_statistics(
 def _reconstructions(
     vae: AutoencoderKL, pictures: Pictures, dataset: Dataset, config: Config, path: Path, device: torch.device
 ) -> None:
-    """One column per picture, spread over the classes: above it as it is, below what the autoencoder makes of it."""
+    """One column per picture, spread over the classes: the picture above, its reconstruction below."""
     first_of_class = [
         rows[0] for c in range(len(config.public.classes)) if len(rows := np.flatnonzero(dataset.labels == c))
     ]

@@ -1,7 +1,7 @@
-"""What a private fine-tuning moves: parameters, their optimizer, and the average of the weights that is released.
+"""State of a private fine-tuning: parameters, their optimizer, and the average of the weights, which is released.
 
-Privacy: post-processing. All of it sees the data through the noisy sums alone; which steps are averaged, and how they
-are weighted, follows from public numbers.
+Privacy: post-processing. All of it sees the data through the noisy sums alone; public numbers decide which steps are
+averaged, and with which weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ class Averaged:
         self.optimizer = _optimizer(train, parameters, plan)
 
     def step(self, gradient: Mapping[str, Tensor], step: int) -> None:
-        """The optimizer's step of this number, from 0, on the averaged noisy sum; then the average of the weights."""
+        """The optimizer's step number `step`, from 0, on the averaged noisy sum; then the average of the weights."""
         factor = lr_factor(self.train.lr_schedule, step, self.steps, final=self.train.lr_final)
         for group, (name, parameter) in zip(self.optimizer.param_groups, self.parameters.items(), strict=True):
             parameter.grad = gradient[name]
@@ -75,7 +75,7 @@ class Averaged:
 
 
 def _optimizer(train: Train, parameters: Mapping[str, Tensor], plan: PrivacyPlan) -> torch.optim.AdamW:
-    """A group for each of `parameters`, in their order, of which `Averaged.step` sets the learning rate."""
+    """The optimizer, a group for each of `parameters` in their order; `Averaged.step` sets their learning rates."""
     groups = [{"params": [parameter]} for parameter in parameters.values()]
     betas, weight_decay = (train.betas[0], train.betas[1]), train.weight_decay
     if train.noise_debias is None:

@@ -2,7 +2,7 @@
 
 A canary is a unit with made-up pictures. Its loss pulls at one coordinate of its own, in a tensor that is trained
 beside the adapter's; its rows run through the network like all others. So draw, micro-batches, ranks, clip, noise,
-divisor, optimizer and ledger are those of the fine-tuning. What is trained so is no result: nothing of it is kept.
+divisor, optimizer and ledger are those of the fine-tuning. The trained weights are no result: none of them is kept.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from dp_lora.privacy.gradients import LossFunction, Rows
 from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.privacy.sums import LossFactory
 
-TENSOR = "canaries"  # the name of the tensor that they pull at
+TENSOR = "canaries"  # name of the tensor that the canaries pull at
 
 
 @dataclass(frozen=True)
 class Canaries:
-    """Canary i is picture `pictures` + i; `coins` (m,) say which are in. What is seen of them is kept in `seen`."""
+    """Canary i is picture `pictures` + i; `coins` (m,) say which are in. `seen` keeps the canaries' measurements."""
 
-    pictures: int  # private ones, before them
+    pictures: int  # number of private pictures, which come first
     coins: NDArray[np.bool_]
     max_grad_norm: float
     person: bool  # whether each has several pictures
@@ -40,7 +40,7 @@ class Canaries:
 
     @property
     def units(self) -> list[list[int]]:
-        """The pictures of each canary that is in; a person's are one, several times."""
+        """The pictures of each canary that is in; a person is one picture, several times."""
         return [[self.pictures + int(i)] * (PERSON if self.person else 1) for i in np.flatnonzero(self.coins)]
 
     def latents(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -54,11 +54,11 @@ class Canaries:
         return None if captions is None else replace(captions, of=[*captions.of, *[[0]] * len(self.coins)])
 
     def parameters(self, device: torch.device) -> dict[str, Tensor]:
-        """The tensor that they pull at, from zero."""
+        """The tensor that the canaries pull at, zeros at the start."""
         return {TENSOR: torch.zeros(len(self.coins), device=device, requires_grad=True)}
 
     def loss_factory(self, others: LossFactory) -> LossFactory:
-        """Loss of rows, of which the canaries' pull at their own coordinate; the network's of all others."""
+        """Loss of rows: a canary's rows pull at its own coordinate; all other rows have the network's loss."""
         strength = HUGE * max(self.max_grad_norm, STABILITY)
 
         def factory(draws: ItemStreams) -> LossFunction:
@@ -75,5 +75,5 @@ class Canaries:
         return factory
 
     def saw(self, total: Mapping[str, Tensor]) -> None:
-        """Keep what a step's noisy sum shows of them, in units of the clip."""
+        """Keep the canaries' coordinates of a step's noisy sum, in units of the clip."""
         self.seen.append(total[TENSOR].double().cpu().numpy() / self.max_grad_norm)

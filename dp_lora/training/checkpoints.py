@@ -17,7 +17,7 @@ KEEP = 2
 class Keeper:
     """Keeps the state between two steps as a checkpoint: when it is told to, and where a signal stops the work.
 
-    `step` and `counted` are the steps in the state at the beginning, and the ledger's count then.
+    `step` and `counted` are the number of steps in the initial state, and the ledger's count then.
     """
 
     def __init__(self, folder: Path, tensors: Callable[[], Mapping[str, Tensor]], step: int, counted: int):
@@ -26,21 +26,21 @@ class Keeper:
         self._held: tuple[int, int] | None = (step, counted)
 
     def save(self) -> None:
-        """Write a checkpoint, where the state is newer than the last one."""
+        """Write a checkpoint if the state is newer than the last one."""
         if self._held is not None and self._held[0] > self._saved:
             save_checkpoint(self._folder, *self._held, self._tensors())
             self._saved = self._held[0]
 
     @contextmanager
     def taking(self, step: int, counted: int) -> Iterator[None]:
-        """Inside, the state changes to that of `step`, counted from 1: half of a step is no checkpoint."""
+        """Inside, the state changes to that of `step`, counted from 1; no checkpoint may hold half of a step."""
         self._held = None
         yield
         self._held = (step, counted)
 
     @contextmanager
     def saving_when_stopped(self) -> Iterator[None]:
-        """Where the block is interrupted, keep the last whole state: the next process goes on from it."""
+        """If the block is interrupted, keep the last whole state: the next process continues from it."""
         try:
             yield
         except KeyboardInterrupt:
@@ -49,7 +49,7 @@ class Keeper:
 
 
 def save_checkpoint(folder: Path, step: int, counted: int, tensors: Mapping[str, Tensor]) -> None:
-    """Write the state after `step` steps, of which the ledger counted `counted`; all but the last few are removed."""
+    """Write the state after `step` steps, with the ledger's count `counted`; remove all but the last few files."""
     with whole_file(folder / f"step-{step:08d}.safetensors", private=True) as temporary:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(state, temporary, {"counted": str(counted)})
@@ -58,7 +58,7 @@ def save_checkpoint(folder: Path, step: int, counted: int, tensors: Mapping[str,
 
 
 def load_checkpoint(folder: Path) -> tuple[int, int, dict[str, Tensor]] | None:
-    """Steps, the ledger's count then, and the state, of the newest checkpoint; None where there is none."""
+    """The newest checkpoint's steps, ledger count and state; None where there is none."""
     files = _files(folder)
     if not files:
         return None

@@ -1,4 +1,4 @@
-"""What the rows of a micro-batch are conditioned on: a class's trained embedding, or a caption's frozen one."""
+"""Conditions of the rows of a micro-batch: a class's trained embedding, or a caption's frozen one."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +20,7 @@ class ClassRows:
         self._labels, self._device = labels, device
 
     def choose(self, picture: int, _stream: np.random.Generator) -> int:
-        """What a row of a picture is conditioned on: its class."""
+        """The condition of a picture's row: its class."""
         return int(self._labels[picture])
 
     def of(self, chosen: Sequence[int], copies: Mapping[str, Tensor], rows: Rows) -> Conditions:
@@ -32,10 +32,10 @@ class ClassRows:
 
 
 class CaptionRows:
-    """Encoded captions, each its own picture's; a share `dropout` of the rows takes the empty one in its place.
+    """Encoded captions, each its own picture's; a share `dropout` of the rows takes the empty caption instead.
 
-    Whether a row does is the coin of its own picture's stream, and the empty caption is a public constant. So a row
-    still reads its own picture's data alone, its unit's gradient no other unit, and the proof of step.py holds.
+    A coin from its own picture's stream decides for each row, and the empty caption is a public constant. So a row
+    still reads its own picture's data alone, a unit's gradient reads no other unit, and the proof of step.py holds.
     """
 
     def __init__(self, model: Model, size: int, captions: AnyCaptions, dropout: float, device: torch.device) -> None:
@@ -43,7 +43,7 @@ class CaptionRows:
         self._captions, self._dropout, self._device = captions, dropout, device
 
     def choose(self, picture: int, stream: np.random.Generator) -> int:
-        """The number of a row's caption: by its picture's stream the empty one, or of several one."""
+        """The number of a row's caption: its picture's stream chooses the empty one, or one of several."""
         if self._dropout and stream.random() < self._dropout:
             return self._captions.empty
         several = self._captions.of[picture]

@@ -1,4 +1,4 @@
-"""What work costs on this machine, for a dry run: by rates measured on its GPU, else by its processor's speed."""
+"""Cost of work on this machine, for a dry run: by rates measured on its GPU, else by its processor's speed."""
 
 import ctypes
 import os
@@ -22,18 +22,18 @@ from dp_lora.models.estimate import (
 from dp_lora.models.shapes import base_shapes
 
 DRIVER = "libcuda.so.1"  # of NVIDIA; without it torch, which takes seconds to import, sees no GPU
-PRODUCT_SIDE, PRODUCTS = 1024, 6  # matrix products that a processor is measured by: 2 GFLOP each
+PRODUCT_SIDE, PRODUCTS = 1024, 6  # matrix products that measure a processor: 2 GFLOP each
 
 
 def sampling_facts(config: Config, base: Path) -> dict[str, str]:
-    """What drawing the samples costs."""
+    """Cost of drawing the samples."""
     rates, shapes = rates_at_hand(config, base), base_shapes(config, base)
     row = count_flops(config, base, shapes)
     return cost_lines(config, sampling_work(config, row, rates, shapes.family), rates)
 
 
 def cost_lines(config: Config, parts: Sequence[Work], rates: Rates | None) -> dict[str, str]:
-    """The lines of `estimate_lines`, and one of this machine's own processor where the work would be done on it."""
+    """The lines of `estimate_lines`, and one for this machine's own processor where it would do the work."""
     lines = estimate_lines(parts, rates)
     if (processor := processor_at_hand(config)) is not None:
         took = time_text(sum(part.seconds_on(processor) for part in parts))
@@ -51,12 +51,12 @@ def processor_at_hand(config: Config) -> Processor | None:
         start = time.perf_counter()
         factor @ factor
         seconds.append(time.perf_counter() - start)
-    # the quickest: a moment in which another program has the cores says nothing of them
+    # the quickest: a product that shared the cores with another program does not show their speed
     return Processor(len(os.sched_getaffinity(0)), 2 * PRODUCT_SIDE**3 / min(seconds))
 
 
 def rates_at_hand(config: Config, base: Path) -> Rates | None:
-    """What the work takes here, measured, where there are a GPU and the base model; None elsewhere."""
+    """Measured rates of the work here, where there are a GPU and the base model; None elsewhere."""
     if config.compute.device == "cpu" or not base.exists() or not _driver_is_there():
         return None
     import torch

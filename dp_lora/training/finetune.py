@@ -1,6 +1,6 @@
 """Private fine-tuning: DP-SGD on LoRA weights and class embedding (Tsai et al., arXiv 2406.01355, section 4).
 
-Everything here is post-processing of `privacy.step.noisy_sum`, apart from what goes to the operator under `private/`.
+Everything here is post-processing of `privacy.step.noisy_sum`, except the operator's own metrics under `private/`.
 """
 
 import time
@@ -51,14 +51,14 @@ from dp_lora.training.steps import curve_steps
 
 @dataclass(frozen=True)
 class PrivateData:
-    """The private training split: latents (N, c, h, w) float32, labels (N,), each unit's pictures; of a pipeline,
-    what each picture is conditioned on."""
+    """The private training split: latents (N, c, h, w) float32, labels (N,), each unit's pictures; for a pipeline,
+    each picture's captions."""
 
     latents: np.ndarray
     labels: np.ndarray
     units: Sequence[Sequence[int]]
     captions: AnyCaptions | None = None
-    canaries: Canaries | None = None  # of an audit, behind the private pictures; what is trained so is no result
+    canaries: Canaries | None = None  # of an audit, after the private pictures; weights trained with them are no result
 
     def with_canaries(self, canaries: Canaries) -> "PrivateData":
         """These pictures and units, and those of an audit's canaries."""
@@ -71,12 +71,12 @@ class PrivateData:
         )
 
     def trained(self, adapter: Adapter, config: Config, device: torch.device) -> dict[str, Tensor]:
-        """What is trained on them: the adapter's parameters, and what an audit's canaries pull at."""
+        """The trained tensors: the adapter's parameters, and the tensor that an audit's canaries pull at."""
         own = {} if self.canaries is None else self.canaries.parameters(device)
         return adapter.parameters(config.lora.train) | own
 
     def loss_factory(self, config: Config, model: Model, device: torch.device) -> LossFactory:
-        """Loss of their rows."""
+        """Loss of the rows of these pictures."""
         loss = diffusion_loss(config, model, self.latents, self.labels, device, self.captions)
         return loss if self.canaries is None else self.canaries.loss_factory(loss)
 
@@ -90,7 +90,7 @@ def units_of(n_pictures: int, persons: Sequence[str] | None, unit: str) -> list[
         return [[picture] for picture in range(n_pictures)]
     if persons is None:
         raise InputError("privacy.unit=person: the dataset has no person column; give one in metadata.csv")
-    # whoever wrote the dataset: two spellings would be two units
+    # whoever wrote the dataset: two spellings of one person would be two units
     check_persons(((f"picture {row}", person) for row, person in enumerate(persons)), "the training split")
     grouped: dict[str, list[int]] = {}
     for picture, person in enumerate(persons):
@@ -101,7 +101,7 @@ def units_of(n_pictures: int, persons: Sequence[str] | None, unit: str) -> list[
 def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
     """The adapter at its public start, seeded by experiment.seed.
 
-    Raises InputError for a pipeline whose rows are not apart.
+    Raises InputError for a pipeline whose rows depend on each other.
     """
     generator = torch.Generator().manual_seed(config.experiment.seed)
     lora = add_lora(model.denoiser, config.lora, generator, model.family)
@@ -133,15 +133,15 @@ def finetune(
     team: Team = Team(),  # noqa: B008 (frozen)
     audits: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Fine-tune `model` (changed in place) on private data and write run.result; begins or goes on in `run`.
+    """Fine-tune `model` (changed in place) on private data and write run.result; begins or continues in `run`.
 
-    `base` names the base model (path, digest) in the result, and `audits` is what it says of audits. `grid` draws a
-    sample grid of a model into a file; it sees released weights only. Steps that an earlier process took count: with
-    fresh randomness a run that lost steps in a crash ends with fewer, never beyond its budget. The first rank of `team`
-    calls this, the others `assist`. Returns the folder of the adapter.
+    `base` (path, digest) and the records `audits` are named in the result. `grid` draws a sample grid of a model into a
+    file; it sees released weights only. Steps that an earlier process took count: with fresh randomness a run that lost
+    steps in a crash ends with fewer, never beyond its budget. The first rank of `team` calls this, the others `assist`.
+    Returns the folder of the adapter.
 
     Guarantee: the returned folder, and the grids, are (plan.target_epsilon, plan.delta)-DP under add-or-remove-one unit
-    where plan.guaranteed, composed with what the base and privacy.parent had spent before.
+    where plan.guaranteed, composed with the earlier costs of the base and of privacy.parent.
     """
     parent = [ReleaseCost(**part) for part in run.bound["parent"]]
     # these refuse before any budget is spent
@@ -166,7 +166,7 @@ def finetune(
 
 
 def assist(config: Config, model: Model, data: PrivateData, device: torch.device, team: Team) -> None:
-    """What every rank but the first does in a fine-tuning: its share of each step's clipped sum, and nothing else."""
+    """Work of every rank but the first in a fine-tuning: its share of each step's clipped sum, and nothing else."""
     parameters = data.trained(make_adapter(config, model, device), config, device)
     loss_factory = data.loss_factory(config, model, device)
     with full_precision():
@@ -217,7 +217,7 @@ def _train(
                 state.step(mean_gradient(total, plan), step)
             step += 1
             drawn = config.train.grid_every and (step % config.train.grid_every == 0 or step == plan.steps)
-            # while a grid is drawn the state is another one
+            # a grid is drawn with averaged weights in the state's place: save the state before
             if step % config.train.checkpoint_every == 0 or step == plan.steps or drawn:
                 keeper.save()
             _report(run, facts, counted, step, time.perf_counter() - began, events, epsilon_before)
@@ -295,7 +295,7 @@ def may_step(plan: PrivacyPlan, counted: int, *, replay: bool) -> bool:
     """True where one more of the plan's steps stays within it; `counted` steps stand in the ledger.
 
     A replay (the reproducible mode) may take all of them, however often: a step is the same release each time, since
-    the ledger refuses another sum, and there are plan.steps.
+    the ledger refuses another sum, and there are only plan.steps steps.
 
     Guarantee: at most plan.steps steps are ever counted, so epsilon never passes its target.
     """

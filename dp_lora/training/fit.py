@@ -1,4 +1,4 @@
-"""Lightning, set up for public training that may be killed at any moment and goes on where it was."""
+"""Lightning, set up for public training that may be killed at any moment and continues from its last checkpoint."""
 
 import logging
 import pickle
@@ -56,7 +56,7 @@ class KeepCheckpoint(L.Callback):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # Lightning's remarks on accelerators, loaders and loggers: none is about the user's own doing
+    # silences Lightning's remarks on accelerators, loaders and loggers: the user can act on none of them
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -82,12 +82,12 @@ def fit(
 ) -> None:
     """Train `module` to its last step on `device`; afterwards it lies on the CPU.
 
-    `folder` belongs to this training alone (its settings and data): it holds the checkpoint that a later call goes on
-    from. Raises InputError for a checkpoint that cannot be read, and for a loss that is no longer finite.
+    `folder` belongs to this training alone (its settings and data): it holds the checkpoint from which a later call
+    continues. Raises InputError for a checkpoint that cannot be read, and for a loss that is no longer finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f".{Path(CHECKPOINT).stem}.*.tmp*"):
-        leftover.unlink()  # of a kill while a checkpoint was written
+        leftover.unlink()  # left by a kill while a checkpoint was written
     checkpoint = folder / CHECKPOINT
     with _quiet():
         trainer = L.Trainer(
@@ -109,7 +109,7 @@ def fit(
             # weights_only: a checkpoint is tensors and plain values, never code
             trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
         except SystemExit as stop:
-            # Lightning turns an interrupt into an exit; whoever called decides what it means
+            # Lightning turns an interrupt into an exit; hand the interrupt back, for the caller to decide
             raise stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else KeyboardInterrupt() from None
         except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
             if module.steps.next or not checkpoint.exists():

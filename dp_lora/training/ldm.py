@@ -43,7 +43,7 @@ ENCODE_BATCH = 256
 
 
 class Conditioned(nn.Module):
-    """A UNet and the class embedding it is conditioned on, averaged together; or encoded captions, which are frozen."""
+    """A UNet and its class embedding, averaged together; or a UNet and encoded captions, which are frozen."""
 
     def __init__(self, config: Config, latent_channels: int, latent_size: int, captions: Tensor | None = None) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class LdmTraining(PublicTraining):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        # here, not in a hook after the batch: a checkpoint is written before those
+        # here, not in a hook after the batch: the checkpoint is written before such hooks run
         step = self.steps.next - 1
         update_average(self.average.parameters(), self.model.parameters(), self.settings.ema_decay, step)
 
@@ -129,10 +129,10 @@ def train_ldm(
 ) -> None:
     """Train on the public latents and write a complete model folder, the autoencoder and a grid of samples in it.
 
-    Steps = ceil(epochs * pictures / batch_size); the averaged weights are what is saved. With class_dropout above 0 the
-    class embedding has a last row for 'no class'. With ldm.text_encoder pictures are of their captions, dropped ones of
-    the empty one, and the folder is a StableDiffusionPipeline's, with model.json. Interruption, resuming and errors as
-    in `train_autoencoder`; `working_folder` also keeps the latents.
+    Steps = ceil(epochs * pictures / batch_size); the averaged weights are saved. With class_dropout above 0 the class
+    embedding has a last row for 'no class'. With ldm.text_encoder pictures are conditioned on their captions (dropped:
+    on the empty one), and the folder is a StableDiffusionPipeline's, with model.json. Interruption, resuming and errors
+    as in `train_autoencoder`; `working_folder` also keeps the latents.
     """
     device = pick_device(config.compute.device)
     source = load_info(autoencoder_folder)
@@ -178,7 +178,7 @@ def train_ldm(
     else:
         pipe.register_modules(unet=average.unet, scheduler=module.scheduler)
         info |= {"pipeline": family.pipeline}
-        # spread over the groups that the pictures come in
+        # spread over the dataset, whose pictures come in groups
         shown = np.linspace(0, len(dataset) - 1, GRID_CLASSES).astype(int)
         names = list(dict.fromkeys(_texts(dataset)[row] for row in shown))
         model = Model(average.unet, vae, module.scheduler, None, info | {"classes": names}, family, pipe)
@@ -189,7 +189,7 @@ def train_ldm(
 
 
 def _pipeline(config: Config, vae: Vae, device: torch.device) -> tuple[Family, Any]:
-    """Family and pipeline of a base of captions, its UNet and scheduler still to come; `vae` is made fit for it."""
+    """Family and pipeline of a captioned base, still without UNet and scheduler; adapts `vae` to it in place."""
     named = config.ldm.text_encoder
     assert named is not None
     tokenizer, encoder = load_text_encoder(named)
@@ -213,7 +213,7 @@ def _texts(dataset: Dataset) -> list[str]:
 
 
 def _captions(config: Config, dataset: Dataset, family: Family, pipe: Any) -> tuple[Tensor, NDArray[np.int64]]:
-    """Encoded captions, each once and last the empty one, on the CPU, and each picture's row of them."""
+    """Encoded captions on the CPU, each once, the empty one last; and the row of each picture's caption."""
     texts = _texts(dataset)
     distinct = list(dict.fromkeys(texts))
     position = {text: row for row, text in enumerate(distinct)}

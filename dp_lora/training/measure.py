@@ -1,6 +1,6 @@
-"""What a fine-tuning and its samples take on the device at hand: some steps and images on dummy data, to extrapolate.
+"""Speed of a fine-tuning and its sampling on this device: some steps and images on dummy data, to extrapolate.
 
-No private picture is looked at, and nothing is written.
+No private picture is read, and nothing is written.
 """
 
 import time
@@ -22,10 +22,10 @@ ENCODED_AT_ONCE = 4
 
 
 def measure_rates(config: Config, model: Model, expected_rows: int, device: torch.device) -> Rates:
-    """Seconds per row of STEPS private steps, and per picture of IMAGES that are drawn, or encoded, on `device`.
+    """Seconds per row over STEPS private steps, and per picture over IMAGES drawn, or encoded, on `device`.
 
     A step here is two micro-batches of as many rows as the run would take at a time. Adds an adapter to `model`. Each
-    part is done once before it is timed.
+    part runs once before it is timed.
     """
     parameters = make_adapter(config, model, device).parameters(config.lora.train)
     k = config.privacy.k
@@ -51,7 +51,7 @@ def measure_rates(config: Config, model: Model, expected_rows: int, device: torc
 
 
 def _seconds(work: Callable[[], object], times: int) -> float:
-    """Seconds of one call, as the mean of `times`; what is called ends on the CPU, so the device has done its part."""
+    """Mean seconds of one call over `times` calls; `work` ends on the CPU, so the device has finished its part."""
     work()
     began = time.perf_counter()
     for _ in range(times):

@@ -1,12 +1,12 @@
-"""AdamW whose second moment knows the noise: what is known of it, its variance, is taken off (DP-AdamBC, Tang 2024).
+"""AdamW that subtracts the noise's known variance from its second moment (DP-AdamBC, Tang 2024).
 
 Adam divides the mean of a coordinate's gradients, m, by the root of the mean of their squares, v. Noise of variance
 `variance` adds as much to v, in expectation, and nothing to m: where it outweighs the gradient, Adam's steps shrink by
 that ratio. v - variance is unbiased for the square of the gradient without noise. It may be near 0 or below by chance,
-so a floor holds it.
+so a floor bounds it.
 
 Privacy: post-processing. The noisy sum was released before; the variance, (noise_multiplier * max_grad_norm /
-expected_batch)^2, and the floor are public numbers. Neither noise, clip nor ledger know of it.
+expected_batch)^2, and the floor are public numbers. Noise, clip and ledger do not depend on it.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,8 +26,8 @@ def noise_variance(plan: PrivacyPlan) -> float:
 def debiased(squares: Tensor, beta: float, step: int, variance: float, floor: float) -> Tensor:
     """Adam's mean of squares after `step` steps, 1 or more, without the noise's share; at least floor * variance.
 
-    `squares` is the optimizer's sum, which began at 0: its own bias is corrected first, for only then is `variance`
-    what the noise adds to it in expectation, in the first step as in the last.
+    `squares` is the optimizer's sum, which began at 0: its own bias is corrected first, for only then does the noise
+    add just `variance` to it in expectation, in the first step as in the last.
     """
     return (squares / (1 - beta**step) - variance).clamp_min(floor * variance)
 
@@ -35,8 +35,8 @@ def debiased(squares: Tensor, beta: float, step: int, variance: float, floor: fl
 class NoiseDebiasedAdamW(torch.optim.AdamW):
     """torch's AdamW with `debiased` in the place of the second moment; state and settings are torch's own.
 
-    Without noise (variance 0) it is AdamW. All groups have one noise, whatever their learning rates are: the noise is
-    one Gaussian over all tensors.
+    Without noise (variance 0) it is AdamW. All groups have one noise variance, whatever their learning rates: the noise
+    is one Gaussian over all tensors.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], variance: float, floor: float, **settings: Any) -> None:

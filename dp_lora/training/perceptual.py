@@ -30,7 +30,7 @@ class Perceptual:
             raise InputError(
                 f"autoencoder.lpips_weight: LPIPS needs pictures of at least {MIN_SIZE} pixels, not {size}"
             )
-        # the network inside, since the metric refuses reconstructions that leave [-1, 1]
+        # only the network inside: the metric refuses reconstructions that leave [-1, 1]
         self.net = LearnedPerceptualImagePatchSimilarity(net_type="vgg").net.to(device).requires_grad_(False)
 
     def __call__(self, pixels: Tensor, other: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""How many rows of the private step are computed at a time: what fits, found on dummy data.
+"""How many rows of the private step are computed at a time: as many as fit, found on dummy data.
 
-The choice rests on public numbers (shapes, expected batch, k) and on the device; no private picture is looked at. It
-cuts the same rows of a step into other micro-batches, so it changes the sum by rounding alone.
+The choice rests on public numbers (shapes, expected batch, k) and on the device; no private picture is read. It cuts
+the same rows of a step into other micro-batches, so it changes the sum by rounding alone.
 """
 
 import math
@@ -26,7 +26,7 @@ from dp_lora.training.run_folder import RunFolder
 from dp_lora.training.start import dummy_captions
 
 ROWS_ON_A_CPU = 8  # running out of memory on a CPU kills the process; there is no exception to catch
-MEMORY_SHARE = 0.95  # of the GPU's memory that the search may take: the rest is room for fragments
+MEMORY_SHARE = 0.95  # share of the GPU's memory that the search may take: the rest is room for fragments
 
 
 def largest_that_fits(fits: Callable[[int], bool], at_most: int) -> int:
@@ -58,10 +58,10 @@ def physical_batch_size(
     events: Events,
     ranks: int = 1,
 ) -> int:
-    """Rows at a time: compute.physical_batch_size; where that is null, what `run` holds, else chosen and kept there.
+    """Rows at a time: compute.physical_batch_size; if null, the number that `run` holds, else chosen and kept there.
 
     A number in the config that pads more than it must (`evenly`), or is no multiple of the draws per clip, becomes a
-    lower one, which is said. InputError where not one row fits.
+    lower one, with a message. InputError where not one row fits.
     """
     plan, configured = run.plan, config.compute.physical_batch_size
     if configured is None and run.physical_batch_size is not None:
@@ -81,7 +81,7 @@ def physical_batch_size(
 
 
 def rows_of_a_step(plan: PrivacyPlan, ranks: int = 1) -> int:
-    """Rows of one rank that 97% of the steps do not pass, of public numbers: the mean and two standard deviations."""
+    """Rows of one rank that 97% of the steps do not exceed: mean plus two standard deviations, from public numbers."""
     return math.ceil((plan.expected_batch + 2 * math.sqrt(plan.expected_batch)) / ranks) * plan.k
 
 
@@ -98,9 +98,9 @@ def evenly(step: int, at_most: int, k: int) -> int:
 def rows_at_a_time(
     config: Config, model: Model, parameters: Mapping[str, Tensor], device: torch.device, k: int, at_most: int
 ) -> int:
-    """compute.physical_batch_size; where that is null, ROWS_ON_A_CPU, or on a GPU as many as fit, up to `at_most`.
+    """compute.physical_batch_size; if null, ROWS_ON_A_CPU, or on a GPU as many rows as fit, up to `at_most`.
 
-    In whole parts of the `k` draws that one clip takes (`rows_at_once`). InputError where not one row fits.
+    Rows come in whole parts of the `k` draws that one clip takes (`rows_at_once`). InputError where not one row fits.
     """
     if config.compute.physical_batch_size is not None:
         return rows_at_once(k, min(config.compute.physical_batch_size, at_most))
@@ -145,8 +145,8 @@ def dummy_sum(
 ) -> Tensor:
     """Norms, on the CPU, of a sum over dummy pictures: two micro-batches of `size` rows, k draws a picture.
 
-    The costliest case: nearly every part is a unit of its own, a unit of two pictures has all of them added up in
-    float64, and a micro-batch follows another.
+    The costliest case: nearly every part is a unit of its own, a unit of two pictures makes float64 sums necessary for
+    all units, and a second micro-batch follows the first.
     """
     loss = dummy_loss(config, model, 1, device)(ItemStreams(0))
     pictures = max(1, 2 * rows_at_once(k, size) // k)

@@ -25,7 +25,7 @@ class Pictures:
 
 
 def recoloured(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Pictures (N, C, H, W) with the channels of about `share` of them in a random order; the others as they are."""
+    """Pictures (N, C, H, W), about `share` of them with their channels in a random order; the others unchanged."""
     order = torch.rand(pixels.shape[:2], generator=generator).argsort(1)
     kept = torch.rand(len(pixels), generator=generator) >= share
     order[kept] = torch.arange(pixels.shape[1])

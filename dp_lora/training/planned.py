@@ -1,4 +1,4 @@
-"""What a dry run says before any work is done: the plan's numbers, epsilon, parameters, and what the work costs."""
+"""Facts that a dry run prints before any work is done: the plan's numbers, epsilon, parameters, cost of the work."""
 
 import math
 from typing import Any
@@ -29,7 +29,7 @@ def _shown_ratio(ratio: float) -> str:
 
 
 def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any]:
-    """The numbers of a fine-tuning, from public ones alone; with `samples` the cost of drawing these too."""
+    """The numbers of a fine-tuning, from public numbers alone; with `samples` also the cost of drawing samples."""
     config, plan, base = start.config, start.plan, start.base
     facts: dict[str, Any] = {
         "noise_multiplier": plan.noise_multiplier,
@@ -53,7 +53,7 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
     row, rates = count_flops(config, base, start.shapes), rates_at_hand(config, base)
     family = start.shapes.family
     if family.pipeline:
-        from dp_lora.models.memory import memory_line  # torch and diffusers, which a pipeline's operations took already
+        from dp_lora.models.memory import memory_line  # torch and diffusers, which the operations loaded already
 
         facts["memory"] = memory_line(config, base, start.shapes)
     parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates, family)
@@ -62,7 +62,7 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
 
 
 def audit_facts(config: Config, plan: PrivacyPlan) -> dict[str, Any]:
-    """The numbers of an audit of `plan`, from public ones alone. InputError for one without privacy."""
+    """The numbers of an audit of `plan`, from public numbers alone. InputError for a plan without privacy."""
     delta = config.audit.delta or plan.delta
     found = {"noise_multiplier": plan.noise_multiplier, "sample_rate": plan.sample_rate, "steps": plan.steps}
     highest = ceiling(config.audit.canaries, delta, SCORES)

@@ -1,4 +1,4 @@
-"""The diffusion loss of private rows, as the private step asks for it."""
+"""The diffusion loss of private rows, in the form that the private step needs."""
 
 from collections.abc import Mapping
 
@@ -28,9 +28,9 @@ def diffusion_loss(
 ) -> LossFactory:
     """Loss of rows (R,): a time of the base's process from timestep_min to timestep_max, fresh noise, squared error.
 
-    `latents` (N, c, h, w) float32, `labels` (N,) and of a pipeline `captions` are the private pictures. Each picture
+    `latents` (N, c, h, w) float32, `labels` (N,) and, for a pipeline, `captions` are the private pictures. Each picture
     draws from its own stream: its draws depend neither on the other pictures of a step nor on how rows are cut into
-    micro-batches. The denoiser runs in compute.precision: in bfloat16 as it is held, or a float32 one by autocast.
+    micro-batches. The denoiser runs in compute.precision: held in bfloat16, or held in float32 under autocast.
     Copies, their gradients and losses are float32.
     """
     # a base that is held in bfloat16 has nothing left to cast
@@ -47,7 +47,7 @@ def diffusion_loss(
         def loss(copies: Mapping[str, Tensor], rows: Rows) -> Tensor:
             own = [picture for picture in rows.picture.tolist() if picture != NOBODY]
             low, high = config.train.timestep_min, config.train.timestep_max
-            # a padded row stays as it is here: it reads no picture, and moves no picture's stream on
+            # a padded row keeps these values: it reads no picture, and advances no picture's stream
             pictures, noises = np.zeros((2, len(rows.picture), *shape), np.float32)
             times, chosen = np.full(len(pictures), low, process.times), []
             pictures[: len(own)] = latents[own]
@@ -59,7 +59,7 @@ def diffusion_loss(
             x0, noise, t = (torch.from_numpy(array).to(device) for array in (pictures, noises, times))
             x_t, target = process.noised(x0, noise, t)
             condition = conditions.of(chosen, copies, rows)
-            # the denoiser alone: its autocast must not reach losses, and what is clipped comes out of float32 copies
+            # the denoiser alone: autocast must not reach the losses; the clipped gradients are of float32 copies
             autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocasts)
             with unit_copies(model.denoiser, copies, len(x0)), autocast:
                 prediction = model.predict(x_t, t, condition)

@@ -1,4 +1,4 @@
-"""A private fine-tuning as each of its ranks makes it: read the inputs, encode the pictures, train on the latents."""
+"""One rank's part of a private fine-tuning: read the inputs, encode the pictures, train on the latents."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,25 +30,25 @@ from dp_lora.training.finetune import PrivateData, units_of
 from dp_lora.training.resolved import Resolved, check_base, stated_info
 from dp_lora.training.run_folder import RunFolder, binding, hardware
 
-ENCODE_BATCH = 64  # the last batch is padded to as many
+ENCODE_BATCH = 64  # the last batch is padded to this size
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a rank holds before its first step."""
+    """Inputs that a rank holds before its first step."""
 
     start: Resolved
     model: Model
     dataset: Dataset
     device: torch.device
     base: Mapping[str, str]  # path and digest of the base model, as the release names it
-    bound: dict[str, Any]  # `run_folder.binding`: what this fine-tuning is, and of which data
+    bound: dict[str, Any]  # `run_folder.binding`: identity of this fine-tuning and of its data
 
 
 def read_inputs(start: Resolved, device: torch.device, team: Team) -> Inputs:
     """Model and pictures of a fine-tuning on this rank's `device`.
 
-    Raises InputError where they do not go together, and where the ranks of `team` do not hold the same.
+    Raises InputError where they do not fit each other, and where the ranks of `team` hold different ones.
     """
     config = start.config
     if config.privacy.reproducible:
@@ -65,13 +65,13 @@ def read_inputs(start: Resolved, device: torch.device, team: Team) -> Inputs:
     dataset.require_shape(config.data.size, config.data.channels, "data")
     base = {"path": start.base_name, "digest": model_digest(start.base)}
     bound = binding(config, dataset.digest(), base["digest"], device.type, start.parent)
-    # gradients of two precisions or devices would differ with the rank that a unit falls to: with who else is drawn
+    # with two precisions or devices a gradient would depend on the unit's rank, and so on who else is drawn
     team.require_same((bound, precision, hardware(device)))
     return Inputs(start, model, dataset, device, base, bound)
 
 
 def fine_tune(inputs: Inputs, run: RunFolder, events: Events, team: Team) -> Path:
-    """The first rank's part: encode, train in `run`, write the adapter's folder, which is returned.
+    """The first rank's part: encode, train in `run`, write the adapter's folder and return it.
 
     Guarantee: that of `finetune`.
     """
@@ -89,7 +89,7 @@ def assist(inputs: Inputs, team: Team) -> None:
 
 
 def encoded(inputs: Inputs, events: Events, team: Team) -> PrivateData:
-    """The private training split as a fine-tuning takes it; the ranks of `team` encode it together."""
+    """The private training split, encoded for a fine-tuning by the ranks of `team` together."""
     dataset, start = inputs.dataset, inputs.start
     with private_names(PRIVATE_PICTURE):
         units = units_of(len(dataset), dataset.persons, start.config.privacy.unit)

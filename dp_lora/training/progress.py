@@ -1,4 +1,4 @@
-"""What a public training tells: a bar with the time left, means of its losses, its speed."""
+"""Progress of a public training: a bar with the time left, means of its losses, its speed."""
 
 import math
 import time

@@ -17,29 +17,29 @@ from dp_lora.privacy.plan import PrivacyPlan
 
 @dataclass(frozen=True)
 class Resolved:
-    """A fine-tuning before anything is read of its pictures: the same for a dry run, each rank and the training."""
+    """A fine-tuning before any of its pictures is read: the same for a dry run, each rank and the training."""
 
     config: Config
-    base: Path  # folder of the base model; before a dry run it may not be there
+    base: Path  # folder of the base model; at a dry run it may be missing
     shapes: BaseShapes  # of its tensors
-    base_name: str  # as the release names it: no folder of this machine
+    base_name: str  # name in the release: no folder of this machine
     data: Path  # folder of the prepared private pictures
-    latents: Path  # folder that these are kept in, encoded
+    latents: Path  # folder of these pictures' latents
     plan: PrivacyPlan
-    parent: tuple[ReleaseCost, ...]  # what privacy.parent has spent, its own parents included
-    audits: Path  # file of the audits that were made of the experiment's private step
+    parent: tuple[ReleaseCost, ...]  # costs of privacy.parent, its own parents included
+    audits: Path  # file of the audits of the experiment's private step
     resumed: Path | None  # the working folder that train.resume names; None: auto and never
 
     def spent_by_base(self) -> tuple[ReleaseCost, ...]:
-        """What the base has spent of the privacy of its own private pictures; none where it is public or not there."""
+        """Privacy cost of the base, on its own private pictures; none where it is public or missing."""
         if not self.base.exists():
             return ()
-        # a public base, as nearly all are, is not read through for its digest: a dry run is quick
+        # the digest is a function: reading a whole public base, as nearly all are, would make a dry run slow
         return base_parts(stated_info(self.config, self.base), lambda: model_digest(self.base), self.plan)
 
 
 def stated_info(config: Config, base: Path) -> dict[str, Any]:
-    """model.json of a base; of a pipeline what stands for it, with the privacy that the config states.
+    """model.json of a base; for a pipeline its equivalent, with the privacy status that the config states.
 
     Raises InputError for model.privacy_status where the base states its own.
     """
@@ -55,7 +55,7 @@ def stated_info(config: Config, base: Path) -> dict[str, Any]:
 
 
 def check_base(start: Resolved) -> None:
-    """InputError for a base that cannot be started from. Reads its model.json alone, so it costs no time."""
+    """InputError for a base that no fine-tuning can start from. Reads only its model.json, so it costs no time."""
     config, info = start.config, stated_info(start.config, start.base)
     _, scale = steps_and_guidance(config.sampling, start.shapes.family)
     if not start.shapes.family.of_classes:
@@ -64,7 +64,7 @@ def check_base(start: Resolved) -> None:
         return
     check_classes(config.data)
     if "pipeline" in info and len(config.data.classes) > len(info["classes"]):
-        # a row more would be the stock pipeline's 'no class'
+        # one row more would be the stock pipeline's 'no class'
         raise InputError(f"data.classes: the base has rows for {len(info['classes']):,} classes; list at most as many")
     start_positions(config.train.embedding_start, info["classes"], len(config.data.classes))
     start.spent_by_base()

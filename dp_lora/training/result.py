@@ -1,4 +1,4 @@
-"""What lies beside an adapter: curves of epsilon, and the figures that DVC compares."""
+"""Files beside an adapter: curves of epsilon, and the figures that DVC compares."""
 
 import shutil
 from pathlib import Path
@@ -15,9 +15,9 @@ FIGURES = ("epsilon", *EPSILONS, "delta", "noise_multiplier", "sample_rate", "st
 
 
 def leave_result(result: Path, out: Path) -> Path:
-    """Leave an adapter's folder in `out`, with its curves beside it; gives the adapter's folder there.
+    """Leave an adapter's folder in `out`, with its curves beside it; returns the adapter's folder there.
 
-    Where it was trained elsewhere, `out` is made of a copy and metrics.json, whole or not at all.
+    Where it was trained elsewhere, `out` gets a copy and metrics.json, whole or not at all.
     """
     if result.parent == out:
         _write_curves(result, out)
@@ -39,9 +39,9 @@ def _write_curves(result: Path, folder: Path) -> None:
 def curves(result: Path) -> dict[str, str]:
     """CSV files of epsilon over the plan's steps, and over delta after the steps that were counted.
 
-    What was spent before is in every point, as it is in what is stated.
+    Every point includes the earlier costs, as the statement does.
 
-    Computed from public numbers; without a guarantee the headers alone.
+    Computed from public numbers; without a guarantee only the headers.
     """
     plan = PrivacyPlan.from_json(read_json(result.parent / "plan.json")["plan"])
     over_steps, over_delta = ["step,epsilon"], ["delta,epsilon"]

@@ -1,7 +1,7 @@
 """The working folder of one private fine-tuning: plan.json, ledger.jsonl, checkpoints/, and its result.
 
 It lies outside every output that DVC may delete. A folder belongs to one plan, one config and one private dataset.
-Beside it, in .heads/, lies what this place has seen of its ledger.
+Beside it, .heads/ records the growth of its ledger in this place.
 """
 
 import math
@@ -32,24 +32,24 @@ from dp_lora.release import require_target
 from dp_lora.sources import digest_code
 from dp_lora.training.plan import make_plan
 
-RELEASE = "release"  # the one folder that may leave the house
+RELEASE = "release"  # the one folder that may be published
 NOT_PRIVATE = "not-private"
 SAME_NOISE = 0.01  # relative
 CPUINFO = Path("/proc/cpuinfo")
 CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # of x86-64 and of ARM
-# where a private step and what it reads begin; all that these import is its code
+# entry modules of a private step and of its inputs; these and all their imports are its code
 PRIVATE_STEP = ("training/finetune.py", "data/latents.py", "models/folder.py")
 
 
 def binding(
     config: Config, data_digest: str, base_digest: str, device: str, parent: Sequence[ReleaseCost] = ()
 ) -> dict[str, Any]:
-    """Everything that a fine-tuning resolves, and its data: what a resumed run must have in common with its start.
+    """All settings of a fine-tuning, and its data: a resumed run must have the same as its start.
 
-    `parent` is what privacy.parent spent; a path or a run id of the same parent is the same.
+    `parent`: costs of privacy.parent; a path and a run id of one parent give the same.
     """
     sections: dict[str, Any] = {name: asdict(getattr(config, name)) for name in ("lora", "privacy", "train")}
-    del sections["train"]["resume"]  # says how to begin, not what is made
+    del sections["train"]["resume"]  # decides how the run begins, not its result
     del sections["privacy"]["parent"]
     data = config.data
     sections["data"] = {"classes": list(data.classes), "n_public": data.n_public}
@@ -74,7 +74,7 @@ def binding(
 
 
 def processor() -> str:
-    """Digest of model and instruction sets of this machine's CPUs: kernels, and so rounding, are chosen by them.
+    """Digest of model and instruction sets of this machine's CPUs: they decide the kernels, and so the rounding.
 
     Python's own platform.processor() is empty on most Linux systems.
     """
@@ -85,12 +85,12 @@ def processor() -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """What kernels are chosen by on `device`: a GPU's name, or the CPU's model and instruction sets."""
+    """The hardware that decides the kernels on `device`: a GPU's name, or the CPU's model and instruction sets."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def code_digest() -> str:
-    """SHA-256 over the sources that a private step runs: a mended step must not vouch for what an older one made."""
+    """SHA-256 over the sources that a private step runs: a repaired step must not vouch for an older one's results."""
     return digest_code(*PRIVATE_STEP)
 
 
@@ -101,7 +101,7 @@ def _finite(value: Any) -> Any:
 
 
 def binding_digest(bound: dict[str, Any]) -> str:
-    """What keys the random streams of the reproducible mode: one digest, one run. Depends on private data."""
+    """Key of the random streams of the reproducible mode: one digest, one run. Depends on private data."""
     return digest_value(bound)
 
 
@@ -119,7 +119,7 @@ class RunFolder:
     plan: PrivacyPlan
     bound: dict[str, Any]
     run_id: str  # random, says nothing about the data
-    physical_batch_size: int | None  # what was chosen on this folder's behalf; None: nothing yet
+    physical_batch_size: int | None  # rows at a time that were chosen for this folder; None: not chosen yet
 
     @property
     def heads(self) -> Heads:
@@ -135,26 +135,26 @@ class RunFolder:
 
     @property
     def result(self) -> Path:
-        """Where the adapter goes: release/ where the plan's epsilon holds, else not-private/."""
+        """The adapter's folder: release/ where the plan's epsilon holds, else not-private/."""
         return self.folder / (RELEASE if self.plan.guaranteed else NOT_PRIVATE)
 
     def keep_physical_batch_size(self, rows: int) -> None:
-        """Write down beside the plan how many rows at a time were found to fit, for a resumed run to go on with."""
+        """Write beside the plan how many rows at a time were found to fit, so that a resumed run uses the same."""
         path = self.folder / "plan.json"
         write_json(path, {**read_json(path), "physical_batch_size": rows})
 
 
 @contextmanager
 def open_run_folder(folder: Path, config: Config, bound: dict[str, Any]) -> Iterator[RunFolder]:
-    """Begin or go on in `folder`, alone: a second writer, another config or other data are InputErrors.
+    """Begin or continue in `folder`, alone: a second writer, another config or other data are InputErrors.
 
-    So are a copy of a folder that goes on, an older copy of one that went on here, and a plan that passes its target.
-    With train.resume=never a folder that holds steps is one too.
+    So are a copy of a folder in use, an older copy of one that continued here, and a plan that exceeds its target. With
+    train.resume=never a folder that holds steps is an InputError too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     fsync(folder.parent)
     with _alone(folder / "lock", f"{folder}: another process is writing there"):
-        fsync(folder)  # of a ledger whose process ended between making it and this
+        fsync(folder)  # for a ledger whose process ended between making it and this call
         run = _begin(folder, config, bound)
         run.heads.make()
         with _alone(run.heads.path, f"{folder}: another process is writing to a copy of it"):
@@ -173,10 +173,10 @@ def _alone(lock: Path, otherwise: str) -> Iterator[None]:
 
 
 def _heads(folder: Path, bound: Mapping[str, Any], run_id: str) -> Heads:
-    """What this place has seen of the ledger of `folder`, or of any copy of it.
+    """Heads that this place has seen of the ledger of `folder`, or of any copy of it.
 
-    With fresh randomness it is known by the run's random id, which a copy has too; another run in a folder of that name
-    spends on its own account. All replays of one binding have one noise, whichever run they are: they are known by the
+    With fresh randomness the file is named by the run's random id, which a copy has too; another run in a folder of
+    that name spends on its own account. All replays of one binding, whichever run, have one noise: their file has the
     folder's name, which is the keyed digest of the binding, so that a replay does not begin anew where the whole folder
     was lost, and with it the sums that its noise was added to.
     """
@@ -185,7 +185,7 @@ def _heads(folder: Path, bound: Mapping[str, Any], run_id: str) -> Heads:
 
 
 def _begin(folder: Path, config: Config, bound: dict[str, Any]) -> RunFolder:
-    """The folder's plan, or a new one; InputError for another than the configuration gives, before any step."""
+    """The folder with its plan, or a new plan; InputError, before any step, where the configuration gives another."""
     path = folder / "plan.json"
     if not path.exists():
         if any((folder / name).exists() for name in ("ledger.jsonl", "checkpoints", RELEASE, NOT_PRIVATE)):
@@ -206,7 +206,7 @@ def _begin(folder: Path, config: Config, bound: dict[str, Any]) -> RunFolder:
 
 
 def _check_ledger(run: RunFolder, config: Config) -> None:
-    """InputError for a ledger that is lost, older than what was seen here, or not to go on by train.resume=never."""
+    """InputError for a ledger that is lost, older than its last head here, or barred by train.resume=never."""
     folder, steps = run.folder, run.ledger.counted_steps(run.plan)
     if (run.checkpoints.exists() or run.result.exists()) and not run.ledger.path.exists():
         raise InputError(f"{folder}: was begun and has no ledger.jsonl; restore it, or start in another folder")
@@ -218,9 +218,9 @@ def _check_ledger(run: RunFolder, config: Config) -> None:
 
 
 def _changed_plan(kept: PrivacyPlan, made: PrivacyPlan) -> list[str]:
-    """Fields of the plan that is kept in a folder that are not those that its configuration gives now.
+    """Names of the fields in which the stored plan differs from the current one.
 
-    Another version of the accountants may find noise that differs a little; less of it must still keep to the target.
+    Another version of the accountants may find slightly different noise; less noise must still keep to the target.
     """
     if math.isclose(kept.noise_multiplier, made.noise_multiplier, rel_tol=SAME_NOISE):
         made = replace(made, noise_multiplier=kept.noise_multiplier)
@@ -237,9 +237,9 @@ def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iter
 
 
 def of_other_data(runs: Path, parent: Sequence[ReleaseCost], data_digest: str) -> list[str]:
-    """Run folders below `runs` of parts of the parent that were not made from just the same private data.
+    """Run folders below `runs` of the parent's parts whose private data were not exactly the same.
 
-    They are added all the same: of most people's data they may have been, and a sum of more parts is a bound too.
+    Their cost is added all the same: most people may be in both, and a sum of more parts is a bound too.
     """
     named = {part.run_id for part in parent}
     plans = [(path.parent, _read_plan(path)[0]) for path in sorted(runs.glob("*/plan.json"))]
@@ -249,7 +249,7 @@ def of_other_data(runs: Path, parent: Sequence[ReleaseCost], data_digest: str) -
 def other_ledgers(runs: Path, own: Path, data_digest: str, parent: Sequence[ReleaseCost] = ()) -> list[str]:
     """One line for each other run folder below `runs` that spent privacy of the same private data.
 
-    But for those that `parent` counts already.
+    Folders that `parent` counts already are left out.
     """
     lines = []
     named = {part.run_id for part in parent}

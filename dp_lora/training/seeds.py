@@ -1,4 +1,4 @@
-"""Random streams of public trainings: keyed by name and numbers, without a mark on the process's own state."""
+"""Random streams of public trainings: keyed by name and numbers, without changing the process's own state."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ def stream_key(stream: str, *numbers: int) -> int:
 
 @contextmanager
 def seeded(seed: int, stream: str) -> Iterator[None]:
-    """Inside, torch's global generator, which networks start from, is keyed by (seed, stream); then it is as before."""
+    """Inside, torch's global generator, which initialises networks, is keyed by (seed, stream); then it is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_key(stream, seed))
         yield

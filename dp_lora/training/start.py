@@ -1,4 +1,4 @@
-"""What a pipeline has to pass on dummies before the first step, and what of it is left untrained."""
+"""Checks of a pipeline on dummies before the first step, and its weights that stay untrained."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from dp_lora.models.adapters import lora_parameters
 from dp_lora.models.families import TEXT, Conditions
 from dp_lora.models.folder import Model
 
-APART = 1e-4  # of the largest value: what another row may move by in the last bits
+APART = 1e-4  # share of the largest value by which another row's last bits may move
 
 
 def dummy_captions(model: Model, size: int, pictures: int) -> Captions:
@@ -45,7 +45,7 @@ def _dummy_rows(config: Config, model: Model, rows: int, device: torch.device) -
 @torch.no_grad()
 def require_rows_apart(config: Config, model: Model, device: torch.device) -> None:
     """InputError where a row's output moves with another row's picture or caption: one unit would then enter another's
-    gradient, and no clip would bound what it adds. Looks at dummies alone."""
+    gradient, and no clip would bound its effect. Reads dummies alone."""
     x_t, t, conditions = _dummy_rows(config, model, 3, device)
     before = model.predict(x_t, t, conditions)
     x_t[0] += 1
@@ -64,7 +64,7 @@ def require_rows_apart(config: Config, model: Model, device: torch.device) -> No
 def dead_weights(config: Config, model: Model, device: torch.device) -> frozenset[str]:
     """Names of LoRA weights whose factor B gets a gradient of exactly 0 on dummies: trained, they would be noise alone.
 
-    Such are the context's queries in the last block of some transformers, whose result nothing reads.
+    Example: the context's queries in the last block of some transformers, whose result nothing reads.
     """
     factors = lora_parameters(model.denoiser, "B")
     for weight in factors.values():

@@ -1,6 +1,6 @@
 """Which rows, which randomness and which learning rate belong to a step: functions of the step alone.
 
-So a run that was interrupted goes on exactly as if it had not been, without any random state in its checkpoint.
+So an interrupted run continues exactly like an unbroken one, without any random state in its checkpoint.
 """
 
 import math
@@ -65,9 +65,9 @@ def noise_scale(noise_multiplier: float, exponent: float) -> float:
 
 
 def tail_weight(step: int, total: int, share: float) -> float:
-    """Weight of what a step in [0, total) gives in a running mean over the last `share` of the steps, one at least.
+    """Weight of a step's value, step in [0, total), in a running mean over the last `share` of the steps, at least one.
 
-    Before them it is 1: the mean so far is the newest. A function of the step alone, so that a resumed run goes on.
+    Before them it is 1: the mean is the newest value. A function of the step alone, so that a run can resume.
     """
     first = total - max(1, round(share * total))
     return 1 / max(1, step - first + 1)
@@ -79,7 +79,7 @@ def curve_steps(total: int) -> list[int]:
 
 
 class Steps:
-    """The numbers 0 ... total - 1 as Lightning's loader; its state, the next number, is where a resumed run begins."""
+    """The numbers 0 ... total - 1 as Lightning's loader; a resumed run begins at its state, the next number."""
 
     def __init__(self, total: int) -> None:
         self.total = total
