@@ -57,7 +57,7 @@ def show(address: str) -> None:
 
 @contextmanager
 def server(port: int) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """Run an MLflow server over the local store, for this machine alone, until the block ends; gives address and process.
+    """Run an MLflow server over the local store, for this machine alone, until the block ends; its address and process.
 
     Raises InputError for a port in use and a server that does not come up.
     """
