@@ -80,7 +80,7 @@ def _stated(row: Row) -> Bounds | None:
 
 
 def _plans(rows: Iterable[Row]) -> list[PrivacyPlan]:
-    """The private plans of all members, and each one's variant with the released accounting if that code could make it."""
+    """The private plans of all members, and each one's variant with the released accounting if possible."""
     found: dict[PrivacyPlan, None] = {}
     for row in rows:
         if row.config is None or math.isinf(row.config.privacy.eps):

@@ -48,7 +48,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Conditions that differ in `keys` alone, in the order of their values; `own`: index of the config's own condition."""
+    """Conditions that differ in `keys` alone, in the order of their values; `own`: index of the config's own."""
 
     title: str
     keys: tuple[str, ...]

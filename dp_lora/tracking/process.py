@@ -137,7 +137,7 @@ def stop_signals_wait() -> Iterator[None]:
 
 @contextmanager
 def stop_signals_deferred() -> Iterator[None]:
-    """Hold back Ctrl-C and these signals until the block ends: a process started in it is then known, and can be ended."""
+    """Hold back Ctrl-C and these signals until the block ends: a process started in it can then be ended."""
     received: list[int] = []
     with _handlers(lambda number, _frame: received.append(number), (signal.SIGINT, *STOP_SIGNALS)):
         yield
