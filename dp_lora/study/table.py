@@ -27,7 +27,7 @@ TAIL = 4000  # bytes of a log that are looked at
 
 
 def seconds_left(place: Place, record: Record, usual: Mapping[str, float]) -> float | None:
-    """Seconds left of a member that runs or waits, by its own bar and the `usual` seconds of its stages; None where unknown."""
+    """Seconds left of a member that runs or waits, by its bar and its stages' `usual` seconds; None where unknown."""
     todo = [stage for stage in REQUIRED if not place.has(stage, record)]
     if not todo:
         return 0.0
