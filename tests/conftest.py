@@ -11,7 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from tests.support.prepare_call import project, store
 
-# a shell's background job ignores Ctrl-C, and so would every child that a test sends one to
+# a shell's background job ignores Ctrl-C and its children inherit that: a test's Ctrl-C would be lost
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 __all__ = ["project", "store"]

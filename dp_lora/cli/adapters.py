@@ -13,7 +13,7 @@ from dp_lora.statement import read_privacy
 
 
 def adapter_folder(call: Call) -> Path:
-    """The adapter that `adapter` names by path or run id; empty: what the experiment's finetune stage made."""
+    """The adapter named by `adapter` (path or run id); if empty, the output of the experiment's finetune stage."""
     if named := call.inputs.get("adapter"):
         return find_adapter(named, "adapter")
     folder = outputs(call.config) / "finetune"
@@ -23,8 +23,8 @@ def adapter_folder(call: Call) -> Path:
 def find_adapter(named: str, key: str) -> Path:
     """The folder of the adapter that a path or run id names; `key` is the parameter's name in errors.
 
-    Raises InputError for a folder without an adapter, and for one in which a later run has replaced the named run's
-    adapter: the new one has another privacy.
+    Raises InputError for a folder without an adapter, and for a folder in which a later run has replaced the named
+    run's adapter: the new adapter has another privacy.
     """
     folder = _adapter_in(tracking.resolve_input(named, key), f"{key}={named}")
     if tracking.existing_path(named) is None:
@@ -48,9 +48,9 @@ def _adapter_in(folder: Path, shown: str) -> Path:
 
 
 def adapter_of_samples(facts: Mapping[str, Any], key: str) -> Path:
-    """The adapter that drew the samples of which samples.json says `facts`; `key` asks for it.
+    """The adapter that drew the samples; `facts`: content of their samples.json; `key`: the setting that needs it.
 
-    Raises InputError where it is gone, or another one lies in its place.
+    Raises InputError if the adapter is gone or another one lies in its place.
     """
     folder = ROOT / facts["adapter"]
     if not (folder / "privacy.json").exists() or read_privacy(folder)["run_id"] != facts["privacy"]["run_id"]:
@@ -72,7 +72,7 @@ def track_adapter(
 
 
 def find_base(named: Mapping[str, str], config: Config, whose: str) -> Path:
-    """The folder with the base model of this digest: at this path, else at model.base; else InputError."""
+    """The folder of the base model with this digest: the named path, else model.base; InputError if neither has it."""
     from dp_lora.models.info import model_digest
 
     for folder in (ROOT / named["path"], base_folder(config)):

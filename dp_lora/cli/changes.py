@@ -12,7 +12,7 @@ from dp_lora.config import ROOT, relative
 
 @contextmanager
 def telling_changes() -> Iterator[None]:
-    """At the end, say which params.yaml, dvc.lock and data.dvc differ both from before and from the last commit."""
+    """At the end, say which params.yaml, dvc.lock and data.dvc this command changed and the last commit lacks."""
     files = [path for pipeline in PIPELINES.values() for path in (pipeline.params, pipeline.lock)]
     files.append(ROOT / "data.dvc")
 

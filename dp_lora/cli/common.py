@@ -1,4 +1,4 @@
-"""All entry points share this: parameters, configuration, error lines, the tracked run and its folder."""
+"""Shared by all entry points: parameters, configuration, error lines, the tracked run and its folder."""
 
 import math
 import resource
@@ -62,22 +62,22 @@ class Call:
 
     stage: str
     config: Config
-    out: Path | None  # where DVC wants the result; None: a folder of the run's own
+    out: Path | None  # where DVC expects the result; None: the run's own folder
     dry_run: bool
     part: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     typed: Mapping[str, str] = field(default_factory=dict)
-    repeat: str = ""  # the command that makes this run again; empty: as the config says
+    repeat: str = ""  # command that repeats this run; empty: derived from the config
 
     def of_adapter(self, statement: Mapping[str, Any], rank: int) -> "Call":
-        """This call with the privacy and rank of the adapter that it works on, whatever the config's file says.
+        """This call with the privacy and rank of its adapter in place of those in the config's file.
 
         The run's name, params and config.yaml then describe the adapter whose images are drawn or scored.
         """
         privacy = self.config.privacy
-        # the released accounting states no target epsilon; a statement without both was trained without privacy
+        # the released accounting states no target epsilon; a statement with neither is of training without privacy
         eps = statement.get("target_epsilon", privacy.eps if "accounting" in statement else math.inf)
-        # delta too is the run's own target, not the sum with earlier releases
+        # the run's own target delta, not its sum with earlier releases
         delta = statement.get("target_delta", statement.get("delta", privacy.delta))
         names = ("k", "max_grad_norm", "clipping", "accounting")
         stated = {name: statement[name] for name in names if name in statement}
@@ -109,12 +109,12 @@ class Call:
             yield run, folder
             close_house(self.config)
             for name, value in peak_memory().items():
-                # the memory of work on private pictures depends on how many there are, or were drawn
+                # private: memory of work on private pictures depends on their number, or on the number drawn
                 run.metric(f"private/{name}" if STAGES[self.stage].reads_private else name, value)
             record(run, self.stage, self.config)
 
     def shown_out(self, name: str = "") -> str:
-        """Where the result would go, as a dry run shows it: DVC's folder, or NAME in the run's own."""
+        """The result's place, as a dry run shows it: DVC's folder, or NAME in the run's own folder."""
         return relative(self.out) if self.out else f"runs/RUN_ID/{name}".rstrip("/")
 
     def print_dry_run(self, facts: Mapping[str, Any], writes: list[str]) -> None:
@@ -126,7 +126,7 @@ class Call:
 
 
 def peak_memory() -> dict[str, float]:
-    """Peak memory of this process, or of one that it started, in GiB; on a GPU also the peak of its tensors."""
+    """Peak memory in GiB of this process or of a child, whichever is larger; on a GPU also the peak of its tensors."""
     held = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     peaks = {"peak_memory_gib": max(held) / 2**20}
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
@@ -153,7 +153,7 @@ def track_privacy(
 
 
 def repeat_command(stage: str, config: Config, inputs: Mapping[str, str]) -> str:
-    """The command that repeats this run alone, whoever started it; it names what differs from the config's file."""
+    """The command that repeats this run alone, whoever started it; states the settings that differ from the file's."""
     plain = filed(config.experiment.name)
     changed = {key: override_text(value) for key, value in flatten(config).items() if value != plain[key]}
     given = {"config": config.experiment.name, **{name: value for name, value in inputs.items() if value}}
@@ -166,7 +166,7 @@ def repeat_command(stage: str, config: Config, inputs: Mapping[str, str]) -> str
 
 
 def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[Call], None]], click.Command]:
-    """Make a click command of `stage` from a function of a Call, with the stage's parameters of STAGES."""
+    """Make a click command of `stage` from a function of a Call, with the stage's parameters in STAGES."""
 
     def decorate(function: Callable[[Call], None]) -> click.Command:
         def command(dry_run: bool, resolved: Path | None, out: Path | None, **values: str) -> None:
@@ -198,7 +198,7 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
 
 
 def _how_to_go_on(call: Call) -> str:
-    """What to type after a stop: `mlflow run` typed again would begin another working folder; train.resume names it."""
+    """What to type after a stop. `mlflow run` again would begin a new working folder, so train.resume names the old."""
     run_id = tracking.joined_run_id()
     own = call.stage == "finetune" and call.joined and not call.config.privacy.reproducible
     if not own or run_id is None or not (operator_folder(run_id) / LEDGER).exists():
@@ -234,7 +234,7 @@ def _one_line_usage(command: click.Command, ctx: click.Context) -> Iterator[None
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
-        # of an unknown option the bare message: the option that click guesses may be a hidden one
+        # for an unknown option use the bare message: click may guess a hidden option
         unknown = isinstance(error, click.NoSuchOption)
         line = " ".join((error.message if unknown else error.format_message()).split()).rstrip(".")
         if isinstance(error, click.NoSuchOption):
@@ -247,7 +247,7 @@ def _one_line_usage(command: click.Command, ctx: click.Context) -> Iterator[None
 
 def _require_device(config: Config) -> None:
     if config.compute.device == "cuda":
-        # a missing GPU is refused before anything is made or a run is opened
+        # refuse a missing GPU before any file is made or a run is opened
         from dp_lora.models.device import pick_device
 
         pick_device(config.compute.device)
@@ -270,7 +270,7 @@ def _options(stage: str, parts: tuple[str, ...]) -> list[Callable]:
         for name in row.parameters
     ]
     options.append(click.option("--dry-run", is_flag=True, help="print what would be done, touch nothing"))
-    # stages of DVC pass these two: the resolved config, and where the result goes
+    # DVC stages pass these two: the resolved config, and the result's folder
     options.append(click.option("--resolved", type=click.Path(path_type=Path), hidden=True))
     options.append(click.option("--out", type=click.Path(path_type=Path), hidden=True))
     if parts:
@@ -289,7 +289,7 @@ def one_line_errors(child: bool = False) -> Iterator[None]:
     except InputError as error:
         _stop(str(error), 1, child, error.public)
     except OSError as error:
-        # the name may be a private picture's, so it stays on the terminal; of a copy, filename2 is the target
+        # the name may be a private picture's: show it on the terminal alone; for a copy, filename2 is the target
         name = error.filename2 or error.filename
         where = f": {name}" if name else ""
         what_to_do = "; make room, then the same command goes on" if full_disk(error) else ""

@@ -1,6 +1,6 @@
 """Refuse bad input that a listing or a small file shows, before torch is imported and DVC is started.
 
-A stage would refuse it minutes later; the command that the user typed refuses it at once, a dry run too.
+A stage would refuse it minutes later; the typed command refuses it at once, and so does a dry run.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from dp_lora.models.text_encoder import text_encoder_folder
 def refuse(call: Call) -> None:
     """Raise InputError for pictures, a base or an adapter that `call` cannot work with.
 
-    Does nothing in a stage that DVC started: the command that started DVC has checked the same.
+    Does nothing in a stage that DVC started: the command that started DVC has made the same checks.
     """
     config = call.config
     if call.child:
@@ -41,7 +41,7 @@ def _learns_classes(base: Path) -> bool:
 
 
 def _refuse_pictures(config: Config) -> None:
-    """InputError for a listing of the operator's folder that `prepare` would refuse; no picture is opened."""
+    """Raise InputError if `prepare` would refuse the listing of the operator's folder; open no picture."""
     data = config.data
     if data.source != "folder" or data.path is None:
         return
@@ -52,7 +52,7 @@ def _refuse_pictures(config: Config) -> None:
 
 
 def _refuse_base(config: Config, *, made_anew: bool) -> None:
-    """InputError for a base of another size or other channels; `made_anew`: one that the pipeline makes is not read."""
+    """InputError for a base of other size or channels; `made_anew`: do not read a base that the pipeline makes."""
     base = base_folder(config)
     own = (made_anew or not base.exists()) and relative(base) in pipeline_of(config).made
     encoder = config.ldm.text_encoder if own else None

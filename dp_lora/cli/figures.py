@@ -1,7 +1,7 @@
-"""What DVC shows of the paper's pipelines: a pipeline gets its metrics and plots when an experiment of it is scored.
+"""Declare metrics and plots of the paper's pipelines to DVC, each when one of its experiments is scored.
 
-`dvc metrics show`, `dvc plots` and `dvc exp show` read every dvc.yaml of the project. A file that one names and nobody
-has made is an empty row and a warning, also for somebody who works on the default experiment alone.
+`dvc metrics show`, `dvc plots` and `dvc exp show` read every dvc.yaml of the project. A declared file that
+nobody has made gives an empty row and a warning, even to a user of the default experiment alone.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ HEAD = "# What `dvc metrics`, `dvc plots` and `dvc exp show` show of this pipeli
 
 
 def show_figures(config: Config) -> None:
-    """Write the `figures` of a scored experiment's pipeline: the metrics and plots of dvc.yaml, in its own folders.
+    """Write the `figures` file of a scored experiment's pipeline: dvc.yaml's metrics and plots, in its own folders.
 
-    They follow the params.yaml of the pipeline. The default pipeline has its own in dvc.yaml; nothing is written there.
+    They follow the pipeline's params.yaml. The default pipeline has them in dvc.yaml: nothing is written for it.
     """
     figures = pipeline_of(config).figures
     if figures is None or not (outputs(config) / "evaluation" / "metrics.json").exists():
@@ -28,7 +28,7 @@ def show_figures(config: Config) -> None:
     # an experiment without classes has no accuracy per class
     plots = [plot for plot in default["plots"] if (outputs(config) / _file(plot)).exists()]
     shown = {"vars": ["../params.yaml"], "metrics": default["metrics"], "plots": plots}
-    # DVC counts paths from the file that names them
+    # DVC reads paths relative to the file that names them
     above = f"../../../{outputs(config).parent.relative_to(ROOT).as_posix()}/"
     text = HEAD + yaml.safe_dump(shown, sort_keys=False).replace("outputs/", above)
     path = ROOT / figures
@@ -39,6 +39,6 @@ def show_figures(config: Config) -> None:
 
 
 def _file(plot: str | Mapping[str, Any]) -> str:
-    """The file of a plot of dvc.yaml, counted from the folder of an experiment."""
+    """The file of a plot in dvc.yaml, relative to an experiment's folder."""
     named = plot if isinstance(plot, str) else next(iter(next(iter(plot.values()))["y"]))
     return named.removeprefix("outputs/${config}/")

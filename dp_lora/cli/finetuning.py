@@ -1,4 +1,4 @@
-"""Resolve once where a fine-tuning starts and where it works, and refuse bad settings before any work."""
+"""Resolve a fine-tuning's inputs and working folder once, and refuse bad settings before any work."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
     from dp_lora.privacy.plan import PrivacyPlan
     from dp_lora.training.resolved import Resolved
 
-MADE_OF = ("public", "autoencoder", "ldm")  # the sections of a base of ours, as its model.json states them
+MADE_OF = ("public", "autoencoder", "ldm")  # config sections that the model.json of our own base states
 KEPT = "runs/DIGEST (ledger and checkpoints)"  # a dry run's name for the working folder
 
 
 def audits_path(config: Config) -> Path:
-    """The file of the audits that were made of an experiment's private step."""
+    """The file that records the audits of an experiment's private step."""
     return RUNS / "audits" / f"{config.experiment.name}.jsonl"
 
 
 def audited_plan(config: Config) -> "PrivacyPlan":
-    """The plan whose steps an audit attacks: that of the experiment's fine-tuning."""
+    """The plan whose steps an audit attacks: the experiment's fine-tuning plan."""
     from dp_lora.training.plan import make_plan
 
     return make_plan(config)
 
 
 def audited_as(start: "Resolved", bound: Mapping[str, Any]) -> str:
-    """Tag `audit_of` of the runs that audited the private step with the code and the settings of a fine-tuning."""
+    """The tag `audit_of` of runs that audited the private step with this fine-tuning's code and settings."""
     return settings_digest(start.plan, bound["code"])
 
 
 def resolve(config: Config, *, remade: bool = False) -> "Resolved":
     """Resolve base, plan, parent, pictures and the folder that train.resume names; check a base that exists.
 
-    With `remade` the caller brings the base up to date first: one that was made with other settings says nothing, and
-    is as one that is not there. Raises InputError for bad LoRA targets, a bad seed file and all else that would be
-    refused after the work upstream.
+    With `remade` the caller brings the base up to date before its use: a base made with other settings counts as
+    missing. Raises InputError for bad LoRA targets, a bad seed file and every setting that would otherwise be refused
+    after the work upstream.
     """
     # imported late: scipy, and torch and diffusers where the base does not exist yet
     from dp_lora.models.shapes import base_shapes
@@ -79,7 +79,7 @@ def resolve(config: Config, *, remade: bool = False) -> "Resolved":
 
 
 def _made_with(config: Config, base: Path) -> bool:
-    """Whether a base that a stage made was made with the config's own sections."""
+    """Whether a stage made this base with the config's own sections."""
     stated = load_info(base)["config"]
     known = [name for name in MADE_OF if stated.get(name) is not None]
     return all(digest_value(stated[name]) == digest_value(asdict(getattr(config, name))) for name in known)
@@ -112,10 +112,10 @@ def _parent(config: Config, plan: "PrivacyPlan") -> tuple[ReleaseCost, ...]:
 
 
 def working_folder(call: Call, start: "Resolved", folder: Path, bound: dict[str, Any]) -> Path:
-    """The folder of plan, ledger and checkpoints: outside a stage's output, which DVC deletes before it runs again.
+    """The folder of plan, ledger and checkpoints; not a stage's output, which DVC deletes before the stage runs again.
 
-    A direct call that is typed again finds the same folder and goes on. All calls of a replay share one ledger, so that
-    one noise is never added to two sums. A run that `mlflow run` made has its own folder, which train.resume names.
+    A direct call typed again finds the same folder and goes on. All calls of a replay share one ledger, so that the
+    same noise is never added to two sums. A run that `mlflow run` made has its own folder; train.resume names it.
     """
     from dp_lora.training.run_folder import working_folder
 

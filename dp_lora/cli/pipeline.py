@@ -37,7 +37,7 @@ def _scalar(value: str | None) -> str:
 
 
 def read_params(pipeline: Pipeline) -> dict[str, str]:
-    """A pipeline's params.yaml as parameters that were typed; InputError for unknown names and without a config."""
+    """A pipeline's params.yaml as typed parameters; InputError for an unknown name or a missing config."""
     path = relative(pipeline.params)
     try:
         values = yaml.safe_load(pipeline.params.read_text(encoding="utf-8"))
@@ -53,10 +53,10 @@ def read_params(pipeline: Pipeline) -> dict[str, str]:
 
 
 def dvc(*arguments: str, environment: Mapping[str, str] | None = None, tied: bool = False) -> None:
-    """Run DVC at the project's root with this interpreter. When it is stopped, its stages are stopped too.
+    """Run DVC at the project's root with this interpreter. Stopping it stops its stages too.
 
-    When this process is killed, it and its stages go on, unless they are `tied` (`start_in_session`). Raises SaidError
-    where it fails: DVC or the stage has printed the reason.
+    If this process is killed, DVC and its stages go on, unless they are `tied` (`start_in_session`). Raises SaidError
+    if DVC fails: DVC or the stage has printed the reason.
     """
     command = [sys.executable, "-m", "dp_lora.cli.quiet_dvc", *arguments]
     environment = {**os.environ, **(environment or {}), "DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
@@ -82,7 +82,7 @@ def _unchanged(*words: str) -> bool:
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if found.returncode:
         return False
-    # resolve runs at every `dvc repro`, so that it can say what is missing; what matters is whether its inputs changed
+    # `resolve` runs at every `dvc repro` to say what is missing, so "always changed" alone is no change of its inputs
     return all(reasons == ["always changed"] for reasons in json.loads(found.stdout).values())
 
 
@@ -134,9 +134,9 @@ def make_missing(config: Config, typed: Mapping[str, str], environment: Mapping[
 def bring_up_to_date(
     config: Config, typed: Mapping[str, str], environment: Mapping[str, str], *folders: Path, tied: bool = False
 ) -> None:
-    """`dvc repro` of the stages that make `folders`: what is missing, and anew what was made of something else.
+    """`dvc repro` of the stages that make `folders`: make missing results, and remake results of other inputs.
 
-    Raises InputError, which says what to type, where a folder that these stages read has to come from outside.
+    Raises InputError, which says what to type, if these stages need a folder that has to come from outside.
     """
     checkpoint, public, _ = outside_folders(config)
     require(config, [ROOT / folder for folder in (checkpoint, public) if folder is not None])

@@ -1,8 +1,8 @@
 """The pipelines, one per shape of experiment, and the folders that their stages share.
 
-A config whose model.base is a pipeline of diffusers belongs to pipelines/diffusers; another to the one with the same
-checkpoint.folder, public.folder and data.folder. These folders lie below data/; `prepare` makes them, data.dvc tracks
-them, and no stage writes to them.
+A config whose model.base is a pipeline of diffusers belongs to pipelines/diffusers; any other config belongs to the
+pipeline with the same checkpoint.folder, public.folder and data.folder. These folders lie below data/; `prepare` makes
+them, data.dvc tracks them, and no stage writes to them.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -23,16 +23,16 @@ WORKING = ROOT / RUNS.name / "working"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A dvc.yaml, with its params.yaml and dvc.lock beside it; all paths count from the project's root."""
+    """A dvc.yaml, with its params.yaml and dvc.lock beside it; all paths are relative to the project's root."""
 
     name: str
     file: str
-    resolved: str  # what its first stage writes
+    resolved: str  # file that its first stage writes
     made: Mapping[str, str]  # folders that its experiments share, and the stage that makes each
     checkpoint: str | None = None
     public: str | None = None
     private: str | None = None  # None: a stage makes outputs/EXPERIMENT/data
-    given_base: bool = False  # whether model.base is the user's, and a stage notes which one it is
+    given_base: bool = False  # whether the user supplies model.base, and a stage records which base it is
 
     def folder_of(self, stage: str) -> Path:
         """The shared folder that a stage makes."""
@@ -52,7 +52,7 @@ class Pipeline:
 
     @property
     def figures(self) -> str | None:
-        """The file that names its metrics and plots; None: `file` itself does."""
+        """The file that names the pipeline's metrics and plots; None: `file` names them."""
         return None if self.file == "dvc.yaml" else (Path(self.file).parent / "figures" / "dvc.yaml").as_posix()
 
     def target(self, stage: str) -> str:
@@ -127,7 +127,7 @@ def pipeline_of(config: Config) -> Pipeline:
 
 
 def outputs(config: Config) -> Path:
-    """Folder of what the stages of an experiment make. One config may be run on a base of ours and on a given one."""
+    """Folder of an experiment's stage outputs; a given base has its own, since one config may run on both bases."""
     folder = ROOT / "outputs"
     return (folder / "diffusers" if has_given_base(config) else folder) / config.experiment.name
 
@@ -156,7 +156,7 @@ def autoencoder_folder(config: Config) -> Path:
 
 
 def base_folder(config: Config) -> Path:
-    """The base model's folder; model.base counts from the project's root. One of the Hub lies below data/."""
+    """The base model's folder; model.base is relative to the project's root. A base of the Hub lies below data/."""
     model = config.model
     if model.revision is not None:
         return ROOT / "data" / f"{model.base.replace('/', '--')}-{model.revision[:12]}"
@@ -180,9 +180,9 @@ def from_outside(config: Config) -> list[Path]:
 
 
 def named_base(config: Config, digest: str | None = None) -> dict[str, str]:
-    """What the stages of pipelines/diffusers depend on in the place of the base itself: folder, class and digest.
+    """The base's folder, class and digest: the stages of pipelines/diffusers depend on them, not on the base itself.
 
-    Gigabytes are read for the digest where it is not given.
+    Without `digest`, reads gigabytes to compute it.
     """
     base = base_folder(config)
     return {
@@ -193,7 +193,7 @@ def named_base(config: Config, digest: str | None = None) -> dict[str, str]:
 
 
 def base_is_named(config: Config) -> bool:
-    """Whether what a stage noted of a base from outside holds; DVC does not look into that folder."""
+    """Whether a stage's record of a base from outside still holds; DVC does not look into that folder."""
     pipeline = pipeline_of(config)
     if not pipeline.given_base:
         return True
@@ -202,7 +202,7 @@ def base_is_named(config: Config) -> bool:
 
 
 def require_base(config: Config) -> None:
-    """InputError for a model.base that does not exist and that no stage makes."""
+    """Raise InputError for a model.base that does not exist and that no stage makes."""
     base = base_folder(config)
     if config.model.revision is not None and not base.exists():
         raise InputError(
@@ -222,7 +222,7 @@ def _made_by_prepare(config: Config) -> list[Path]:
 
 
 def what_to_type(config: Config, folders: Iterable[Path]) -> str | None:
-    """One line that says how to get the missing ones of `folders` that only `prepare` makes; None where none is."""
+    """One line that says how to get missing `folders` that only `prepare` makes; None if none of these is missing."""
     outside = from_outside(config)
     missing = [
         relative(folder)
@@ -245,7 +245,7 @@ def to_bring(config: Config) -> dict[str, str]:
 
 
 def require_distance(config: Config) -> None:
-    """InputError for a config that could be trained for hours and then not be scored."""
+    """Raise InputError for a config that cannot be scored, before hours are spent on its training."""
     if config.checkpoint.folder is not None and config.evaluation.inception_weights is None:
         raise InputError(
             f"evaluation.inception_weights=null: the images of {config.experiment.name} can be scored by FID alone; "
@@ -254,7 +254,7 @@ def require_distance(config: Config) -> None:
 
 
 def require(config: Config, folders: Collection[Path]) -> None:
-    """InputError that says what to type where one of `folders` is missing and no stage will make it."""
+    """Raise InputError, which says what to type, if one of `folders` is missing and no stage will make it."""
     line = what_to_type(config, folders)
     if line is not None:
         raise InputError(line)

@@ -1,7 +1,7 @@
 """Compare prepared private pictures with the operator's folder (data.path): a withdrawn picture must be gone.
 
-A seal says from which folder a dataset was prepared, and which pictures lay there, as an HMAC under the secret of this
-place (runs/.key). It lies in runs/working, which neither DVC nor a run keeps: nobody else can test by it whether a
+A seal states the folder that a dataset was prepared from and, as an HMAC under the secret of this place (runs/.key),
+its pictures. It lies in runs/working, which neither DVC nor a run keeps: nobody else can use it to test whether a
 picture is in the folder.
 """
 
@@ -25,12 +25,12 @@ from dp_lora.operator_key import keyed_digest
 
 SEAL = "prepared_from.json"
 PRIVATE = "private"  # below runs/working
-ORIGIN = {"path", "classes", "by_person"}  # what every seal says of the folder that was read
-CAPTIONS = {"captions", "caption_column"}  # a seal of an earlier version lacks these, and still holds
+ORIGIN = {"path", "classes", "by_person"}  # keys that every seal has about the folder that was read
+CAPTIONS = {"captions", "caption_column"}  # a seal of an earlier version lacks these keys, and stays valid
 
 
 def caches(config: Config) -> Path:
-    """Folder of the caches that are computed from one private dataset; they are removed together with the dataset."""
+    """Folder of the caches computed from one private dataset; they are removed together with the dataset."""
     return WORKING / PRIVATE / (config.data.folder or config.experiment.name)
 
 
@@ -38,7 +38,7 @@ def caches(config: Config) -> Path:
 def sealing(config: Config, folder: Path) -> Iterator[None]:
     """Seal the private dataset that the block prepares in `folder`.
 
-    Raises InputError where data.path changed meanwhile: nobody could say then which pictures were read.
+    Raises InputError if data.path changed meanwhile: nobody could say then which pictures were read.
     """
     _remove(_unfinished(folder))
     before = _pictures(config)
@@ -56,13 +56,13 @@ def sealing(config: Config, folder: Path) -> Iterator[None]:
 
 
 def look(config: Config) -> None:
-    """Remove private datasets, and their caches, unless a seal shows that they hold what data.path holds now.
+    """Remove private datasets, and their caches, unless a seal shows that they hold the pictures now in data.path.
 
-    Looks at this experiment's dataset, at others that were prepared from the same data.path, and at both in the trees
-    that `make reproduce` keeps and in the copies of the project that DVC's queue did not delete. So no command trains
-    or scores on a withdrawn picture, no copy of it stays elsewhere, and DVC prepares the dataset anew. One line says
-    what was removed. Raises InputError for a folder that `prepare` would refuse. Looks at the source `folder` alone:
-    nobody withdraws a picture from the others.
+    Checks this experiment's dataset and others prepared from the same data.path, also in the trees that `make
+    reproduce` keeps and in the copies of the project that DVC's queue did not delete. So no command trains or scores on
+    a withdrawn picture, no copy of it stays elsewhere, and DVC prepares the dataset anew. One line names the removed
+    folders. Raises InputError for a folder that `prepare` would refuse. Checks data.source `folder` alone: nobody
+    withdraws a picture from the other sources.
     """
     data = private_data(config)
     own = [path for path in (data, caches(config), *_unfinished(data)) if path.exists()]
@@ -78,7 +78,7 @@ def look(config: Config) -> None:
 
 
 def _roots() -> Iterator[tuple[Path, Path]]:
-    """Roots that datasets are prepared in, each with the folder whose secret seals them."""
+    """Roots of the places that hold prepared datasets, each with the folder whose secret seals them."""
     project = RUNS.parent
     yield project, RUNS
     for tree in sorted(RUNS.glob("reproduce/*/tree")):
@@ -101,7 +101,7 @@ def _seals_of_others(config: Config) -> list[tuple[Path, Path, dict[str, Any]]]:
 
 
 def _outdated(seals: list[tuple[Path, Path, dict[str, Any]]], config: Config, pictures: str) -> Iterator[Path]:
-    """Datasets, and their caches, of other pictures than data.path holds now; `pictures` is its fingerprint."""
+    """Datasets whose pictures are not those in data.path now, and their caches; `pictures` is its fingerprint."""
     known: dict[str, str | None] = {json.dumps(_origin(config)): pictures}  # each fingerprint reads the whole folder
     for root, secret, seal in seals:
         key = json.dumps(seal["origin"])
@@ -113,7 +113,7 @@ def _outdated(seals: list[tuple[Path, Path, dict[str, Any]]], config: Config, pi
 
 
 def _fingerprint_if_taken(origin: dict[str, Any]) -> str | None:
-    """None where `prepare` would refuse the folder as it is now: a class may be new that this experiment lacks."""
+    """None if `prepare` would refuse the folder as it is now: it may have a new class that this experiment lacks."""
     try:
         return _fingerprint(**origin)
     except InputError:
@@ -123,7 +123,7 @@ def _fingerprint_if_taken(origin: dict[str, Any]) -> str | None:
 def require_prepared(call: Call) -> None:
     """Call `look` before the private dataset is read; InputError for a dataset that was prepared with other settings.
 
-    A stage that DVC started cannot prepare it anew, so that it raises InputError where `look` would remove something.
+    A stage that DVC started cannot prepare the dataset anew: it raises InputError where `look` would remove it.
     """
     from dp_lora.data.prepare import check_prepared
 
@@ -136,14 +136,14 @@ def require_prepared(call: Call) -> None:
 
 
 def _origin(config: Config) -> dict[str, Any]:
-    """Which folder is read, and how: what `_fingerprint` takes."""
+    """The folder to read and how to read it: the arguments of `_fingerprint`."""
     from dp_lora.data.metadata_table import Stated
 
     return {"path": str(Path(config.data.path or "").absolute()), **asdict(Stated.of(config))}
 
 
 def _pictures(config: Config) -> str | None:
-    """The fingerprint of the operator's folder now; None where the pictures are not from one."""
+    """The fingerprint of the operator's folder now; None if the pictures come from another source."""
     if config.data.source != "folder" or config.data.path is None:
         return None
     return _fingerprint(**_origin(config))
@@ -157,7 +157,7 @@ def _fingerprint(path: str, classes: Sequence[str], **stated: Any) -> str:
 
 
 def _seal(runs: Path, dataset: Path, pictures: str) -> str:
-    # the dataset's own table holds the digest of each picture: an older dataset that was put back is not sealed
+    # metadata.parquet holds the digest of each picture: the seal does not hold for an older dataset that was put back
     return keyed_digest(runs, [pictures, digest_file(dataset / "metadata.parquet")])
 
 
@@ -169,13 +169,13 @@ def _holds(runs: Path, dataset: Path, seal: dict[str, Any], pictures: str) -> bo
 
 
 def _is_sealed(config: Config, pictures: str) -> bool:
-    """Whether the dataset is known to be of the pictures that lie in data.path now."""
+    """Whether the seal shows that the dataset holds the pictures now in data.path."""
     seal = _read_seal(caches(config) / SEAL)
     return seal is not None and _holds(RUNS, private_data(config), seal, pictures)
 
 
 def _read_seal(file: Path) -> dict[str, Any] | None:
-    """A seal as `sealing` writes it; None for a missing or broken file, and for one of an earlier form."""
+    """A seal as `sealing` writes it; None for a file that is missing, broken or of an earlier form."""
     try:
         seal = read_json(file)
     except (OSError, ValueError):

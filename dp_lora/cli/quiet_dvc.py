@@ -13,7 +13,7 @@ from dvc.cli import main
 from dvc.ui import ui
 
 PUSH = "Use `dvc push` to send your updates to remote storage."
-SAID = re.compile(r"failed to run: entrypoints/run .*, exited with (1|2|130)$")  # after a line of its own
+SAID = re.compile(r"failed to run: entrypoints/run .*, exited with (1|2|130)$")  # the stage has printed its own line
 
 
 def is_said(record: logging.LogRecord) -> bool:

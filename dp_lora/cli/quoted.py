@@ -1,4 +1,4 @@
-"""Words of a command line that were quoted for a shell which does not read them."""
+"""Undo the shell quoting of command-line words that no shell reads."""
 
 import os
 import shlex
@@ -8,10 +8,10 @@ QUOTED = "DPLORA_QUOTED_WORDS"  # set by docker/kubernetes/job.yaml
 
 
 def as_typed(words: Sequence[str]) -> list[str]:
-    """`words` as a shell would hand them over, where QUOTED is set; else as they are.
+    """`words` as a shell would pass them on if QUOTED is set; otherwise unchanged.
 
     MLflow's Kubernetes backend quotes each word, and the cluster starts the command without a shell: an empty parameter
-    would arrive as two quotes. A word that is no shell's quoting of another one stays as it is.
+    would arrive as two quotes. A word that is not the shell quoting of another word stays unchanged.
     """
     return [_unquoted(word) for word in words] if os.environ.get(QUOTED) == "1" else list(words)
 

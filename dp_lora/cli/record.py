@@ -1,10 +1,10 @@
 """Keep in a run the digests of its files and the state of DVC, so that `make reproduce` can make it again.
 
-No other module decides what a run keeps. A tracking store may be another machine, and people share runs. So of private
-pictures, and of files made from them without a guarantee, a run keeps one digest under the operator's key (runs/.key):
-it says nothing to anybody without the key, and it differs in each run, so that two runs do not show whether their
-pictures were the same. Names, numbers of files or bytes and plain hashes are not kept. All else that it takes to make
-a run again stays on this machine, in runs/operator/RUN_ID.
+No other module decides what a run keeps. The tracking store may be on another machine, and people share runs.
+So for private pictures, and for files made from them without a guarantee, a run keeps one digest under the operator's
+key (runs/.key): it tells nothing to anybody without the key, and it differs in each run, so that two runs do not show
+whether their pictures were the same. A run keeps no names, numbers of files or bytes, and plain hashes of them. All
+else that is needed to make a run again stays on this machine, in runs/operator/RUN_ID.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from dp_lora.tracking import TrackedRun
 
 FILES = "files"  # artifact: the digests
-STATE = "state"  # artifact folder: files that may differ in a tree that is not dirty
+STATE = "state"  # artifact folder: files that may differ although the tree is not dirty
 DATA_DVC = "data.dvc"
-LEDGER = "ledger.json"  # of a run's files on this machine: where the working folder of its fine-tuning is
+LEDGER = "ledger.json"  # in runs/operator/RUN_ID: names the working folder of the run's fine-tuning
 PUBLIC_RESULTS = {stage.folder for stage in STAGES.values() if stage.folder and stage.public}
 CODE = ("configs", "dp_lora", "entrypoints", "pipelines")  # the code and configs in git that stages depend on
 
@@ -34,7 +34,7 @@ CODE = ("configs", "dp_lora", "entrypoints", "pipelines")  # the code and config
 def record(run: "TrackedRun", stage: str, config: Config) -> None:
     """Keep the digests of the run's result and of the folders upstream of it, and the state of DVC.
 
-    Keeps nothing for a config without a pipeline: no stage could make it again.
+    Keeps nothing for a config without a pipeline: no stage could make its result again.
     """
     try:
         pipeline = pipeline_of(config)
@@ -73,14 +73,14 @@ def keep_here(run_id: str, name: str, content: bytes) -> None:
 
 
 def signature(run_id: str) -> Callable[[str], str]:
-    """The function from the digest of a private folder to the keyed digest that the run keeps."""
+    """The function that turns a private folder's digest into the keyed digest that the run keeps."""
     return lambda digest: keyed_digest(RUNS, ["record", run_id, digest])
 
 
 def is_public(folder: Path) -> bool:
     """Whether a folder depends on private pictures through the mechanism alone; False for an unknown folder.
 
-    Public are the stages' results of public data, and adapters, samples and exports with a statement of privacy.
+    Stages' results of public data are public, and so are adapters, samples and exports with a statement of privacy.
     """
     public = {ROOT / made for pipeline in PIPELINES.values() for made in pipeline.made}
     if folder in public or folder.name in PUBLIC_RESULTS:
@@ -105,9 +105,9 @@ def _digests(folder: Path, config: Config, sign: Callable[[str], str]) -> dict[s
 
 
 def public_lock(lock: Mapping[str, Any]) -> dict[str, Any]:
-    """A dvc.lock that gives the path alone, no hash, size or number of files, of each folder that may be private.
+    """A dvc.lock that gives only the path, not hash, size or number of files, of each folder that may be private.
 
-    A folder counts as private unless it is known to be public, and so do params of files that are no config.
+    A folder counts as private unless it is known to be public. Params of files that are not configs are private too.
     """
     stages = {}
     for name, stage in lock.get("stages", {}).items():
@@ -125,7 +125,7 @@ def public_lock(lock: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_public_place(path: str) -> bool:
-    """Whether a path of a dvc.lock is the project's own code and configs, or made of public data alone."""
+    """Whether a path of a dvc.lock is the project's own code or config, or was made from public data alone."""
     if path.split("/", maxsplit=1)[0] in CODE:
         return True
     public = {folder for p in PIPELINES.values() for folder in (*p.made, p.resolved, p.checkpoint, p.public)}
@@ -133,7 +133,7 @@ def _in_public_place(path: str) -> bool:
 
 
 def stage_folders(config: Config) -> dict[str, Path]:
-    """The folder that each stage of a config's pipeline makes, in the order of the stages; none from outside."""
+    """The folder that each stage of a config's pipeline makes, in stage order, without folders from outside."""
     own = outputs(config)
     folders = {stage: ROOT / folder for folder, stage in pipeline_of(config).made.items()}
     if config.data.folder is None:
@@ -142,7 +142,7 @@ def stage_folders(config: Config) -> dict[str, Path]:
 
 
 def upstream(stage: str, config: Config) -> dict[str, Path]:
-    """Folders of the stages before `stage`, by the stage that makes each; none from outside."""
+    """Folders of the stages before `stage`, by the stage that makes each, without folders from outside."""
     folders = stage_folders(config)
     public = list(pipeline_of(config).made.values())
     if stage in public:

@@ -1,4 +1,4 @@
-"""Attack the private step of an experiment, and say what that refutes of the epsilon that is claimed."""
+"""Attack the private step of an experiment, and say whether that refutes the claimed epsilon."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ def main(call: Call) -> None:
     from dp_lora.training.planned import audit_facts
 
     config = call.config
-    facts = audit_facts(config, audited_plan(config))  # refuses what claims nothing before a run is opened
+    facts = audit_facts(config, audited_plan(config))  # before a run is opened, refuse a plan that claims nothing
     if call.dry_run:
         kept = [relative(audits_path(config))] if config.audit.level == "step" else []
         call.print_dry_run(facts, [*kept, call.shown_out("audit")])
@@ -38,7 +38,7 @@ def main(call: Call) -> None:
 
 
 def _audit_step(call: Call) -> None:
-    """Of the private step alone, with made-up units: public, and recorded for the experiment's releases."""
+    """Audit the private step alone, with made-up units: a public result, recorded for the experiment's releases."""
     from dp_lora.models.device import pick_device
     from dp_lora.training.audit import audit_private_step, keep_record
 
@@ -51,7 +51,7 @@ def _audit_step(call: Call) -> None:
 
 
 def _audit_run(call: Call) -> None:
-    """Of the whole fine-tuning, with canaries among the private pictures: for the operator alone."""
+    """Audit the whole fine-tuning, with canaries among the private pictures: a result for the operator alone."""
     refuse(call)
     start = resolve(call.config)
     if missing := absent(start.base, start.data):

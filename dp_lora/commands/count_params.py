@@ -38,7 +38,7 @@ def main(call: Call) -> None:
         ):
             run.metric(name, counts[name])
         for kind, number in counts["lora_per_kind"].items():
-            # no slash: MLflow would make a section of the chart page for it, and open on that
+            # no slash: MLflow would give it a section of the chart page, and open the page there
             run.metric(f"lora_per_kind.{kind}", number)
         run.table({"parameters of": list(rows), "number": [float(value) for value in rows.values()]}, "count_params")
         path = folder / "count_params.json"

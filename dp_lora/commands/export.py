@@ -33,7 +33,7 @@ def main(call: Call) -> None:
         stock = export(base, adapter, call.config.sampling, out)
         if not stock:
             run.message(f"{relative(out)}: {NOT_STOCK} load them with dp_lora.models.folder.load_model")
-        # the weights stay where they are: a base of this kind has gigabytes
+        # do not send the weights: a base of this kind has gigabytes
         run.artifact(out / "README.md")
         run.artifact(out / "privacy.json")
         run.output(out)

@@ -50,7 +50,7 @@ def main(call: Call) -> None:
 
 
 def samples_folder(call: Call) -> Path:
-    """The samples that `samples` names by path or run id; empty: what the experiment's sample stage made."""
+    """The samples named by `samples` (path or run id); if empty, the output of the experiment's sample stage."""
     named = call.inputs.get("samples", "")
     folder = tracking.resolve_input(named, "samples") if named else outputs(call.config) / "samples"
     if not (folder / "samples.json").exists():

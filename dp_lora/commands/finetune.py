@@ -95,7 +95,7 @@ def _track_inputs(run: TrackedRun, inputs: "Inputs", working: Path) -> None:
     track_base(run, start.base, inputs.base["digest"])
     run.made_from("audit", stage="audit", audit_of=audited_as(start, inputs.bound))
     run.tags({"base": inputs.base["path"], "base_digest": inputs.base["digest"]})
-    # the folder's name depends on the data: two runs with one name would show that their data were the same
+    # not in the run: the name depends on the data, so equal names in two runs would show that their data are the same
     keep_here(run.run_id, LEDGER, json.dumps({"folder": relative(working)}).encode())
     for line in of_other_data(RUNS, start.parent, data):
         run.terminal(f"privacy.parent: was begun on other private data, and is added all the same: {line}")
@@ -115,7 +115,7 @@ def _report(call: Call, run: TrackedRun, result: Path, start: "Resolved") -> Non
     run.output(result)
     if statement["private"]:
         run.artifact(result.parent / EPSILON_OF_DELTA)
-        # where steps or guidance are null, the registered model states the numbers that its pipeline takes
+        # where steps or guidance are null, the registered model states the numbers of its pipeline
         steps, guidance_scale = steps_and_guidance(config.sampling, start.shapes.family)
         drawn = replace(config.sampling, steps=steps, guidance_scale=guidance_scale)
         run.register(replace(config, sampling=drawn), result, start.base)

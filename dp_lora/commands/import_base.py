@@ -52,7 +52,7 @@ def main(call: Call) -> None:
 
 
 def _bring(call: Call) -> None:
-    """Download a pipeline that is not here, and record which one is used: its folder and its digest."""
+    """Download a missing pipeline, and record folder and digest of the pipeline in use."""
     model, folder = call.config.model, base_folder(call.config)
     download = model.revision is not None and not folder.exists()
     if call.dry_run:
@@ -80,7 +80,7 @@ def _bring(call: Call) -> None:
 
 
 def _count(call: Call, folder: Path) -> None:
-    """State in a pipeline's folder what its networks compute, so that no dry run has to build them."""
+    """Write the networks' operation counts into a pipeline's folder, so that no dry run has to build the networks."""
     from dp_lora.models.estimate import base_operations
     from dp_lora.models.operations import pipeline_key, write_operations
     from dp_lora.models.pipeline_index import family_of

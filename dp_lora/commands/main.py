@@ -43,7 +43,7 @@ def main(call: Call) -> None:
     require(call.config, from_outside(call.config))
     require_distance(call.config)
     write_params(pipeline, {"config": call.config.experiment.name, **call.typed})
-    # before DVC compares: it does not look into the user's own folder
+    # call this before DVC compares: DVC does not look into the user's own folder
     look(call.config)
     if is_up_to_date(pipeline) and base_is_named(call.config):
         click.echo("nothing to do: every stage is up to date")

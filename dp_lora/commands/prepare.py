@@ -88,7 +88,7 @@ def _bring(config: Config, run: TrackedRun) -> None:
 
 
 def _draw_sheet(config: Config, dataset: Path, run: TrackedRun) -> None:
-    """A contact sheet of the operator's own pictures, beside their caches: `prepared.look` removes both."""
+    """Draw a contact sheet of the operator's own pictures beside their caches; `prepared.look` removes both."""
     if config.data.source not in ("folder", "huggingface"):
         return
     from dp_lora.data.contact_sheet import write_contact_sheet

@@ -1,4 +1,4 @@
-"""Make a run again from what it recorded, in a work tree of its own, and compare file by file."""
+"""Make a run again from its record, in a separate work tree, and compare file by file."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ from dp_lora.tracking.session import INNER_GRACE, run_in_session
 
 
 class Recorded(NamedTuple):
-    """How a run was made, by its own record."""
+    """How a run was made, according to its record."""
 
     run_id: str
     stage: str
@@ -75,7 +75,7 @@ def main(run_id: str) -> None:
 
 
 def read_recorded(run_id: str, place: Path) -> Recorded:
-    """Read a run's record, with its artifacts in `place`; InputError where it is not enough to make the run again."""
+    """Read a run's record, its artifacts into `place`; InputError if the record is not enough to make the run again."""
     found = tracking.find_run(run_id)
     tags = found["tags"]
 
@@ -131,7 +131,7 @@ def _make(recorded: Recorded, tree: Path) -> None:
     config, pipeline = recorded.config, pipeline_of(recorded.config)
     python = _python(recorded, tree)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DPLORA_"))}
-    # a tree of an older commit reads the second name
+    # a tree of an older commit reads DP_LORA_PYTHON
     environment |= {"DPLORA_PYTHON": python, "DP_LORA_PYTHON": python, "DVC_NO_ANALYTICS": "1"}
 
     def run(*command: str) -> None:
@@ -149,7 +149,7 @@ def _make(recorded: Recorded, tree: Path) -> None:
     params.write_text(yaml.safe_dump(values, width=10**6), encoding="utf-8")
     if any(pipeline.folders) and recorded.data_dvc is not None:
         shutil.copyfile(recorded.data_dvc, tree / DATA_DVC)
-        # the data from this repository's own cache, else from the remote; stages find an empty cache and run
+        # take the data from this repository's cache, else from the remote; then empty the cache, so that stages do run
         run("dvc", "cache", "dir", "--local", str(ROOT / ".dvc" / "cache"))
         run("dvc", "pull", "--allow-missing", "data.dvc")
         run("dvc", "config", "--local", "--unset", "cache.dir")
@@ -165,7 +165,7 @@ def _make(recorded: Recorded, tree: Path) -> None:
 
 
 def _copy_replays(tree: Path) -> None:
-    """Give the tree the ledgers of replays: one noise is added to one sum, and these hold its digest."""
+    """Copy replays' ledgers into the tree: they hold each sum's digest, so that no noise is added to a second sum."""
     for ledger in sorted(RUNS.glob("*/ledger.jsonl")):
         if b'"randomness": "replay"' in ledger.read_bytes():
             folder = tree / RUNS.name / ledger.parent.name
@@ -187,7 +187,7 @@ def _python(recorded: Recorded, tree: Path) -> str:
 
 
 def _from_nothing(config: Config) -> Config:
-    """A config for another tree, which has neither this one's unfinished work nor its store's run ids."""
+    """The config for another tree, which has neither this tree's unfinished work nor its store's run ids."""
     parent = config.privacy.parent
     if parent is not None:
         parent = str(tracking.resolve_input(parent, "privacy.parent").resolve())
@@ -195,7 +195,7 @@ def _from_nothing(config: Config) -> Config:
 
 
 def _differing(config: Config, plain: Config) -> Iterator[str]:
-    """Overrides that turn the experiment as its file has it into what the run resolved."""
+    """Overrides that turn the experiment's file into the config that the run resolved."""
     from dp_lora.tracking.provenance import override_text
 
     before = flatten(plain)
@@ -214,7 +214,7 @@ def _targets(recorded: Recorded) -> Iterator[str]:
 
 
 def _dvc_stage(recorded: Recorded) -> str:
-    """`prepare` names two stages of a pipeline; what it made says which."""
+    """The run's DVC stage; `prepare` stands for two of them, and the run's output tells which."""
     public = stage_folders(recorded.config).get("prepare_public")
     return "prepare_public" if recorded.stage == "prepare" and recorded.output == public else recorded.stage
 
@@ -238,7 +238,7 @@ def _report(recorded: Recorded, tree: Path) -> bool:
 
 
 def _result_folder(recorded: Recorded) -> Path:
-    """Where DVC's stage puts what the run put into `output`."""
+    """The folder that DVC's stage writes in place of the run's `output`."""
     if recorded.stage == "main":
         return outputs(recorded.config)
     folder = stage_folders(recorded.config)[_dvc_stage(recorded)]

@@ -1,6 +1,6 @@
 """First stage of a pipeline: params.yaml and configs/ become one resolved YAML; the stages depend on its sections.
 
-It runs at every `dvc repro`, so that prepared pictures which were taken out of data.path are removed before any stage.
+It runs at every `dvc repro`, so that prepared pictures withdrawn from data.path are removed before any stage.
 """
 
 import click
@@ -31,8 +31,8 @@ def main(name: str) -> None:
         write_resolved(config, ROOT / pipeline.resolved)
         look(config)
         close_house(config)  # each `dvc repro` passes here
-        # no error: a single stage may need less
+        # not an error: a single stage may need fewer folders
         line = what_to_type(config, from_outside(config))
         if line is not None:
             click.echo(line, err=True)
-        show_figures(config)  # where DVC took `fid` from its run cache, `fid` itself did not
+        show_figures(config)  # when DVC takes `fid` from its run cache, `fid` does not do this

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dp_lora.study.array import Sent
     from dp_lora.study.costs import Starts
 
-DEFAULT = STAGES["main"].default_config  # the study of the default experiment has its name
+DEFAULT = STAGES["main"].default_config  # the default experiment's study has the same name
 METRICS = "metrics.json"
 SHARED = ("public", "checkpoint", "autoencoder", "ldm")  # sections that a base of ours is made of
 
@@ -98,13 +98,13 @@ def _show_plan(grid: Grid, found: Sequence[Place]) -> None:
 
 
 def _needed(config: Config) -> list[Path]:
-    """What all stages of a member read: base, private pictures, and public ones where the base is not imported."""
+    """Folders that a member's stages read: base, private pictures, and public pictures unless the base is imported."""
     public = [] if config.checkpoint.folder else [public_data(config)]
     return [*public, base_folder(config), private_data(config)]
 
 
 def _inputs(config: Config) -> dict[str, str]:
-    """Of which base and private pictures a member is made. A record keeps them, and tells nobody else which."""
+    """Digests of a member's base and private pictures, for its record; they tell nobody else which pictures."""
     from dp_lora.models.info import model_digest
     from dp_lora.operator_key import keyed_digest
 
@@ -124,7 +124,7 @@ def _make_member(grid: Grid, found: Sequence[Place], number: int) -> None:
     if number > len(found):
         raise InputError(f"member={number}: the study {grid.name} has {len(found)}")
     place = found[number - 1]
-    # the plans of all members would take each of them seconds: the first one with a plan is its auditor
+    # every member's plan takes seconds: make those of earlier members alone; the first member with a plan audits it
     earlier = [one for one in found[:number] if one.config.privacy.eps == place.config.privacy.eps]
     inputs, audited = _inputs(place.config), number in auditors(grid, earlier, _starts(earlier))
     again = typed_command("study", {"study": grid.name})
@@ -137,7 +137,7 @@ def _make_member(grid: Grid, found: Sequence[Place], number: int) -> None:
 
 
 def _device(config: Config) -> str:
-    """In plain words, what the member runs on."""
+    """The device that the member runs on, in plain words."""
     from dp_lora.models.device import pick_device
 
     device = pick_device(config.compute.device)
@@ -206,7 +206,7 @@ def _run_alone(grid: Grid, found: Sequence[Place], jobs: int, settings: "Setting
 
 
 def _begin(found: Sequence[Place], run: tracking.TrackedRun) -> "Starts":
-    """Base and pictures lie there: close them to others, and say what all members cost."""
+    """Once base and pictures exist, close their folders to others, and say what all members cost."""
     close_house(found[0].config)
     starts = _starts(found)
     _describe(run, found, starts)
@@ -216,7 +216,7 @@ def _begin(found: Sequence[Place], run: tracking.TrackedRun) -> "Starts":
 def _send(
     grid: Grid, found: Sequence[Place], jobs: int, settings: "Settings", run: tracking.TrackedRun
 ) -> "Sent | None":
-    """The array that an earlier call has sent, else a new one; None where nothing is to be made."""
+    """The array sent by an earlier call, else a new one; None if no member is left to make."""
     from dp_lora.study import array
 
     if sent := array.read_sent(grid.name, found):
@@ -242,7 +242,7 @@ def _distinct(found: Iterable[Place]) -> list[Config]:
 
 
 def _make_upstream(grid: Grid, found: Sequence[Place], environment: Mapping[str, str]) -> None:
-    """Make base and pictures of all members once, by DVC, before several members would make them at once."""
+    """Make base and pictures of all members once, by DVC: several members must not make them at once."""
     for config, folders in _upstream(found):
         bring_up_to_date(config, _common(grid), environment, *folders, tied=True)
 
@@ -252,7 +252,7 @@ def _is_upstream_made(grid: Grid, found: Sequence[Place]) -> bool:
 
 
 def _upstream(found: Sequence[Place]) -> Iterator[tuple[Config, list[Path]]]:
-    """What DVC makes for all members: folders, each once, with the configuration that makes them."""
+    """The folders that DVC makes for all members, each once, with the configuration that makes them."""
     made: dict[Path, tuple[str, str]] = {}
     for config in _distinct(found):
         wanted = [path for path in _needed(config) if path not in from_outside(config)]
@@ -287,7 +287,7 @@ def _common(grid: Grid) -> dict[str, str]:
 
 
 def _describe(run: tracking.TrackedRun, found: Sequence[Place], starts: "Starts") -> None:
-    """Say in the study's run what all of it costs; a study with members without a guarantee is private as a whole."""
+    """Say in the study's run what all members cost; one member without a guarantee makes the whole study private."""
     from dp_lora.study.costs import privacy_lines, spent_by_all
 
     spent = spent_by_all(found, starts)
@@ -307,7 +307,7 @@ def _describe(run: tracking.TrackedRun, found: Sequence[Place], starts: "Starts"
 def _run_members(
     grid: Grid, found: Sequence[Place], jobs: int, run: tracking.TrackedRun, sent: "Sent | None" = None
 ) -> dict[int, str]:
-    """Make all members that are not done, or wait for those that were `sent`; the line of each failure by number."""
+    """Make all unfinished members, or wait for those `sent`; returns the line of each failure by member number."""
     from dp_lora.study.array import follow
     from dp_lora.study.member import last_error, member_command
     from dp_lora.study.runner import Local, Task, how_it_ended, run_all

@@ -33,7 +33,7 @@ def main(port: int) -> None:
 
     Where MLFLOW_TRACKING_URI is the address of a server, only print what to open there.
     """
-    # the MLflow run of a project that started this command has nothing to do with the UI
+    # child=True: an error of the UI must not fail the MLflow run of a project that started this command
     with one_line_errors(child=True), stop_signals_raise():
         connect()
         if is_server(tracking.tracking_uri()):
@@ -57,7 +57,7 @@ def show(address: str) -> None:
 
 @contextmanager
 def server(port: int) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """Run an MLflow server over the local store, for this machine alone, until the block ends: its address and process.
+    """Run an MLflow server over the local store, for this machine alone, until the block ends; its address and process.
 
     Raises InputError for a port in use and a server that does not come up.
     """
@@ -75,7 +75,7 @@ def server(port: int) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     address = f"http://{HOST}:{port}"
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with LOG.open("wb") as log:
-        # the server starts workers: its whole session is ended
+        # the server starts workers: a session of its own lets `_end` reach all of them
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )

@@ -22,9 +22,9 @@ def submit_array(
 ) -> str:
     """Send an array of jobs that work in the current folder; returns its id: task N is job ID_N.
 
-    `commands` are lines of shell, all values in them quoted. It begins when the jobs `after` have ended well, and is
-    cancelled where one has not. Script and output lie in `folder`, the operator's own; others may read the `comment`.
-    `environment` is set for the jobs beside this process' own. Raises InputError in Slurm's own words.
+    `commands` are lines of shell, all values in them quoted. The array begins when the jobs `after` have ended well,
+    and is cancelled if one has not. Script and output lie in `folder`, the operator's own; others may read the
+    `comment`. `environment` is added to this process's own for the jobs. Raises InputError in Slurm's own words.
     """
     private_folder(folder)
     script = folder / "job.sh"

@@ -14,7 +14,7 @@ AWAY = re.compile(r"unable to contact slurm controller|connect failure|connectio
 
 
 class ControllerAway(InputError):
-    """Nobody answers for the cluster at this moment: it says nothing of a job."""
+    """The cluster's controller does not answer at this moment: that says nothing about a job."""
 
 
 def has_slurm() -> bool:
@@ -23,9 +23,9 @@ def has_slurm() -> bool:
 
 
 def call(program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """What a command of Slurm prints. InputError in one line where it is missing or refuses; ControllerAway.
+    """What a command of Slurm prints. Raises InputError, one line, if it is missing or refuses; and ControllerAway.
 
-    `environment` is set for it beside this process' own.
+    `environment` is added to this process's own for the command.
     """
     try:
         done = subprocess.run(
@@ -76,7 +76,7 @@ def cluster_name() -> str:
 
 
 def shown_job(job: str) -> str | None:
-    """What `scontrol show job` says of a job, on one line; None where the controller has forgotten it."""
+    """The output of `scontrol show job`, on one line; None if the controller has forgotten the job."""
     try:
         return call("scontrol", "--oneliner", "show", "job", job)
     except ControllerAway:
@@ -88,13 +88,13 @@ def shown_job(job: str) -> str | None:
 
 
 def accounted(job: str) -> str | None:
-    """What `sacct` says of a job that the controller has forgotten: State|ExitCode; None where no database keeps it."""
+    """State|ExitCode from `sacct`, of a job that the controller has forgotten; None if no database keeps the job."""
     if shutil.which("sacct") is None:
         return None
     try:
         rows = call("sacct", "--allocations", "--noheader", "--parsable2", "--format=State,ExitCode", f"--jobs={job}")
     except InputError:
-        # most small clusters have the command and no database
+        # most small clusters have the command, but no database
         return None
     lines: Sequence[str] = [line for line in rows.splitlines() if "|" in line]
     return lines[-1] if lines else None

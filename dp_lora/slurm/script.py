@@ -1,8 +1,8 @@
 """The text of a batch script: pure functions of settings and a command.
 
-What a script names may be read by whoever reads the run. So it holds no variable of the caller's environment, no
-address of a tracking server: Slurm itself hands these over (`sbatch --export=ALL`). Its command's parameters are the
-run's own params.
+Everybody who can read the run may read its script. So a script holds no variable of the caller's environment and no
+address of a tracking server: Slurm itself passes these on (`sbatch --export=ALL`). The parameters of its command are
+the run's own params.
 """
 
 import shlex
@@ -13,7 +13,7 @@ from dp_lora.errors import InputError
 from dp_lora.slurm.settings import Settings
 from dp_lora.slurm.states import NEAR_LIMIT
 
-# what Lightning Fabric and gloo read in each rank
+# variables that Lightning Fabric and gloo read in each rank
 OF_A_RANK = (
     "SLURM_JOB_NAME", "SLURM_NODELIST", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES",
     "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME",
@@ -22,13 +22,13 @@ OF_A_RUN = (
     "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI", "SLURM_JOB_ID", "SLURM_CLUSTER_NAME",
     "SLURM_RESTART_COUNT",
 )  # fmt: skip
-COMMAND = "DPLORA_COMMAND"  # variable of a script: what the job types
+COMMAND = "DPLORA_COMMAND"  # variable of a script: the job's command line
 MOST = 1000  # jobs of an array: Slurm's MaxArraySize is 1001 by default
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """How many processes a job's command is started as."""
+    """The number of processes in which a job starts its command."""
 
     devices: int = 1  # on each machine
     num_nodes: int = 1
@@ -63,17 +63,17 @@ def job_script(settings: Settings, name: str, command: str, ranks: Ranks, variab
     """The script of one entry point.
 
     `command` is a line of shell, all values in it quoted; `variables` are set for it. Near its time limit the job gets
-    SIGUSR1: the work keeps what it can, and begins again where settings.requeue says so.
+    SIGUSR1: the work saves what it can, and begins again if settings.requeue says so.
     """
     lines = ["#!/bin/bash", f"# dp-lora {name}, as `mlflow run -b slurm` sent it", *head(settings, name, ranks), ""]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
-    # beside an id of the experiment MLflow refuses a name that differs
+    # MLflow refuses an experiment's id together with a name that differs
     lines += ["unset MLFLOW_EXPERIMENT_NAME", *_named(command), f"export {COMMAND}"]
     return "\n".join([*lines, *_work(settings, ranks), ""])
 
 
 def array_script(settings: Settings, name: str, commands: Sequence[str], limit: int) -> str:
-    """The script of an array of jobs, one process each, of which `limit` run at once; each opens a run of its own.
+    """The script of an array of jobs, one process each; at most `limit` run at once; each opens its own run.
 
     `commands` are lines of shell, all values in them quoted. Raises InputError for no command, or more than Slurm's
     own default allows.
@@ -94,7 +94,7 @@ def array_script(settings: Settings, name: str, commands: Sequence[str], limit: 
 def _named(command: str) -> list[str]:
     """Lines that put a command into the script's variable, to the letter."""
     if "\n" in command:
-        # a line of its own could end the text below
+        # one of the command's lines could end the here-document below
         return [f"{COMMAND}={shlex.quote(command)}"]
     return [f"IFS= read -r {COMMAND} <<'END'", command, "END"]
 
@@ -106,7 +106,7 @@ def _work(settings: Settings, ranks: Ranks) -> list[str]:
         lines.append(f'export PATH={shlex.quote(settings.environment.value + "/bin")}:"$PATH"')
     started = _inside(settings, [*OF_A_RUN, *(OF_A_RANK if ranks.several else ())])
     if not ranks.several:
-        # of one process Lightning need not look for ranks
+        # with one process, Lightning need not look for ranks
         lines.append("unset SLURM_NTASKS SLURM_NPROCS")
     else:
         if ranks.num_nodes == 1:
@@ -138,12 +138,12 @@ def _work(settings: Settings, ranks: Ranks) -> list[str]:
 
 
 def _rank(started: str) -> str:
-    # the run, and the signal before the time limit, are the first rank's alone: it ends the others
+    # only the first rank gets the run, and the signal before the time limit: it ends the others
     return f'[ "$SLURM_PROCID" = 0 ] || {{ unset MLFLOW_RUN_ID; trap "" USR1; }}; exec {started}'
 
 
 def _inside(settings: Settings, names: Sequence[str]) -> str:
-    """What starts the command in the environment; a Docker container gets the variables `names`."""
+    """The shell line that starts the command in the environment; a Docker container gets the variables `names`."""
     run = f'bash -c "${COMMAND}"'
     place = shlex.quote(settings.environment.value)
     if settings.environment.kind == "venv":
@@ -152,7 +152,7 @@ def _inside(settings: Settings, names: Sequence[str]) -> str:
         image = f"docker-archive:{place}" if settings.environment.value.endswith(".tar") else place
         gpus = "--nv " if settings.gpus else ""
         return f'apptainer exec {gpus}--bind "$PWD" --pwd "$PWD" {image} {run}'
-    # docker's own daemon starts the container, outside of what Slurm gave the job: it is told which GPUs
+    # Docker's daemon starts the container outside the job's share of the machine: tell it which GPUs the job has
     gpus = '--gpus "\\"device=$CUDA_VISIBLE_DEVICES\\"" ' if settings.gpus else ""
     given = " ".join(f"--env {name}" for name in names)
     return (

@@ -1,6 +1,6 @@
-"""What a site fills in: the backend config of `-b slurm`, each value checked before anything is made or sent.
+"""A site's settings: the backend config of `-b slurm`, each value checked before anything is made or sent.
 
-Every value that reaches a batch script keeps to letters that neither a shell nor a line of #SBATCH reads otherwise.
+A value that reaches a batch script may hold only characters that neither a shell nor a line of #SBATCH interprets.
 """
 
 import re
@@ -21,7 +21,7 @@ TIME = re.compile(r"[0-9]+(:[0-5][0-9]){0,2}|[0-9]+-[0-9]{1,2}(:[0-5][0-9]){0,2}
 EXTRA = re.compile(r"--([a-z][a-z0-9-]*)(=[A-Za-z0-9_.,:;/@%+*&|()\[\]=-]+)?")
 IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]*")
 ENVIRONMENTS = ("venv", "docker", "apptainer")
-# options that the backend itself sets, or that would take the script's place
+# options that the backend itself sets, or that would replace the script
 OURS = {
     "account", "array", "chdir", "comment", "constraint", "cpus-per-task", "dependency", "error", "export",
     "export-file", "gres", "gpus", "gpus-per-node", "help", "input", "job-name", "mem", "no-requeue", "nodes", "ntasks",
@@ -40,12 +40,12 @@ class Environment:
 
 @dataclass(frozen=True)
 class Settings:
-    """A backend config; null leaves a thing to the site's own default."""
+    """A backend config; null: the site's own default."""
 
     environment: Environment
     partition: str | None = None
     account: str | None = None
-    gpus: str | None = None  # of each machine: a number, or TYPE:NUMBER
+    gpus: str | None = None  # per machine: a number, or TYPE:NUMBER
     cpus: int | None = None  # of each rank
     memory: str | None = None  # of each machine
     time: str | None = None
@@ -53,7 +53,7 @@ class Settings:
     extra: tuple[str, ...] = ()
     wait: bool = True
     on_interrupt: Literal["cancel", "leave"] = "cancel"
-    signal: int = 120  # seconds before the time limit in which the entry point keeps what it can
+    signal: int = 120  # seconds before the time limit, for the entry point to save what it can
     requeue: bool = True
 
     @property
@@ -63,7 +63,7 @@ class Settings:
 
 
 def require_gpus(settings: Settings, compute: Compute) -> None:
-    """InputError for an experiment that wants more GPUs of a machine than its job has."""
+    """Raise InputError for an experiment that needs more GPUs per machine than its job has."""
     if settings.gpus and compute.device != "cpu" and compute.devices > settings.gpu_count:
         raise InputError(
             f"compute.devices={compute.devices}, compute.num_nodes={compute.num_nodes}: the backend config asks for "
@@ -75,7 +75,7 @@ KEYS = tuple(field.name for field in fields(Settings))
 
 
 def read_settings(given: Mapping[str, Any], venv: Path) -> Settings:
-    """The settings in a backend config; `venv` is the environment where none is named. InputError, one line each."""
+    """The settings in a backend config; `venv` is used if it names no environment. InputError, one line each."""
     for key in given:
         if key not in KEYS:
             raise InputError(f"backend config: no key {_shown(key)}{did_you_mean(str(key), KEYS)}")

@@ -1,4 +1,4 @@
-"""The state of a job, read from what Slurm prints, and what it means for the run of MLflow that the job works on."""
+"""The state of a job, read from Slurm's output, and the state that it means for the job's MLflow run."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dp_lora.slurm.commands import accounted, shown_job
 NEAR_LIMIT = 124  # exit status of a batch script that was signalled before its time limit, and did not begin again
 WAITS = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 WORKS = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
-# a state in which a job has ended otherwise than by itself, in words
+# state of a job that did not end by itself -> the same in words
 ENDED_FROM_OUTSIDE = {
     "CANCELLED": "cancelled",
     "TIMEOUT": "stopped at its time limit",
@@ -19,18 +19,18 @@ ENDED_FROM_OUTSIDE = {
     "DEADLINE": "could not end before its deadline",
     "REVOKED": "revoked by its cluster",
 }
-GONE = "GONE"  # ours: the job is over, and nobody knows how it ended
+GONE = "GONE"  # our own state: the job is over, and nobody knows how it ended
 
 
 @dataclass(frozen=True)
 class Job:
-    """What Slurm says of a job. `state`: PENDING, RUNNING, or the word in which it ended."""
+    """Slurm's report of a job. `state`: PENDING, RUNNING, or Slurm's word for its end."""
 
     state: str
     exit_code: int = 0
-    signal: int = 0  # that ended the batch script
+    signal: int = 0  # signal that ended the batch script; 0: none
     restarts: int = 0
-    comment: str = ""  # ours is the run's id
+    comment: str = ""  # of our jobs: the run's id
     reason: str = ""  # why it waits, or ended
 
     @property
@@ -52,7 +52,7 @@ class Job:
 
 
 def parse_job(text: str) -> Job:
-    """The job in what `scontrol --oneliner show job ID` prints."""
+    """The job in the output of `scontrol --oneliner show job ID`."""
     fields = dict(re.findall(r"(?:^|\s)([A-Za-z:/]+)=(\S*)", text))
     code, _, number = fields.get("ExitCode", "0:0").partition(":")
     restarts = fields.get("Restarts", "0")
@@ -70,7 +70,7 @@ def parse_accounted(row: str) -> Job:
     """The job in a row of `sacct --parsable2 --format=State,ExitCode`."""
     state, _, rest = row.partition("|")
     code, _, number = rest.strip().partition(":")
-    # `CANCELLED by 1000`
+    # the state may be `CANCELLED by 1000`: its first word counts
     exit_code = int(code or 0)
     return Job(_state(state.split()[0] if state.split() else GONE, exit_code), exit_code, int(number or 0))
 

@@ -1,6 +1,6 @@
-"""Members as one array of Slurm's jobs: what is sent, and how the study's process follows it, also a later one.
+"""Members as one array of Slurm's jobs: send it, and follow it from this or a later process of the study.
 
-The script and the jobs' names hold the study's own settings alone. Slurm hands the caller's environment over.
+The script and the jobs' names hold the study's own settings alone. Slurm passes the caller's environment on.
 """
 
 import json
@@ -27,7 +27,7 @@ from dp_lora.study.place import Place, study_folder
 from dp_lora.tracking.process import PAUSE_SIGNAL, stop_signals_deferred, stop_signals_wait
 
 SENT = "slurm.json"  # in the study's folder: what is in the queue
-OUTPUT = "slurm"  # beside it: scripts, and what the jobs print outside of a member
+OUTPUT = "slurm"  # beside it: scripts, and the jobs' output outside of members
 LOOK_EVERY = 0.5  # seconds between two drawings of the table
 CANCELLING = 20.0  # seconds that cancelled jobs have to end, shorter than `mlflow run` gives this process
 SETTLING = 60.0  # seconds in which a shared disk shows what another machine has written
@@ -36,7 +36,7 @@ PYTHON = "python"  # of the environment that the backend config names
 
 @dataclass(frozen=True)
 class Sent:
-    """What a study has in the queue."""
+    """A study's jobs in the queue."""
 
     cluster: str
     run: str  # id of the study's run that sent it; its jobs have it as their comment
@@ -51,7 +51,7 @@ class Sent:
         return found if found.comment in ("", self.run) else Job(GONE)
 
     def is_alive(self) -> bool:
-        """Whether a task waits or works; a controller that is away says nothing of its end."""
+        """Whether a task waits or works; True while the controller is away: nothing tells of an end then."""
         try:
             return any(not self.job(f"{self.array}_{number}").is_over for number in range(len(self.tasks)))
         except ControllerAway:
@@ -85,9 +85,9 @@ def check_members(places: Sequence[Place], settings: Settings) -> None:
 
 
 def read_sent(name: str, places: Sequence[Place]) -> Sent | None:
-    """What an earlier call has sent and none has gathered; None for nothing.
+    """The array that an earlier call has sent and no call has gathered, or None.
 
-    InputError where it is of another cluster, or still makes members of other settings or code.
+    Raises InputError if it is of another cluster, or still makes members of other settings or code.
     """
     path = study_folder(name) / SENT
     if not path.exists():
@@ -123,12 +123,12 @@ def refuse_beside(name: str, places: Sequence[Place]) -> None:
 
 
 def forget(name: str) -> None:
-    """Nothing of a study is in the queue any more, or it is gathered."""
+    """Remove the note of a study's array: its jobs are over, or gathered."""
     (study_folder(name) / SENT).unlink(missing_ok=True)
 
 
 def tasks_of(places: Sequence[Place]) -> list[list[Place]]:
-    """The members of each task: those that share a ledger are one, for they may not run side by side."""
+    """The members of each task: members that share a ledger are one task, for they may not run side by side."""
     found: dict[str, list[Place]] = {}
     for place in places:
         found.setdefault(place.release, []).append(place)
@@ -159,7 +159,7 @@ def send(
 ) -> Sent:
     """Send the members `todo` as one array, `jobs` at once; with `upstream` after a job that makes base and pictures.
 
-    `environment` is set for the jobs beside this process' own. Nothing stays in the queue where this is interrupted.
+    `environment` is set for the jobs beside this process' own. If interrupted, it leaves nothing in the queue.
     Raises InputError in Slurm's own words.
     """
     folder, logs = study_folder(grid.name), _logs(grid.name)
@@ -167,7 +167,7 @@ def send(
     shutil.rmtree(output, ignore_errors=True)
     private_folder(output)
     for place in todo:
-        # an earlier one would say that the member has begun
+        # an earlier log would say that the member has begun
         (logs / f"{place.number}.txt").unlink(missing_ok=True)
     tasks = tasks_of(todo)
     cluster, sent = cluster_name(), list[str]()
@@ -208,13 +208,13 @@ def ends_with_caller(name: str, sent: Sent, settings: Settings) -> Iterator[None
     try:
         yield
     except InputError:
-        # else each later call would gather what is over, and fail alike
+        # otherwise each later call would gather the ended array, and fail alike
         with suppress(InputError):
             if not sent.is_alive():
                 forget(name)
         raise
     except KeyboardInterrupt as error:
-        # neither a terminal that is closed, nor a pause of this process, takes jobs with it
+        # closing the terminal, or pausing this process, must not cancel the jobs
         if settings.on_interrupt == "leave" or str(error) in ("SIGHUP", PAUSE_SIGNAL.name):
             error.add_note(f"its jobs go on, and the same command gathers; to end: scancel {' '.join(sent.jobs)}")
             raise
@@ -248,7 +248,7 @@ class _Questions:
 
 
 def wait_for_upstream(name: str, sent: Sent, say: Callable[[str], None]) -> None:
-    """Wait until base and pictures are made; InputError, and nothing in the queue, where they could not be."""
+    """Wait until base and pictures are made; on failure, empty the queue and raise InputError."""
     if not sent.upstream:
         return
     ask, pauses = _Questions(sent, say), waiting.pauses()
@@ -277,9 +277,9 @@ def follow(
     look: Callable[[], None],
     say: Callable[[str], None],
 ) -> None:
-    """Wait for the end of an array, and tell which members begin and end, with the line of a failure.
+    """Wait for the end of an array, and report members that begin and end, with the line of a failure.
 
-    A member has begun when its log lies there, and was made when its place says so. `look` is called now and then.
+    A member has begun once its log exists, and is made once `is_made` says so. `look` is called now and then.
     """
     by_folder = {place.folder.name: place for place in places}
     left = {f"{sent.array}_{number}": [by_folder[name] for name in task] for number, task in enumerate(sent.tasks)}

@@ -1,4 +1,4 @@
-"""Is epsilon true: what is claimed of a step, what its noise bounds, and what an audit of it measured from below."""
+"""Is epsilon true: the epsilon claimed for a step, the bound by its noise, and an audit's lower bound."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,20 +36,20 @@ class Bounds:
 
     @property
     def short(self) -> bool:
-        """The noise bounds clearly more than is claimed."""
+        """Whether the bound by the noise is clearly above the claim."""
         return self.bounded is not None and self.bounded > 1.05 * self.claimed
 
     @property
     def epsilons(self) -> dict[str, float]:
-        """What there is to be drawn: above 0, finite, and no bound that is the claim."""
+        """The epsilons to draw: above 0, finite, and the bound only if it is `short`."""
         found = {"measured": self.measured, "claimed": self.claimed, "bounded": self.bounded if self.short else None}
         return {name: value for name, value in found.items() if value is not None and 0 < value < math.inf}
 
 
 def bounds_of(rows: Iterable[Row], audits: Sequence[Mapping[str, Any]]) -> list[Bounds]:
-    """Of the study's private plans with k above 1, as if each draw were clipped apart, and of all audits.
+    """Bounds of the study's private plans with k above 1, as if each draw were clipped apart, and of all audits.
 
-    The released code clips so and sets the noise for one draw. What is claimed then is what that noise gives where a
+    The released code clips so and sets the noise for one draw. Its claim is the epsilon that this noise gives where a
     unit is clipped once. Guarantee: none beyond that of `accounting.spent`, for the bounded ones.
     """
     rows = list(rows)
@@ -72,7 +72,7 @@ def _key(one: Bounds) -> tuple[str, int | None, str, float | None]:
 
 
 def _stated(row: Row) -> Bounds | None:
-    """What a member with the released accounting states itself."""
+    """The bounds that a member with the released accounting states itself."""
     said = row.statement
     if "claimed_epsilon" not in said:
         return None
@@ -80,7 +80,7 @@ def _stated(row: Row) -> Bounds | None:
 
 
 def _plans(rows: Iterable[Row]) -> list[PrivacyPlan]:
-    """The private plans of all members, and of each that the released code could make its own kind."""
+    """The private plans of all members, and each one's variant with the released accounting if possible."""
     found: dict[PrivacyPlan, None] = {}
     for row in rows:
         if row.config is None or math.isinf(row.config.privacy.eps):

@@ -42,13 +42,13 @@ class Condition:
         return None if value is None else float(value)
 
     def values(self, metric: str) -> list[float]:
-        """Of a metric, one per seed that has it."""
+        """A metric's values, one per seed that has it."""
         return [row.metrics[metric] for row in self.rows if metric in row.metrics]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Conditions that differ in `keys` alone, in the order of their values; `own`: where the config itself stands."""
+    """Conditions that differ in `keys` alone, in the order of their values; `own`: index of the config's own."""
 
     title: str
     keys: tuple[str, ...]
@@ -61,7 +61,7 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """What differs, for an axis."""
+        """The setting that differs, as the title of an axis."""
         return NAMES.get(self.keys[0], self.keys[0]) if len(self.keys) == 1 else self.title
 
     def value(self, condition: Condition) -> float | str:
@@ -87,7 +87,7 @@ def _words(value: Any) -> str:
 
 
 def conditions(rows: Iterable[Row]) -> list[Condition]:
-    """Rows gathered by their settings, in the order of the first one of each."""
+    """Rows grouped by their settings, in the order of each group's first row."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(json.dumps(row.compared, sort_keys=True, default=str), []).append(row)
@@ -95,7 +95,7 @@ def conditions(rows: Iterable[Row]) -> list[Condition]:
 
 
 def comparisons(rows: Sequence[Row]) -> list[Comparison]:
-    """One per group of members, in the study's order, with the conditions of other groups that belong to it.
+    """One comparison per group of members, in the study's order, with the conditions of other groups that belong to it.
 
     A group that has nothing to be compared with is left out.
     """
@@ -111,7 +111,7 @@ def _comparison(group: str, every: Sequence[Condition]) -> Comparison | None:
     if not own:
         return None
     keys = _differing(own)
-    if not keys:  # one condition alone: what it is compared with is the nearest of the other groups
+    if not keys:  # one condition alone: compare it with the nearest condition of the other groups
         near = sorted((_differing([own[0], other]) for other in others), key=len)
         if not near:
             return None
@@ -120,7 +120,7 @@ def _comparison(group: str, every: Sequence[Condition]) -> Comparison | None:
     members = own + [other for other in others if _but(other, keys) == fixed]
     if len(members) < 2:
         return None
-    # the condition that other groups share is what the study varies around
+    # the study varies around the condition that other groups share: put it first
     members.sort(key=lambda one: all(row.outcome.member.group == group for row in one.rows))
     own_one = members[0]
     comparison = Comparison(group or "members", keys, tuple(members), 0)

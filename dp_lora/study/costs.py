@@ -1,4 +1,4 @@
-"""What a study costs before it is run: hours, GPU memory, and epsilon if all that is private of it were published."""
+"""A study's costs before it is run: hours, GPU memory, and epsilon if all its private members were published."""
 
 import statistics
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -31,22 +31,22 @@ NO_GUARANTEE = "without a guarantee: never to be published"
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one member's fine-tuning and sampling, from public numbers alone."""
+    """Cost of one member's fine-tuning and sampling, from public numbers alone."""
 
     seconds: float
-    basis: str  # what they rest on
+    basis: str  # what the seconds rest on
     on_gpu: float | None  # seconds on the GPU that estimates name, where `seconds` are of this machine's processor
 
 
 class Costs:
-    """Costs of members; what several have in common is measured once."""
+    """Costs of members; a network or processor that several share is measured once."""
 
     def __init__(self) -> None:
         self._rates: dict[Hashable, Rates | None] = {}
         self._processors: dict[str, Processor | None] = {}
 
     def of(self, start: Resolved) -> Cost:
-        """What a member that starts so costs here."""
+        """The cost of a member with this start on this machine."""
         config, family = start.config, start.shapes.family
         row = count_flops(config, start.base, start.shapes)
         key = (_network(start), str(config.lora), str(config.sampling), config.privacy.batch_size, config.privacy.k)
@@ -65,7 +65,7 @@ class Costs:
 
 
 def _network(start: Resolved) -> Hashable:
-    """What the memory of a row depends on, beside the trained weights."""
+    """The settings that a row's memory depends on, besides the trained weights."""
     config = start.config
     return (str(start.base), str(config.autoencoder), str(config.ldm), config.data.size, str(config.compute))
 
@@ -105,7 +105,7 @@ def spent_by_all(found: Sequence[Place], starts: Starts) -> Spent | None:
 
 
 def privacy_lines(found: Sequence[Place], starts: Starts, spent: Spent | None) -> list[str]:
-    """What `spent_by_all` says, and which members have no guarantee, in lines for people."""
+    """The result of `spent_by_all`, and the members without a guarantee, as lines for people."""
     lines = []
     if spent is not None:
         count = sum(starts[place.number].plan.guaranteed for place in found)
@@ -135,7 +135,7 @@ def audits(starts: Starts, code: str) -> list[Mapping[str, object]]:
 
 
 def plan_lines(grid: Grid, found: Sequence[Place], starts: Starts) -> Iterator[str]:
-    """What a dry run says of a study."""
+    """The lines that a dry run prints about a study."""
     costs = Costs()
     of = {place.number: costs.of(starts[place.number]) for place in found}
     yield f"study: {grid.name}: {grid.title}"
@@ -159,7 +159,7 @@ def plan_lines(grid: Grid, found: Sequence[Place], starts: Starts) -> Iterator[s
 
 
 def _measured(found: Sequence[Place]) -> Iterator[str]:
-    """What the members that are done took here, which tells more than an estimate."""
+    """The time that finished members took here: it tells more than an estimate."""
     records = [(place, place.read()) for place in found]
     seconds = [sum(record.seconds.values()) for place, record in records if place.is_done(record)]
     if seconds:

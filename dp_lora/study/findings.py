@@ -1,4 +1,4 @@
-"""What a comparison shows, in sentences that are made of its numbers."""
+"""The result of a comparison, in sentences made from its numbers."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ def scores_of(some: Sequence[Condition]) -> list[Score]:
 
 
 def finding(comparison: Comparison, score: Score) -> str:
-    """One sentence: the largest difference that is seen, with its uncertainty. Empty where nothing is to be compared.
+    """One sentence: the largest difference that is seen, with its uncertainty. Empty if nothing can be compared.
 
-    Of epsilon: from the smallest to the largest finite one. Of all else: against the condition that other groups share.
+    Of epsilon: from the smallest to the largest finite one. Otherwise: against the condition that other groups share.
     """
     scored = [one for one in comparison.conditions if one.values(score.metric)]
     if comparison.of_epsilon:

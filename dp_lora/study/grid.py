@@ -23,7 +23,7 @@ SEED = "experiment.seed"
 SHORT = {name: key for name, key in PARAMETERS.items() if key != SEED}  # `seeds` sets the seed
 KEYS = ("title", "config", "seeds", "settings", "groups", "audit")
 GROUP_KEYS = ("name", "config", "seeds", "settings", "grid")
-# what base and pictures are made of: members share them, so that none may have its own
+# sections that make base and pictures: members share both, so no member may set its own
 UPSTREAM = ("public", "checkpoint", "autoencoder", "ldm", "model", "data", "huggingface")
 OF_THE_PLAN = ("data.n_public",)  # a number that is stated: no picture depends on it
 IN_NAMES = ("experiment.name", "experiment.description")  # of a config: no result depends on them
@@ -77,7 +77,7 @@ def overrides_of(member: Member) -> str:
 
 
 def identity(config: Config) -> str:
-    """Digest of all settings that decide what is made; names and descriptions of experiments do not."""
+    """Digest of all settings that decide the result; names and descriptions of experiments do not."""
     return digest_value({key: param_text(value) for key, value in flatten(config).items() if key not in IN_NAMES})
 
 

@@ -27,9 +27,9 @@ class Grid:
 
 
 def grids_of(comparison: Comparison, link: Callable[[Row], str]) -> list[Grid]:
-    """The grids of the seed that most conditions have, in the comparison's order; of equals the smallest seed.
+    """The grids of the seed that most conditions have, in the comparison's order; among equals the smallest seed.
 
-    Conditions without it are left out: another seed's noise would differ too.
+    Conditions without that seed are left out: another seed's noise would differ too.
     """
     drawn = [[row for row in one.rows if row.grid is not None] for one in comparison.conditions]
     seeds = [row.outcome.member.seed for rows in drawn for row in rows]

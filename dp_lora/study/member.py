@@ -16,7 +16,7 @@ from dp_lora.study.place import RESULTS, Place, Record
 from dp_lora.study.result import Member
 from dp_lora.tracking.session import INNER_GRACE, run_in_session
 
-ERROR = "error: "  # how the one line of a command that failed begins
+ERROR = "error: "  # prefix of a failed command's one line
 PEAKS = ("peak_gpu_memory_gib", "peak_memory_gib")  # metrics of a stage's run, the one that counts first
 
 
@@ -29,7 +29,7 @@ def study_command(grid: Grid, python: str = sys.executable) -> list[str]:
 def member_command(grid: Grid, number: int, python: str = sys.executable) -> list[str]:
     """The command that makes one whole member of a study, and goes on with one that was stopped.
 
-    What is upstream of all members has to lie there. It may run anywhere that sees the project's folder.
+    Base and pictures have to exist. The command may run on any machine that sees the project's folder.
     """
     return [*study_command(grid, python), "--member", str(number)]
 
@@ -54,9 +54,9 @@ def stage_commands(member: Member, folder: Path, *, audited: bool) -> dict[str, 
 def run_member(
     place: Place, inputs: Mapping[str, str], run: tracking.TrackedRun, device: str, *, audited: bool
 ) -> Record:
-    """Make what is missing of a member, below the MLflow run `run`; gives its record.
+    """Make the missing results of a member, below the MLflow run `run`; gives its record.
 
-    `inputs` says of which base and which private pictures it is made: what was made of others is removed. Raises
+    `inputs` identifies the base and the private pictures: results made from others are removed. Raises
     SaidError where a stage fails: its line stands in the member's log, and the record says what may be told of it.
     """
     private_folder(place.folder.parent)
@@ -101,7 +101,7 @@ def _peak(metrics: Mapping[str, float]) -> float | None:
 
 
 def last_error(log: Path) -> str:
-    """What the last error line of a log says; empty where there is none."""
+    """The text of a log's last error line; empty if there is none."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -24,7 +24,7 @@ AFTER = ("experiment", "sampling", "evaluation", "audit", "compute")
 
 @dataclass(frozen=True)
 class Record:
-    """What a member's folder keeps of its stages, in member.json."""
+    """The content of a member's member.json: the state of its stages."""
 
     inputs: Mapping[str, str] = field(
         default_factory=dict
@@ -58,7 +58,7 @@ class Place:
 
     @property
     def release(self) -> str:
-        """Digest of what decides the fine-tuning: members that have it in common share one adapter.
+        """Digest of the settings that decide the fine-tuning: members with equal digests share one adapter.
 
         In the reproducible mode the machine's settings decide too.
         """
@@ -106,15 +106,15 @@ class Place:
 
 
 def study_folder(name: str) -> Path:
-    """What a study keeps, for the operator alone."""
+    """The folder of a study's files, for the operator alone."""
     return STUDIES / name
 
 
 def places(grid: Grid) -> list[Place]:
     """The members of a study with their folders.
 
-    A folder is named by what is public and decides the result: settings and code. Which pictures and which base it was
-    made of stands in its record: by a name that depends on private pictures a run in the store would tell of them.
+    A folder's name depends on settings and code alone: public, and enough to decide the result. Its record states its
+    pictures and base: a name that depended on private pictures would let a run in the store tell of them.
     """
     code = digest_code("commands/finetune.py", "commands/sample.py", "commands/fid.py")
     found = []

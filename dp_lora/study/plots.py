@@ -35,7 +35,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Places:
-    """Where values of the axis stand: numbers above 0 by their logarithm, all else side by side."""
+    """Positions of the axis's values: numbers above 0 by their logarithm, all others side by side."""
 
     at: Mapping[float | str, float]
     labels: Sequence[str]
@@ -49,7 +49,7 @@ class Places:
 
 
 def places(values: Sequence[float | str], *, of_epsilon: bool) -> Places:
-    """Of the values of an axis, in its order; inf has a place behind a break where they are epsilons."""
+    """Positions of an axis's values, in their order; inf stands behind a break if they are epsilons."""
     numbers = [value for value in values if isinstance(value, float | int)]
     if len(numbers) < len(values) or (not of_epsilon and min(numbers, default=0) <= 0):
         return Places({value: float(i) for i, value in enumerate(values)}, [_tick(value) for value in values])
@@ -62,7 +62,7 @@ def places(values: Sequence[float | str], *, of_epsilon: bool) -> Places:
 
 def _tick(value: float | str) -> str:
     if isinstance(value, str):
-        # at commas and blanks, so that names stand below each other and not in each other
+        # break at commas and blanks, so that neighbouring names do not overlap
         return value.replace(",", ",\n").replace(" ", "\n")
     return NO_PRIVACY if math.isinf(value) else f"{value:g}"
 
@@ -143,7 +143,7 @@ def _draw_series(axes: Axes, one: Series, axis: Places, position: int, count: in
 
 
 def _limits(drawn: Sequence[float], lines: Mapping[str, float], percent: bool) -> tuple[float, float]:
-    """Of the height: all that is drawn with room for numbers above, and the lines that lie near."""
+    """Limits of the height: all drawn values with room for numbers above, and the lines near them."""
     low, high = min(drawn), max(drawn)
     near = max(10.0 if percent else 0.0, high - low)
     beside = [value for value in lines.values() if low - near <= value <= high + near]
@@ -175,7 +175,7 @@ def _draw_lines(axes: Axes, lines: Mapping[str, float], low: float, high: float)
 
 
 def _break(axes: Axes, at: float, left: float, right: float) -> None:
-    """Two strokes across the axis: no privacy is no number of it."""
+    """Draw two strokes across the axis: no privacy is not a number on it."""
     share, half = (at - left) / (right - left), 0.008
     axes.plot(
         [share - half, share + half], [0, 0], transform=axes.transAxes, clip_on=False, gid="break",
@@ -211,7 +211,7 @@ def draw_epsilon(curves: Mapping[str, Sequence[tuple[float, float]]], delta: flo
     return made
 
 
-# of a kind of epsilon: where its words stand beside its point
+# kind of epsilon -> where its words stand beside its point
 SIDES = {"measured": ("center", 0, 13), "claimed": ("center", 0, -14), "bounded": ("left", 8, 0)}
 
 

@@ -1,4 +1,4 @@
-"""What a study leaves of each of its members: the contract between the runner, which writes it, and the report."""
+"""The result of each member of a study: the contract between the runner, which writes it, and the report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A member and what was made of it. Files of `folder` hold scores on private pictures: for the operator alone.
+    """A member and its results. Files of `folder` hold scores on private pictures: for the operator alone.
 
     `folder` holds what the entry points wrote: finetune/ (with release/privacy.json, or not-private/), samples/ (with
     grid.png and samples.json) and evaluation/ (with metrics.json).

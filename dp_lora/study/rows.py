@@ -1,4 +1,4 @@
-"""The members of a study as rows: what was asked of each, and what its stages left on disk."""
+"""The members of a study as rows: each one's settings, and the files that its stages left."""
 
 import csv
 import functools
@@ -22,7 +22,7 @@ UNCOMPARED = ("experiment.seed", "experiment.name", "experiment.description")
 
 @dataclass(frozen=True)
 class Row:
-    """One member; what a stage did not leave is empty."""
+    """One member; a field is empty if its stage left no file."""
 
     outcome: Outcome
     config: Config | None  # None: it is not valid, and the member failed for it
@@ -63,7 +63,7 @@ class Row:
 
     @property
     def epsilon(self) -> float | None:
-        """What it spent: inf without a guarantee, None while nothing was trained."""
+        """The epsilon spent: inf without a guarantee, None while nothing was trained."""
         if not self.statement:
             return None
         return float(self.statement["epsilon"]) if self.statement.get("private") else math.inf
@@ -80,7 +80,7 @@ class Row:
 
 
 def read_row(outcome: Outcome) -> Row:
-    """Read what the member of `outcome` left; scores count of a member that is done alone.
+    """Read what the member of `outcome` left; scores count only if the member is done.
 
     Reads scores on private pictures: the row is for the operator alone.
     """

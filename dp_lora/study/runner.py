@@ -1,4 +1,4 @@
-"""Members side by side: what starts them is one small interface; here processes of this machine."""
+"""Run members side by side through one small interface; the executor here starts processes of this machine."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ class Task:
 
     number: int
     command: Sequence[str]
-    release: str  # of two with the same one, the second begins when the first has ended: they share a ledger
+    release: str  # tasks with the same one share a ledger: the second begins when the first has ended
 
 
 class Executor(Protocol):
@@ -71,7 +71,7 @@ class Local:
 
 
 def _threads(jobs: int) -> dict[str, str]:
-    """This process' cores shared out: members that each take all of them slow each other down."""
+    """Share out this process's cores: members that each take all of them slow each other down."""
     if jobs == 1:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))}

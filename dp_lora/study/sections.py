@@ -29,7 +29,7 @@ DRAWN_SCORES = 3  # of a comparison that is not of epsilon
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure: its title says what is seen, `links` lead to the runs that it is made of."""
+    """A figure: its title states the finding, `links` lead to its runs."""
 
     title: str
     svg: str
@@ -65,19 +65,19 @@ class Report:
         return [one for one in conditions(self.rows) if one.scored]
 
     def sections(self) -> list[Section]:
-        """All of them that have something to say, in the report's order."""
+        """All sections that are not empty, in the report's order."""
         found = [self._spent(), self._findings(), self._open(), *map(self._compared, self.comparisons)]
         found += [self._grids(), self._epsilon(), self._bounds(), self._costs(), self._others(), self._members()]
         return [section for section in found if section is not None]
 
     def links(self, rows: Sequence[Row]) -> list[Cell]:
-        """To the run of each row that made its scores, or what came before them."""
+        """Links to the run of each row that made its scores, or to the last run before."""
         found = [(row.outcome.member.name, self._last_run(row)) for row in rows]
         return [Cell(name, link) for name, link in found if link]
 
     def _link(self, run_id: str) -> str:
         address, experiment = self.study.tracking_uri, self.study.experiment_id
-        # an address of another kind, such as a file's, is nothing that a page may lead to
+        # a page must not link to an address of another kind, such as a file's
         if not run_id or not experiment or not address.startswith(("http://", "https://")):
             return ""
         return run_page(address.rstrip("/"), experiment, run_id)

@@ -1,7 +1,7 @@
 """What a study shows while it runs: a live table on a terminal, plain lines elsewhere.
 
-Scores read private pictures without noise, so that they are the operator's: they stand in the table of a terminal
-alone, and in no line that a log would keep.
+Scores read private pictures without noise, so they are for the operator alone: they stand in the table of a terminal,
+and in no line that a log would keep.
 """
 
 import re
@@ -27,7 +27,7 @@ TAIL = 4000  # bytes of a log that are looked at
 
 
 def seconds_left(place: Place, record: Record, usual: Mapping[str, float]) -> float | None:
-    """Of a member that runs or waits, by its own bar and the `usual` seconds of its stages; None where unknown."""
+    """Seconds left of a member that runs or waits, by its bar and its stages' `usual` seconds; None where unknown."""
     todo = [stage for stage in REQUIRED if not place.has(stage, record)]
     if not todo:
         return 0.0
@@ -40,7 +40,7 @@ def seconds_left(place: Place, record: Record, usual: Mapping[str, float]) -> fl
 
 
 def usual_seconds(records: Sequence[Record]) -> dict[str, float]:
-    """Mean seconds of each stage over the members that have it behind them."""
+    """Mean seconds of each stage over the members that have finished it."""
     found = {stage: [record.seconds[stage] for record in records if stage in record.seconds] for stage in REQUIRED}
     return {stage: statistics.mean(seconds) for stage, seconds in found.items() if seconds}
 
@@ -111,7 +111,7 @@ class Shown:
         self._line(number, f"FAILED after {took}: {reason}" if reason else f"done in {took}")
 
     def look(self) -> None:
-        """Draw anew what is drawn."""
+        """Redraw the table, if there is one."""
         if self._table is not None:
             self._table()
 

@@ -13,7 +13,7 @@ LONG = 40  # letters from which a cell may be broken anywhere
 
 @dataclass(frozen=True)
 class Cell:
-    """Words, where they lead (empty: nowhere), and what stands below them in small print."""
+    """Words, their link (empty: none), and the small print below them."""
 
     text: str
     link: str = ""
@@ -32,7 +32,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
     def markdown(self) -> str:
-        """In GitHub's Markdown; what a name may hold of its signs is escaped."""
+        """In GitHub's Markdown; Markdown's signs in a name are escaped."""
         lines = [_line(map(_escaped, self.header)), _line(["---"] * len(self.header))]
         return "\n".join([*lines, *(_line(map(_linked, row)) for row in self.rows)])
 

@@ -1,8 +1,8 @@
 """Record runs in MLflow, one per entry point, and find them again.
 
-Beside this room only the project backends, which MLflow calls, and `served_model`, which it executes, import MLflow.
+Outside this package only the project backends, which MLflow calls, and `served_model`, which it runs, import MLflow.
 
-MLflow takes seconds to import, and is imported only when a run opens or is looked up.
+MLflow takes seconds to import: it is imported only when a run opens or is looked up.
 """
 
 from dp_lora.tracking.links import ui_links

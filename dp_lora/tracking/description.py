@@ -23,11 +23,11 @@ class Upstream:
 
 @dataclass
 class Description:
-    """The facts that are known of a run so far."""
+    """The facts known about a run so far."""
 
     stage: str
-    about: str  # what the experiment is, in its config's words
-    command: str  # it repeats the run
+    about: str  # the experiment's description in its config
+    command: str  # repeats the run
     commit: str | None = None
     dirty: bool = False
     privacy: Mapping[str, Any] | None = None  # content of privacy.json

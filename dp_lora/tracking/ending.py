@@ -1,4 +1,4 @@
-"""How an exception, or the exit of a process, ends a run: its state, and what the record says of the error."""
+"""How an exception, or the exit of a process, ends a run: its state, and the recorded error."""
 
 import signal
 
@@ -23,8 +23,8 @@ def end_status(error: BaseException) -> str:
 def recorded_error(error: BaseException, reads_private: bool) -> str:
     """The tag `error` of a run that an exception stopped; it names nothing private.
 
-    Of an InputError its public text, of an OSError its type and the system's words. Any other exception of a stage that
-    reads private pictures may quote a file or its name: of it the type alone.
+    An InputError gives its public text, an OSError its type and the system's words. Any other exception of a stage that
+    reads private pictures may quote a file or its name: it gives its type alone.
     """
     if isinstance(error, InputError):
         return first_line(error.public)[:ERROR_LENGTH]

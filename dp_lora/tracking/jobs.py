@@ -1,4 +1,4 @@
-"""Runs that are jobs of Slurm: their tags, and the state that Slurm tells of a job, set in its run."""
+"""Runs that are jobs of Slurm: their tags, and the transfer of a job's state from Slurm to its run."""
 
 import os
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CLUSTER = "slurm.cluster"
-STATE = "slurm.state"  # PENDING, RUNNING, or the word in which the job ended
+STATE = "slurm.state"  # PENDING, RUNNING, or Slurm's word for the job's end
 RESTARTS = "slurm.restarts"
 BACKEND = "mlflow.project.backend"
 
@@ -26,7 +26,7 @@ BACKEND = "mlflow.project.backend"
 def own_job_tags(known: Mapping[str, str]) -> dict[str, str]:
     """Tags of the job that this process is in, for a run with the tags `known`; none where `-b slurm` did not make it.
 
-    The job tells them itself: whoever sent it may have been killed before it could.
+    The job sets them itself: its sender may have been killed before it could.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or known.get(BACKEND) != "slurm":
@@ -36,7 +36,7 @@ def own_job_tags(known: Mapping[str, str]) -> dict[str, str]:
 
 
 def settle_jobs(client: "MlflowClient | None" = None) -> None:
-    """Set the state of runs whose job has not ended as far as they know, from what Slurm says now.
+    """Update runs whose job has not ended, according to their own tags, from Slurm's present answer.
 
     Does nothing where this machine has no Slurm, where its controller is away, and for jobs of other clusters.
     """
@@ -46,9 +46,9 @@ def settle_jobs(client: "MlflowClient | None" = None) -> None:
         return
     client = client or connect()
     with one_line_errors():
-        # PENDING and RUNNING: no word in which a job ends is like them
+        # PENDING and RUNNING: no word for a job's end has this ending
         unsettled = search_runs(client, f"tags.`{STATE}` LIKE '%ING'")
-    # this process is a job itself: it ends its own run
+    # leave this process's own run to itself: it may be a job
     left = {*waiting_runs(), joined_run_id()}
     unsettled = [run for run in unsettled if run.info.run_id not in left]
     if not unsettled:
@@ -67,9 +67,9 @@ def settle_jobs(client: "MlflowClient | None" = None) -> None:
 
 
 def record_job(client: "MlflowClient", run_id: str, job: Job) -> bool:
-    """Set in a run what Slurm says of its job; returns whether the store has it all."""
+    """Write Slurm's report of a job into its run; returns whether the store has taken all of it."""
     if job.comment not in ("", run_id):
-        # the number was given to another job since
+        # Slurm has since given the number to another job
         job = Job(GONE)
     client.set_tag(run_id, STATE, job.state)
     client.set_tag(run_id, RESTARTS, str(job.restarts))
@@ -77,6 +77,6 @@ def record_job(client: "MlflowClient", run_id: str, job: Job) -> bool:
         status, reason = job.ended_as if job.state != "FAILED" or job.signal else ended_by(job.exit_code)
         return end_from_outside(client, run_id, status, reason)
     if job.state == "PENDING" and client.get_run(run_id).info.status != "SCHEDULED":
-        # Slurm took its node away, and begins it again
+        # Slurm took the job's node away, and will begin the job again
         client.update_run(run_id, status="SCHEDULED")
     return True

@@ -1,6 +1,6 @@
 """Pictures and tables as files in the layout that MLflow's pages look for.
 
-MLflow's own log_image and log_table, sent twice, make a second picture or append the rows again.
+MLflow's own log_image and log_table are not used: sent twice, they make a second picture or append the rows again.
 """
 
 import json
@@ -15,7 +15,7 @@ IMAGES = "images"  # artifact folder of the chart page's pictures
 
 
 def image_key(name: str) -> str:
-    """The beginning of the names of a picture's files for the chart page."""
+    """The prefix of a picture's file names for the chart page."""
     return re.sub("/", "~", name)
 
 
@@ -38,7 +38,7 @@ def write_images(picture: Path, key: str, step: int, folder: Path) -> None:
 
 
 def image_tags() -> dict[str, str]:
-    """The tag by which the chart page knows that the run has pictures."""
+    """The tag that tells the chart page that the run has pictures."""
     from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 
     return {MLFLOW_LOGGED_IMAGES: "True"}
@@ -52,7 +52,7 @@ def table_text(columns: Mapping[str, Sequence[Any]]) -> str:
 
 
 def table_tags(known: Mapping[str, str], file: str) -> dict[str, str]:
-    """The tag by which the run's page knows that the artifact `file` is a table; keeps the tables of `known`."""
+    """The tag that tells the run's page that the artifact `file` is a table; keeps the tables of `known`."""
     from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
     listed = json.loads(known.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))

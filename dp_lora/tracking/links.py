@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SCORED = {stage.name for stage in STAGES.values() if stage.scored}
 GRID = "grid.png"
-RUNS = 1000  # newest runs that are looked through
+RUNS = 1000  # newest runs that are searched
 
 
 def chart_page(address: str, experiment_id: str) -> str:
@@ -38,7 +38,7 @@ def model_page(address: str, name: str) -> str:
 def comparison_page(address: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     """Runs side by side."""
     runs, experiments = (quote(json.dumps(ids)) for ids in (list(run_ids), [experiment_id]))
-    # the page reads `runs` as the first parameter alone
+    # the page reads `runs` only as the first parameter
     return f"{address}/#/compare-runs?runs={runs}&experiments={experiments}&{PAGES}"
 
 
@@ -94,7 +94,7 @@ def _named(client: "MlflowClient") -> list[str] | None:
 
 
 def latest_per_epsilon(runs: Sequence["Run"]) -> list["Run"]:
-    """The newest scored run per target epsilon, in its order, of the newest one's experiment; `runs`: newest first."""
+    """The newest scored run per target epsilon, sorted by it, in the newest one's experiment; `runs`: newest first."""
     scored = [run for run in runs if run.data.tags.get("stage") in SCORED and "accuracy" in run.data.metrics]
     latest: dict[float, Run] = {}
     for run in scored:

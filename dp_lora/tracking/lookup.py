@@ -61,7 +61,7 @@ def find_run(run_id: str, kind: str = "run") -> FoundRun:
 
 
 def newest_child(parent: str, stage: str) -> FoundRun | None:
-    """The newest run of a stage below a run; None where there is none, and where the store cannot be asked."""
+    """The newest run of a stage below a run; None if there is no such run, or the store cannot be asked."""
     with suppress(InputError):
         client = connect()
         condition = f"tags.`mlflow.parentRunId` = '{parent}' and tags.stage = '{stage}'"
@@ -88,7 +88,7 @@ def existing_path(named: str) -> Path | None:
 
 
 def resolve_input(path_or_run_id: str, kind: str) -> Path:
-    """The folder that a path, or an MLflow run id by its tag `output`, names; `kind` is the parameter's name in errors.
+    """The folder that a path names, or an MLflow run's tag `output`; `kind` is the parameter's name in errors.
 
     A relative path counts from the current folder, else from the project's root. Raises InputError for any other value.
     """

@@ -24,8 +24,8 @@ def metric_key(name: str) -> str:
 class MetricBuffer:
     """Collects scalars and hands them to `send` in lists of at most BATCH, every few seconds and at close.
 
-    Where `send` raises, as with a local store that is locked, the list is sent again later; `warn` gets one line when
-    that begins. A list that the store refuses for good is dropped, with a line to `warn`.
+    If `send` raises, as with a locked local store, the list is sent again later; `warn` gets one line when that
+    begins. A list that the store refuses for good is dropped, with a line to `warn`.
     """
 
     def __init__(self, send: Callable[[list["Metric"]], object], warn: Callable[[str], None], seconds: float = SECONDS):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PATIENCE = 240.0  # seconds that a stage waits for its parent's server to come back: as long as MLflow's client
-MADE_UP_NAME = r"[a-z]+-[a-z]+-\d+"  # what MLflow calls a run that nobody named
+MADE_UP_NAME = r"[a-z]+-[a-z]+-\d+"  # MLflow's name for a run that nobody named
 
 
 @contextmanager
@@ -37,11 +37,11 @@ def run(
 ) -> Iterator[TrackedRun]:
     """Open the run of an entry point, describe it, and close it FINISHED, FAILED or KILLED.
 
-    Started by `mlflow run` (MLFLOW_RUN_ID), it joins that run; with `child`, as a stage that DVC started, it opens a
-    run of its own below it. Else it opens a new run. `command` is what a user types to repeat it.
-    SIGTERM and SIGHUP raise Terminated while it is open. SIGUSR1 raises Paused: the run is left SCHEDULED, and whoever
-    sent the signal starts the same command again, which goes on in it. Raises InputError where the store cannot be
-    opened.
+    Started by `mlflow run` (MLFLOW_RUN_ID), it joins that run; with `child` (a stage that DVC started) it opens a
+    child run below it. Otherwise it opens a new run. `command` is the command that repeats it.
+    SIGTERM and SIGHUP raise Terminated while it is open. SIGUSR1 raises Paused: the run is left SCHEDULED, and the
+    sender of the signal starts the same command again, which goes on in this run. Raises InputError if the store cannot
+    be opened.
     """
     with stop_signals_raise():
         # the parent's server answered when the parent began: a minute without it must not cost the parent's work
@@ -63,7 +63,7 @@ def run(
         except BaseException as error:
             status = end_status(error)
             if status == "SCHEDULED" and (child or joined_run_id() is None):
-                # the next process opens a run of its own
+                # nothing goes on in this run: the next process opens another
                 status = "KILLED"
             try:
                 _close(tracked, monitor, status, error if status in ("FAILED", "KILLED") else None)
@@ -77,7 +77,7 @@ def run(
 
 def _close(tracked: TrackedRun, monitor: Any, status: str, error: BaseException | None) -> None:
     with stop_signals_wait():
-        # while a server is away, the monitor's thread waits as long as MLflow's client tries
+        # do not wait for the monitor's thread while a server is away: MLflow's client tries for minutes
         if monitor is not None and not tracked.is_server_away():
             monitor.finish()
         tracked.close(status, error)
@@ -88,13 +88,13 @@ def _opened(client: "MlflowClient", stage: str, config: Config, child: bool) -> 
     tags = process_tags()
     name = run_name(stage, config, nested=parent is not None and child)
     if parent is not None and not child:
-        # a name that the user gave stays
+        # keep a name that the user gave
         made_up = re.fullmatch(MADE_UP_NAME, parent.info.run_name or "")
         client.update_run(parent.info.run_id, status="RUNNING", name=name if made_up else None)
         for key, value in (tags | own_job_tags(parent.data.tags)).items():
             client.set_tag(parent.info.run_id, key, value)
         if "error" in parent.data.tags:
-            # of an earlier process, from which this one goes on
+            # left by an earlier process, whose work this one continues
             client.delete_tag(parent.info.run_id, "error")
         return parent
     from mlflow.tracking.context.registry import resolve_tags

@@ -1,7 +1,7 @@
 """Records of a run that its tracking server has not taken yet, on disk in the order in which they were made.
 
 Each record is a folder NUMBER/ with record.json and, in files/, an artifact's files: whole or absent. It is removed
-after it was sent. One process at a time has a run's outbox open: the lock lies beside the run's folder, and stays.
+after it was sent. One process at a time opens a run's outbox: its lock lies beside the run's folder, and stays.
 """
 
 import shutil
@@ -16,7 +16,7 @@ from dp_lora.files import exclusive, read_json, whole_folder, write_json
 from dp_lora.tracking.records import Record
 
 OUTBOX = PROJECT / "runs" / "outbox"  # one folder per run
-RECORD = "record.json"  # a record's folder without it was sent, and its removal was cut short
+RECORD = "record.json"  # a folder without it is a sent record, whose removal was cut short
 
 
 class Outbox:
@@ -30,7 +30,7 @@ class Outbox:
         return len(self._waiting)
 
     def append(self, record: Record) -> None:
-        """Keep a record as the last in the row; the file or folder of an artifact is copied."""
+        """Append a record; the file or folder of an artifact is copied."""
         number = int(self._waiting[-1].name) + 1 if self._waiting else 1
         path = self._folder / f"{number:08d}"
         with whole_folder(path, private=True) as temporary:
@@ -44,15 +44,15 @@ class Outbox:
         self._waiting.append(path)
 
     def first(self) -> Record | None:
-        """The record that waits longest. Raises InputError where its file was damaged."""
+        """The oldest waiting record. Raises InputError if its file is damaged."""
         return _read(self._waiting[0]) if self._waiting else None
 
     def last(self) -> Record | None:
-        """The record that came last. Raises InputError where its file was damaged."""
+        """The newest waiting record. Raises InputError if its file is damaged."""
         return _read(self._waiting[-1]) if self._waiting else None
 
     def remove_first(self) -> None:
-        """Forget the record that waits longest: it was sent."""
+        """Remove the oldest record: it was sent."""
         path = self._waiting.popleft()
         # RECORD first: the removal of a folder may be cut short
         (path / RECORD).unlink()
@@ -71,7 +71,7 @@ def _read(path: Path) -> Record:
 def open_outbox(run_id: str, *, wait: bool = False) -> Iterator[Outbox]:
     """Open the outbox of a run, for this process alone; an empty one is removed at the end.
 
-    Where another process has it open: BlockingIOError, or with `wait` only when that one is done.
+    If another process has it open, raises BlockingIOError; with `wait`, waits until that process is done.
     """
     folder = OUTBOX / run_id
     with exclusive(folder.with_name(f".{run_id}.lock"), wait=wait):

@@ -1,4 +1,4 @@
-"""A run's end, set by another process than its own: by whoever started it, or reads the state of its job."""
+"""End a run from another process than its own: from its starter, or from a reader of its job's state."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -15,9 +15,9 @@ logger = logging.getLogger("mlflow.projects")
 
 
 def end_from_outside(client: "MlflowClient", run_id: str, status: str, reason: str) -> bool:
-    """Set the state that a process' end implies; what the run has said of itself stays where the two agree.
+    """Set the state that a process's end implies; the run's own state and error stay where the two agree.
 
-    Where the tracking server is away, that waits in the run's outbox. Returns whether all was told.
+    While the tracking server is away, the records wait in the run's outbox. Returns whether all of them were sent.
     """
     sender = Sender(client, run_id, logger.warning)
     sender.keep_working()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PAUSE_SIGNAL = signal.SIGUSR1  # from a batch system, before a time limit: the same run goes on later
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, PAUSE_SIGNAL)
-TWICE = 2.0  # seconds: a batch system tells a process and its parent, which passes the signal on
+TWICE = 2.0  # seconds: a batch system signals a process and its parent, which passes the signal on
 JOB = "slurm.job"  # tag: the id of the job that a run is, or waits in
 
 
@@ -30,7 +30,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class Paused(Terminated):
-    """The process was stopped by whoever starts it again, to go on in the same run."""
+    """The signal's sender will start the process again, to go on in the same run."""
 
 
 def _boot_id() -> str:
@@ -82,10 +82,10 @@ def has_died(tags: Mapping[str, str]) -> bool:
 
 
 def close_orphans(client: "MlflowClient | None" = None) -> list[str]:
-    """Mark runs of this host that are still RUNNING, but whose process has died, KILLED; returns their ids.
+    """Mark as KILLED the runs of this host that are RUNNING although their process has died; returns their ids.
 
-    A run with records in the outbox is left alone: they may say how it ended. So is one that is a job of Slurm, which
-    may begin again: its job tells (`jobs.settle_jobs`).
+    A run with records in the outbox is left alone: they may say how it ended. So is a job of Slurm, which may begin
+    again: `jobs.settle_jobs` sets its state.
     """
     from mlflow.exceptions import MlflowException
 
@@ -108,8 +108,8 @@ def close_orphans(client: "MlflowClient | None" = None) -> list[str]:
 def stop_signals_raise() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise Terminated, SIGUSR1 Paused, as Ctrl-C raises KeyboardInterrupt.
 
-    The old handlers come back after. A signal that follows within TWICE is the same one: it must not cut short what
-    the first began.
+    Restores the old handlers at the end. A signal within TWICE of another counts as the same one: it must not cut
+    short the work that the first one began.
     """
     owner = os.getpid()
     last = -math.inf
@@ -137,7 +137,7 @@ def stop_signals_wait() -> Iterator[None]:
 
 @contextmanager
 def stop_signals_deferred() -> Iterator[None]:
-    """Hold Ctrl-C and these signals back until the block has ended: what it starts is known then and can be ended."""
+    """Hold back Ctrl-C and these signals until the block ends: a process started in it can then be ended."""
     received: list[int] = []
     with _handlers(lambda number, _frame: received.append(number), (signal.SIGINT, *STOP_SIGNALS)):
         yield

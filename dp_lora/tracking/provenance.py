@@ -42,8 +42,8 @@ def git_tags(root: Path = ROOT) -> dict[str, str]:
 def environment_tags() -> dict[str, str]:
     """SHA-256 of the lock that the packages were installed from and, in a container, the image's digest.
 
-    The image says by DPLORA_LOCK which lock it was built from; docker/run_arguments.py gives DPLORA_IMAGE.
-    Raises InputError in an image that is older than this code: the lock that it was built from is not the project's.
+    The image's DPLORA_LOCK names the lock that it was built from; docker/run_arguments.py gives DPLORA_IMAGE.
+    Raises InputError in an image older than this code: it was not built from the project's lock.
     """
     if "DP_LORA_LOCK" in os.environ:
         raise InputError("DP_LORA_LOCK: set by an image that is older than this code; build it anew: make image")
@@ -58,7 +58,7 @@ def environment_tags() -> dict[str, str]:
 def run_name(stage: str, config: Config, nested: bool = False) -> str:
     """`mnist5k eps=5 r=4 k=1` for a stage that concerns the private fine-tuning, else `mnist5k pretrain_ldm`.
 
-    A fine-tuning that is `nested` below a run of `main`, which has that name, says `finetune` too.
+    A fine-tuning `nested` below a run of `main` adds `finetune`: `main` has the shorter name.
     """
     if not STAGES[stage].named_by_privacy:
         return f"{config.experiment.name} {stage}"
@@ -69,7 +69,7 @@ def run_name(stage: str, config: Config, nested: bool = False) -> str:
 
 
 def override_text(value: Any) -> str:
-    """A config leaf as an override takes it: `param_text`, in quotes where a part of it would be read otherwise."""
+    """A config leaf as an override takes it: `param_text`, quoted if a part of it would be misread."""
     quoted = isinstance(value, str) and re.search(r"[\s'\"\[\]{}]", value)
     return json.dumps(value, ensure_ascii=False) if quoted else param_text(value)
 
@@ -89,9 +89,9 @@ def _md5(path: Path) -> str:
 
 
 def dvc_hash(path: Path) -> str:
-    """The hash under which DVC (version 3) records a file or folder, computed from what lies there now.
+    """The hash under which DVC (version 3) records a file or folder, computed from its present content.
 
-    dvc.lock is no source for it: while a stage runs it holds the hashes of the run before.
+    Not read from dvc.lock: while a stage runs, that holds the hashes of the run before.
     """
     if path.is_file():
         return _md5(path)

@@ -7,7 +7,7 @@ from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
-SECONDS = 10.0  # time that a server has for its first answer
+SECONDS = 10.0  # limit for a server's first answer
 SCHEMA = re.compile(r"^(revision|down_revision)\b[^=]*=\s*[\"'](\w+)[\"']", re.MULTILINE)
 
 
@@ -36,14 +36,14 @@ def server_problem(uri: str, seconds: float = SECONDS) -> str | None:
 
 
 def schema_problem(path: Path) -> str | None:
-    """The fault of the SQLite store at `path`, and what to do; None where this MLflow can use it, or makes it."""
+    """The fault of the SQLite store at `path`, and what to do; None if this MLflow can use or make it."""
     if not path.exists() or path.stat().st_size == 0:
         return None
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             found = database.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.OperationalError:
-        # no such table: MLflow makes its own; or a lock, which MLflow waits for
+        # no such table: MLflow makes its own; or locked: MLflow waits
         return None
     except sqlite3.DatabaseError:
         return "is no SQLite database; move it away, or set MLFLOW_TRACKING_URI"
@@ -56,7 +56,7 @@ def schema_problem(path: Path) -> str | None:
 
 
 def _revisions() -> tuple[set[str], str]:
-    """The database versions that the installed MLflow knows, and the newest: the one that no other follows."""
+    """The database versions that the installed MLflow knows, and the newest version, which no other follows."""
     spec = find_spec("mlflow")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")

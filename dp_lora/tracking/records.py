@@ -1,6 +1,6 @@
 """A run's records for its store, as JSON and files: one form for sending at once and for waiting on disk.
 
-Sending a record a second time changes nothing, so that a sender may be killed between the sending and its note of it.
+Sending a record twice changes nothing: a sender may be killed after it sent a record and before it noted that.
 """
 
 import time
@@ -18,7 +18,7 @@ DIED = "the process died without closing its run"  # the tag `error` of a run th
 
 @dataclass(frozen=True)
 class Record:
-    """One message to the store. `content` is JSON-able; `path` is the file or folder that an artifact is made of."""
+    """One message to the store. `content` is JSON-able; `path` is the file or folder of an artifact."""
 
     kind: Literal["values", "artifact", "dataset", "pause", "end"]
     content: Mapping[str, Any]
@@ -43,7 +43,7 @@ def tags(texts: Mapping[str, str]) -> Record:
 
 
 def artifact(path: Path, folder: str | None = None) -> Record:
-    """A file under its own name in the artifact folder `folder`, or all that a folder holds, in `folder`."""
+    """A file under its own name, or the content of a folder, in the artifact folder `folder`."""
     return Record("artifact", {"folder": folder}, path)
 
 
@@ -81,7 +81,7 @@ def send(client: "MlflowClient", run_id: str, record: Record) -> None:
         client.update_run(run_id, status="SCHEDULED")
     else:
         client.set_terminated(run_id, content["status"], content["end_time"])
-        # while the record waited, another process may have taken the run for one that died
+        # while the record waited, another process may have marked the run as died
         if client.get_run(run_id).data.tags.get("error") == DIED:
             client.delete_tag(run_id, "error")
 

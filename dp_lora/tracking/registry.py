@@ -1,7 +1,7 @@
 """A release as an MLflow model: a version of `dp-lora-EXPERIMENT`, found by the alias of its target epsilon (`eps5`).
 
-The model's folder holds the release, the base where that is small, the code that draws, and no pickle. Nothing in
-folder, params or tags depends on private data but through the release.
+The model's folder holds the release, the base if that is small, the code that draws, and no pickle. Folder, params and
+tags depend on private data through the release alone.
 """
 
 import json
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# models-from-code always: MLflow's diffusers flavour wants a base that DiffusionPipeline loads, and none of ours is one
+# models-from-code always: MLflow's diffusers flavour needs a base that DiffusionPipeline loads; it loads none of ours
 SCRIPT = PACKAGE / "served_model.py"
-# the rooms that it needs and no more: each file is one request to a server
+# only the modules that it needs: each file costs one request to a server
 ROOMS = (
     "__init__.py", "errors.py", "files.py", "events.py", "progress.py", "diffusion.py", "grids.py", "team.py",
     "sources.py", "config", "data", "models", "sampling",
 )  # fmt: skip
-# a pipeline's tokenizers; its digest covers every file of its parts, so that none may be left out
+# of a pipeline, with its tokenizers; the digest covers every file of its parts, so none may be left out
 PIPELINE_FILES = (".safetensors", ".json", ".txt", ".model", ".md", ".jinja")
 REQUIREMENTS = (
     "torch", "diffusers", "peft", "safetensors", "numpy", "pandas", "pyarrow", "pillow", "matplotlib", "omegaconf",
     "PyYAML", "tqdm",
 )  # fmt: skip
-COPIED_UP_TO = 100 * 10**6  # bytes of a base that goes into the model's folder; a larger one is named and checked
-DESCRIPTION_LENGTH = 5000  # MLflow's column
+COPIED_UP_TO = 100 * 10**6  # bytes: a larger base is not put into the model's folder, but named and checked
+DESCRIPTION_LENGTH = 5000  # limit of MLflow's column
 VERSIONS_TAG = "mlflow.modelVersions"  # the UI follows it from a logged model to the registry
 
 
@@ -58,9 +58,9 @@ def alias_of(eps: float) -> str:
 def register(
     client: "MlflowClient", experiment_id: str, run_id: str, config: Config, release: Path, base: Path
 ) -> tuple["ModelVersion", str]:
-    """Make the release in the folder `release` a version that its alias points to; returns version and alias.
+    """Register the release in the folder `release` as a version, and point its alias there; returns version and alias.
 
-    One release is one version: another call for it moves the alias alone. Raises the store's errors.
+    One release is one version: another call for it only moves the alias. Raises the store's errors.
     """
     statement, info = read_json(release / "privacy.json"), read_json(release / "model.json")
     name, alias = model_name(config.experiment.name), alias_of(statement["target_epsilon"])
@@ -103,7 +103,7 @@ def _card(release: Path) -> str:
 
 
 def _of_prompts(release: Path) -> bool:
-    """Whether a release draws prompts: one of classes has their embedding."""
+    """Whether a release draws from prompts: a release of classes has a class embedding."""
     return not (release / "class_embedding.safetensors").exists()
 
 
@@ -156,7 +156,7 @@ def write_model(folder: Path, config: Config, release: Path, base: Path, run_id:
     """Write the model's folder: MLmodel, environment, served_model.py, code/, artifacts/release, artifacts/base.
 
     A base above COPIED_UP_TO, or a pipeline with other files than safetensors and text, is left out: model_config names
-    its folder as the release does, and the digest in the release is checked when it is loaded.
+    its folder as the release does, and loading checks the digest in the release.
     """
     import mlflow.pyfunc
     from mlflow.models import Model
@@ -200,7 +200,7 @@ def write_model(folder: Path, config: Config, release: Path, base: Path, run_id:
             ],
             model_config=settings,
         )
-    # MLflow notes where script and artifacts lay; loading needs their names alone
+    # MLflow records where script and artifacts lay on this machine; loading needs their names alone
     flavor = model.flavors[mlflow.pyfunc.FLAVOR_NAME]
     flavor["model_code_path"] = SCRIPT.name
     for artifact in flavor["artifacts"].values():
@@ -219,7 +219,7 @@ def _all_but(*suffixes: str) -> Callable[[str, list[str]], list[str]]:
 
 
 def _signature(config: Config, of_prompts: bool) -> "ModelSignature":
-    """Class names or prompts in, images out; the params decide an image, with the experiment's own settings."""
+    """Class names or prompts in, images out; params that decide an image default to the experiment's settings."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec

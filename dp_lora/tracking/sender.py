@@ -16,8 +16,8 @@ from dp_lora.tracking.store import first_line, shown_uri, tracking_uri
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PAUSE = 30.0  # seconds, at least, between two looks whether a server that was away is back
-ANSWER = 5.0  # seconds that a server has to say that it is there
+PAUSE = 30.0  # least seconds between two checks whether a server is back
+ANSWER = 5.0  # seconds that a server has to answer
 COMMAND = f"{DP_LORA} upload"
 Answer = TypeVar("Answer")
 
@@ -26,8 +26,8 @@ class Sender:
     """Sends the records of one run.
 
     From `keep_working` on, a record that a tracking server does not take goes to the run's outbox and the work goes on;
-    `warn` gets a line. A record that the server refuses for good raises. Before, and with another kind of store, every
-    error is raised.
+    `warn` gets a line. A record that the server refuses for good raises. Before that, and with another kind of store,
+    every error is raised.
     """
 
     def __init__(self, client: "MlflowClient", run_id: str, warn: Callable[[str], None]):
@@ -38,11 +38,11 @@ class Sender:
         self._lock = threading.Lock()
         self._open = ExitStack()
         self._outbox: Outbox | None = None
-        self._problem = ""  # why the server did not do the last action
+        self._problem = ""  # why the last action failed
         self._next_look = 0.0
 
     def keep_working(self) -> None:
-        """From here on a server that is away stops nothing."""
+        """From here on the work goes on while a server is away."""
         self._keeps = is_server(tracking_uri())
         if self._keeps and self._run_id in waiting_runs():
             self._kept()
@@ -74,12 +74,12 @@ class Sender:
         return self._keeps and server_problem(tracking_uri(), ANSWER) is not None
 
     def last_status(self) -> str | None:
-        """The state in the outbox that the run ended in, or None."""
+        """The run's end state if that waits in the outbox, else None."""
         last = self._outbox.last() if self._outbox is not None else None
         return last.content["status"] if last is not None and last.kind == "end" else None
 
     def close(self) -> bool:
-        """Try once more; returns whether all records were sent, else a line says what to type."""
+        """Try to send once more; returns whether all records were sent. If not, a line says what to type."""
         with self._lock, self._open:
             self._next_look = 0.0
             sent = self._nothing_waits()
@@ -113,7 +113,7 @@ class Sender:
                 if records.is_refused(error):
                     raise
                 problem = first_line(error)
-        # a server that answers, but takes nothing, costs the client's retries each time: at most a tenth of the time
+        # a server that answers, but takes nothing, costs the client's retries: spend at most a tenth of the time so
         now = time.monotonic()
         self._next_look = now + max(PAUSE, 10 * (now - started))
         self._problem = problem.partition(";")[0]
@@ -129,7 +129,7 @@ class Sender:
 
 
 def deliver(client: "MlflowClient", run_id: str, outbox: Outbox, warn: Callable[[str], None]) -> None:
-    """Send the waiting records in order; one that the server refuses for good is dropped with a line, else raises."""
+    """Send the waiting records in order. A record refused for good is dropped with a line; any other error raises."""
     while (record := outbox.first()) is not None:
         try:
             records.send(client, run_id, record)

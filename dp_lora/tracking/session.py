@@ -15,8 +15,8 @@ from dp_lora.tracking.process import stop_signals_deferred, stop_signals_wait
 
 GRACE = 30.0  # seconds that a command has to end, and to keep what it can, before it is killed
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-LIBC = ctypes.CDLL(None)  # looked up before a fork, after which nothing may be imported
-TIED = "DPLORA_TIED"  # environment of a tied command, for `end_with_caller`
+LIBC = ctypes.CDLL(None)  # loaded before any fork: after a fork nothing may be imported
+TIED = "DPLORA_TIED"  # environment variable of a tied command, for `end_with_caller`
 INNER_GRACE = 20.0  # for a command that an entry point starts: shorter, so that the entry point outlives it
 
 
@@ -51,10 +51,10 @@ def start_in_session(
     output: IO[bytes] | None = None,
     tied: bool = False,
 ) -> "subprocess.Popen[bytes]":
-    """Start a command as the leader of a new session. `output` takes what it prints; None: where ours goes.
+    """Start a command as the leader of a new session. `output` takes what it prints; None: our own output.
 
-    A `tied` one is killed by the system when this thread ends, however that is: SIGKILL leaves no orphan that would
-    hold a ledger. What it started in turn ends so too where it is tied as well.
+    The system kills a `tied` command when this thread ends, for whatever reason: even SIGKILL leaves no orphan that
+    would hold a ledger. A process that it starts in turn ends likewise if it is tied too.
     """
     return subprocess.Popen(
         command,
@@ -69,7 +69,7 @@ def start_in_session(
 
 
 def end_sessions(children: Sequence["subprocess.Popen[bytes]"], grace: float) -> None:
-    """Tell every process of the sessions' groups to stop, and kill after `grace` seconds those that still run."""
+    """Tell every process of the sessions' groups to stop, and kill all that still run after `grace` seconds."""
     with stop_signals_wait():
         try:
             for child in children:
@@ -87,18 +87,18 @@ def end_sessions(children: Sequence["subprocess.Popen[bytes]"], grace: float) ->
 
 
 def end_with_caller() -> None:
-    """Where the caller asked for it by TIED, let the system kill this process when its parent has ended.
+    """If the caller has set TIED, let the system kill this process when its parent ends.
 
-    For what others start on our behalf: DVC starts a stage by its own means.
+    For processes that others start on our behalf: DVC starts a stage by its own means.
     """
     if os.environ.get(TIED):
         LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def _end_with(parent: int) -> None:
-    """Between fork and exec: let the system kill this process when its parent has ended."""
+    """Between fork and exec: let the system kill this process when its parent ends."""
     LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:  # it had ended before
+    if os.getppid() != parent:  # the parent had ended before
         os._exit(1)
 
 

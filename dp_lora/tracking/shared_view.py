@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 KIND = "mlflow.experimentKind"  # the tag by which the UI lists experiments of training and of agents
 TRAINING = "custom_model_development"
-PAGES = "workflowType=machine_learning"  # in an address: the pages of training; MLflow's own default is those of agents
-KEY = "dp-lora"  # what the view's address names
+PAGES = "workflowType=machine_learning"  # in an address: the pages of training; MLflow's default: those of agents
+KEY = "dp-lora"  # the view's name in its address
 VIEW = f"mlflow.sharedViewState.{KEY}"
 TITLE = "Privacy and utility"  # in the UI's list of views
 DISTANCES = ("letter_frechet_distance", "fid")  # a run has one of them
-GRIDS = ("grid", "grids")  # pictures of the samples, and of those while training
+GRIDS = ("grid", "grids")  # pictures of the samples, and of samples during training
 # the UI appends a chart of each other metric to these sections: folded, and behind the main charts
 FOLDED = ("Model metrics", "private", "System metrics")
 SHOWN = {"deleted": False, "isGenerated": False}  # a chart or a section that MLflow leaves as it is
@@ -29,9 +29,9 @@ WIDTHS = (90, 80, 60, 50, 90, 170, 90)  # pixels of the columns, in their order
 
 
 def set_view(client: "MlflowClient", experiment: "Experiment", distances: Collection[str] = DISTANCES) -> bool:
-    """Give an experiment its kind and its view of these distances; whether the view is there.
+    """Give an experiment its kind and its view of these distances; returns whether it has the view.
 
-    A kind that somebody chose stays. A store that refuses tags keeps its runs all the same: that is no error.
+    A kind that somebody chose stays. A store that refuses tags is no error: it keeps its runs all the same.
     """
     from mlflow.exceptions import MlflowException
 
@@ -45,7 +45,7 @@ def set_view(client: "MlflowClient", experiment: "Experiment", distances: Collec
 
 
 def _saved(distances: Collection[str]) -> str:
-    """The view as MLflow's own button saves it; of the same distances the same text, so that it is sent once."""
+    """The view as MLflow's own button saves it; equal distances give equal text, so that it is sent once."""
     packed = base64.b64encode(zlib.compress(json.dumps(_state(distances)).encode())).decode()
     return json.dumps({"name": TITLE, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"})
 
@@ -62,14 +62,14 @@ def _state(distances: Collection[str]) -> dict[str, Any]:
     return {
         # all runs of an adapter, also of one without an epsilon
         "searchFilter": "metrics.rank > 0",
-        # by their start MLflow would fold the scores below the fine-tuning that they belong to
+        # sorted by start, MLflow would fold the scores below the fine-tuning that they belong to
         "orderByKey": columns[0],
         "orderByAsc": True,
         "selectedColumns": columns,
         "columnOrder": columns,
         "columnWidths": dict(zip(columns, WIDTHS, strict=False)),
         "runsHiddenMode": "SHOW_ALL",
-        # the charts have the whole width: beside the list they are too narrow to be read on a small screen
+        # hide the list of runs: beside it the charts are too narrow to be read on a small screen
         "runListHidden": True,
         "compareRunCharts": charts,
         "compareRunSections": [{"isReordered": True, **SHOWN, **section} for section in sections],

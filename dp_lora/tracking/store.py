@@ -27,7 +27,7 @@ DOCKER_STORE = Path("/mlflow/tmp/mlruns")  # where MLflow's Docker runner mounts
 
 
 def sqlite_uri(path: Path) -> str:
-    """The URI of a SQLite store in an absolute path; SQLAlchemy decodes %XX in it, so that % itself is encoded."""
+    """The URI of a SQLite store at an absolute path; % is encoded, since SQLAlchemy decodes %XX."""
     return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
 
 
@@ -50,9 +50,9 @@ def tracking_uri() -> str:
 
 
 def _store_in_container(mounted: Path) -> Path:
-    """The project's own mlflow.db through the project's mount, instead of what MLflow's Docker runner mounted for it.
+    """The project's own mlflow.db through the project's mount, not through the mount of MLflow's Docker runner.
 
-    For its default, the relative sqlite:///mlflow.db, that is an empty folder; for an absolute path it is the file
+    For the default, the relative sqlite:///mlflow.db, the runner mounts an empty folder; for an absolute path, the file
     alone, without the journal that keeps it whole. Raises InputError for a store elsewhere.
     """
     own = PROJECT / "mlflow.db"
@@ -158,7 +158,7 @@ def experiment_id(client: "MlflowClient") -> str:
 def search_runs(
     client: "MlflowClient", condition: str, experiments: Sequence[str] | None = None, **options: Any
 ) -> Sequence["Run"]:
-    """Runs of `experiments`, by default of all, that meet `condition`; `options` as MLflow's own search has them."""
+    """Runs of `experiments`, by default of all, that meet `condition`; `options` go to MLflow's own search."""
     if experiments is None:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     # MLflow refuses to search in no experiment
@@ -196,7 +196,7 @@ def tag_text(value: Any) -> str:
 
 
 def fail_joined_run(message: str, child: bool = False) -> None:
-    """Mark the run that `mlflow run` made FAILED, where an error came before our own run opened.
+    """Mark the run that `mlflow run` made as FAILED, after an error that came before our own run opened.
 
     A direct call has no such run: nothing is written. A stage that DVC started (`child`) leaves its parent's run to
     the parent. A run that has ended keeps its state, even where the state still waits in the outbox. `message` names

@@ -1,4 +1,4 @@
-"""What an entry point tells its MLflow run while it works."""
+"""The records that an entry point sends to its MLflow run while it works."""
 
 import json
 import os
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-VALUE_LENGTH = 6000  # of a param: MLflow's limit; config.yaml has the whole
+VALUE_LENGTH = 6000  # of a param: MLflow's limit; config.yaml has the whole value
 DIGEST_LENGTH = 36  # of a dataset: MLflow's limit
 
 
@@ -43,11 +43,10 @@ class TrackedRun(Events):
     """An entry point's run in MLflow.
 
     The caller marks as `private` each item that depends on private data without noise; a metric under `private/` is
-    private by its name. The tag `private` lists these items by their names in the store before they are sent, so that
-    whoever passes a run on knows what to leave out. All other items depend on private data through the mechanism alone.
-
-    Of a model without a guarantee (eps=inf, published accounting) all pictures, tables and files are private, and go to
-    no tracking server: the model may have learnt single pictures by heart.
+    private by its name. The tag `private` lists the names of these items in the store before they are sent, so that a
+    person who passes a run on knows what to leave out. All other items depend on private data through the mechanism
+    alone. For a model without a guarantee (eps=inf, published accounting) all pictures, tables and files are private,
+    and go to no tracking server: the model may have learnt single pictures by heart.
     """
 
     def __init__(self, client: "MlflowClient", opened: "Run", stage: str, config: Config):
@@ -60,7 +59,7 @@ class TrackedRun(Events):
         self._parent: str | None = opened.data.tags.get("mlflow.parentRunId")
         self._description: Description | None = None
         self._lines: list[str] = []
-        # where an earlier process of the run has begun, what it named private stays so
+        # names that an earlier process of this run marked private stay private
         self._private: set[str] = set(filter(None, self._known_tags.get("private", "").split(", ")))
         self._goes_on = "stage" in self._known_tags
         self._reads_private = STAGES[stage].reads_private
@@ -96,8 +95,8 @@ class TrackedRun(Events):
     def image(self, name: str, path: Path, *, private: bool = False) -> None:
         """Keep a picture file as the artifact `name`, with the file's suffix; `name` may hold folders.
 
-        The chart page shows it beside other runs' pictures of that name; those named FOLDER/step-N as one, over steps,
-        which the tag `private` names as FOLDER.
+        The chart page shows it beside other runs' pictures of that name. It shows pictures FOLDER/step-N as one, over
+        steps; the tag `private` names them as FOLDER.
         """
         target = Path(name if Path(name).suffix == path.suffix else f"{name}{path.suffix}")
         found = re.fullmatch(r"(.+)/step-0*(\d+)", target.with_suffix("").as_posix())
@@ -116,7 +115,7 @@ class TrackedRun(Events):
         self.tags(layout.image_tags())
 
     def artifact(self, path: Path, folder: str | None = None, *, private: bool = False) -> None:
-        """Keep a file in `folder`, or a folder with all that it holds, under its own name."""
+        """Keep a file in `folder`, or a folder and its content, under its own name."""
         name = path.name if path.is_dir() or folder is None else f"{folder}/{path.name}"
         if self._takes(name, private):
             self._keep(path, folder)
@@ -136,7 +135,7 @@ class TrackedRun(Events):
             self._keep(path, None if Path(file).parent == Path() else Path(file).parent.as_posix())
 
     def message(self, text: str) -> None:
-        """Print a line; all lines become the artifact messages.txt when the run ends: nothing private in them."""
+        """Print a line, without anything private; all lines become the artifact messages.txt when the run ends."""
         super().message(text)
         self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
@@ -162,9 +161,9 @@ class TrackedRun(Events):
         """Record an input: a file or folder, or the URI of one elsewhere.
 
         `digest` is ours (64 hex digits; None: MLflow makes one from name and source). An input in data/ or outputs/
-        also gets its DVC hash, and a folder the origin in its source.json. Of a `private` input (pictures, and adapters
-        or samples without a guarantee) name, place and origin alone are recorded: by a hash anybody could test whether
-        a candidate is the right one.
+        also gets its DVC hash, and a folder the origin in its source.json. A `private` input (pictures, and adapters or
+        samples without a guarantee) is recorded by name, place and origin alone: with a hash, anybody could test
+        whether a candidate is the right one.
         """
         if private:
             digest = None
@@ -199,7 +198,7 @@ class TrackedRun(Events):
         self.tags(layout.table_tags(self._known_tags, f"{name}.json"))
 
     def describe(self, description: Description) -> None:
-        """Show a description above the run; one that the user gave stays."""
+        """Show a description above the run; a description that the user gave stays."""
         if NOTE not in self._known_tags or self._goes_on:
             self._description = description
             self._show_description()
@@ -209,16 +208,16 @@ class TrackedRun(Events):
             self.tags({NOTE: self._description.markdown()})
 
     def privacy(self, statement: Mapping[str, Any]) -> None:
-        """Show a privacy.json in the run's description; after one without a guarantee all files count as private."""
+        """Show a privacy.json in the run's description; after a statement without a guarantee all files are private."""
         self._guaranteed = self._guaranteed and statement["private"]
         if self._description is not None:
             self._description.privacy = statement
             self._show_description()
 
     def made_from(self, what: str, *, nest: bool = False, **tags: str) -> None:
-        """Link the newest finished run with these tags as `what` this run was made from; nothing where none is found.
+        """Link the newest finished run with these tags as the `what` that this run was made from; none found: no link.
 
-        Where a tracking server is away nothing is linked, and a line says so.
+        While a tracking server is away nothing is linked, and a line says so.
 
         With `nest` a run that has no parent becomes a child of the linked run's parent, or of the linked run.
         """
@@ -284,7 +283,7 @@ class TrackedRun(Events):
     def close(self, status: str, error: BaseException | None = None) -> None:
         """Send what waits and end the run as `status` (FINISHED, FAILED, KILLED), or leave it SCHEDULED to go on later.
 
-        A line says what stays on disk.
+        A line says which records stay on disk.
         """
         try:
             self._metrics.close()

@@ -1,4 +1,4 @@
-"""What waits of runs on this machine, sent to their tracking server later."""
+"""Send the records of runs that wait on this machine to their tracking server later."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def upload(run_ids: Iterable[str], say: Callable[[str], None]) -> list[str]:
-    """Send what waits of these runs, with a line to `say` for each; returns what stood in the way, a line per run.
+    """Send the waiting records of these runs, with a line to `say` for each run; returns each run's problem, as a line.
 
-    May be killed and repeated. Raises InputError where no tracking server is there.
+    May be killed and repeated. Raises InputError if there is no tracking server.
     """
     if not is_server(tracking_uri()):
         raise InputError(f"MLFLOW_TRACKING_URI: is {shown_uri()}; set it to the server that the runs were recorded on")
     problems = []
     for run_id in run_ids:
-        client = connect()  # which tells in seconds where the server has gone
+        client = connect()  # fails within seconds if the server has gone
         try:
             with open_outbox(run_id) as outbox:
                 number = len(outbox)
@@ -34,7 +34,7 @@ def upload(run_ids: Iterable[str], say: Callable[[str], None]) -> list[str]:
             say(f"{run_id}: is at work, or being uploaded, and sends by itself")
         except Exception as error:
             problems.append(str(error) if isinstance(error, InputError) else f"{run_id}: {first_line(error)}")
-    # what a process that was killed has left is there now, but not that the run ended
+    # the records that a killed process left are sent now, but none says that its run ended
     close_orphans()
     return problems
 

@@ -100,7 +100,7 @@ def _flat(where: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def differing(first: Run, second: Run, places: tuple[Path, Path]) -> dict[str, tuple[str, str | None, str | None]]:
-    """Leaves that are not the same in two runs, by where: (name, first value, second value)."""
+    """Leaves that differ between two runs, by place: (name, first value, second value)."""
     pairs = ((first, places[0]), (second, places[1]))
     one, two = ({where: (name, value) for name, where, value in leaves(run, place)} for run, place in pairs)
     found = {}
@@ -128,7 +128,7 @@ def may_differ(stage: str, where: str, values: tuple[str | None, str | None]) ->
 
 
 def unnamed(first: dict[str, Run], second: dict[str, Run], places: tuple[Path, Path]) -> list[str]:
-    """What tells the two stores' private data apart, and stands in no tag `private`."""
+    """Leaves that tell the two stores' private data apart, and are in no tag `private`."""
     assert first.keys() == second.keys()
     found = []
     for stage, one in first.items():
@@ -142,7 +142,7 @@ def unnamed(first: dict[str, Run], second: dict[str, Run], places: tuple[Path, P
 
 
 def hashes(data: bytes) -> set[bytes]:
-    """What would tell whoever has a candidate for these bytes whether it is right."""
+    """Hashes by which anybody could test a candidate for these bytes."""
     return {hashlib.sha256(data).hexdigest().encode(), hashlib.md5(data).hexdigest().encode()}
 
 

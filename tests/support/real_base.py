@@ -20,7 +20,7 @@ from tests.support.text2image import text_config
 
 _CASES = json.loads(Path("tests/data/real-bases.json").read_text())
 REAL = {name: {**_CASES.get(case.get("as"), {}), **case} for name, case in _CASES.items()}
-FEW, MORE = 2, 6  # rows: what both need once falls out of their difference
+FEW, MORE = 2, 6  # rows: a cost that both have once cancels in their difference
 AT_MOST = 256  # rows that the search may take
 
 
