@@ -3,8 +3,8 @@
 No other module decides what a run keeps. The tracking store may be on another machine, and people share runs.
 So for private pictures, and for files made from them without a guarantee, a run keeps one digest under the operator's
 key (runs/.key): it tells nothing to anybody without the key, and it differs in each run, so that two runs do not show
-whether their pictures were the same. A run keeps no names, numbers of files or bytes, and plain hashes of them. All
-else that is needed to make a run again stays on this machine, in runs/operator/RUN_ID.
+whether their pictures were the same. A run keeps no names, no numbers of files or bytes, and no plain hashes of
+them. All else that is needed to make a run again stays on this machine, in runs/operator/RUN_ID.
 """
 
 from collections.abc import Callable, Mapping

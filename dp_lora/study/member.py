@@ -57,7 +57,7 @@ def run_member(
     """Make the missing results of a member, below the MLflow run `run`; gives its record.
 
     `inputs` identifies the base and the private pictures: results made from others are removed. Raises
-    SaidError where a stage fails: its line stands in the member's log, and the record says what may be told of it.
+    InputError where a stage fails: its line stands in the member's log, and the record says what may be told of it.
     """
     private_folder(place.folder.parent)
     with exclusive(place.folder.with_name(f"{place.folder.name}.lock"), wait=True):

@@ -1,4 +1,4 @@
-"""A run in a process of its own that says `half way` and waits for a line before it goes on; to lose its server."""
+"""A run in a process of its own that prints its run id and waits for a line before it goes on; it loses its server."""
 
 import sys
 from pathlib import Path

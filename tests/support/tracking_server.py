@@ -1,4 +1,4 @@
-"""A real MLflow server over a SQLite store, to be killed and started again; and a run that tells it all it can."""
+"""A real MLflow server over a SQLite store, to be killed and started again."""
 
 import os
 import shutil
