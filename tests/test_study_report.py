@@ -186,12 +186,27 @@ def test_titles_are_computed_and_name_their_uncertainty(study, page):
     assert (f"Accuracy rises by {change:.1f} points" in page.text) == sure
 
 
+def test_accuracy_at_the_smallest_epsilon_is_compared_with_each_line_run_by_run(study, page):
+    rows = [row for row in map(read_row, study.outcomes) if row.label == "eps=1"]
+    for metric, side, said in (
+        ("accuracy_public_only", 1, 'above "trained on public pictures"'),
+        ("accuracy_train_on_real", -1, 'below "trained on real pictures"'),
+    ):
+        gains = [100 * side * (row.metrics["accuracy"] - row.metrics[metric]) for row in rows]
+        found = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
+        size, interval = f"{np.mean(gains):.1f} points", f"95% interval {found.low:.1f} to {found.high:.1f}"
+        assert f"Accuracy at eps 1 is {size} {said} ({interval})" in page.text
+
+
 def test_means_and_differences_are_scipy_s():
     values = [0.867, 0.842, 0.883]
     found = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (mean(values).low, mean(values).high) == pytest.approx((found.low, found.high))
     assert (mean([0.5]).low, mean([0.5]).high, mean([0.5]).n) == (None, None, 1)
     assert mean([0.5, 0.5]).low == 0.5
+    # no share is below 0 or above 1, however few the seeds
+    assert (mean([0.1, 0.9], (0.0, 1.0)).low, mean([0.1, 0.9], (0.0, 1.0)).high) == (0.0, 1.0)
+    assert mean(values, (0.0, 1.0)) == mean(values)
     assert difference([0.5], values).low is None
     assert difference([0.5, 0.5], [0.75, 0.75]) == dataclasses.replace(
         difference([0.5], [0.75]), low=0.25, high=0.25, n=2

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 from dp_lora.study.comparisons import NO_PRIVACY, Comparison, Condition
 from dp_lora.study.scores import SCORES, Score
-from dp_lora.study.statistics import Mean, difference
+from dp_lora.study.statistics import Mean, difference, mean
+
+ONE_SEED = "one seed, so no interval"
 
 
 def scores_of(some: Sequence[Condition]) -> list[Score]:
@@ -44,6 +46,36 @@ def cost_of_privacy(comparison: Comparison, score: Score) -> str:
     return _sentence(comparison, score, finite[-1], without[0])
 
 
+def beside_lines(comparison: Comparison, score: Score) -> list[str]:
+    """A sentence for each reference of a score: how far the smallest finite epsilon is from it, run by run."""
+    finite = [one for one in comparison.conditions if one.values(score.metric) and not math.isinf(one.eps or math.inf)]
+    if not comparison.of_epsilon or not finite:
+        return []
+    least, found = finite[0], []
+    for metric, said in score.references.items():
+        both = [row.metrics for row in least.rows if score.metric in row.metrics and metric in row.metrics]
+        if not both:
+            continue
+        above = [metrics[score.metric] - metrics[metric] for metrics in both]
+        side = 1 if sum(above) >= 0 else -1
+        change = mean([side * value for value in above])
+        size = f"{score.shown(change.value)} {score.unit}".strip()
+        where = f'{_named(score)} {_at(comparison, least)} is {size} {"above" if side > 0 else "below"} "{said}"'
+        found.append(f"{where} ({_interval(score, change)})" if change.low is not None else f"{where}; {ONE_SEED}")
+    return found
+
+
+def _named(score: Score) -> str:
+    name = score.short.removesuffix(", %")
+    return name[0].upper() + name[1:]
+
+
+def _interval(score: Score, change: Mean) -> str:
+    assert change.low is not None
+    assert change.high is not None
+    return f"95% interval {score.shown(change.low)} to {score.shown(change.high)}"
+
+
 def _resolved(change: Mean) -> bool:
     return change.low is not None and change.high is not None and not change.low <= 0 <= change.high
 
@@ -51,15 +83,14 @@ def _resolved(change: Mean) -> bool:
 def _sentence(comparison: Comparison, score: Score, start: Condition, end: Condition) -> str:
     before, after = start.values(score.metric), end.values(score.metric)
     change = difference(before, after)
-    name = score.short.removesuffix(", %")
-    name = name[0].upper() + name[1:]
+    name = _named(score)
     first, second = (score.shown(sum(values) / len(values)) for values in (before, after))
     places = f"from {first} {_at(comparison, start)} to {second} {_at(comparison, end)}"
     size = f"{score.shown(abs(change.value))} {score.unit}".strip()
     if change.low is None or change.high is None:
         verb = "does not change" if change.value == 0 else f"goes {'up' if change.value > 0 else 'down'} by {size}"
-        return f"{name} {verb}, {places}; one seed, so no interval"
-    interval = f"95% interval {score.shown(change.low)} to {score.shown(change.high)}"
+        return f"{name} {verb}, {places}; {ONE_SEED}"
+    interval = _interval(score, change)
     if not _resolved(change):
         return f"{name} shows no sure difference, {places} ({interval})"
     return f"{name} {'rises' if change.value > 0 else 'falls'} by {size}, {places} ({interval})"

@@ -10,10 +10,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from dp_lora.study.comparisons import NO_PRIVACY
 from dp_lora.study.drawing import COLOURS, FAINT, HEIGHT, INK, LINES, MARKERS, PAPER, WIDTH, figure
-from dp_lora.study.statistics import mean
+from dp_lora.study.statistics import Limits, mean
 
 BEYOND = 0.5  # decades from the largest epsilon to where no privacy stands, behind the break of the axis
 TEXT = 11
+PERCENT: Limits = (0.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,12 @@ def draw_scores(
     *,
     of_epsilon: bool,
     marks: Sequence[Mark] = (),
-    percent: bool = True,
+    limits: Limits = PERCENT,
     size: tuple[float, float] = (WIDTH, HEIGHT),
 ) -> Figure:
     """Scores against a setting: a point per seed, their mean as a number with its 95% interval, `lines` across.
 
-    Values are in the unit of `ylabel`; those that are `percent` end at 100. One seed alone is a hollow point. A line
+    Values are in the unit of `ylabel`, and within `limits`. One seed alone is a hollow point. A line
     that lies far below the scores would press them together: it is named with its value, and not drawn.
     """
     marked: list[float | str] = [mark.at for mark in marks]
@@ -89,15 +90,15 @@ def draw_scores(
     axis = places(order, of_epsilon=of_epsilon)
     made, axes = figure(*size)
     for position, one in enumerate(series):
-        _draw_series(axes, one, axis, position, len(series))
+        _draw_series(axes, one, axis, position, len(series), limits)
     for mark in marks:
         axes.plot([axis.at[mark.at]], [mark.value], marker="*", markersize=11, color=INK, linestyle="none")
         _write(axes, mark.name, (axis.at[mark.at], mark.value), (7, -12))
     drawn = [mark.value for mark in marks]
     for values in (values for one in series for values in one.values.values()):
-        found = mean(values)
+        found = mean(values, limits)
         drawn += [*values, *(bound for bound in (found.low, found.high) if bound is not None)]
-    low, high = _limits(drawn, lines, percent)
+    low, high = _limits(drawn, lines, percent=limits == PERCENT)
     axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     axes.set_xticks(list(axis.at.values()), axis.labels, parse_math=False)
@@ -116,9 +117,9 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
-def _draw_series(axes: Axes, one: Series, axis: Places, position: int, count: int) -> None:
+def _draw_series(axes: Axes, one: Series, axis: Places, position: int, count: int, limits: Limits) -> None:
     colour, marker = COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)]
-    means = {at: mean(values) for at, values in one.values.items()}
+    means = {at: mean(values, limits) for at, values in one.values.items()}
     joined = [(axis.at[at], found.value) for at, found in means.items() if not (axis.broken and at == math.inf)]
     if len(joined) > 1 and not any(isinstance(at, str) for at in means):
         line = LINES[position % len(LINES)]
@@ -126,8 +127,9 @@ def _draw_series(axes: Axes, one: Series, axis: Places, position: int, count: in
     for at, found in means.items():
         place, top = axis.at[at], found.value
         if found.low is not None and found.high is not None:
-            half, top = found.value - found.low, max(found.high, *one.values[at])
-            axes.errorbar([place], [found.value], yerr=[half], color=colour, capsize=4, linewidth=1.6, gid="interval")
+            half = [[found.value - found.low], [found.high - found.value]]
+            top = max(found.high, *one.values[at])
+            axes.errorbar([place], [found.value], yerr=half, color=colour, capsize=4, linewidth=1.6, gid="interval")
             values = list(one.values[at])
             axes.scatter([place] * len(values), values, s=22, color=colour, alpha=0.55, marker=marker, zorder=3)
         else:
@@ -142,7 +144,7 @@ def _draw_series(axes: Axes, one: Series, axis: Places, position: int, count: in
         _write(axes, one.name, (axis.at[last], means[last].value))
 
 
-def _limits(drawn: Sequence[float], lines: Mapping[str, float], percent: bool) -> tuple[float, float]:
+def _limits(drawn: Sequence[float], lines: Mapping[str, float], *, percent: bool) -> tuple[float, float]:
     """Limits of the height: all drawn values with room for numbers above, and the lines near them."""
     low, high = min(drawn), max(drawn)
     near = max(10.0 if percent else 0.0, high - low)

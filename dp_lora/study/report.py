@@ -12,8 +12,9 @@ from dp_lora.study.comparisons import conditions
 from dp_lora.study.published_figures import read_systems
 from dp_lora.study.result import DONE, FAILED, RUNNING, WAITING, Study
 from dp_lora.study.rows import Row, read_row
+from dp_lora.study.scores import SCORES
 from dp_lora.study.sections import Report, Section
-from dp_lora.study.statistics import mean
+from dp_lora.study.statistics import UNLIMITED, mean
 from dp_lora.study.tables import write_csv
 
 TEMPLATE = "page.html"
@@ -101,12 +102,13 @@ def _member(row: Row) -> dict[str, Any]:
 def _summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Lines of summary.csv: mean and 95% interval of every metric of every condition."""
     lines = []
+    limits = {score.metric: score.limits for score in SCORES}
     for one in conditions(rows):
         epsilons = [row.epsilon for row in one.rows if row.epsilon is not None]
         for metric in dict.fromkeys(name for row in one.rows for name in row.metrics):
             if metric.endswith(("_low", "_high")):
                 continue
-            found = mean(one.values(metric))
+            found = mean(one.values(metric), limits.get(metric, UNLIMITED))
             lines.append(
                 {
                     "condition": one.label,

@@ -1,7 +1,10 @@
 """The scores that a report knows: how each is called, shown and drawn. All others stand in members.csv alone."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from dp_lora.study.statistics import Limits
 
 
 @dataclass(frozen=True)
@@ -13,11 +16,17 @@ class Score:
     short: str  # the head of a table's column
     percent: bool = False  # a share: shown times 100
     less_is_better: bool = False
+    least: float = -math.inf  # no value of a score that is no share is below it
     references: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:
         return 100.0 if self.percent else 1.0
+
+    @property
+    def limits(self) -> Limits:
+        """The values that it can have, in the unit of metrics.json."""
+        return (0.0, 1.0) if self.percent else (self.least, math.inf)
 
     @property
     def axis(self) -> str:
@@ -53,9 +62,9 @@ def _of_captions(metric: str, name: str, short: str) -> Score:
     return Score(metric, name, short, percent=True, references=references)
 
 
-def _distance(metric: str, name: str, short: str) -> Score:
+def _distance(metric: str, name: str, short: str, least: float = 0.0) -> Score:
     floor = {f"reconstruction_{metric}": "the autoencoder's reconstructions"}
-    return Score(metric, name, short, less_is_better=True, references=floor)
+    return Score(metric, name, short, less_is_better=True, least=least, references=floor)
 
 
 PRECISION = Score("precision", "samples that look real, %", "precision, %", percent=True)
@@ -68,7 +77,7 @@ SCORES = (
     _of_captions("right_caption", "samples of their own caption, %", "right caption, %"),
     Score("clip_score", "CLIP score (100 times the cosine)", "CLIP score"),
     _distance("fid", "FID", "FID"),
-    _distance("kid", "KID", "KID"),
+    _distance("kid", "KID", "KID", least=-math.inf),
     _distance("letter_frechet_distance", "Frechet distance", "Frechet distance"),
     PRECISION,
     RECALL,

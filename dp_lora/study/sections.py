@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from dp_lora.study.bounds import WORDS, Bounds, bounds_of
 from dp_lora.study.comparisons import EPSILON, Comparison, Condition, comparisons, conditions
 from dp_lora.study.drawing import svg
-from dp_lora.study.findings import cost_of_privacy, finding, scores_of
+from dp_lora.study.findings import beside_lines, cost_of_privacy, finding, scores_of
 from dp_lora.study.grids import Grid, grids_of
 from dp_lora.study.plots import Mark, Series, draw_bounds, draw_epsilon, draw_minutes, draw_scores
 from dp_lora.study.published_figures import System
 from dp_lora.study.result import DONE, Study
 from dp_lora.study.rows import Row
 from dp_lora.study.scores import ACCURACY, PRECISION, RECALL, SCORES, Score
-from dp_lora.study.statistics import mean
+from dp_lora.study.statistics import Limits, mean
 from dp_lora.study.tables import Cell, Table, table
 from dp_lora.tracking.links import run_page
 
@@ -113,6 +113,7 @@ class Report:
             if comparison.of_epsilon:
                 for score in scores[:DRAWN_SCORES]:
                     found += [finding(comparison, score), cost_of_privacy(comparison, score)]
+                found += beside_lines(comparison, scores[0]) if scores else []
             else:
                 found += [finding(comparison, score) for score in scores[:1]]
         items = [f"{text}." for text in dict.fromkeys(found) if text]
@@ -163,9 +164,10 @@ class Report:
         score = scores[0]
         lines = {} if len(scores) > 1 else _references(score, scored)
         ylabel = score.axis if len(scores) == 1 else "share, %"
+        limits = (score.scale * score.limits[0], score.scale * score.limits[1])
         figure = draw_scores(
             series, lines, self._xlabel(comparison), ylabel, of_epsilon=comparison.of_epsilon,
-            marks=self._marks(comparison, scores), percent=score.percent,
+            marks=self._marks(comparison, scores), limits=limits,
         )  # fmt: skip
         seen = " · ".join(filter(None, (finding(comparison, one) for one in scores))) or f"{score.name}"
         name = f"{comparison.title}-{'-'.join(one.metric for one in scores)}"
@@ -272,7 +274,7 @@ class Report:
                 [
                     one.label,
                     str(len(rows)),
-                    _mean([(row.seconds or 0.0) / 60 for row in rows], "{:.1f}".format),
+                    _mean([(row.seconds or 0.0) / 60 for row in rows], "{:.1f}".format, (0.0, math.inf)),
                     f"{max(memory):.2f}" if memory else NOT_YET,
                     f"{hours:.2f}" if hours else "0: no GPU",
                     ", ".join(devices) or NOT_YET,
@@ -335,12 +337,12 @@ def _facts(one: Condition, scores: Sequence[Score]) -> list[Cell]:
     cells = [Cell(str(len(one.scored))), Cell(", ".join(sorted(epsilons)) or NOT_YET)]
     for score in scores:
         values = one.values(score.metric)
-        cells.append(_mean(values, score.shown) if values else Cell(NOT_YET))
+        cells.append(_mean(values, score.shown, score.limits) if values else Cell(NOT_YET))
     return cells
 
 
-def _mean(values: Sequence[float], write: Callable[[float], str]) -> Cell:
-    value, interval = mean(values).shown(write)
+def _mean(values: Sequence[float], write: Callable[[float], str], limits: Limits) -> Cell:
+    value, interval = mean(values, limits).shown(write)
     return Cell(value, detail=interval)
 
 

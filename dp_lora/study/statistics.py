@@ -1,5 +1,6 @@
 """Means over seeds with 95% intervals, and differences of two of them, by scipy."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+Limits = tuple[float, float]  # the values that a score can have
+UNLIMITED: Limits = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,17 @@ class Mean:
         return write(self.value), f"{write(self.low)} to {write(self.high)}"
 
 
-def mean(values: Sequence[float]) -> Mean:
-    """Of one or more values, one per seed; the interval is Student's t with n - 1 degrees of freedom."""
+def mean(values: Sequence[float], limits: Limits = UNLIMITED) -> Mean:
+    """Of one or more values, one per seed; the interval is Student's t with n - 1 degrees of freedom.
+
+    The interval ends at `limits`: no accuracy is above 100%.
+    """
     found = np.asarray(values, dtype=np.float64)
     centre, n = float(found.mean()), len(found)
     if n == 1:
         return Mean(centre, None, None, 1)
     half = float(stats.sem(found) * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
-    return Mean(centre, centre - half, centre + half, n)
+    return Mean(centre, max(centre - half, limits[0]), min(centre + half, limits[1]), n)
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Mean:
