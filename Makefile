@@ -105,8 +105,7 @@ test-gpu: $(if $(filter $(VPYTHON),$(GPU_PYTHON)),setup) ## the private step on 
 	@[ "$(GPU_PYTHON)" = "$(VPYTHON)" ] || [ -d $(GPU_SITE) ] || { echo "error: $(GPU_SITE) is missing; gather it with make gpu-wheels, where there is a network" >&2; exit 1; }
 	@$(if $(filter $(VPYTHON),$(GPU_PYTHON)),,PYTHONPATH=$(CURDIR)/$(GPU_SITE)) $(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
-pictures: setup ## README's pictures, from the runs of make quickstart and make study; needs Chromium
-	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --require-hashes -r tests/requirements-ui.lock
+pictures: setup ## README's pictures, from the runs of make study STUDY=mnist5k
 	@$(VPYTHON) -m tests.pictures
 
 release-check: ## a fresh clone: both commands of the README, containers, the UI in a browser, slow proofs, timings; 1.5 hours

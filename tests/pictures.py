@@ -1,10 +1,9 @@
-"""README's pictures, from runs of the default experiment: `make quickstart`, `make study`, then `make pictures`.
+"""README's pictures, from the runs of `make study STUDY=mnist5k`: `make pictures`.
 
 The private pictures of the default experiment are MNIST's, which everybody has: so real ones may be shown, and scores.
 """
 
 import math
-import shutil
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dp_lora.cli.common import one_line_errors
-from dp_lora.commands.ui import server
 from dp_lora.config import ROOT, STAGES, Config, flatten, load
 from dp_lora.data.layout import read_dataset
 from dp_lora.errors import InputError
@@ -26,12 +24,9 @@ from dp_lora.grids import CELL, GAP, write_grid
 from dp_lora.sampling.folder import GRID_COLUMNS
 from dp_lora.study.plots import Series, draw_scores
 from dp_lora.study.scores import ACCURACY
-from dp_lora.tracking import ui_links
 from dp_lora.tracking.links import GRID
 from dp_lora.tracking.provenance import param_text
 from dp_lora.tracking.store import connect, search_runs
-from tests.support.browser import browser_page, open_page
-from tests.support.tracking_server import free_port
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -130,18 +125,16 @@ def sampled_pictures(run: "Run", classes: int, size: int) -> NDArray[np.uint8]:
 
 
 def main() -> None:
-    """Draw the strip and the plot from the store, take the comparison of the latest run per epsilon from the UI."""
+    """Draw the strip and the plot from the store's runs, and print which they are."""
     config = load(DEFAULT_CONFIG)
     outputs, classes = ROOT / "outputs" / DEFAULT_CONFIG, config.data.classes
     scored, sampled = default_runs("fid", config), default_runs("sample", config)
     missing = [shown_eps(eps) for eps in STRIP if (eps, config.experiment.seed) not in sampled]
-    if missing or not scored or not (outputs / "samples" / GRID).exists():
+    if missing or not scored:
         shown = ", ".join(missing) or "all"
         raise InputError(
             f"pictures: the store lacks runs of {DEFAULT_CONFIG} ({shown}); run `make study STUDY=mnist5k` first"
         )
-    with whole_file(RESULTS / "samples.png") as temporary:
-        shutil.copyfile(outputs / "samples" / GRID, temporary)
     pictures = {"real": real_pictures(outputs / "data", classes, PER_CLASS)}
     for eps in STRIP:
         run = sampled[eps, config.experiment.seed]
@@ -151,14 +144,7 @@ def main() -> None:
     for (eps, seed), run in sorted(scored.items()):
         commit = run.data.tags.get("mlflow.source.git.commit", "unknown")[:10]
         print(f"{shown_eps(eps)}, seed {seed}: accuracy {run.data.metrics['accuracy']}, commit {commit}")
-    with server(free_port()) as (address, _), browser_page() as (page, _):
-        open_page(page, ui_links(address)["latest run per epsilon"], "trainable_parameters")
-        for folded in ("Visualizations", "Parameters"):
-            page.get_by_text(folded, exact=True).first.click()
-        page.wait_for_timeout(1000)  # the folding is drawn
-        with whole_file(RESULTS / "compare.png") as temporary:
-            temporary.write_bytes(page.screenshot())
-    print(f"{RESULTS.relative_to(ROOT)}/: samples.png, strip.png, accuracy.png, compare.png")
+    print(f"{RESULTS.relative_to(ROOT)}/: strip.png, accuracy.png")
 
 
 if __name__ == "__main__":

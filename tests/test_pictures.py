@@ -1,4 +1,4 @@
-"""README's strip and plot, drawn from small made-up data; the runs and the browser are `make pictures`' own."""
+"""README's strip and plot, drawn from small made-up data; the runs are `make pictures`' own."""
 
 import math
 from types import SimpleNamespace
