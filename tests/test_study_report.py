@@ -198,6 +198,24 @@ def test_accuracy_at_the_smallest_epsilon_is_compared_with_each_line_run_by_run(
         assert f"Accuracy at eps 1 is {size} {said} ({interval})" in page.text
 
 
+def test_sure_findings_stand_before_those_that_may_be_none(folder):
+    text = (folder / "report.md").read_text(encoding="utf-8").split("## What is seen")[1].split("\n## ")[0]
+    items = [line for line in text.splitlines() if line.startswith("- ")]
+    unsure = ["no sure difference" in item or "one seed, so no interval" in item for item in items]
+    assert unsure == sorted(unsure)
+    assert {True, False} == set(unsure)
+
+
+def test_a_line_s_name_gives_way_to_a_number_beside_it():
+    series = Series({1.0: [90, 92], 10.0: [70, 71]})
+    figure = draw_scores([series], {"high": 98.0, "low": 60.0}, "eps", "%", of_epsilon=True)
+    at = {text.get_text().split(":")[0]: text.xy[0] for text in figure.axes[0].texts if ":" in text.get_text()}
+    assert at["low"] == 0.01
+    # the mean at eps 1 is written above its interval's end, near the line
+    assert mean([90, 92], (0.0, 100.0)).high > 98
+    assert at["high"] == 0.99
+
+
 def test_means_and_differences_are_scipy_s():
     values = [0.867, 0.842, 0.883]
     found = stats.ttest_1samp(values, 0).confidence_interval(0.95)

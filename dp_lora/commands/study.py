@@ -144,7 +144,8 @@ def _device(config: Config) -> str:
     if device.type == "cpu":
         import torch
 
-        return f"cpu, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"cpu, {threads} thread{'s' if threads > 1 else ''}"
     from dp_lora.training.run_folder import hardware
 
     return hardware(device)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dp_lora.study.comparisons import NO_PRIVACY, Comparison, Condition
 from dp_lora.study.scores import SCORES, Score
@@ -10,13 +11,21 @@ from dp_lora.study.statistics import Mean, difference, mean
 ONE_SEED = "one seed, so no interval"
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One sentence without its full stop; `sure`: its interval does not hold 0."""
+
+    text: str
+    sure: bool
+
+
 def scores_of(some: Sequence[Condition]) -> list[Score]:
     """The known scores that at least one condition has, in the report's order."""
     return [score for score in SCORES if any(one.values(score.metric) for one in some)]
 
 
-def finding(comparison: Comparison, score: Score) -> str:
-    """One sentence: the largest difference that is seen, with its uncertainty. Empty if nothing can be compared.
+def finding(comparison: Comparison, score: Score) -> Finding | None:
+    """One sentence: the largest difference that is seen, with its uncertainty. None if nothing can be compared.
 
     Of epsilon: from the smallest to the largest finite one. Otherwise: against the condition that other groups share.
     """
@@ -25,28 +34,28 @@ def finding(comparison: Comparison, score: Score) -> str:
         finite = [one for one in scored if one.eps is not None and not math.isinf(one.eps)]
         if len(finite) > 1:
             return _sentence(comparison, score, finite[0], finite[-1])
-        return _sentence(comparison, score, scored[0], scored[-1]) if len(scored) > 1 else ""
+        return _sentence(comparison, score, scored[0], scored[-1]) if len(scored) > 1 else None
     own = comparison.conditions[comparison.own]
     others = [one for one in scored if one is not own]
     if not own.values(score.metric) or not others:
-        return ""
+        return None
     found = [(one, difference(own.values(score.metric), one.values(score.metric))) for one in others]
     sure = [(one, change) for one, change in found if _resolved(change)]
     widest = max(sure or found, key=lambda pair: abs(pair[1].value))[0]
     return _sentence(comparison, score, own, widest)
 
 
-def cost_of_privacy(comparison: Comparison, score: Score) -> str:
-    """One sentence: the largest finite epsilon beside no privacy. Empty where one of the two was not scored."""
+def cost_of_privacy(comparison: Comparison, score: Score) -> Finding | None:
+    """One sentence: the largest finite epsilon beside no privacy. None where one of the two was not scored."""
     scored = [one for one in comparison.conditions if one.values(score.metric) and one.eps is not None]
     finite = [one for one in scored if not math.isinf(one.eps or 0.0)]
     without = [one for one in scored if math.isinf(one.eps or 0.0)]
     if not comparison.of_epsilon or not finite or not without:
-        return ""
+        return None
     return _sentence(comparison, score, finite[-1], without[0])
 
 
-def beside_lines(comparison: Comparison, score: Score) -> list[str]:
+def beside_lines(comparison: Comparison, score: Score) -> list[Finding]:
     """A sentence for each reference of a score: how far the smallest finite epsilon is from it, run by run."""
     finite = [one for one in comparison.conditions if one.values(score.metric) and not math.isinf(one.eps or math.inf)]
     if not comparison.of_epsilon or not finite:
@@ -61,7 +70,8 @@ def beside_lines(comparison: Comparison, score: Score) -> list[str]:
         change = mean([side * value for value in above])
         size = f"{score.shown(change.value)} {score.unit}".strip()
         where = f'{_named(score)} {_at(comparison, least)} is {size} {"above" if side > 0 else "below"} "{said}"'
-        found.append(f"{where} ({_interval(score, change)})" if change.low is not None else f"{where}; {ONE_SEED}")
+        shown = f"{where} ({_interval(score, change)})" if change.low is not None else f"{where}; {ONE_SEED}"
+        found.append(Finding(shown, _resolved(change)))
     return found
 
 
@@ -80,7 +90,7 @@ def _resolved(change: Mean) -> bool:
     return change.low is not None and change.high is not None and not change.low <= 0 <= change.high
 
 
-def _sentence(comparison: Comparison, score: Score, start: Condition, end: Condition) -> str:
+def _sentence(comparison: Comparison, score: Score, start: Condition, end: Condition) -> Finding:
     before, after = start.values(score.metric), end.values(score.metric)
     change = difference(before, after)
     name = _named(score)
@@ -89,11 +99,11 @@ def _sentence(comparison: Comparison, score: Score, start: Condition, end: Condi
     size = f"{score.shown(abs(change.value))} {score.unit}".strip()
     if change.low is None or change.high is None:
         verb = "does not change" if change.value == 0 else f"goes {'up' if change.value > 0 else 'down'} by {size}"
-        return f"{name} {verb}, {places}; {ONE_SEED}"
+        return Finding(f"{name} {verb}, {places}; {ONE_SEED}", sure=False)
     interval = _interval(score, change)
     if not _resolved(change):
-        return f"{name} shows no sure difference, {places} ({interval})"
-    return f"{name} {'rises' if change.value > 0 else 'falls'} by {size}, {places} ({interval})"
+        return Finding(f"{name} shows no sure difference, {places} ({interval})", sure=False)
+    return Finding(f"{name} {'rises' if change.value > 0 else 'falls'} by {size}, {places} ({interval})", sure=True)
 
 
 def _at(comparison: Comparison, condition: Condition) -> str:

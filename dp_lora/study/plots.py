@@ -15,6 +15,7 @@ from dp_lora.study.statistics import Limits, mean
 BEYOND = 0.5  # decades from the largest epsilon to where no privacy stands, behind the break of the axis
 TEXT = 11
 PERCENT: Limits = (0.0, 100.0)
+NEAR = 0.08  # share of the height in which two texts overlap
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,12 @@ def draw_scores(
     axes.minorticks_off()
     left, right = axis.limits
     axes.set_xlim(left, right)
-    _draw_lines(axes, lines, low, high)
+    numbers = [
+        (axis.at[at], max(*values, mean(values, limits).high or -math.inf))
+        for one in series
+        for at, values in one.values.items()
+    ]
+    _draw_lines(axes, lines, low, high, numbers)
     if axis.broken is not None:
         _break(axes, axis.broken, left, right)
     axes.set_xlabel(xlabel, parse_math=False)
@@ -156,8 +162,11 @@ def _limits(drawn: Sequence[float], lines: Mapping[str, float], *, percent: bool
     return (max(0.0, low - room) if low >= 0 else low - room), high + room
 
 
-def _draw_lines(axes: Axes, lines: Mapping[str, float], low: float, high: float) -> None:
-    below = []
+def _draw_lines(
+    axes: Axes, lines: Mapping[str, float], low: float, high: float, numbers: Sequence[tuple[float, float]]
+) -> None:
+    """Draw named lines; a name stands on the left, or on the right where one of the `numbers` (x, y) is in its way."""
+    below, middle, near = [], sum(axes.get_xlim()) / 2, NEAR * (high - low)
     for position, (name, value) in enumerate(lines.items()):
         shown = f"{name}: {value:.1f}"
         if not low <= value <= high:
@@ -165,9 +174,10 @@ def _draw_lines(axes: Axes, lines: Mapping[str, float], low: float, high: float)
             continue
         style = ("--", "-.", ":")[position % 3]
         axes.axhline(value, color=FAINT, linestyle=style, linewidth=1.1, label=shown, zorder=1)
+        right = any(x < middle and abs(y - value) < near for x, y in numbers)
         axes.annotate(
-            shown, (0.01, value), (0, 3), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
-            fontsize=TEXT - 2, color=INK, parse_math=False,
+            shown, (0.99 if right else 0.01, value), (0, 3), xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points", ha="right" if right else "left", fontsize=TEXT - 2, color=INK, parse_math=False,
         )  # fmt: skip
     if below:
         axes.text(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from dp_lora.study.bounds import WORDS, Bounds, bounds_of
 from dp_lora.study.comparisons import EPSILON, Comparison, Condition, comparisons, conditions
 from dp_lora.study.drawing import svg
-from dp_lora.study.findings import beside_lines, cost_of_privacy, finding, scores_of
+from dp_lora.study.findings import Finding, beside_lines, cost_of_privacy, finding, scores_of
 from dp_lora.study.grids import Grid, grids_of
 from dp_lora.study.plots import Mark, Series, draw_bounds, draw_epsilon, draw_minutes, draw_scores
 from dp_lora.study.published_figures import System
@@ -107,7 +107,7 @@ class Report:
         return Section("What publishing would cost", [cost, why])
 
     def _findings(self) -> Section | None:
-        found: list[str] = []
+        found: list[Finding | None] = []
         for comparison in self.comparisons:
             scores = scores_of(comparison.conditions)
             if comparison.of_epsilon:
@@ -116,7 +116,9 @@ class Report:
                 found += beside_lines(comparison, scores[0]) if scores else []
             else:
                 found += [finding(comparison, score) for score in scores[:1]]
-        items = [f"{text}." for text in dict.fromkeys(found) if text]
+        # a reader who stops after three lines has read the sure ones
+        sure = sorted(dict.fromkeys(one for one in found if one is not None), key=lambda one: not one.sure)
+        items = [f"{one.text}." for one in sure]
         return Section("What is seen", items=items) if items else None
 
     def _open(self) -> Section | None:
@@ -169,7 +171,8 @@ class Report:
             series, lines, self._xlabel(comparison), ylabel, of_epsilon=comparison.of_epsilon,
             marks=self._marks(comparison, scores), limits=limits,
         )  # fmt: skip
-        seen = " · ".join(filter(None, (finding(comparison, one) for one in scores))) or f"{score.name}"
+        said = [one.text for one in (finding(comparison, score) for score in scores) if one is not None]
+        seen = " · ".join(said) or f"{score.name}"
         name = f"{comparison.title}-{'-'.join(one.metric for one in scores)}"
         return Plot(seen, svg(figure, name, seen), self.links([row for one in scored for row in one.scored]))
 
