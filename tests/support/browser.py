@@ -66,10 +66,34 @@ CELLS = """name => {
 }"""
 
 
+# rows of the comparison's tables that are out of sight are not there, and the names follow the values one scroll late
+INTO_SIGHT = """async name => {
+  const tables = [...document.querySelectorAll('.ReactVirtualized__Grid')]
+    .filter(grid => getComputedStyle(grid).overflowY !== 'hidden');
+  const drawn = () => {
+    const label = [...document.querySelectorAll('a')].filter(a => a.innerText.trim() === name).at(-1)
+      ?.closest('div[style*="top"]');
+    return Boolean(label) && tables.some(table => [...table.querySelectorAll('div[style*="left"]')]
+      .some(cell => cell.style.top === label.style.top));
+  };
+  for (let top = 0; top < 10000 && !drawn(); top += 100) {
+    for (const place of [top, top + 1]) {
+      tables.forEach(table => { table.scrollTop = place; });
+      await new Promise(done => setTimeout(done, 100));
+    }
+  }
+  return drawn();
+}"""
+
+
 def compared_values(page: Any, server: str, experiment: str, runs: Sequence[str], names: Sequence[str]) -> dict:
     """The values of metrics on the comparison page, by name, one per run in the order of `runs`."""
     open_page(page, comparison_page(server, experiment, runs), "accuracy_train_on_real")
-    return {name: [float(text) for text in page.evaluate(CELLS, name)] for name in names}
+    values = {}
+    for name in names:
+        assert page.evaluate(INTO_SIGHT, name), f"{name}: no row of the comparison"
+        values[name] = [float(text) for text in page.evaluate(CELLS, name)]
+    return values
 
 
 def scatter(page: Any, x: str, y: str, picture: Path) -> list[tuple[float, float]]:
