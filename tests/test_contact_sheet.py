@@ -40,7 +40,7 @@ def _prepare(root: Path, pictures: Path) -> Result:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     use_store(tmp_path, monkeypatch)
-    monkeypatch.setattr(common, "PROJECT", tmp_path)
+    monkeypatch.setattr(common, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(pipelines, "ROOT", tmp_path)
     monkeypatch.setattr(prepared, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(prepared, "WORKING", tmp_path / "runs/working")

@@ -94,7 +94,7 @@ def recorded(root: Path, n: int, patch: pytest.MonkeyPatch, private: bool = True
     """A run of every stage in a project of its own, and what `record` keeps of each."""
     root.mkdir()
     use_store(root, patch)
-    patch.setattr("dp_lora.cli.common.PROJECT", root)
+    patch.setattr("dp_lora.cli.common.RUNS", root / "runs")
     for module in ("record", "pipelines"):
         patch.setattr(f"dp_lora.cli.{module}.ROOT", root)
     patch.setattr("dp_lora.cli.record.RUNS", root / "runs")

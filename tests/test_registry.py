@@ -60,7 +60,7 @@ def house(tmp_path_factory):
     root = tmp_path_factory.mktemp("house")
     with pytest.MonkeyPatch.context() as patch:
         client = use_store(root, patch)
-        patch.setattr("dp_lora.cli.common.PROJECT", root)
+        patch.setattr("dp_lora.cli.common.RUNS", root / "runs")
         for module in ("finetuning", "pipeline", "pipelines", "record"):
             patch.setattr(f"dp_lora.cli.{module}.ROOT", root, raising=False)
         patch.setattr("dp_lora.config.paths.ROOT", root)

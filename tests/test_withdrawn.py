@@ -78,7 +78,7 @@ def own_config(pictures: Path) -> Config:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project root of the test's own, with a dataset that was prepared from pictures, and what is kept of it."""
-    monkeypatch.setattr(common, "PROJECT", tmp_path)
+    monkeypatch.setattr(common, "RUNS", tmp_path / "runs")
     for module in (pipeline, pipelines):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(prepared, "RUNS", tmp_path / "runs")

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from dp_lora import tracking
 from dp_lora.cli.changes import telling_changes
 from dp_lora.cli.house import close_house
+from dp_lora.cli.pipelines import RUNS
 from dp_lora.cli.quoted import as_typed
 from dp_lora.cli.record import LEDGER, operator_folder, record
 from dp_lora.config import (
-    PROJECT,
     STAGES,
     Config,
     config_names,
@@ -103,7 +103,7 @@ class Call:
         """The MLflow run of this call and the folder that its result goes to."""
         command = self.repeat or repeat_command(self.stage, self.config, self.inputs)
         with tracking.run(self.stage, self.config, self.child, system_metrics=system_metrics, command=command) as run:
-            folder = self.out if self.out is not None else PROJECT / "runs" / run.run_id
+            folder = self.out if self.out is not None else RUNS / run.run_id
             run.output(folder)
             close_house(self.config)
             yield run, folder

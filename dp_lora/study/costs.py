@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from dp_lora.files import digest_value, read_json
 from dp_lora.models.counting import count_parameters
 from dp_lora.models.estimate import (
-    Processor,
     Rates,
     count_flops,
     estimate_basis,
@@ -39,11 +38,10 @@ class Cost:
 
 
 class Costs:
-    """Costs of members; a network or processor that several share is measured once."""
+    """Costs of members; a network that several share is measured once."""
 
     def __init__(self) -> None:
         self._rates: dict[Hashable, Rates | None] = {}
-        self._processors: dict[str, Processor | None] = {}
 
     def of(self, start: Resolved) -> Cost:
         """The cost of a member with this start on this machine."""
@@ -55,11 +53,8 @@ class Costs:
         rates = self._rates[key]
         parts = finetuning_work(config, row, start.plan.steps, start.plan.expected_batch, rates, family)
         parts += sampling_work(config, row, rates, family)
-        seconds, device = sum(part.seconds for part in parts), config.compute.device
-        if device not in self._processors:
-            self._processors[device] = processor_at_hand(config)
-        processor = self._processors[device]
-        if processor is None:
+        seconds = sum(part.seconds for part in parts)
+        if (processor := processor_at_hand(config)) is None:
             return Cost(seconds, estimate_basis(rates), None)
         return Cost(sum(part.seconds_on(processor) for part in parts), processor_basis(processor), seconds)
 

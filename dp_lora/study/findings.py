@@ -31,7 +31,7 @@ def finding(comparison: Comparison, score: Score) -> Finding | None:
     """
     scored = [one for one in comparison.conditions if one.values(score.metric)]
     if comparison.of_epsilon:
-        finite = [one for one in scored if one.eps is not None and not math.isinf(one.eps)]
+        finite = _finite(comparison, score)
         if len(finite) > 1:
             return _sentence(comparison, score, finite[0], finite[-1])
         return _sentence(comparison, score, scored[0], scored[-1]) if len(scored) > 1 else None
@@ -47,9 +47,8 @@ def finding(comparison: Comparison, score: Score) -> Finding | None:
 
 def cost_of_privacy(comparison: Comparison, score: Score) -> Finding | None:
     """One sentence: the largest finite epsilon beside no privacy. None where one of the two was not scored."""
-    scored = [one for one in comparison.conditions if one.values(score.metric) and one.eps is not None]
-    finite = [one for one in scored if not math.isinf(one.eps or 0.0)]
-    without = [one for one in scored if math.isinf(one.eps or 0.0)]
+    finite = _finite(comparison, score)
+    without = [one for one in comparison.conditions if one.values(score.metric) and one.eps == math.inf]
     if not comparison.of_epsilon or not finite or not without:
         return None
     return _sentence(comparison, score, finite[-1], without[0])
@@ -57,7 +56,7 @@ def cost_of_privacy(comparison: Comparison, score: Score) -> Finding | None:
 
 def beside_lines(comparison: Comparison, score: Score) -> list[Finding]:
     """A sentence for each reference of a score: how far the smallest finite epsilon is from it, run by run."""
-    finite = [one for one in comparison.conditions if one.values(score.metric) and not math.isinf(one.eps or math.inf)]
+    finite = _finite(comparison, score)
     if not comparison.of_epsilon or not finite:
         return []
     least, found = finite[0], []
@@ -73,6 +72,12 @@ def beside_lines(comparison: Comparison, score: Score) -> list[Finding]:
         shown = f"{where} ({_interval(score, change)})" if change.low is not None else f"{where}; {ONE_SEED}"
         found.append(Finding(shown, _resolved(change)))
     return found
+
+
+def _finite(comparison: Comparison, score: Score) -> list[Condition]:
+    """The scored conditions that have an epsilon, no privacy left out, in their order."""
+    scored = [one for one in comparison.conditions if one.values(score.metric)]
+    return [one for one in scored if one.eps is not None and one.eps != math.inf]
 
 
 def _named(score: Score) -> str:

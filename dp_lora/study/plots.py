@@ -90,8 +90,9 @@ def draw_scores(
     order = sorted(places_of, key=float) if of_epsilon else list(places_of)
     axis = places(order, of_epsilon=of_epsilon)
     made, axes = figure(*size)
+    numbers = []
     for position, one in enumerate(series):
-        _draw_series(axes, one, axis, position, len(series), limits)
+        numbers += _draw_series(axes, one, axis, position, len(series), limits)
     for mark in marks:
         axes.plot([axis.at[mark.at]], [mark.value], marker="*", markersize=11, color=INK, linestyle="none")
         _write(axes, mark.name, (axis.at[mark.at], mark.value), (7, -12))
@@ -106,11 +107,6 @@ def draw_scores(
     axes.minorticks_off()
     left, right = axis.limits
     axes.set_xlim(left, right)
-    numbers = [
-        (axis.at[at], max(*values, mean(values, limits).high or -math.inf))
-        for one in series
-        for at, values in one.values.items()
-    ]
     _draw_lines(axes, lines, low, high, numbers)
     if axis.broken is not None:
         _break(axes, axis.broken, left, right)
@@ -123,7 +119,11 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
-def _draw_series(axes: Axes, one: Series, axis: Places, position: int, count: int, limits: Limits) -> None:
+def _draw_series(
+    axes: Axes, one: Series, axis: Places, position: int, count: int, limits: Limits
+) -> list[tuple[float, float]]:
+    """Draw one series; the places (x, y) that its means are written above, none where it has a name instead."""
+    numbers = []
     colour, marker = COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)]
     means = {at: mean(values, limits) for at, values in one.values.items()}
     joined = [(axis.at[at], found.value) for at, found in means.items() if not (axis.broken and at == math.inf)]
@@ -145,9 +145,11 @@ def _draw_series(axes: Axes, one: Series, axis: Places, position: int, count: in
             )  # fmt: skip
         if count == 1:
             _write(axes, _number(found.value), (place, top), (0, 9), "center")
+            numbers.append((place, top))
     if one.name:
         last = list(means)[-1]
         _write(axes, one.name, (axis.at[last], means[last].value))
+    return numbers
 
 
 def _limits(drawn: Sequence[float], lines: Mapping[str, float], *, percent: bool) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """Cost of work on this machine, for a dry run: by rates measured on its GPU, else by its processor's speed."""
 
 import ctypes
+import functools
 import os
 import time
 from collections.abc import Sequence
@@ -42,9 +43,15 @@ def cost_lines(config: Config, parts: Sequence[Work], rates: Rates | None) -> di
 
 
 def processor_at_hand(config: Config) -> Processor | None:
-    """This machine's processor, measured in a fraction of a second; None where a GPU would do the work."""
+    """This machine's processor; None where a GPU would do the work."""
     if config.compute.device != "cpu" and _driver_is_there():
         return None
+    return measured_processor()
+
+
+@functools.cache
+def measured_processor() -> Processor:
+    """This machine's processor, measured once in a process, in a fraction of a second."""
     factor = np.ones((PRODUCT_SIDE, PRODUCT_SIDE), np.float32)
     seconds = []
     for _ in range(PRODUCTS):
