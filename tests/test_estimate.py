@@ -113,8 +113,8 @@ def test_the_parts_of_a_fine_tuning_are_counted_from_public_numbers():
     latents, steps, grids = finetuning_work(config, ROW, 5, 8.0)
     assert (latents.flops, latents.precision) == (40 * 10, "float32")
     assert (steps.flops, steps.amount, steps.precision) == (5 * 24 * 1000, "5 steps of 24 rows", "bfloat16")
-    # grids after steps 2, 4 and the last: 4 images of 2 classes, two rows per step under guidance
-    assert grids.flops == 3 * 8 * (2 * 5 * 100 + 7)
+    # grids at steps 0, 2, 4 and the last: 4 images of 2 classes, two rows per step under guidance
+    assert grids.flops == 4 * 8 * (2 * 5 * 100 + 7)
     assert [part.flops for part in sampling_work(config, ROW)] == [4 * (2 * 5 * 100), 4 * 7]
     single = replace(config, compute=replace(config.compute, precision="float32"))
     assert finetuning_work(single, ROW, 5, 8.0)[1].precision == "float32"
@@ -192,9 +192,9 @@ def test_with_rates_at_hand_the_time_is_extrapolated_from_them_and_says_so():
     config = tiny_config("privacy.k=3 train.grid_every=2 sampling.n=6")
     rates = Rates("a GPU", "10 steps of 16 rows and 100 images", row=0.5, image=2.0, encode=0.25)
     parts = [*finetuning_work(config, ROW, 5, 8.0, rates), *sampling_work(config, ROW, rates)]
-    assert [part.seconds for part in parts] == [40 * 0.25, 5 * 24 * 0.5, 3 * 8 * 2.0, 6 * 2.0]
+    assert [part.seconds for part in parts] == [40 * 0.25, 5 * 24 * 0.5, 4 * 8 * 2.0, 6 * 2.0]
     lines = estimate_lines(parts, rates)
-    assert lines["estimated total"] == "2.2 minutes"
+    assert lines["estimated total"] == "2.4 minutes"
     assert lines["estimated on"].startswith("a GPU: measured on 10 steps of 16 rows and 100 images of dummy data")
     assert "computed" not in " ".join(lines.values())
 

@@ -140,7 +140,7 @@ def finetuning_work(
     rows = round(expected_batch) * config.privacy.k
     each = " of one picture a person" if config.privacy.unit == "person" else ""
     every = config.train.grid_every
-    grids = -(-steps // every) if every else 0
+    grids = 1 + -(-steps // every) if every else 0  # the first one before the first step
     # without classes the base is text-to-image, and its prompts count
     drawn = grids * GRID_IMAGES * (len(config.data.classes) or len(drawn_prompts(config)))
     pictures = config.data.n_public

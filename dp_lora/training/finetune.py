@@ -197,7 +197,17 @@ def _train(
     _check_rounding(config, model, plan, state.parameters, device, physical)
     bar = progress(total=plan.steps, initial=step, desc="private fine-tuning", unit="step")
     keeper = Keeper(run.checkpoints, state.tensors, step, counted_then)
+
+    def draw() -> None:
+        path = run.folder / "grids" / f"step-{step:06d}.png"
+        with state.released():
+            grid(with_embedding(model, adapter.embedding, drawn_of(config, model)), path)
+        events.image(f"grids/{path.name}", path, private=not plan.guaranteed)
+
     with keeper.saving_when_stopped():
+        # MLflow's chart page opens at step 0, and would show an empty card
+        if step == 0 and config.train.grid_every:
+            draw()
         while step < plan.steps and may_step(plan, counted, replay=not randomness.fresh):
             began = time.perf_counter()
             with full_precision():
@@ -222,10 +232,7 @@ def _train(
                 keeper.save()
             _report(run, facts, counted, step, time.perf_counter() - began, events, epsilon_before)
             if drawn:
-                path = run.folder / "grids" / f"step-{step:06d}.png"
-                with state.released():
-                    grid(with_embedding(model, adapter.embedding, drawn_of(config, model)), path)
-                events.image(f"grids/step-{step:06d}.png", path, private=not plan.guaranteed)
+                draw()
             bar.update()
     bar.close()
     team.once(None)  # the others are done
