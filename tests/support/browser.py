@@ -150,12 +150,17 @@ def chart_picture_width(page: Any, title: str) -> int:
 
 COLUMNS = """() => [...document.querySelectorAll('.ag-header-cell[col-id^="metrics."]')]
   .sort((a, b) => parseFloat(a.style.left) - parseFloat(b.style.left)).map(e => e.innerText.trim())"""
+ASIDE = "left => { document.querySelector('.ag-center-cols-viewport').scrollLeft = left; }"
 
 
 def metric_columns(page: Any, last: str) -> list[str]:
-    """The metrics that the table of runs has as columns, in its order; `last` may be out of sight at first."""
+    """The metrics that the table of runs has as columns, in its order, up to `last`; one out of sight is not there."""
     page.wait_for_function(f"({COLUMNS})().length > 0")
-    seen = page.evaluate(COLUMNS)
-    page.evaluate("() => { document.querySelector('.ag-center-cols-viewport').scrollLeft = 10000; }")
-    page.wait_for_function(f"last => ({COLUMNS})().includes(last)", arg=last)
-    return list(dict.fromkeys([*seen, *page.evaluate(COLUMNS)]))
+    seen: list[str] = []
+    for left in range(0, 10_000, 50):
+        page.evaluate(ASIDE, left)
+        page.wait_for_timeout(100)
+        seen += [name for name in page.evaluate(COLUMNS) if name not in seen]
+        if last in seen:
+            break
+    return seen
