@@ -170,6 +170,11 @@ def test_every_experiment_resolves_and_survives_its_file(name, tmp_path):
     assert config.experiment.name == name
 
 
+def test_a_config_can_leave_to_the_user_what_the_config_that_it_extends_has_set():
+    assert error_of("text2image", {}, "data.path=p data.n_public=4000").startswith("model.base: missing in the config")
+    assert load("text2image", {}, "data.path=p data.n_public=4000 model.base=here").model.base == "here"
+
+
 def test_a_resolved_file_with_a_resolver_or_unknown_key_is_refused(tmp_path):
     path = tmp_path / "resolved.yaml"
     for line in ("train: {lr: '${oc.env:HOME}'}", "train: {foo: 1}", "nothing"):

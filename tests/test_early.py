@@ -59,6 +59,7 @@ def test_what_cannot_be_done_is_refused_in_one_line_before_anything_heavy_is_imp
     (tmp_path / "texts/a.txt").write_text("a caption")
     path = f"data.path={tmp_path}/texts data.captions=true data.classes=[]"
     texts = ["--config", "folder", "--overrides", f"{path} {OWN}"]
+    captioned = ["--config", "text2image", "--overrides", f"{path} {OWN} model.base=none sampling.prompts=a"]
     parent = ["--overrides", f"compute.device=cpu privacy.parent={tmp_path}"]
     another_size = ["--overrides", "compute.device=cpu data.size=64"]
     cases = [
@@ -74,6 +75,7 @@ def test_what_cannot_be_done_is_refused_in_one_line_before_anything_heavy_is_imp
         ),
         *((stage, base("base"), "pictures of 64 pixels and 3 channels") for stage in ("main", "finetune")),
         *((stage, base("none"), "no such folder") for stage in ("main", "finetune")),
+        *((stage, captioned, "model.base=none: no such folder") for stage in ("main", "finetune", "count_params")),
         *((stage, base("pictures"), "model.json: cannot be read") for stage in ("main", "finetune")),
         ("main", another_size, "the base is for pictures of 32 pixels"),
         *((stage, parent, "holds no adapter") for stage in ("main", "finetune")),

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from scipy.special import log_ndtr, ndtr
 
 from dp_lora.config import ROOT, rules
 from dp_lora.errors import InputError
@@ -24,6 +26,7 @@ from dp_lora.privacy.accounting import (
     spent,
     steps_for,
 )
+from dp_lora.privacy.loss_distribution import Pair, _one_step
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.release import privacy_statement
 from tests.support.epsilon_reference import (
@@ -76,6 +79,15 @@ def test_at_rate_one_epsilon_is_that_of_one_gaussian_and_a_little_above(shift, d
 def test_one_step_at_a_small_rate_and_a_delta_that_nearly_covers_it_is_just_above_the_exact_epsilon(q, sigma, delta):
     exact = one_step_epsilon(q, sigma, delta)
     assert exact <= pld_epsilon(q, sigma, 1, delta) <= 1.002 * exact
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_one_step_s_delta_is_never_too_small_where_the_loss_is_too_large_for_float64_s_exp(removed):
+    step = _one_step(Pair(1.0, 1 / 40, removed, 1e-12), cell=1.0, lowest=0.0)
+    for eps in range(600, 1000, 7):
+        beyond = -np.expm1(np.minimum(eps - step.values, 0.0)) @ step.probabilities + step.infinite
+        exact = ndtr(20 - eps / 40) - math.exp(eps + log_ndtr(-20 - eps / 40))
+        assert beyond >= exact - 1e-14
 
 
 def test_an_fft_without_the_tilt_prints_less_than_the_exact_epsilon():

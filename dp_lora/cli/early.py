@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dp_lora.cli.adapters import adapter_folder, find_adapter
 from dp_lora.cli.common import Call, relative
-from dp_lora.cli.pipelines import base_folder, pipeline_of, require_base
+from dp_lora.cli.pipelines import base_folder, is_made_here, pipeline_of, require_base
 from dp_lora.config import Config
 from dp_lora.config.prompts import drawn_prompts
 from dp_lora.config.rules import check_classes, check_shape, check_text
@@ -32,8 +32,14 @@ def refuse(call: Call) -> None:
         _refuse_base(config, made_anew=call.stage == "main")
         if config.privacy.parent is not None:
             find_adapter(config.privacy.parent, "privacy.parent")
-    if call.stage in ("sample", "export") and (call.inputs.get("adapter") or not call.dry_run):
-        adapter_folder(call)
+    if call.stage == "count_params" and not is_made_here(config):
+        # the config's own networks, which count where no base is there yet, say nothing about a base from elsewhere
+        require_base(config)
+    if call.stage in ("sample", "export"):
+        if call.inputs.get("adapter") or not call.dry_run:
+            adapter_folder(call)
+        else:
+            require_base(config)
 
 
 def _learns_classes(base: Path) -> bool:
@@ -53,13 +59,14 @@ def _refuse_pictures(config: Config) -> None:
 
 def _refuse_base(config: Config, *, made_anew: bool) -> None:
     """InputError for a base of other size or channels; `made_anew`: do not read a base that the pipeline makes."""
+    # a base that is not there has no family: a later check would blame what the user typed for another one
+    require_base(config)
     base = base_folder(config)
     own = (made_anew or not base.exists()) and relative(base) in pipeline_of(config).made
     encoder = config.ldm.text_encoder if own else None
     of_classes = encoder is None and _learns_classes(base)
     if of_classes:
         check_classes(config.data)
-    require_base(config)
     if encoder is not None:
         text_encoder_folder(encoder)
     if not of_classes:

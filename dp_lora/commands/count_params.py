@@ -3,6 +3,7 @@
 import click
 
 from dp_lora.cli.common import Call, entry_point
+from dp_lora.cli.early import refuse
 from dp_lora.cli.pipelines import base_folder
 from dp_lora.files import write_json
 
@@ -10,6 +11,7 @@ from dp_lora.files import write_json
 @entry_point("count_params")
 def main(call: Call) -> None:
     """Count total, trainable, LoRA (per module kind) and embedding parameters, without making them."""
+    refuse(call)
     from dp_lora.models.counting import count_parameters
     from dp_lora.models.shapes import base_shapes
 

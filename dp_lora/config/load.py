@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dp_lora.config.paths import ROOT
@@ -147,6 +147,9 @@ def _as_filed(name: str) -> DictConfig:
     config = OmegaConf.structured(Config)
     for layer in _layers(name):
         config = _merge(config, layer, f"configs/{name}.yaml")
+        # to OmegaConf ??? in a layer says nothing; here it leaves to the user what a layer below has set
+        for section, keys in layer.items():
+            config[section].update({key: MISSING for key in keys if OmegaConf.is_missing(keys, key)})
     config.experiment.name = name
     return config
 

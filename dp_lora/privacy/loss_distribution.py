@@ -71,12 +71,12 @@ class Pair:
         """
         q, sign = self.sample_rate, 1 if self.removed else -1
         mixed = sign * loss
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            # log((exp(mixed) - 1 + q) / q), in the form that loses no digits
-            negative = np.log((np.exp(np.minimum(mixed, 0.0)) - (1 - q)) / q)
-            small = np.log1p(np.expm1(np.clip(mixed, -0.7, 0.7)) / q)
-            positive = mixed + np.log1p((q - 1) * np.exp(-np.maximum(mixed, 0.0))) - math.log(q)
-        exponent = np.where(mixed > 0.7, positive, np.where(mixed < -0.7, negative, small))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # log((exp(mixed) - 1 + q) / q), near 0 and elsewhere in the form that loses no digits; below -700 there is
+            # a loss for q = 1 alone, whose first term is 0
+            near = np.log1p(np.expm1(np.clip(mixed, -0.7, 0.7)) / q)
+            far = mixed + np.log1p((q - 1) * np.exp(np.minimum(-mixed, 700.0))) - math.log(q)
+        exponent = np.where(np.abs(mixed) > 0.7, far, near)
         return sign * (0.5 + self.sigma**2 * np.where(np.isnan(exponent), -np.inf, exponent))
 
     def masses(self, x: Array) -> tuple[Array, Array]:
@@ -129,7 +129,10 @@ def _one_step(pair: Pair, cell: float, lowest: float) -> Losses | None:
     # a cell from loss a to b: upper = u + v and lower = u exp(-a) + v exp(-b) give u at a and v at b
     inside = upper[1:-1]
     with np.errstate(over="ignore", invalid="ignore"):
-        lower_at_a = np.nan_to_num(lower[1:-1] * np.exp(values[:-1]), nan=0.0, posinf=np.inf)  # nan: rounded up
+        lower_at_a = lower[1:-1] * np.exp(values[:-1])
+    # masses too small for all their digits, and losses too large for exp: all of the cell's mass is rounded up
+    exact = (lower[1:-1] > np.finfo(np.float64).tiny) & np.isfinite(lower_at_a)
+    lower_at_a = np.where(exact, lower_at_a, 0.0)
     at_b = np.clip((inside - lower_at_a) / -math.expm1(-cell), 0.0, inside)
     probabilities = np.append(inside - at_b, 0.0)
     probabilities[1:] += at_b
