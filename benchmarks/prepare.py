@@ -97,7 +97,7 @@ def _one(which: str, path: Path, size: int) -> None:
 @click.option("--rounds", default=5, help="interleaved rounds; the medians are compared")
 @click.option("--size", default=32, help="pixels of a picture's side, in the timing")
 @click.option("--memory-rows", default=1_500, help="pictures of 128 pixels at 1x")
-@click.option("--factors", default="1,5,20", help="memory: times so many rows")
+@click.option("--factors", default="1,5,20", help="multiples of --memory-rows")
 @click.option("--one", hidden=True, type=click.Choice(["plain", "ours"]))
 @click.option("--file", "path", hidden=True, type=click.Path(path_type=Path))
 def main(rows: int, rounds: int, size: int, memory_rows: int, factors: str, one: str | None, path: Path | None) -> None:
