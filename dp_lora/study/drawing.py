@@ -47,7 +47,7 @@ def svg(made: Figure, name: str, label: str) -> str:
         made.savefig(written, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = written.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # every figure has figure_1 and axes_1: ids must be unique on the page
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # ids repeat from figure to figure, and a page allows none twice
     for colour, variable in VARIABLES.items():
         text = re.sub(colour, f"var(--{variable})", text, flags=re.IGNORECASE)
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
