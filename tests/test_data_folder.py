@@ -94,7 +94,7 @@ def test_a_csv_chooses_files_labels_and_persons(folder: Path) -> None:
 def test_split_sends_a_fifth_of_the_identifiers_to_the_test_side() -> None:
     share = np.mean([split_of(f"person {i}") == "test" for i in range(20000)])
     assert abs(share - 0.2) < 0.012  # four standard deviations
-    assert unit_hash("person 0") == pytest.approx(0.6902754476759583, abs=1e-12)  # must never change: a split would change
+    assert unit_hash("person 0") == pytest.approx(0.6902754476759583, abs=1e-12)  # must never change
 
 
 def test_neighbours_put_everybody_else_on_the_same_side(folder: Path) -> None:
