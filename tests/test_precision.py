@@ -1,4 +1,4 @@
-"""The private step uses bfloat16 in the network's forward pass alone; it clips and sums gradients in float32 or wider."""
+"""The private step uses bfloat16 in the network's forward pass alone; it clips and sums in float32 or wider."""
 
 import pytest
 import torch

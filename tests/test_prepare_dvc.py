@@ -1,4 +1,4 @@
-"""`prepare` in a clone with the real DVC: data are recorded, pushed and pulled; `prepare` is killed and called again."""
+"""`prepare` in a clone with the real DVC: data are recorded, pushed and pulled; a killed `prepare` is called again."""
 
 import os
 import signal
