@@ -76,7 +76,7 @@ def test_a_step_on_several_ranks_is_one_line_of_the_ledger(steps):
 
 
 def test_where_the_memory_of_one_rank_ends_all_ranks_take_as_few_rows(steps):
-    """All ranks use micro-batches of one shape: else a unit that joins moves others to kernels that round differently."""
+    """All ranks use micro-batches of one shape: else a unit that joins moves others to kernels that round otherwise."""
     _, results = steps
     for size in (2, 3):
         rows = results[size]["unlike memory"]
