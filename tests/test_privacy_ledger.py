@@ -328,7 +328,7 @@ def test_a_replay_s_head_is_that_of_its_sums_however_often_it_was_stopped(tmp_pa
 
 
 def test_a_line_of_fresh_randomness_holds_public_numbers_and_a_random_id_and_nothing_else(tmp_path):
-    """A head is published, so nobody may use it to test who takes part."""
+    """A head is published, so it must not help anybody to test who takes part."""
     take(Ledger(tmp_path / "l"), 0)
     entry = json.loads((tmp_path / "l").read_text())["entry"]
     assert len(entry.pop("process")) == 32
