@@ -13,7 +13,8 @@ EMOJI_SITE := build/emoji-site
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
 
-# the folder that an environment was made for stands in it: its programs name their interpreter by that path
+# .complete names the folder that .venv was made for: its programs name their interpreter by that path, so a moved
+# environment does not work
 MOVED := $(shell [ ! -s $(VENV)/.complete ] || [ -L $(VENV) ] || [ "$$(cat $(VENV)/.complete)" = "$$(pwd -P)" ] || echo moved)
 ifneq ($(MOVED),)
 .PHONY: $(VENV)/.complete
@@ -47,7 +48,7 @@ study: setup ## a comparison and its report: make study STUDY=mnist5k JOBS=2; go
 
 emoji-packages: $(EMOJI_SITE)/.complete ## the extra emoji in build/emoji-site: pictures, names and text encoder of config=emoji
 
-# a folder of its own: one of these packages also brings a module called tests
+# these packages get their own folder: one of them brings a module `tests`, which would hide ours
 $(EMOJI_SITE)/.complete: requirements-emoji.lock $(VENV)/.complete
 	@echo "$(EMOJI_SITE): downloading and installing; up to 250 MB of disk"
 	@$(VENV)/bin/uv pip install --quiet --python $(VPYTHON) --target $(EMOJI_SITE) --no-deps --require-hashes -r requirements-emoji.lock

@@ -1,4 +1,4 @@
-"""The table of audits: right steps and known faults at eps 1 and 3, and the published accounting; with pictures."""
+"""A table and pictures of audits: right steps and known faults at eps 1 and 3, and the published accounting."""
 
 import dataclasses
 import os
@@ -35,7 +35,7 @@ class Row:
 
 
 def all_cases() -> list[tuple[float, str]]:
-    """Every case by eps and name, those that take longest first."""
+    """Every case as (eps, name); the slowest, which audit persons, come first."""
     names = [(eps, case.name) for eps in EPSILONS for case in _cases(eps)]
     return sorted(names, key=lambda one: "person" not in one[1])
 
@@ -60,7 +60,7 @@ def audited(eps: float, name: str) -> tuple[float, str, Audit, float]:
 
 
 def table(rows: list[Row]) -> str:
-    """A line per case: bound, truth and what convicts it at each eps."""
+    """One line per case: its bound and its true epsilon at each eps, the direct numbers, the verdict."""
     header = ["case", *(f"eps {eps:g}: bound (true)" for eps in EPSILONS), "direct numbers at eps 3", "verdict"]
     lines = []
     for name in dict.fromkeys(row.case.name for row in rows):
@@ -77,7 +77,7 @@ def table(rows: list[Row]) -> str:
 
 
 def headline(rows: list[Row]) -> str:
-    """The published accounting: what is claimed, what the noise that is there bounds, what was measured from below."""
+    """The published accounting: the claimed epsilon, the bound from its real noise, and the audit's lower bound."""
     header = ["k", "claimed", "bounded by the noise that is there", "measured from below"]
     lines = []
     for eps in EPSILONS:
@@ -93,7 +93,7 @@ def headline(rows: list[Row]) -> str:
 def main(jobs: int) -> None:
     """Audit every case and print both tables."""
     began = time.monotonic()
-    # one thread each: the steps are small
+    # one thread each: the steps are small, and more threads only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
     by_name = {(eps, case.name): case for eps in EPSILONS for case in _cases(eps)}
     with ProcessPoolExecutor(jobs) as pool:

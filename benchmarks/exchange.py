@@ -1,7 +1,7 @@
-"""The ranks' sum by other ways, beside today's: time on four gloo ranks of this machine, and who gets what.
+"""Today's sum of the ranks beside other ways to sum: their time on four gloo ranks of this machine, and their bits.
 
-Every way sums float64 vectors as long as adapters are, on the first rank; rounds are interleaved in one run, so that
-their ratios hold on a machine that does other work too. `python -m benchmarks.exchange --ranks 4 --rounds 9`.
+Every way sums float64 vectors of an adapter's length on the first rank. The rounds are interleaved, so that their
+ratios hold on a machine that does other work too. `python -m benchmarks.exchange --ranks 4 --rounds 9`.
 """
 
 import os
@@ -26,12 +26,12 @@ Way = Callable[[Team, Tensor], Tensor]
 
 
 def today(team: Team, vector: Tensor) -> Tensor:
-    """One vector after the other, in the order of the ranks."""
+    """Add one vector after the other, in the order of the ranks."""
     return team.sum({"w": vector})["w"]
 
 
 def gathered(team: Team, vector: Tensor) -> Tensor:
-    """All vectors beside each other on the first rank, then added in the order of the ranks."""
+    """Gather all vectors on the first rank, then add them in the order of the ranks."""
     flat = vector.clone()
     parts = [torch.empty_like(flat) for _ in range(team.size)] if team.first else None
     distributed.gather(flat, parts, dst=0)
@@ -41,14 +41,14 @@ def gathered(team: Team, vector: Tensor) -> Tensor:
 
 
 def reduced(_: Team, vector: Tensor) -> Tensor:
-    """gloo's own reduce: partial sums go around all ranks."""
+    """Use gloo's own reduce: partial sums go around all ranks."""
     flat = vector.clone()
     distributed.reduce(flat, dst=0)
     return flat
 
 
 def all_reduced(_: Team, vector: Tensor) -> Tensor:
-    """As `reduced`, and every rank holds the sum."""
+    """Use gloo's all_reduce: as `reduced`, but every rank gets the sum."""
     flat = vector.clone()
     distributed.all_reduce(flat)
     return flat
@@ -63,11 +63,11 @@ WAYS: dict[str, Way] = {
 
 
 def measured(team: Team, size: int, rounds: int) -> tuple[dict[str, list[float]], dict[str, bool]]:
-    """Seconds of each way in each round on this rank, and whether its sum has the bits of today's."""
+    """Seconds of each way in each round on this rank, and whether its sum equals today's bit by bit."""
     vector = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(team.rank))
     expected = today(team, vector)
     same = {name: torch.equal(way(team, vector), expected) for name, way in WAYS.items()}
-    # the barrier before each one: else a rank that sent early would wait in the time of the next way
+    # a barrier before each way: without it a rank's wait for the others would count as the next way's time
     steps = {name: partial(way, team, vector) for name, way in WAYS.items()}
     distributed.barrier()
     return interleaved(steps, rounds, distributed.barrier), same

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 
 def run_forked(size: int, work: Callable[[int], None]) -> None:
-    """Call `work` with its rank in each of `size` forks, and wait for all; ends this process where one fails."""
-    sys.stdout.flush()  # or each fork would print it again
+    """Call `work` with its rank in each of `size` forks, and wait for all; end this process if one fails."""
+    sys.stdout.flush()  # without it each fork would print the buffered text again
     children = []
     for rank in range(size):
         if child := os.fork():

@@ -1,6 +1,6 @@
-"""Private steps with one fault each, as others have made them: what an audit has to convict.
+"""Private steps with one fault each, which others have made before: an audit has to convict all of them.
 
-Each changes the code as it runs, inside `wrong`; a plan says what is claimed.
+`wrong` patches the running code with a fault; the case's plan states the claim.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,7 @@ noisy_sum, micro_batches = private_step.noisy_sum, sums.micro_batches
 
 @dataclass(frozen=True)
 class Case:
-    """A step to audit, the plan that it claims to follow, and what it really is."""
+    """A step to audit: the plan that it claims to follow, its fault, and the numbers that really hold."""
 
     name: str
     plan: PrivacyPlan
@@ -35,11 +35,11 @@ class Case:
     jump: float = 1.0  # clips that a unit really moves the sum by
     rate: float = 1.0  # times the plan's sample rate
     noise: float = 1.0  # times the plan's noise
-    convicted_by: str = ""  # what has to convict it, at eps 1 and at eps 3; empty: it is right
+    convicted_by: str = ""  # the finding that has to convict it, at eps 1 and at eps 3; empty: the step is right
 
     @property
     def true_epsilon(self) -> float:
-        """What really holds; inf for no noise and for noise that is used again."""
+        """The epsilon that really holds; inf without noise, and where noise is used again."""
         plan = self.plan
         noise = self.noise * plan.noise_multiplier / self.jump
         return pld_epsilon(self.rate * plan.sample_rate, noise, plan.steps, plan.delta) if noise else float("inf")
@@ -79,7 +79,7 @@ def thrice_the_rate(_plan: PrivacyPlan) -> Mapping[str, Any]:
 
 
 def clipped_by_micro_batch(_plan: PrivacyPlan) -> Mapping[str, Any]:
-    """A person who spans micro-batches is clipped in each."""
+    """Clip a person who spans micro-batches in each of them, not once."""
 
     def mutant(*arguments: Any) -> Iterator[Any]:
         for rows in micro_batches(*arguments):
@@ -89,7 +89,7 @@ def clipped_by_micro_batch(_plan: PrivacyPlan) -> Mapping[str, Any]:
 
 
 def draws_clipped_apart(_plan: PrivacyPlan) -> Mapping[str, Any]:
-    """Each draw is a unit to the clip: the released code's fault, whatever the clip is."""
+    """Clip each draw as if it were a unit: the released code's fault, here with any kind of clipping."""
 
     def mutant(units: Any, k: int, rows: int, device: Any) -> Iterator[Any]:
         yield from micro_batches([[picture] for unit in units for picture in unit for _ in range(k)], 1, rows, device)

@@ -25,7 +25,7 @@ GIB = 2**30
 
 
 def make_file(path: Path, rows: int, size: int, group: int) -> None:
-    """A Parquet file of random pictures, written group by group."""
+    """Write a Parquet file of random pictures, group by group."""
     rng = np.random.default_rng(0)
     pool = [encode_png(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(64)]
     schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())])
@@ -38,7 +38,7 @@ def make_file(path: Path, rows: int, size: int, group: int) -> None:
 
 
 def plain(path: Path, folder: Path) -> None:
-    """What anybody writes first: record batches, a file per picture, metadata: nothing is checked, nothing resumes."""
+    """Extract in the simplest way: record batches, a file per picture, metadata; no checks, no resuming."""
     folder.mkdir(parents=True)
     names, labels = [], []
     for batch in pq.ParquetFile(path).iter_batches():
@@ -52,7 +52,7 @@ def plain(path: Path, folder: Path) -> None:
 
 
 def ours(path: Path, folder: Path, size: int) -> None:
-    """The extraction as `prepare` calls it, all cores, to the finished dataset."""
+    """Extract as `prepare` does, on all cores, to the finished dataset."""
     from dp_lora.data.extraction import extract, read_record
     from dp_lora.data.layout import write_index
     from dp_lora.data.parquet import Wanted, open_file
@@ -66,7 +66,7 @@ def ours(path: Path, folder: Path, size: int) -> None:
 
 
 def _measured(which: str, path: Path, size: int) -> tuple[float, float, float]:
-    """Seconds, seconds of all cores, GiB of the largest process's peak memory, of one way in a process of its own."""
+    """Run one way in a process of its own: its seconds, seconds of all cores, peak GiB of its largest process."""
     folder = FOLDER / "out"
     shutil.rmtree(folder, ignore_errors=True)
     os.sync()
@@ -79,13 +79,13 @@ def _measured(which: str, path: Path, size: int) -> tuple[float, float, float]:
 def _one(which: str, path: Path, size: int) -> None:
     folder = FOLDER / "out" / "images"
     if which == "ours":
-        # imported by both before the clock starts; the start of the workers is inside it
+        # import before the clock starts, as for `plain`; the clock includes the start of the workers
         import dp_lora.data.extraction
         import dp_lora.data.layout  # noqa: F401
     began = time.perf_counter()
     plain(path, folder) if which == "plain" else ours(path, folder, size)
     seconds = time.perf_counter() - began
-    # not ru_maxrss of this process: it begins with what its parent had
+    # not ru_maxrss of this process: that number begins at the peak of its parent
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     own, workers = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     cores = sum(usage.ru_utime + usage.ru_stime for usage in (own, workers))
@@ -97,7 +97,7 @@ def _one(which: str, path: Path, size: int) -> None:
 @click.option("--rounds", default=5, help="interleaved rounds; the medians are compared")
 @click.option("--size", default=32, help="pixels of a picture's side, in the timing")
 @click.option("--memory-rows", default=1_500, help="pictures of 128 pixels at 1x")
-@click.option("--factors", default="1,5,20", help="memory: times so many rows")
+@click.option("--factors", default="1,5,20", help="multiples of --memory-rows")
 @click.option("--one", hidden=True, type=click.Choice(["plain", "ours"]))
 @click.option("--file", "path", hidden=True, type=click.Path(path_type=Path))
 def main(rows: int, rounds: int, size: int, memory_rows: int, factors: str, one: str | None, path: Path | None) -> None:
@@ -126,7 +126,7 @@ def main(rows: int, rounds: int, size: int, memory_rows: int, factors: str, one:
     text += f"\nours / plain: {ratio:.2f} (at most {BOUND})\n\n"
     peaks = []
     for factor in map(int, factors.split(",")):
-        # the worst case for a reader: one row group, however many rows
+        # the worst case for a reader: all rows in one row group
         make_file(FOLDER / "memory.parquet", memory_rows * factor, 128, memory_rows * factor)
         peaks.append((factor, _measured("ours", FOLDER / "memory.parquet", 128)[2]))
     table = [[f"{factor}x", f"{memory_rows * factor:,}", f"{1024 * peak:.0f}"] for factor, peak in peaks]

@@ -1,4 +1,4 @@
-"""`make bench`: what the private step costs beside the same step without privacy, as ratios measured side by side."""
+"""`make bench`: the cost of the private step beside the same step without privacy, as ratios measured side by side."""
 
 import json
 import os
@@ -32,14 +32,14 @@ from dp_lora.training.private_loss import diffusion_loss
 STEP_BAR = {"S": 1.20, "M": 1.10}
 TEXT_BAR = 1.20
 MEMORY_BAR = 1.10
-# the released pipeline spends half of its time in the autoencoder's convolutions, which the private step leaves out;
-# the wider a CPU's vectors, the less they weigh: 6.3 with SSE4.1, 4.2 with AVX2; on one other machine it was 3.2
+# the released pipeline spends half of its time in the autoencoder's convolutions, which the private step does not run;
+# wider vectors of the CPU make them cheaper: the ratio was 6.3 with SSE4.1, 4.2 with AVX2, and 3.2 on another machine
 S_PUBLISHED_BAR = 3.0 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 4.0
 Advance = Callable[[], object]
 
 
 def floors(size: str, rounds: int, advance: Advance) -> Iterator[Ratio]:
-    """The private step beside both floors: the same rows, the same physical batch, two micro-batches."""
+    """The private step over each floor, with the same rows, the same physical batch and two micro-batches."""
     of = setup(size)
     for k in (1, 4):
         pictures = range(2 * of.physical_batch // k)
@@ -62,7 +62,7 @@ def floors(size: str, rounds: int, advance: Advance) -> Iterator[Ratio]:
 
 
 def text_family(rounds: int, advance: Advance) -> Iterator[Ratio]:
-    """The private step of a text-to-image base beside its stock LoRA step: the same rows and physical batch."""
+    """The private step of a text-to-image base over its stock LoRA step, with the same rows and physical batch."""
     of = text_setup()
     pictures = range(2 * of.physical_batch)
     steps = {"private": private(of, pictures, 1), "stock": stock_text_floor(of, pictures)}
@@ -74,9 +74,9 @@ def text_family(rounds: int, advance: Advance) -> Iterator[Ratio]:
 
 
 def published_pipeline(size: str, n: int, k: int, bar: float, rounds: int, advance: Advance) -> Ratio:
-    """How many times faster than the released pipeline at equal work: `n` pictures, k draws each.
+    """How many times faster than the released pipeline our step is at equal work: `n` pictures, k draws each.
 
-    It takes 8 pictures at a time, as its job files say; ours as many rows as in the other comparisons.
+    The pipeline takes 8 pictures at a time, as its job files say; our step takes its usual physical batch.
     """
     of = setup(size)
     steps = {"private": private(of, range(n), k), "published": published(of, range(n), k, 8)}
@@ -86,7 +86,7 @@ def published_pipeline(size: str, n: int, k: int, bar: float, rounds: int, advan
 
 
 def linear_in_rows(rounds: int, advance: Advance) -> Iterator[Ratio]:
-    """Four times the rows take four times the time, whether by pictures or by draws."""
+    """Time per row with four times the rows, by more pictures or more draws, over that of the small step."""
     of = setup("S")
     n = of.physical_batch
     steps = {
@@ -101,12 +101,12 @@ def linear_in_rows(rounds: int, advance: Advance) -> Iterator[Ratio]:
 
 
 def flat_in_n(rounds: int, advance: Advance) -> Iterator[Ratio]:
-    """A whole step (draw, gradients, ledger, noise) with 10 and 100 times the people at the same expected batch."""
+    """Time per drawn unit of a whole step with 10 and 100 times the people, at the same expected batch."""
     of = setup("S")
     model = of.model()
     _, parameters = of.adapter(model.denoiser)
     expected = 128
-    # one run's own drawn batch varies, so the time is taken per drawn unit
+    # the drawn batch varies from step to step, so the time counts per drawn unit
     with TemporaryDirectory() as folder:
         steps, drawn = {}, {}
         for times in (1, 10, 100):
@@ -137,7 +137,7 @@ def flat_in_n(rounds: int, advance: Advance) -> Iterator[Ratio]:
 
 
 def poisson(rounds: int, advance: Advance) -> Ratio:
-    """The Poisson draw among a million."""
+    """Time of our Poisson draw among a million units over a plain one."""
     n, q = 10**6, 2000 / 60000
     randomness = Randomness("benchmark")
     steps = {
@@ -149,7 +149,7 @@ def poisson(rounds: int, advance: Advance) -> Ratio:
 
 
 def logical_batch_memory(advance: Advance) -> Ratio:
-    """Peak memory of a large logical batch in physical batches of 8."""
+    """Peak memory of a large logical batch over that of 8 examples, both in physical batches of 8."""
     of = setup("S")
     small = peak_memory(private(of, range(8), 1, 8))
     advance()
@@ -159,7 +159,7 @@ def logical_batch_memory(advance: Advance) -> Ratio:
 
 
 def sampling(rounds: int, advance: Advance) -> Ratio:
-    """Ours beside diffusers' bare loop: the same model, steps and batch, pixels at the end."""
+    """Time of our sampling over diffusers' bare loop: the same model, steps and batch, down to pixels."""
     of = setup("S")
     model = of.model()
     settings = of.config.sampling
@@ -204,7 +204,7 @@ def measure(rounds: int) -> Iterator[Ratio]:
 @click.command()
 @click.option("--rounds", default=9, type=click.IntRange(min=9), help="interleaved rounds of each comparison")
 def main(rounds: int) -> None:
-    """Print every ratio beside its bar, write them as JSON; exit 1 where one is missed."""
+    """Print every ratio beside its bar, and write them as JSON; exit 1 if one misses its bar."""
     began = time.monotonic()
     ratios = list(measure(rounds))
     table = markdown(["", "median", "bar", "goal", "result", "rounds"], [ratio.row() for ratio in ratios])

@@ -1,4 +1,4 @@
-"""Ratios of times that are measured side by side, and of peak memory; each with its bar."""
+"""Ratios of times, measured side by side, and of peak memory; each ratio has a bar."""
 
 import statistics
 import time
@@ -14,13 +14,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ratio:
-    """One line of the table: a ratio of each round, and where it has to lie."""
+    """One line of the table: the ratio in each round, and its bar."""
 
     name: str
     rounds: list[float]
     bar: float
     goal: float | None = None
-    faster: bool = False  # the ratio is a speed-up: at least the bar, not at most
+    faster: bool = False  # the ratio is a speed-up: it must be at least the bar, not at most
 
     @property
     def median(self) -> float:
@@ -28,7 +28,7 @@ class Ratio:
 
     @property
     def missed(self) -> bool:
-        """Missed where even the better quartile of the rounds is on the wrong side of the bar."""
+        """True where even the better quartile of the rounds is on the wrong side of the bar."""
         if len(self.rounds) < 3:
             better = self.median
         else:
@@ -44,7 +44,7 @@ class Ratio:
 
 
 def interleaved(steps: Mapping[str, Step], rounds: int, advance: Callable[[], object]) -> dict[str, list[float]]:
-    """Seconds of each step in each round, after one that is not counted; `advance` is called after each step."""
+    """Seconds of each step in each round, after a first round that does not count; calls `advance` after each step."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in steps.items():
@@ -57,13 +57,13 @@ def interleaved(steps: Mapping[str, Step], rounds: int, advance: Callable[[], ob
 
 
 def against(seconds: Mapping[str, list[float]], name: str, floor: str) -> list[float]:
-    """Round by round, the time of `name` over that of `floor`."""
+    """The time of `name` over that of `floor`, round by round."""
     return [ours / other for ours, other in zip(seconds[name], seconds[floor], strict=True)]
 
 
 def peak_memory(step: Step, device: torch.device = CPU) -> int:
-    """Most bytes of tensors alive on `device` during one step, beyond those before it, by the allocator's own count."""
-    step()  # buffers that stay are not counted
+    """Peak bytes of tensors on `device` during one step, less those before it, by the allocator's own count."""
+    step()  # a first step allocates the buffers that stay: they do not count
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,7 +1,7 @@
-"""Arithmetic of a private step on many GPUs: its parts, and where more of them stop to help. Nothing is measured here.
+"""Arithmetic of a private step on many GPUs: its parts, and where more GPUs stop helping. It measures nothing.
 
-Operations and adapters are counted on networks of the published width without weights, as a dry run counts them; all
-else is assumed, and stands in `Assumed`. `python -m benchmarks.scaling` prints the tables of docs/performance.md.
+It counts operations and adapters on networks of the published width without weights, as a dry run does. `Assumed`
+states all other numbers. `python -m benchmarks.scaling` prints the tables of docs/performance.md.
 """
 
 import math
@@ -36,7 +36,7 @@ RANKS = (4, 16)
 
 @dataclass(frozen=True)
 class Assumed:
-    """What a table rests on, beside counted operations."""
+    """The assumptions behind the tables; the operations are counted."""
 
     people: int = 28_000  # units of one picture, k=1
     batch: int = 2_048  # expected
@@ -57,7 +57,7 @@ BASES = {
 
 
 def _denoiser(pipeline: str) -> Any:
-    """The published width, without weights."""
+    """The denoiser at its published width, without weights."""
     if pipeline == "StableDiffusionPipeline":
         return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     if pipeline == "StableDiffusionXLPipeline":
@@ -91,7 +91,7 @@ class Counted:
 
 
 def counted(name: str) -> dict[int, Counted]:
-    """By rank of LoRA."""
+    """The counts of a base of BASES, by rank of LoRA."""
     pipeline, size, fits = BASES[name]
     family, channels = FAMILIES[pipeline], 16 if pipeline == "FluxPipeline" else 4
     four = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
@@ -119,13 +119,13 @@ class Step:
 
     @cached_property
     def rows(self) -> float:
-        """Rows that a rank computes, padding and all: expected over the drawn number of units."""
+        """The expected number of rows that a rank computes, padding included, over the drawn number of units."""
         a = self.assumed
         plan = PrivacyPlan(1.0, a.batch / a.people, 1.0, a.steps, float(a.batch), 1e-5, 1.0, 1, "picture")
         at_most = rows_of_a_step(plan, self.gpus)
         size = evenly(at_most, min(self.base.fits, at_most), 1)
         drawn = np.arange(a.people + 1)
-        share = np.ceil(drawn / self.gpus)  # units are dealt out after the draw: shares differ by one at most
+        share = np.ceil(drawn / self.gpus)  # units are dealt out after the draw, so shares differ by at most one
         chances = stats.binom.pmf(drawn, a.people, a.batch / a.people)
         return float((chances * np.ceil(share / size) * size).sum())
 
@@ -135,7 +135,7 @@ class Step:
 
     @property
     def straggling(self) -> float:
-        """What the slowest of the ranks takes more than the mean."""
+        """Seconds that the slowest rank takes beyond the mean."""
         return self.compute * self.assumed.spread * most_of_normals(self.gpus)
 
     @property
@@ -145,7 +145,7 @@ class Step:
 
     @property
     def exchange(self) -> float:
-        """Weights (float32) to all ranks over a tree, sums to the first one, three small messages around it."""
+        """Seconds to send weights (float32) to all ranks over a tree, sums to the first, and three small messages."""
         if self.gpus == 1:
             return 0.0
         rounds = math.ceil(math.log2(self.gpus))
@@ -154,7 +154,7 @@ class Step:
 
     @property
     def ring(self) -> float:
-        """What the sums alone would take if partial sums went around all ranks (gloo's reduce)."""
+        """Seconds that the sums alone would take if partial sums went around all ranks (gloo's reduce)."""
         parts = 2 * (self.gpus - 1)
         return parts * (8 * self.base.trained / self.gpus / self.assumed.link + self.assumed.latency)
 
@@ -176,13 +176,13 @@ def most_of_normals(number: int) -> float:
 
 
 def largest_share(people: int, rate: float, gpus: int) -> float:
-    """The expected largest of the shares if each rank tossed the coins of its own part of the people."""
+    """The expected largest share if each rank tossed the coins of its own part of the people."""
     each = np.arange(math.ceil(people / gpus) + 1)
     return float((1 - stats.binom.cdf(each, math.ceil(people / gpus), rate) ** gpus).sum())
 
 
 def stops(base: Counted, assumed: Assumed) -> int:
-    """GPUs at which the sums take as long to arrive as a share takes to be computed."""
+    """Number of GPUs at which receiving the sums takes as long as computing a share."""
     return round(math.sqrt(assumed.batch * base.row(assumed) * assumed.link / (8 * base.trained)))
 
 
@@ -230,7 +230,7 @@ def _shares(assumed: Assumed) -> Iterator[list[str]]:
 
 @click.command()
 def main() -> None:
-    """Print the tables, and what they assume."""
+    """Print the tables and their assumptions."""
     assumed = Assumed()
     bases = {name: counted(name) for name in BASES}
     stated = ", ".join(f"{field.name} {getattr(assumed, field.name):g}" for field in fields(assumed))

@@ -1,4 +1,4 @@
-"""Sizes of model with random weights and random data, as the benchmarks of the private step use them."""
+"""Models of a few sizes with random weights and random data, for the benchmarks of the private step."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ from dp_lora.models.folder import Model
 from dp_lora.models.info import model_info
 from dp_lora.models.unet import build_unet
 
-# S: EMNIST's LDM, with the stock resamplers that the stock step needs; M: cin256's structure at a quarter of its width;
-# L: cin256's own width, for a GPU
+# S: EMNIST's LDM, with stock resamplers, which the stock step needs; M: cin256's structure at a quarter of its width;
+# L: cin256 at its own width, for a GPU
 SIZES = {
     "S": ("mnist32-class-dp-eps10", "lora.targets=default ldm.residual_resampling=false"),
     "M": (
@@ -28,8 +28,8 @@ SIZES = {
     ),
     "L": ("celebahq-eps10", ""),
 }
-PHYSICAL_BATCH = {"S": 256, "M": 8, "L": 32, "T": 16}  # rows: the study's own, and what an H100 holds in float32
-POOL = 512  # private pictures at hand
+PHYSICAL_BATCH = {"S": 256, "M": 8, "L": 32, "T": 16}  # rows: as in the study, or as many as an H100 holds in float32
+POOL = 512  # private pictures
 TEXT_WIDTH = 128  # of a token of a caption
 CPU = torch.device("cpu")
 
@@ -44,9 +44,9 @@ def stock_copy(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 @dataclass(frozen=True)
 class Setup:
-    """Private latents (POOL, c, h, w), labels (POOL,), and how to build the networks: the same weights at each call.
+    """Private latents (POOL, c, h, w), labels (POOL,), and builders of the networks: each call gives the same weights.
 
-    They are made on `device`, and the weights are another device's own.
+    The networks are built on `device`; another device draws other weights.
     """
 
     size: str
@@ -60,7 +60,7 @@ class Setup:
         return PHYSICAL_BATCH[self.size]
 
     def captions(self) -> Captions | None:
-        """What rows are conditioned on; None: the class embedding."""
+        """The captions that condition the rows; None: the class embedding does."""
         return None
 
     def vae(self) -> Vae:
@@ -70,7 +70,7 @@ class Setup:
         return vae.eval().requires_grad_(False)
 
     def model(self) -> Model:
-        """Our model: cross-attention to one token is cut short."""
+        """Our model, which cuts cross-attention to one token short."""
         torch.manual_seed(0)
         ldm, vae = self.config.ldm, self.vae()
         with self.device:
@@ -100,7 +100,7 @@ class Setup:
         return torch.randn(shape, generator=generator).to(self.device).requires_grad_()
 
     def adapter(self, unet: UNet2DConditionModel) -> tuple[Adapter, dict[str, Tensor]]:
-        """Our adapter on `unet`, B away from zero so that every trained weight has a gradient; its tensors by name."""
+        """Our adapter on `unet`, and its tensors by name; B is not zero, so every trained weight has a gradient."""
         generator = torch.Generator().manual_seed(2)
         lora = add_lora(unet, self.config.lora, generator)
         adapter = Adapter(unet, lora, self.embedding())
@@ -132,7 +132,7 @@ class TextSetup(Setup):
         return Model(unet.eval().requires_grad_(False), None, scheduler, None, {}, family)
 
     def captions(self) -> Captions:
-        """As encoded captions, one of POOL / 8 for each picture."""
+        """Random tensors as encoded captions: POOL / 8 of them, one for each picture."""
         generator = torch.Generator().manual_seed(1)
         context = torch.randn(POOL // 8, 77, TEXT_WIDTH, generator=generator)
         return Captions({"context": context}, [[picture % len(context)] for picture in range(POOL)])
@@ -145,7 +145,7 @@ class TextSetup(Setup):
 
 
 def text_setup(device: torch.device = CPU) -> TextSetup:
-    """The setup T of a text-to-image base; all targets of its family, A and B."""
+    """The setup T of a text-to-image base: it trains A and B on all targets of its family."""
     config = load("folder", {}, "data.path=none data.classes=[] data.captions=true data.n_public=512 data.size=128 "
                                 "data.channels=3 lora.rank=4 lora.train=AB")  # fmt: skip
     latents = np.random.default_rng(0).standard_normal((POOL, 4, 16, 16), dtype=np.float32)

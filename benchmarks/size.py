@@ -1,4 +1,4 @@
-"""How large the house is: files and lines of Python per room, so that growth is seen."""
+"""The size of the code: files and lines of Python per folder, so that its growth is seen."""
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -9,10 +9,10 @@ CORE = ("dp_lora", "entrypoints")
 
 
 def sizes(lines: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """Rows (room, files, lines), in order of the names, from the number of lines of each file by its path.
+    """Rows (room, files, lines), in order of the names; `lines` gives the number of lines of each file by its path.
 
-    Each folder of dp_lora/ is a room, and so are all files that lie in it directly; so is each other folder as a whole.
-    Below stand the sums of dp_lora, of dp_lora and entrypoints, and of all.
+    A room is a folder of dp_lora/, the files directly in dp_lora/, or any other folder as a whole. The last three rows
+    are the sums of dp_lora, of dp_lora and entrypoints, and of all.
     """
     rooms: dict[str, list[int]] = {}
     for path, count in lines.items():

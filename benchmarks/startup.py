@@ -1,8 +1,8 @@
 """How long commands take before they work. `python -m benchmarks.startup` prints seconds beside the bar of each.
 
-The least of a few calls: another process at work on the machine makes a call slower, and none faster. What counts a
-base is given one of random weights, as large as the default experiment's; of the last rows the base is not there, in
-the last a network that no shipped config has.
+The least of a few calls counts: another process on the machine makes a call slower, never faster. Commands that count a
+base's operations get a base with random weights, of the default experiment's size. The last two rows have no base, and
+no shipped config has the network of the last row.
 """
 
 import os
@@ -33,7 +33,7 @@ COUNTING = ("main", "finetune", "sample", "count_params")
 
 
 def commands(base: Path) -> Iterator[tuple[list[str], float | None]]:
-    """What is measured, as arguments of `dp-lora`, and its bar in seconds; None: there is none."""
+    """Each measured call, as arguments of `dp-lora`, and its bar in seconds; None: it has no bar."""
     given = ["--overrides", f"model.base={base}"]
     for name in STAGES:
         yield [name, "--help"], HELP
@@ -78,9 +78,9 @@ def seconds(arguments: list[str], store: Path) -> float:
 
 
 @click.command()
-@click.option("--calls", default=3, type=click.IntRange(1), show_default=True, help="calls of each, of which the least")
+@click.option("--calls", default=3, type=click.IntRange(1), show_default=True, help="calls of each; the least counts")
 def main(calls: int) -> None:
-    """Print a Markdown table: command, seconds, bar. The status is 1 where one is above its bar."""
+    """Print a Markdown table: command, seconds, bar. Exit 1 if a command is above its bar."""
     above = False
     click.echo("| command | seconds | bar |\n| --- | --- | --- |")
     with tempfile.TemporaryDirectory() as store:

@@ -1,4 +1,4 @@
-"""One step over given pictures, in each of the ways that the benchmarks compare. Each is a function of no arguments."""
+"""One step over given pictures, in each way that the benchmarks compare; a step is a function of no arguments."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,16 +29,16 @@ from dp_lora.training.physical_batch import evenly
 from dp_lora.training.private_loss import diffusion_loss
 
 Step = Callable[[], object]
-CLIP, NOISE = 1e-3, 1e-4  # max_grad_norm, standard deviation; their size does not matter to the time
+CLIP, NOISE = 1e-3, 1e-4  # max_grad_norm, standard deviation; they do not change the time
 
 
 def private(
     setup: Setup, pictures: Sequence[int], k: int, physical_batch: int | None = None, *, one_token: bool = True
 ) -> Step:
-    """Ours, the whole private step; `one_token` False: with diffusers' cross-attention.
+    """Our whole private step; `one_token` False: with diffusers' cross-attention.
 
-    With a sample rate of 1 all `pictures` take part: the draw, k draws each, forward, backward, one clip per unit, sum,
-    the line of the ledger and its head on the disk, noise.
+    The sample rate is 1, so all `pictures` take part. The step draws units, makes k draws of each, runs forward and
+    backward, clips each unit once, sums, writes the ledger's line and its head to the disk, and adds noise.
     """
     rows = evenly(len(pictures) * k, physical_batch or setup.physical_batch, k)
     model = setup.model()
@@ -64,14 +64,14 @@ def private(
 
 @contextmanager
 def _as_configured(setup: Setup) -> Iterator[None]:
-    """compute.precision for a whole forward pass, TF32 off, as in the private step."""
+    """Use compute.precision for a whole forward pass, with TF32 off, as the private step does."""
     bfloat16 = pick_precision(setup.config.compute.precision, setup.device) == torch.bfloat16
     with full_precision(), torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=bfloat16):
         yield
 
 
 def own_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
-    """Our own forward without privacy: the same draws, one gradient of the mean loss for shared weights."""
+    """Our own forward pass without privacy: the same draws, one gradient of the mean loss for shared weights."""
     model = setup.model()
     adapter, parameters = setup.adapter(model.denoiser)
     alphas_cumprod = model.scheduler.alphas_cumprod.to(setup.device)
@@ -123,7 +123,7 @@ def stock_floor(setup: Setup, pictures: Sequence[int], k: int) -> Step:
 
 
 def stock_text_floor(setup: TextSetup, pictures: Sequence[int]) -> Step:
-    """As `stock_floor`, of a text-to-image base: the step of diffusers' LoRA scripts, captions encoded before."""
+    """As `stock_floor`, for a text-to-image base: the step of diffusers' LoRA scripts, with encoded captions."""
     model, captions = setup.model(), setup.captions()
     unet, scheduler = model.denoiser, model.scheduler
     rank, targets = setup.config.lora.rank, list(model.family.targets)
@@ -165,10 +165,10 @@ def _stock_step(
 
 
 def published(setup: Setup, pictures: Sequence[int], k: int, physical_pictures: int) -> Step:
-    """The pipeline that was released with the paper, emulated: Opacus' hooks, and the autoencoder in every step.
+    """An emulation of the pipeline released with the paper: Opacus' hooks, and the autoencoder in every step.
 
-    `physical_pictures` pictures are encoded at a time and repeated k times, all four projections adapted, each of the
-    rows clipped apart (which is why its epsilon is wrong; here only its time matters).
+    It encodes `physical_pictures` pictures at a time, repeats each k times, adapts all four projections, and clips each
+    row separately. That clip makes its epsilon wrong; here only its time matters.
     """
     model = _stock_model(setup, "study")
     hooked = GradSampleModule(model, batch_first=True, loss_reduction="sum")

@@ -1,4 +1,4 @@
-"""Tables of the benchmarks, and the folder that they are kept in."""
+"""The benchmarks' tables, and the folder for their reports."""
 
 from pathlib import Path
 

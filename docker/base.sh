@@ -1,5 +1,5 @@
 #!/bin/sh
-# Print the name of a slim Debian image: the one that is here, else pulled, else made by debootstrap.
+# Print the name of a slim Debian image: use one that is here, else pull it, else make it with debootstrap.
 set -eu
 pulled=debian:bookworm-slim
 made=localhost/debian:bookworm-minbase

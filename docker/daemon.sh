@@ -1,6 +1,6 @@
 #!/bin/sh
-# Docker's daemon by hand, for a machine without systemd: `docker/daemon.sh start`, `docker/daemon.sh stop`.
-# No bridge and no packet filter are touched: containers use the host's network.
+# Start or stop Docker's daemon on a machine without systemd: `docker/daemon.sh start`, `docker/daemon.sh stop`.
+# It touches no bridge and no packet filter: containers use the host's network.
 set -eu
 pidfile=${DPLORA_DOCKERD_PID:-/run/dp-lora-dockerd.pid}
 log=/var/log/dp-lora-dockerd.log

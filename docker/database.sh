@@ -1,5 +1,6 @@
 #!/bin/sh
-# PostgreSQL for the MLflow server, in its container: made at the first start, on a socket alone, no port, no password.
+# Run PostgreSQL for the MLflow server, in its own container. The first start makes the database. It listens on a socket
+# alone: there is no port, so it needs no password.
 set -eu
 programs=$(find /usr/lib/postgresql -path '*/bin/postgres' -printf '%h\n' | sort -V | tail -n 1)
 data=/srv/database

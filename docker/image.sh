@@ -1,11 +1,11 @@
 #!/bin/sh
-# Build the image that MLproject names; BASE_IMAGE names another base, CA_CERTIFICATES another file of root certificates.
+# Build the image that MLproject names. BASE_IMAGE: another base; CA_CERTIFICATES: another file of root certificates.
 set -eu
 cd "$(dirname "$0")/.."
 image=$(sed -n 's/^ *image: *//p' MLproject)
 docker/daemon.sh start
 
-# a command line of Docker that has BuildKit: built in before version 23, the plugin buildx since
+# find a docker client that has BuildKit: before version 23 it is built in, from 23 on it is the plugin buildx
 builder=
 for candidate in $(which -a docker); do
     version=$("$candidate" version --format '{{.Client.Version}}')

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Print what `mlflow run` adds to `docker run`, blanks between; MLproject's volume entry has the host call this.
+"""Print the arguments that `mlflow run` adds to `docker run`, separated by blanks. MLproject's volume entry calls this.
 
-It runs on the host with whatever Python is there: the standard library alone. `docker/run_arguments.py IMAGE`.
+It runs with the host's own Python, so it imports the standard library alone. `docker/run_arguments.py IMAGE`.
 """
 
 import os
@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-# copied by name alone: values given by --env NAME=VALUE would stand in the list of processes
+# pass these by name alone: --env NAME=VALUE would show secrets in the list of processes
 BY_NAME = (
     "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_TRACKING_USERNAME",
@@ -29,7 +29,7 @@ BY_NAME = (
 
 
 def image_id(image: str) -> str:
-    """The digest of a local image; `unknown` where docker does not tell it."""
+    """The digest of a local image; `unknown` if docker does not know it."""
     command = ["docker", "image", "inspect", "--format", "{{.Id}}", image]
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -38,7 +38,7 @@ def image_id(image: str) -> str:
 
 
 def make_artifact_folder(uri: str, run_id: str) -> None:
-    """Make a run's artifact folder in a local store: Docker mounts it, and would make it as root's."""
+    """Make a run's artifact folder in a local store: Docker mounts it, and would make a missing one for root alone."""
     match = re.fullmatch(r"sqlite:///([^?]+)", uri)
     store = Path(unquote(match[1])) if match else None
     if store is None or not store.is_file():
@@ -51,7 +51,7 @@ def make_artifact_folder(uri: str, run_id: str) -> None:
 
 
 def arguments(image: str) -> list[str]:
-    """The arguments, none of which holds a blank."""
+    """The arguments; none of them holds a blank."""
     return [
         *("--env", f"DPLORA_IMAGE={image_id(image)}"),
         *(word for name in BY_NAME if os.environ.get(name) for word in ("--env", name)),
@@ -59,7 +59,7 @@ def arguments(image: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    # a store that cannot be read is reported by the entry point itself, in its own words
+    # the entry point itself reports a store that it cannot read, in its own words
     with suppress(sqlite3.Error, OSError):
         make_artifact_folder(os.environ.get("MLFLOW_TRACKING_URI", ""), os.environ.get("MLFLOW_RUN_ID", ""))
     print(*arguments(sys.argv[1]))

@@ -1,12 +1,12 @@
-"""Fixtures of more than one file, how threads wait, and that Ctrl-C arrives."""
+"""Fixtures that several files share, and settings of the test process: how threads wait, and that Ctrl-C arrives."""
 
 import os
 import signal
 
-# before torch is imported: threads that spin while they wait take the time of the tests' own child processes
+# set before torch is imported: threads that spin while they wait take time from the tests' own child processes
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # beside another process of tests a second thread only waits
+    # with another test process on the machine, a second thread only waits
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.support.prepare_call import project, store

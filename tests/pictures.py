@@ -1,6 +1,6 @@
 """README's pictures, from the runs of `make study STUDY=mnist5k`: `make pictures`.
 
-The private pictures of the default experiment are MNIST's, which everybody has: so real ones may be shown, and scores.
+The default experiment's private pictures are MNIST's, which everybody has: the README may show real ones, and scores.
 """
 
 import math
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 RESULTS = ROOT / "benchmarks" / "results"
 DEFAULT_CONFIG = STAGES["main"].default_config
 STRIP = (1.0, 10.0, math.inf)  # epsilons beside the real pictures
-PER_CLASS = 2  # pictures: the first ones, not the best
+PER_CLASS = 2  # pictures: always the first ones, so that nobody selects the best
 LINES = {
     "accuracy_train_on_real": "classifier of real digits",
     "accuracy_public_only": "classifier of public rendered digits",
     "accuracy_untrained_embedding": "classifier of samples before fine-tuning",
 }
-VARIED = ("privacy.eps", "experiment.seed", "experiment.description")  # and what a machine decides: compute
+VARIED = ("privacy.eps", "experiment.seed", "experiment.description")  # compute may differ too
 
 
 def shown_eps(eps: float) -> str:
@@ -48,7 +48,7 @@ def shown_eps(eps: float) -> str:
 
 
 def default_runs(stage: str, config: Config) -> dict[tuple[float, int], "Run"]:
-    """The newest finished run of a stage per epsilon and seed, with the settings of `config` in all else."""
+    """The newest finished run of a stage per epsilon and seed; all other settings are those of `config`."""
     condition = f"tags.experiment = '{config.experiment.name}' AND tags.stage = '{stage}'"
     condition += " AND attributes.status = 'FINISHED'"
     found = search_runs(connect(), condition, max_results=1000, order_by=["attributes.end_time DESC"])
@@ -56,7 +56,7 @@ def default_runs(stage: str, config: Config) -> dict[tuple[float, int], "Run"]:
 
 
 def newest(runs: Sequence["Run"], config: Config) -> dict[tuple[float, int], "Run"]:
-    """Of runs, newest first, the first one per epsilon and seed that has the settings of `config` in all else."""
+    """The first of `runs`, newest first, per epsilon and seed; all other settings are those of `config`."""
     settings = {key: param_text(value) for key, value in flatten(config).items() if key not in VARIED}
     settings = {key: text for key, text in settings.items() if not key.startswith("compute.")}
     first: dict[tuple[float, int], Run] = {}
@@ -68,7 +68,7 @@ def newest(runs: Sequence["Run"], config: Config) -> dict[tuple[float, int], "Ru
 
 
 def cut_grid(grid: Image.Image, classes: int, size: int) -> NDArray[np.uint8]:
-    """The pictures uint8 (classes, GRID_COLUMNS, size, size, 3) of a full grid that `draw_grid` drew, one row a class.
+    """Pictures, uint8 (classes, GRID_COLUMNS, size, size, 3), of a full grid that `draw_grid` drew, one row per class.
 
     ValueError for a picture that is no such grid.
     """
@@ -78,7 +78,7 @@ def cut_grid(grid: Image.Image, classes: int, size: int) -> NDArray[np.uint8]:
     if left <= 0 or grid.height != classes * step + GAP:
         raise ValueError(f"no grid of {classes} rows of {GRID_COLUMNS} pictures of {size} pixels: {grid.size}")
     pixels = np.asarray(grid.convert("RGB"))
-    # each pixel was enlarged to scale x scale equal ones
+    # the grid shows each pixel as scale x scale equal ones
     rows = [
         [pixels[top : top + side : scale, x : x + side : scale] for x in range(left, grid.width, step)]
         for top in range(GAP, classes * step, step)
@@ -87,7 +87,7 @@ def cut_grid(grid: Image.Image, classes: int, size: int) -> NDArray[np.uint8]:
 
 
 def write_strip(path: Path, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-    """Write a picture with a class per column; `pictures`: name -> uint8 (classes, n, H, W, 3), n rows of each name."""
+    """Write a picture with a class per column; `pictures`: name -> uint8 (classes, n, H, W, 3), n rows per name."""
     rows, names = [], []
     for name, of_classes in pictures.items():
         rows += list(of_classes.swapaxes(0, 1))
@@ -96,7 +96,7 @@ def write_strip(path: Path, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
 
 
 def write_accuracy(path: Path, scored: Mapping[tuple[float, int], "Run"], delta: float) -> None:
-    """Write the plot of all runs' accuracies, with the references that each of them was scored beside."""
+    """Write the plot of all runs' accuracies, with the reference scores of the same runs."""
     scores: dict[float | str, list[float]] = {}
     for (eps, _), run in scored.items():
         scores.setdefault(eps, []).append(100 * run.data.metrics["accuracy"])
@@ -117,7 +117,7 @@ def real_pictures(folder: Path, classes: Sequence[str], count: int) -> NDArray[n
 
 
 def sampled_pictures(run: "Run", classes: int, size: int) -> NDArray[np.uint8]:
-    """All pictures of the grid that a run of `sample` keeps."""
+    """All pictures of the grid in a run of `sample`."""
     with tempfile.TemporaryDirectory() as folder:
         path = connect().download_artifacts(run.info.run_id, GRID, folder)
         with Image.open(path) as grid:
@@ -125,7 +125,7 @@ def sampled_pictures(run: "Run", classes: int, size: int) -> NDArray[np.uint8]:
 
 
 def main() -> None:
-    """Draw the strip and the plot from the store's runs, and print which they are."""
+    """Draw the strip and the plot from the store's runs, and print which runs they are."""
     config = load(DEFAULT_CONFIG)
     outputs, classes = ROOT / "outputs" / DEFAULT_CONFIG, config.data.classes
     scored, sampled = default_runs("fid", config), default_runs("sample", config)

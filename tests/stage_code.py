@@ -1,7 +1,7 @@
 """The code that each DVC stage has to depend on. `python -m tests.stage_code` writes it into the pipelines' dvc.yaml.
 
-That is the stage's own entry point and what it imports of dp_lora. The modules that entry points share start, place and
-track the work, and compute nothing.
+That is the stage's entry point and all modules of dp_lora that it imports, except the modules that all entry points
+share: they start, place and track the work, and compute nothing.
 """
 
 import ast
@@ -22,7 +22,7 @@ def is_code(dependency: str) -> bool:
 
 
 def code_of(command: str) -> list[str]:
-    """Dependencies of a stage with this command: files, or a package all of whose files are among them."""
+    """Dependencies of a stage with this command: files, or a package if all its files are dependencies."""
     files = {shown(path) for path in sources(ROOT / "entrypoints" / f"{command.split()[1]}.py")}
     packages = {name for name in map(str, {Path(file).parent for file in files}) if _all_of(name) <= files}
     inside = {file for name in packages if name != "entrypoints" for file in _all_of(name)}
@@ -35,7 +35,7 @@ def _all_of(package: str) -> set[str]:
 
 
 def write(path: Path) -> None:
-    """Put the code that each stage runs into a dvc.yaml; all else in it stays as it is."""
+    """Write the code that each stage runs into a dvc.yaml; everything else in it stays as it is."""
     text = path.read_text(encoding="utf-8")
     for name, stage in yaml.safe_load(text)["stages"].items():
         if stage.get("always_changed"):

@@ -1,4 +1,4 @@
-"""LoRA on the right modules, adapters that load in diffusers and PEFT, only the named parameters trained."""
+"""LoRA adapts the right modules and trains the named parameters alone; its adapters load in diffusers and PEFT."""
 
 import json
 import math
@@ -79,7 +79,7 @@ def test_the_adapter_reloads_in_a_fresh_process_through_diffusers_and_peft_with_
     folder = saved_adapter(tmp_path / "adapter", adapter)
     x, t, context = tiny_inputs()
     expected = model.denoiser(x, t, context).sample.detach()
-    # the stock attention adds rounding of its own
+    # the loaders use stock attention, which rounds differently
     found = differences_in_a_fresh_process(tmp_path, folder, (x, t, context), expected)
     assert [value < 2e-6 for value in found] == [True, True]
     ours = apply_adapter(load_model(tmp_path / "base"), folder)
@@ -149,7 +149,7 @@ def test_counting_needs_no_weights_and_no_base(tmp_path):
     make_base(tmp_path / "base", config)
     there, nowhere = (count_parameters(config, base_shapes(config, tmp_path / name)) for name in ("base", "nothing"))
     assert there == nowhere
-    assert list(map(str, there.items())) == list(map(str, nowhere.items()))  # written in one order too
+    assert list(map(str, there.items())) == list(map(str, nowhere.items()))  # the order is the same too
 
 
 @pytest.mark.parametrize(

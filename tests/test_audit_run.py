@@ -1,4 +1,4 @@
-"""Canaries among the private pictures of a whole fine-tuning: seen as they are, convicting its faults, then gone."""
+"""Canaries among the private pictures of a whole fine-tuning: they are seen, convict its faults, and leave no trace."""
 
 import shutil
 import subprocess
@@ -37,7 +37,7 @@ SETTINGS = "audit.canaries=400 privacy.eps=3 privacy.delta=1e-5 privacy.epochs=2
 
 @pytest.fixture(autouse=True)
 def quick_worlds(monkeypatch):
-    """The divisor is audited in test_privacy_audit.py; here few runs of the two worlds are enough."""
+    """Make few runs of the two worlds: test_privacy_audit.py audits the divisor with enough runs."""
     real = module.spreads
     monkeypatch.setattr(module, "spreads", lambda *arguments: real(*arguments, runs=20))
 
@@ -56,7 +56,7 @@ def audited(tmp_path, overrides="", persons=None):
 
 
 def assert_seen(audit):
-    """The canaries stand in the sums as units do, and the noise is what is stated."""
+    """Check that the canaries enter the sums as units do, and that the noise is as stated."""
     assert not audit.refuted, audit.verdict
     assert not audit.jump.is_below()
     assert audit.jump.half < 0.7
@@ -77,7 +77,7 @@ def test_canaries_are_seen_in_a_fine_tuning_of_which_nothing_is_left(tmp_path):
 )
 def test_faults_of_the_private_step_are_convicted_through_the_whole_fine_tuning(tmp_path, fault, words):
     plan = make_plan(tiny_config(SETTINGS))
-    # finetune holds the step by its name; what the step calls is what is wrong
+    # `wrong` patches the functions that the step calls: finetune has imported the step itself by name
     with wrong(Case("fault", plan, fault)):
         found, _ = audited(tmp_path, "privacy.epochs=1")
     assert words in found.audit.verdict
@@ -217,7 +217,7 @@ def test_the_command_audits_the_step_records_it_and_shows_it_in_the_ui(tmp_path,
         assert run.data.tags["verdict"] == verdict
         assert run.data.metrics["audit_epsilon_bound"] <= run.data.metrics["audit_epsilon_ceiling"]
         assert run.data.metrics["audit_noise_low"] < run.data.metrics["audit_noise_high"]
-        # of public numbers and chance alone
+        # an audit depends on public numbers and chance alone, so it names nothing private
         assert not {name for name in run.data.tags.get("private", "").split(", ") if "audit" in name}
         assert sorted(path.name for path in (folder / "audit").iterdir()) == ["audit.json", "audit.png"]
         config = load("mnist5k", {"eps": "10"}, overrides)

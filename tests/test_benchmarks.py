@@ -1,4 +1,4 @@
-"""What `make bench` calls a miss, and that a miss is its exit status; the timings themselves are no tests."""
+"""`make bench` knows a miss, and a miss sets its exit status; the timings themselves are no tests."""
 
 import json
 
@@ -102,7 +102,7 @@ def test_the_table_of_audits_has_a_row_per_case_and_the_headline_one_per_k_and_e
 
 
 def test_the_arithmetic_of_many_gpus_is_that_of_its_parts():
-    """Against shares drawn at random, and where a closed form is known."""
+    """The numbers agree with shares drawn at random, and with closed forms where they are known."""
     import numpy as np
 
     from benchmarks.scaling import Assumed, Counted, Step, largest_share, most_of_normals, stops
@@ -120,7 +120,7 @@ def test_the_arithmetic_of_many_gpus_is_that_of_its_parts():
     assert alone.rows >= assumed.batch
     assert many.received == 7 * 8 * 10**6
     assert alone.seconds / 8 < many.seconds < alone.seconds
-    # there the bytes of the sums take as long as the rows
+    # at this number of GPUs, receiving the sums takes as long as computing the rows
     gpus = stops(base, assumed)
     rows = assumed.batch / gpus * base.row(assumed)
     assert 8 * base.trained * gpus / assumed.link == pytest.approx(rows, rel=0.1)

@@ -1,4 +1,4 @@
-"""Files of git's that a command changes: named once, with what puts them back."""
+"""A command that changes files in git names them once, with the command that puts them back."""
 
 import subprocess
 from dataclasses import replace
@@ -36,14 +36,14 @@ def test_what_a_command_changes_in_files_of_git_s_is_said_with_what_puts_it_back
         return capsys.readouterr().err
 
     assert told() == told(params_yaml="first\n") == ""
-    assert told(data_dvc="second\n") == ""  # git has it not
+    assert told(data_dvc="second\n") == ""  # it is not in git
     both = told(params_yaml="second\n", dvc_lock="second\n")
     names = "dvc.lock params.yaml"
     assert both == (
         f"changed by this command: {names.replace(' ', ' and ')}; `git checkout {names}` puts back what was committed\n"
     )
-    assert told(dvc_lock="second\n") == ""  # as before this command
-    assert told(params_yaml="first\n") == ""  # as committed
+    assert told(dvc_lock="second\n") == ""  # it was changed before this command
+    assert told(params_yaml="first\n") == ""  # it is again as committed
     subprocess.run(["git", "checkout", "-q", *names.split()], cwd=project, check=True)
     assert (project / "dvc.lock").read_text() == "first\n"
 

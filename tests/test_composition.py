@@ -1,4 +1,4 @@
-"""Several fine-tunings of the same private data: epsilons and deltas add up, and what cannot be added is refused."""
+"""Several fine-tunings of the same private data: epsilons and deltas add up; costs that cannot be added are refused."""
 
 import json
 import math
@@ -43,14 +43,14 @@ def privacy_losses(steps: int, delta: float) -> float:
 
 
 def test_the_sum_is_never_below_what_the_accountant_says_of_both_together():
-    """Two runs of one mechanism are one run of twice the steps; a mutant that states the larger epsilon is below it."""
+    """Two runs of one mechanism cost as one run of twice the steps; a mutant that states the larger one states less."""
     delta = 1e-5
     both = privacy_losses(40, 2 * delta)
     one = privacy_losses(20, delta)
     epsilon, total = compose([ReleaseCost(one, delta, run_id="a"), ReleaseCost(one, delta, run_id="b")])
     assert total == 2 * delta
     assert both <= epsilon
-    assert both > max(one, one)  # the mutant
+    assert both > max(one, one)  # a mutant that states the larger one
 
 
 def test_randomized_response_twice_reaches_the_sum_exactly():
@@ -66,7 +66,7 @@ def test_the_parents_of_a_parent_add_up_and_one_base_counts_once():
     assert parts == (BASE, FIRST, SECOND)
     assert together([BASE], parts) == parts
     assert together([ReleaseCost(1.0, 1e-7, base="other")], parts) == (*parts, ReleaseCost(1.0, 1e-7, base="other"))
-    # a run is never left out, however alike
+    # no run is left out, even if two look the same
     assert together([], (FIRST, FIRST)) == (FIRST, FIRST)
 
 
@@ -111,10 +111,10 @@ def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, 
     card = (release / "README.md").read_text()
     assert second["statement"] in card
     assert f"run {own.run_id}: epsilon {own.epsilon:.6g}, delta 0.001" in card
-    assert second["run_id"] not in card  # so that a run made again has the same card
+    assert second["run_id"] not in card  # a run made again must have the same card
     assert "this run alone" not in card
 
-    # the third counts both, through its parent alone
+    # the third run counts both earlier ones, though it names the second alone
     monkeypatch.setattr("dp_lora.tracking.lookup.ROOT", house)
     base = f"model.base={house / 'base'}"
     config = tiny_config(f"privacy.parent=runs/two {base}")
@@ -126,7 +126,7 @@ def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, 
     total = float(facts["expected epsilon, with what was spent before"].split(" at delta ")[0])
     assert total == pytest.approx(facts["expected epsilon"] + second["epsilon"], rel=1e-5)
 
-    # a run whose output folder a later run has written to would count the later one's epsilon
+    # refused if a later run has written to the parent's output folder: the later run's epsilon would count
     for made, taken in ((second["run_id"], True), (own.run_id, False)):
         tags = {"output": "runs/two/release", "run_id_of_adapter": made}
         monkeypatch.setattr("dp_lora.tracking.lookup.find_run", lambda *_, tags=tags: {"tags": tags})
@@ -139,18 +139,18 @@ def test_a_run_states_the_sum_lists_its_parts_and_is_bound_to_its_parent(house, 
             with pytest.raises(InputError, match=r"^privacy.parent=a+: .*holds another run's adapter by now"):
                 resolve(by_id)
 
-    # resumed with another parent, or without one: refused; a path or a run id of one parent are one binding
+    # resuming with another parent, or without one, is refused; a parent's path and its run id give one binding
     for others in ((), (ReleaseCost(0.1, 1e-3, run_id=own.run_id),)):
         with pytest.raises(InputError, match="with other parent; a ledger"):
             run(house, "runs/two", parent=others)
     assert binding(config, "d", "b", "cpu", parts) == binding(tiny_config(), "d", "b", "cpu", parts)
 
-    # data: known to be other data are named; the same, or unknown, are not
+    # a parent on other data is named; one on the same data, or on unknown data, is not
     data = read_json(house / "runs/two/plan.json")["bound"]["data"]
     assert of_other_data(house / "runs", parts, data) == []
     assert of_other_data(house / "nowhere", parts, "other") == []
     assert of_other_data(house / "runs", parts, "other") == [str(house / "runs" / name) for name in ("one", "two")]
-    # what is counted is not warned of
+    # no warning about ledgers whose epsilon is already counted
     assert len(other_ledgers(house / "runs", house / "runs/three", data)) == 2
     assert other_ledgers(house / "runs", house / "runs/three", data, parts) == []
 

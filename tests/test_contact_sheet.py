@@ -1,4 +1,4 @@
-"""The contact sheet of private pictures: as they are trained, for the operator alone, gone when they go."""
+"""The contact sheet shows private pictures as training sees them, to the operator alone, and goes when they go."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def _fill(folder: Path) -> Path:
 
 
 def _prepare(root: Path, pictures: Path) -> Result:
-    """`prepare` as DVC calls it."""
+    """Call `prepare` as DVC does."""
     from dp_lora.commands.prepare import main
 
     write_resolved(load("folder", {}, f"data.path={pictures} {OWN}"), root / "resolved.yaml")
@@ -61,7 +61,7 @@ def test_prepare_draws_a_sheet_for_the_operator_alone_and_says_where_it_lies(pla
     assert not list((place / "outputs").rglob("*.txt"))
     assert not list((place / "mlartifacts").rglob("*.png"))
     assert SECRET in (place / "pictures/0.txt").read_text()
-    for name, content in everything(place):  # what the store and a run's record hold
+    for name, content in everything(place):  # everything in the store and in a run's record
         assert SECRET.encode() not in content, name
     (place / "pictures/0.png").unlink()
     (place / "pictures/0.txt").unlink()

@@ -1,4 +1,4 @@
-"""What MLproject's volume entry adds to `docker run`, and the store as the code in the container finds it."""
+"""The arguments that MLproject's volume entry adds to `docker run`, and the store as code in the container finds it."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ IMAGE = f"localhost/dp-lora:{__version__}"
 
 
 def added(folder: Path, **values: str) -> list[str]:
-    """Words that MLproject's volume entries become in the host's shell, in `folder`, beside a docker that answers."""
+    """Words that the host's shell makes of MLproject's volume entries, in `folder`, with a docker that answers."""
     (folder / "docker").mkdir(parents=True, exist_ok=True)
     (folder / "bin").mkdir(exist_ok=True)
     script = folder / "docker" / "run_arguments.py"

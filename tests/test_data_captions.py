@@ -1,4 +1,4 @@
-"""Captions of a user's own pictures: found where people put them, kept whole, told of on the terminal alone."""
+"""Captions of a user's own pictures: found where people put them, kept whole, and shown on the terminal alone."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ NAMES = (
 
 
 class Told(Events):
-    """What the terminal shows, and what a store would keep."""
+    """Keeps the lines that the terminal shows, and the lines that a store would keep."""
 
     def __init__(self) -> None:
         self.shown: list[str] = []
@@ -195,7 +195,7 @@ def test_a_list_in_a_table_is_several_captions(mine: Path, form: str) -> None:
 
 
 def test_a_table_without_captions_takes_the_texts_beside_the_pictures(mine: Path) -> None:
-    """A table is needed for persons, and captions are beside the pictures all the same."""
+    """Persons need a table; the captions may still lie beside the pictures."""
     _table(mine, "csv", [{"file_name": "cat/0.png", "person": "Ann"}, {"file_name": "dog/0.png", "person": "Bo"}])
     pictures = folder_pictures(mine, Stated((), by_person=True, captions=True), 8, 1, Told())
     assert {p.person: p.captions for p in pictures} == {
@@ -298,4 +298,4 @@ def test_a_changed_or_withdrawn_caption_is_a_changed_folder(mine: Path) -> None:
     bare = fingerprint(mine, CLASSES)
     for text in mine.rglob("*.txt"):
         text.unlink()
-    assert fingerprint(mine, CLASSES) == bare  # one without a caption: none is kept
+    assert fingerprint(mine, CLASSES) == bare  # once a picture lacks a caption, no caption counts

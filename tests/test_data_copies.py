@@ -1,4 +1,4 @@
-"""Identical pictures are counted and named to the operator, on the terminal alone, or refused before they are there."""
+"""Identical pictures are counted and named on the terminal alone, or refused before the dataset is in its place."""
 
 import re
 from functools import partial
@@ -21,7 +21,7 @@ def _png(number: int) -> bytes:
 
 
 def _set(folder: Path, *rows: tuple[str, str, str, int], check=None, persons: dict[str, str] | None = None) -> Path:
-    """A dataset of (file name, label, split, number of the picture)."""
+    """Write a dataset of rows (file name, label, split, number of the picture)."""
     owner = persons or {}
     pictures = [Picture(name, label, split, _png(number), owner.get(name)) for name, label, split, number in rows]
     write_dataset(folder, pictures, {}, SIZE, 1, packed=True, check=check)

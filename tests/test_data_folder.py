@@ -1,4 +1,4 @@
-"""A user's own folder: every bad file is one line that names it, and a person's side never depends on others."""
+"""A user's own folder: one line names each bad file, and a person's split never depends on other persons."""
 
 import os
 import re
@@ -37,14 +37,14 @@ def _pictures(folder: Path, person_required: bool = False, channels: int = 1) ->
 
 
 def _refused(folder: Path, *words: str, person_required: bool = False) -> str:
-    """The one line that refuses the folder; it has all `words`, and no number of pictures."""
+    """The line that refuses the folder; checks that it has all `words`, and no number of pictures."""
     with pytest.raises(InputError) as caught:
         _pictures(folder, person_required)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     for word in words:
         assert word in message
-    # what a run's record may hold of it: nothing but what the config says
+    # a run's record may hold the config's own words alone
     public = caught.value.public
     assert public in (PRIVATE_PICTURE, message if message.startswith("data.path=") else PRIVATE_PICTURE)
     return message
@@ -94,7 +94,7 @@ def test_a_csv_chooses_files_labels_and_persons(folder: Path) -> None:
 def test_split_sends_a_fifth_of_the_identifiers_to_the_test_side() -> None:
     share = np.mean([split_of(f"person {i}") == "test" for i in range(20000)])
     assert abs(share - 0.2) < 0.012  # four standard deviations
-    assert unit_hash("person 0") == pytest.approx(0.6902754476759583, abs=1e-12)  # fixed for all time
+    assert unit_hash("person 0") == pytest.approx(0.6902754476759583, abs=1e-12)  # must never change
 
 
 def test_neighbours_put_everybody_else_on_the_same_side(folder: Path) -> None:

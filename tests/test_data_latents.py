@@ -121,6 +121,6 @@ def test_no_more_pixel_values_are_encoded_at_once_than_is_said_whatever_the_batc
     calls = calls_of_encode(monkeypatch)
     monkeypatch.setattr(latents_module, "ENCODE_VALUES", values)
     encode_dataset(dataset, vae, tmp_path / "cache", "cpu", 20, Events())
-    at_once = min(20, max(1, values // (16 * 16)))  # one picture where not even that fits
-    # the last batch too: kernels of another shape would round the latents of others otherwise when one picture joins
+    at_once = min(20, max(1, values // (16 * 16)))  # at least one picture, even if it is over the limit
+    # the last batch is as large: if one picture joined, another shape would round the latents of others differently
     assert calls == [at_once] * math.ceil(len(dataset) / at_once)

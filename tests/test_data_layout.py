@@ -1,4 +1,4 @@
-"""The one dataset layout: what goes in comes out, together, and anything else is refused by name."""
+"""The one dataset layout: a picture comes out with its own label, split and name; other files are refused by name."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ SIZE, CHANNELS, N = 8, 3, 24
 
 
 def _picture(number: int, person: bool = False) -> Picture:
-    """A picture whose first pixel says its number, and so its class and split."""
+    """A picture whose first pixel holds its number; the number gives class and split."""
     image = np.random.default_rng(number).integers(0, 256, (SIZE, SIZE, CHANNELS), np.uint8)
     image[0, 0] = number
     split = "test" if number % 4 == 3 else "train"
@@ -161,7 +161,7 @@ def test_datasets_without_captions_are_the_bytes_that_they_were(tmp_path: Path) 
     table = pq.read_table(folder / "metadata.parquet")
     columns = table.column_names
     assert columns == ["index", "file_name", "label", "split", "sha256"]
-    # ledgers and caches of latents keep this digest
+    # this digest must never change: ledgers and caches of latents keep it
     lines = [[1, SIZE, CHANNELS]]
     for row in table.to_pylist():
         if row["split"] == "train":

@@ -1,4 +1,4 @@
-"""Rendered letters and digits: from one seed, balanced, of a handwritten digit's size, and legible."""
+"""Rendered letters and digits depend on one seed; they are balanced, legible, and as large as handwritten digits."""
 
 import hashlib
 
@@ -88,16 +88,16 @@ def test_digits_are_white_on_black_and_as_large_as_mnists(digits: tuple[np.ndarr
     assert images.dtype == np.uint8
     assert images.max() > 250
     assert 0.08 < images.mean() / 255 < 0.18  # thin white strokes
-    assert images[:, [0, -1]].max() < 128  # a frame stays free
+    assert images[:, [0, -1]].max() < 128  # the border stays empty
     ink = images > 127
     sides = [max(np.ptp(np.flatnonzero(i.any(axis))) + 1 for axis in (0, 1)) for i in ink if i.any()]
-    assert 21 <= np.mean(sides) <= 25  # 20 of 28 pixels, at 32: 22.9
+    assert 21 <= np.mean(sides) <= 25  # MNIST's 20 of 28 pixels are 22.9 of 32
     soft = ((images > 30) & (images < 225)).sum() / (images > 30).sum()
-    assert 0.2 < soft < 0.85  # edges are neither stairs nor fog
+    assert 0.2 < soft < 0.85  # edges are neither jagged nor blurred
 
 
 def _neighbour_accuracy(images: np.ndarray, labels: np.ndarray, known: int) -> float:
-    """Share of the pictures from `known` on whose nearest picture before it is of their class."""
+    """Share of the pictures after the first `known` whose nearest picture among these has their class."""
     flat = images.reshape(len(images), -1).astype(np.float32)
     before, after = flat[:known], flat[known:]
     distance = (before**2).sum(1)[None] - 2 * after @ before.T
@@ -115,7 +115,7 @@ def test_letters_are_legible_to_a_nearest_neighbour() -> None:
     pictures = list(letter_pictures(1200, CLASSES, 1, 32, 1))
     images = np.stack([decode_png(picture.png, 32, 1) for picture in pictures])
     labels = np.array([CLASSES.index(picture.label) for picture in pictures])
-    assert _neighbour_accuracy(images, labels, 1000) > 0.5  # chance: 0.1; both cases are one class
+    assert _neighbour_accuracy(images, labels, 1000) > 0.5  # chance gives 0.1; upper and lower case are one class
 
 
 def test_stand_in_tests_on_fonts_that_it_does_not_train_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""One person, one name: what reads as one name is one unit of privacy, or refused by its lines."""
+"""One person, one name: spellings that read as one name are one unit of privacy, or are refused with their lines."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""PNG bytes, uint8 arrays and float tensors are the same picture."""
+"""PNG bytes, uint8 arrays and float tensors hold the same picture."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The datasets that a config names, written by the functions that the entry point prepare calls."""
+"""The functions that the entry point prepare calls write the datasets that a config names."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_digits_are_balanced_on_both_sides(
 def test_the_stand_in_is_one_dataset_whatever_the_seed_of_the_training_on_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a fine-tuning with another seed would train on the digits of the seed that was prepared, and log its own."""
+    """Otherwise a fine-tuning with another seed would log its own seed, but train on the digits of the prepared one."""
     monkeypatch.setattr(letters, "STANDIN_TRAIN", 20)
     monkeypatch.setattr(letters, "STANDIN_TEST", 10)
     for seed in ("0", "4"):
@@ -72,7 +72,7 @@ def test_a_folder_of_persons_becomes_png_files_with_persons(tmp_path: Path) -> N
 
 
 class Kept(Events):
-    """What a tracking store would keep of the lines."""
+    """Keeps the lines that a tracking store would keep."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -87,7 +87,7 @@ def test_copies_are_named_on_the_terminal_alone_or_refused_before_and_after_the_
     for number in range(6):
         for label in ("cat", "dog"):
             (tmp_path / "mine" / label).mkdir(parents=True, exist_ok=True)
-            # the last dog is the first cat in another format: equal once it is converted
+            # the last dog is the first cat in another format: conversion makes them equal
             value = 0 if (label, number) == ("dog", 5) else 100 * (label == "dog") + number
             kind = "bmp" if (label, number) == ("dog", 5) else "png"
             Image.new("L", (9, 9), value).save(tmp_path / f"mine/{label}/maria{number}.{kind}")

@@ -1,4 +1,4 @@
-"""README and docs/: links lead somewhere, commands and keys exist, pages are short, nothing is said twice."""
+"""README and docs/: links work, commands and keys exist, pages are short, no text stands twice."""
 
 import re
 import shlex
@@ -14,8 +14,8 @@ README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in (README, *DOCS)}
 CONFIGS_README = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
-MAX_LINES = {"README.md": 150}  # any other page: 200
-MAX_WIDTH = 128  # of a line of a paragraph: else "five lines" says nothing
+MAX_LINES = {"README.md": 150}  # any other page has 200
+MAX_WIDTH = 128  # of a paragraph's line: with longer lines the limit of five lines would mean nothing
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
 KEYS = set(filed("mnist5k"))
 SECTIONS = {key.split(".")[0] for key in KEYS}
@@ -30,7 +30,7 @@ def prose(text):
 
 
 def paragraphs(text):
-    """Each a list of lines: of a paragraph, of one item of a list. Tables and headings are none."""
+    """The lines of each paragraph, or of each item of a list; leaves out tables and headings."""
     found = [[]]
     for line in prose(text).splitlines():
         if not line.strip() or line.startswith(("#", "|")):
@@ -87,7 +87,7 @@ def unknown_targets(text):
 
 
 def faults_of_values(entry, values):
-    """What is wrong with the parameters of one call of an entry point, (name, text) each."""
+    """Faults in the parameters of one call of an entry point; each parameter is (name, text)."""
     for name, value in values:
         if name not in STAGES[entry].parameters:
             yield f"{entry}: no parameter {name}"
@@ -102,7 +102,7 @@ MODULE = ["-m", "dp_lora"]
 
 
 def faults_of_command(words):
-    """What a command names that is not there: entry points, modules, parameters, configs, keys."""
+    """Missing things that a command names: entry points, modules, parameters, configs, keys."""
     if "run" in words and words[0].endswith("mlflow"):
         entry = words[words.index("-e") + 1]
         values = [words[i + 1].partition("=")[::2] for i, word in enumerate(words) if word == "-P"]
@@ -123,14 +123,14 @@ def faults_of_command(words):
 
 
 def unknown_keys(text):
-    """Keys of the configuration that a page names in code and that are not there."""
+    """Keys that a page names in code, but that the configuration does not have."""
     named = [re.match(r"([a-z_]+)\.([a-z_0-9]+)(?==|$)", code) for code in CODE.findall(prose(text))]
     files = ("ckpt", "dvc", "json")
     return {m[0] for m in named if m and m[1] in SECTIONS and m[0] not in KEYS and m[2] not in files}
 
 
 def missing_files(text):
-    """Files of code that a page names and that are not there; privacy/step.py means dp_lora's."""
+    """Code files that a page names, but that do not exist; privacy/step.py means the one in dp_lora."""
     named = [one for one in CODE.findall(prose(text)) if re.fullmatch(r"\.?[a-z][\w/.-]*/[\w.-]+\.(py|sh|yaml)", one)]
     yield from (name for name in named if not any((ROOT / room / name).exists() for room in ("", "dp_lora")))
 

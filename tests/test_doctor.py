@@ -1,4 +1,4 @@
-"""`python -m dp_lora.doctor`: one line per check, what to do for what is wrong, never a traceback."""
+"""`python -m dp_lora.doctor` prints one line per check, says what to do about each fault, and shows no traceback."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def test_it_imports_neither_torch_nor_mlflow():
 
 
 def test_without_the_environment_it_says_make_setup_and_shows_no_traceback():
-    # -S: no site-packages, as a Python that nothing was installed for
+    # -S: no site-packages, as in a Python without any installed package
     done = subprocess.run(
         [sys.executable, "-S", "-m", "dp_lora.doctor"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -161,7 +161,7 @@ def test_a_project_that_was_moved_is_told_with_what_mends_it(tmp_path, monkeypat
         database.executemany(
             "INSERT INTO experiments VALUES (?)", [[f"file://{tmp_path}/mlartifacts"], ["s3://b/a"], ["mlruns/0"]]
         )
-    for text in ("", f"{tmp_path}\n"):  # of an older make setup, and of this place
+    for text in ("", f"{tmp_path}\n"):  # stamps of an older make setup, and of this folder
         stamp.write_text(text)
         assert not doctor.moved_from()
     assert doctor.tracking().state == "ok"

@@ -1,4 +1,4 @@
-"""What `dvc metrics show`, `plots` and `exp show` print: the experiments that were run, no row or warning of others."""
+"""`dvc metrics show`, `plots` and `exp show` print the experiments that have run, and no row or warning of others."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ for name, text in {FILES!r}.items():
 
 
 def tiny(file: str, experiment: str) -> None:
-    """A pipeline whose one stage makes the files that the real stages make; all else of the real dvc.yaml stays."""
+    """Write a pipeline whose one stage makes the files of all real stages; all else of the real dvc.yaml stays."""
     path = Path(file)
     wdir = "." if file == "dvc.yaml" else "../.."
     outs = [f"outputs/{experiment}/{folder}" for folder in ("finetune", "samples", "evaluation")]
@@ -61,7 +61,7 @@ def metrics() -> dict[str, dict]:
 
 
 def plots(*arguments: str) -> set[str]:
-    """The plots that are shown, by their names."""
+    """Names of the plots that DVC shows."""
     done = dvc("plots", *arguments, "--json")
     assert done.stderr == ""
     return set(json.loads(done.stdout)["data"])
@@ -99,7 +99,7 @@ def test_dvc_shows_what_was_run_the_paper_s_pipelines_once_they_are_scored_and_w
     assert not any("outputs/" in name and "metrics.json" in name for name in rows[0] if "mnist5k" not in name)
 
     config = load(EMNIST)
-    figures.show_figures(config)  # nothing is scored
+    figures.show_figures(config)  # the experiment has no scores yet
     assert set(metrics()) == own
     dvc("repro", PIPELINES["emnist"].file)
     figures.show_figures(config)
@@ -108,7 +108,7 @@ def test_dvc_shows_what_was_run_the_paper_s_pipelines_once_they_are_scored_and_w
     assert set(both) == own | of_emnist
     assert both[f"outputs/{EMNIST}/finetune/metrics.json"]["epsilon"] == 9.5
     commit_all(project)
-    # curves of one name are shown with the file that names them, pictures by their paths
+    # DVC shows curves of one name with the file that names them, and pictures by their paths
     named = {
         f"{file}::{name}" for file in ("dvc.yaml", PIPELINES["emnist"].figures) for name in ("epsilon", "accuracy")
     }

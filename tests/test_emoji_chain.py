@@ -1,4 +1,4 @@
-"""config=emoji through the command line and DVC: from packages to scores, on made-up packages."""
+"""config=emoji through the command line and DVC, from made-up packages to scores."""
 
 import os
 

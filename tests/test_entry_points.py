@@ -1,4 +1,4 @@
-"""The real command line: one line and no traces for bad input, a dry run that touches nothing, help in a moment."""
+"""The real command line: bad input gives one line and no trace, a dry run touches nothing, help comes at once."""
 
 import math
 import os
@@ -155,7 +155,7 @@ def test_an_adapter_or_samples_that_are_not_there_are_named(tmp_path, monkeypatc
     ("command", "line"),
     [
         (["sample", "--adaptr", "1"], "error: No such option '--adaptr'; did you mean --adapter?; --help lists"),
-        (["sample", "--resolve", "1"], "error: No such option '--resolve'; --help"),  # no guess at a hidden one
+        (["sample", "--resolve", "1"], "error: No such option '--resolve'; --help"),  # no hint at a hidden option
         (["sample", "--foo", "1"], "error: No such option '--foo'; --help lists the options"),
         (["reproduce"], "error: Missing argument 'RUN_ID'; --help lists the options"),
         (["upload", "--foo"], "error: No such option '--foo'; --help lists the options"),
@@ -242,7 +242,7 @@ def test_a_run_on_an_adapter_carries_the_adapter_s_privacy_and_rank_whatever_the
     assert (privacy.eps, privacy.k, lora.rank) == (eps, 3, 8)
     assert privacy.delta == statement.get("delta", call.config.privacy.delta)
     assert run_name("sample", of_adapter.config).startswith(f"mnist5k eps={number_text(eps)} r=8 k=3")
-    # what repeats the run is what was typed
+    # the command that repeats the run is the one that was typed
     assert of_adapter.repeat.endswith("-e sample -P config=mnist5k -P adapter=runs/x/release")
 
 
@@ -254,6 +254,6 @@ def test_a_dry_run_of_count_params_prints_the_counts_and_refuses_a_target_that_m
     )
     total, trainable, lora = (int(counts[name].replace(",", "")) for name in ("total", "trainable", "lora"))
     assert total > trainable > 0
-    assert lora == 8960  # half of what rank 4 has
+    assert lora == 8960  # half the number at rank 4
     assert "would write: runs/RUN_ID/count_params.json" in done.stdout
     assert invoke("count_params", "--dry-run", "--overrides", "lora.targets=foo.bar").exit_code != 0

@@ -1,4 +1,4 @@
-"""What a config costs: operations as the real networks do them, and a time whose assumption is stated."""
+"""The cost of a config: the operations that the real networks do, and a time with its assumption."""
 
 import os
 import re
@@ -57,7 +57,7 @@ def test_a_row_counts_as_many_operations_as_the_private_step_does_for_it(tmp_pat
         part_gradients(loss, parameters, rows)
     by_kind = {str(kind): flops for kind, flops in counter.get_flop_counts()["Global"].items()}
     attention = "aten._scaled_dot_product_flash_attention_for_cpu"
-    # the kernel's backward does one of the forward's two products again
+    # the kernel's backward pass repeats one of the forward pass's two products
     again = by_kind[f"{attention}_backward"] - 2 * by_kind[attention]
     assert again == by_kind[attention] / 2
     expected = counter.get_total_flops() - again
@@ -93,7 +93,7 @@ def test_a_base_that_states_its_operations_costs_what_its_networks_do(tmp_path):
     write_json(tmp_path / "base" / FILE, asdict(stated))
     assert read_operations(tmp_path / "base") == stated
     assert counted(config, tmp_path / "base") == built == counted(config, NOWHERE)
-    assert model_digest(tmp_path / "base") == before  # no part of the model
+    assert model_digest(tmp_path / "base") == before  # the file is no part of the model
     (tmp_path / "base" / FILE).write_text("{}")
     with pytest.raises(InputError, match=r"operations\.json: cannot be read; delete it"):
         counted(config, tmp_path / "base")
@@ -101,7 +101,7 @@ def test_a_base_that_states_its_operations_costs_what_its_networks_do(tmp_path):
 
 def test_cin256_at_real_width_costs_what_was_counted_with_attention_to_one_token_left_out():
     row = counted(load("celebahq-eps10"), NOWHERE)
-    # 114.5 and 232.7 GFLOP with cross-attention computed at every position
+    # cross-attention at every position would cost 114.5 and 232.7 GFLOP
     assert 0.95 * 114.5e9 < row.forward < 114.5e9
     assert 0.95 * 232.7e9 < row.train < 232.7e9
     assert row.encode == pytest.approx(226e9, rel=0.01)
@@ -113,7 +113,7 @@ def test_the_parts_of_a_fine_tuning_are_counted_from_public_numbers():
     latents, steps, grids = finetuning_work(config, ROW, 5, 8.0)
     assert (latents.flops, latents.precision) == (40 * 10, "float32")
     assert (steps.flops, steps.amount, steps.precision) == (5 * 24 * 1000, "5 steps of 24 rows", "bfloat16")
-    # grids at steps 0, 2, 4 and the last: 4 images of 2 classes, two rows per step under guidance
+    # grids at steps 0, 2, 4 and the last, each 4 images of 2 classes; guidance takes two rows per step
     assert grids.flops == 4 * 8 * (2 * 5 * 100 + 7)
     assert [part.flops for part in sampling_work(config, ROW)] == [4 * (2 * 5 * 100), 4 * 7]
     single = replace(config, compute=replace(config.compute, precision="float32"))
@@ -175,7 +175,7 @@ def test_where_no_gpu_would_do_the_work_its_time_is_that_of_the_processor_as_mea
     costs.measured_processor.cache_clear()
     before = time.perf_counter()
     found = costs.processor_at_hand(config)
-    # no product was quicker than all of them took on the average
+    # the fastest product was at least as fast as the average of all
     assert found.peak >= costs.PRODUCTS * 2 * costs.PRODUCT_SIDE**3 / (time.perf_counter() - before)
     assert found.cores == len(os.sched_getaffinity(0))
     slow = Processor(2, 1e9)
@@ -201,7 +201,7 @@ def test_with_rates_at_hand_the_time_is_extrapolated_from_them_and_says_so():
 
 @pytest.mark.slow
 def test_rates_are_measured_on_the_device_at_hand_without_any_data(tmp_path, monkeypatch):
-    """The real measurement, on the CPU, of fewer images: what is slower takes longer."""
+    """Measure for real, on the CPU, with fewer images: more sampling steps take longer."""
     from dp_lora.training import measure
 
     monkeypatch.setattr(measure, "IMAGES", 4)
@@ -213,6 +213,6 @@ def test_rates_are_measured_on_the_device_at_hand_without_any_data(tmp_path, mon
     more = replace(config, sampling=replace(config.sampling, steps=50))
     assert measure.measure_rates(more, tiny_model(tmp_path), 8, torch.device("cpu")).image > 3 * rates.image
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert rates_at_hand(config, tmp_path / "no-base") is None  # a GPU alone has nothing to measure
+    assert rates_at_hand(config, tmp_path / "no-base") is None  # a GPU without a base has nothing to measure
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert rates_at_hand(config, tmp_path) is None

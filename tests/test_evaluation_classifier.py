@@ -1,4 +1,4 @@
-"""The classifier that measures utility: what it learns, what decides it, and its interval."""
+"""The classifier that measures utility: it learns classes, depends on its seed alone, and states an interval."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def bars(n, size=16, channels=1, seed=0):
-    """Class 0: an upright bar; class 1: a lying one; class 2: a dot; on noise."""
+    """Pictures of an upright bar (class 0), a flat bar (1) or a dot (2) on noise."""
     generator = np.random.default_rng(seed)
     labels = np.arange(n, dtype=np.int64) % 3
     images = generator.integers(0, 60, (n, size, size, channels), dtype=np.uint8)

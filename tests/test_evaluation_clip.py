@@ -50,7 +50,7 @@ def samples(tmp_path_factory):
 
 @torch.no_grad()
 def cosine(model, processor, image, prompt) -> float:
-    """Of one picture and one prompt, by the model's two halves."""
+    """The cosine of one picture and one prompt, from the model's two halves."""
     pixels = processor.image_processor(images=Image.fromarray(image), return_tensors="pt")
     words = processor.tokenizer([prompt], truncation=True, max_length=77, return_tensors="pt")
     seen, read = model.get_image_features(**pixels), model.get_text_features(**words)

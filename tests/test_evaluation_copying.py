@@ -1,4 +1,4 @@
-"""Whether samples are copies: training pictures among them are found, pictures that nobody trained on are not."""
+"""The search for copies among samples finds training pictures, and no pictures that nobody trained on."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ CLASSES = ["0", "1", "2"]
 
 
 def of_means(batches, _description):
-    """Features: the mean brightness of each quarter, stretched."""
+    """Features: the mean brightness of each quarter of the picture, stretched."""
     images = np.concatenate(list(batches)).astype(np.float32)
     quarters = images.reshape(len(images), 2, images.shape[1] // 2, 2, images.shape[2] // 2, -1)
     return quarters.mean(axis=(2, 4, 5)).reshape(len(images), 4)
@@ -49,7 +49,7 @@ HELD_OUT = digits(50, 2)
 
 @pytest.fixture
 def looked(tmp_path):
-    """A function that looks for copies among samples; it gives the result and the sets."""
+    """A function that looks for copies among samples; it returns the result and the sets."""
     private = written(tmp_path / "private", train=TRAINING, test=HELD_OUT)
     real, test = (read_dataset(private, CLASSES, split) for split in ("train", "test"))
     base = tiny_model(tiny_config())
@@ -84,7 +84,7 @@ def test_samples_that_are_training_pictures_all_lie_nearer_than_held_out_ones(lo
     found = values(copying)
     assert found["exact_copies"].value == len(TRAINING)
     assert found["nearer_than_held_out"].value == found["nearer_than_held_out_pixels"].value == 1
-    # a mutant that holds samples against the training pictures themselves sees nothing
+    # a mutant that takes the training pictures for the held-out ones sees no copy
     mutant = values(looked(TRAINING, test=sets.real)[0])
     assert mutant["nearer_than_held_out"].value == mutant["nearer_than_held_out_pixels"].value == 0
 
@@ -101,7 +101,7 @@ def test_pictures_that_are_equal_at_64_pixels_alone_are_no_exact_copies(tmp_path
     blank = np.full((12, 128, 128, 1), 100, np.uint8)
     training = blank + np.arange(12, dtype=np.uint8)[:, None, None, None]
     samples = training.copy()
-    samples[0, 0, 0] += 1  # lost in the mean of the pixels around
+    samples[0, 0, 0] += 1  # the mean over neighbouring pixels hides this
     private = written(tmp_path / "private", train=training, test=training[:10])
     real, test = (read_dataset(private, CLASSES, split) for split in ("train", "test"))
     drawn = read_dataset(written(tmp_path / "samples", **{SPLIT: samples}), CLASSES, SPLIT)
@@ -112,7 +112,7 @@ def test_pictures_that_are_equal_at_64_pixels_alone_are_no_exact_copies(tmp_path
 
 
 def test_the_pairs_are_the_nearest_ones_sample_left_training_picture_right(looked, tmp_path):
-    # brighter by far: the features, which are brightness, no longer show it, and pixels do
+    # much brighter: the features, which are brightness, no longer find the copy, but pixels do
     brighter = np.clip(TRAINING[41:42].astype(int) + 25, 0, 255).astype(np.uint8)
     images = np.concatenate([digits(30, 3), TRAINING[40:41], brighter])
     copying, sets = looked(images)

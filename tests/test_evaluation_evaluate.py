@@ -1,4 +1,4 @@
-"""One evaluation as a whole, on tiny pictures: what it measures, shares, marks as private and refuses."""
+"""A whole evaluation on tiny pictures: its measurements, its caches, its private marks and its refusals."""
 
 import csv
 import json
@@ -101,7 +101,7 @@ def test_samples_like_the_real_pictures_score_better_than_noise(world, result):
     assert good["accuracy"] > 0.8
     assert worse["accuracy"] < 0.6
     assert good["class_agreement"] > 0.8 > worse["class_agreement"]
-    # what does not depend on the samples is the same number
+    # these scores do not depend on the samples, so they are the same
     for name in ("reconstruction_letter_frechet_distance", "accuracy_train_on_real", "accuracy_public_only"):
         assert good[name] == worse[name]
 
@@ -110,10 +110,10 @@ def test_the_references_are_what_their_names_say(result):
     metrics = result.metrics
     assert metrics["accuracy_train_on_real"] > 0.8
     assert metrics["accuracy_public_only"] > 0.8
-    assert metrics["accuracy_untrained_embedding"] < 0.7  # an untrained model's pictures say nothing of digits
+    assert metrics["accuracy_untrained_embedding"] < 0.7  # pictures of an untrained embedding teach no digits
     for name in ("accuracy", "accuracy_train_on_real", "accuracy_untrained_embedding", "accuracy_public_only"):
         assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
-    assert metrics["accuracy_high"] - metrics["accuracy_low"] > 0.05  # 45 test pictures resolve no less
+    assert metrics["accuracy_high"] - metrics["accuracy_low"] > 0.05  # 45 test pictures allow no narrower interval
 
 
 def test_the_reconstruction_distance_is_that_of_decoded_latents_of_as_many_real_pictures(world, result):

@@ -1,4 +1,4 @@
-"""The Frechet distance against closed forms, clean-fid's own function, and its refusals."""
+"""The Frechet distance agrees with closed forms and with clean-fid's own function; bad input is refused."""
 
 import warnings
 

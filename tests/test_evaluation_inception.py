@@ -1,4 +1,4 @@
-"""clean-fid's real code on a small random TorchScript of Inception's interface; the check of the weights' digest."""
+"""clean-fid's real code with a small random TorchScript network in Inception's place; the check of its digest."""
 
 import http.server
 import threading
@@ -66,7 +66,7 @@ def test_fid_and_kid_are_clean_fid_s_and_leave_numpy_s_random_state_alone(weight
     def kernel(a, b):
         return (a @ b.T / 2048 + 1) ** 3
 
-    # 40 of 40: every subset is the whole, so KID is the unbiased estimate itself
+    # each subset of 40 is the whole set of 40, so KID is the unbiased estimate itself
     within = sum((k.sum() - np.trace(k)) / (40 * 39) for k in (kernel(x, x), kernel(y, y)))
     assert found["kid"] == pytest.approx(within - 2 * kernel(x, y).mean(), rel=1e-6)
 
@@ -96,7 +96,7 @@ def test_a_cached_copy_that_was_changed_is_replaced(weights, tmp_path):
 
 
 class served:
-    """A web server of one folder on this machine; enters as its address and counts requests."""
+    """A web server for one folder on this machine; gives its address and counts requests."""
 
     def __init__(self, folder: Path) -> None:
         self.requests = 0

@@ -1,4 +1,4 @@
-"""Membership inference by loss: its statistics by hand, a model that knows its pictures by heart, and captions."""
+"""Membership inference by loss: statistics worked out by hand, a model that knows its pictures by heart, captions."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +35,7 @@ def test_auc_is_the_share_of_pairs_in_order_equal_ones_half():
 
 def test_at_most_one_in_a_hundred_others_lies_below_the_limit():
     others = np.arange(200.0)
-    # the limit is 2: others 0 and 1 lie below it
+    # the limit is 2: of the 200 others, 0 and 1 lie below it
     assert true_positives(np.array([-1.0, 0.5, 1.9, 2.0, 50.0]), others) == pytest.approx(3 / 5)
     assert true_positives(others, others) == pytest.approx(0.01)
     assert true_positives(np.array([-1.0, 5.0]), np.arange(50.0)) == 0.5
@@ -58,7 +58,7 @@ def test_the_interval_of_pictures_of_one_kind_holds_one_half():
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """Model of classes x and y, config, and training and held-out pictures of noise."""
+    """A model of classes x and y, its config, and training and held-out pictures of noise."""
     monkeypatch.setattr(module, "DRAWS", 6)
     config = tiny_config("sampling.batch_size=5")
     base = tiny_model(tmp_path, config)
@@ -95,7 +95,7 @@ def values(scores):
 
 @dataclass(frozen=True)
 class ByHeart(ClassConditional):
-    """A denoiser that takes every noisy latent for one of the pictures that it was given: the one that fits best."""
+    """A denoiser that takes every noisy latent for one of its known pictures, the one that fits best."""
 
     known: Any = None
     alphas_cumprod: Any = None
@@ -110,7 +110,7 @@ class ByHeart(ClassConditional):
 
 def test_pictures_known_by_heart_are_told_from_held_out_ones_and_a_mutant_without_these_sees_nothing(world, tmp_path):
     model, config, real, test = world
-    # little noise: it never takes one of its pictures for another
+    # with little noise it never takes one of its pictures for another
     config = replace(config, train=replace(config.train, timestep_min=0, timestep_max=100))
     known = encode(model.vae, to_pixels(real.images(slice(None))))
     model = replace(model, family=ByHeart(known=known, alphas_cumprod=model.scheduler.alphas_cumprod))
@@ -146,7 +146,7 @@ def test_captions_condition_each_picture_on_its_own_and_stay_in_the_private_cach
     ]
     write_dataset(tmp_path / "data", rows, {}, SIZE, 3, packed=False)
     real, test = (read_dataset(tmp_path / "data", [], split) for split in ("train", "test"))
-    # the pictures are one and the same: only their captions differ
+    # all pictures are equal; their captions alone differ
     found = module._losses_of(model, config, real, 4, tmp_path / "kept")
     assert found[0] == pytest.approx(found[3], rel=1e-4)
     assert abs(found[0] - found[1]) > 1e-5 * found[0]

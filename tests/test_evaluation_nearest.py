@@ -1,4 +1,4 @@
-"""Nearest neighbours, precision and recall: against all distances at once, and where the answer is known."""
+"""Nearest neighbours, precision and recall agree with all distances computed at once, and with known answers."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Several blocks of each side, the last ones not full."""
+    """Use blocks so small that each side has several, the last one not full."""
     monkeypatch.setattr(module, "ROWS", 16)
     monkeypatch.setattr(module, "OTHERS", 7)
 

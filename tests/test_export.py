@@ -1,4 +1,4 @@
-"""The way out: what is exported loads in stock diffusers and PEFT, and draws what our own sampler draws."""
+"""Export: the exported folder loads in stock diffusers and PEFT, and draws the same images as our own sampler."""
 
 import re
 import shutil
@@ -32,7 +32,7 @@ CONFIG = tiny_config()
 
 
 def normalise(base: Path, scaling: float = 1.0) -> None:
-    """Give the tiny autoencoder a normalisation away from 0 and 1, so that leaving it out is seen."""
+    """Give the tiny autoencoder a normalisation other than 0 and 1: a test then sees if it is left out."""
     vae = AutoencoderKL.from_pretrained(base / "vae")
     vae.register_to_config(latents_mean=[0.5, -1.0], latents_std=[2.0, 0.5], scaling_factor=scaling)
     vae.save_pretrained(base / "vae")
@@ -40,7 +40,7 @@ def normalise(base: Path, scaling: float = 1.0) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> tuple[Path, Path, Path]:
-    """Base, release and exported folder; tests change none of them."""
+    """The base, release and exported folder, which no test changes."""
     folder = tmp_path_factory.mktemp("made")
     make_base(folder / "base", CONFIG)
     normalise(folder / "base")
@@ -107,13 +107,13 @@ def test_the_model_card_s_example_draws_our_image_where_our_package_cannot_be_im
         folder = tmp_path / name / "export"
         assert export(load_model(base), release, config.sampling, folder)
         text = example_of(folder)
-        assert len(text.partition("\n\n")[2].splitlines()) <= 12  # below the imports
+        assert len(text.partition("\n\n")[2].splitlines()) <= 12  # lines below the imports
         script += f"os.chdir({str(folder)!r})\n{text}torch.save(pixels, 'pixels.pt')\n"
     folder = tmp_path / "codebook"
     assert export(with_codebook(load_model(tmp_path / "noisy/base")), release, config.sampling, folder)
     assert "VQModel" in example_of(folder)
     script += f"os.chdir({str(folder)!r})\n{example_of(folder)}torch.save((latents, pixels), 'drawn.pt')\n"
-    # one process for all: most of its time goes into imports
+    # one process for all scripts: imports take most of its time
     command = [sys.executable, "-I", "-c", f"{script}assert sys.modules['dp_lora'] is None\n"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -137,7 +137,7 @@ def test_the_model_card_s_example_draws_our_image_where_our_package_cannot_be_im
 
 
 def with_codebook(base: Model) -> Model:
-    """The base with a first stage that quantises, as cin256 has."""
+    """The base with an autoencoder that quantises, as cin256 has."""
     torch.manual_seed(2)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     vae = VQModel(1, 1, block_out_channels=(8, 8), **blocks, latent_channels=2, norm_num_groups=4, num_vq_embeddings=16,
@@ -188,7 +188,7 @@ def test_what_is_not_private_says_so_and_no_release_is_made_from_it(made, tmp_pa
 
 
 def with_residual_resampling(base: Model) -> Model:
-    """The base with a residual block in the place of its downsampler, as latent diffusion's resblock_updown has."""
+    """The base with a residual block for its downsampler, as latent diffusion's resblock_updown does it."""
     width = base.denoiser.config["block_out_channels"][0]
     block = ResnetBlock2D(in_channels=width, out_channels=width, temb_channels=4 * width, groups=4, down=True)
     base.denoiser.down_blocks[0].downsamplers[0] = block

@@ -1,4 +1,4 @@
-"""`fid` on samples that are training pictures: what tells so stays with the operator, and is named as such."""
+"""`fid` on samples that are training pictures: results that show this are marked private, for the operator alone."""
 
 import importlib
 from pathlib import Path
@@ -30,7 +30,7 @@ PUBLIC = {"samples", "epsilon", "delta", "rank", "k", "max_grad_norm"}
 
 
 def lay_out(root: Path) -> None:
-    """Base, release, private and public pictures, and samples that are the private training pictures."""
+    """Write base, release, private and public pictures, and samples that are the private training pictures."""
     config = tiny_config()
     make_base(root / "base", config)
     own = root / "outputs/mnist5k"

@@ -1,4 +1,4 @@
-"""Checks 5, 8, 10, 11, 12: what moves, what is released, resume, budget, and refusals of private fine-tuning."""
+"""Checks 5, 8, 10, 11, 12 of private fine-tuning: moved weights, release, resume, budget, and refusals."""
 
 import json
 import math
@@ -98,7 +98,7 @@ def test_only_the_named_parameters_change(house):
 
 
 def test_without_noise_every_b_has_a_gradient_at_once_and_every_a_soon_after(house):
-    """On public data and without noise: nothing that is trained stays where it was, so nothing is noise alone."""
+    """On public data and without noise every trained weight moves, so under privacy no weight is noise alone."""
     adapter = run(house, "run", "privacy.eps=inf lora.train=AB privacy.epochs=1")
     assert adapter.name == "not-private"
     from dp_lora.training.finetune import make_adapter
@@ -122,7 +122,7 @@ def test_eps_inf_makes_no_release_and_no_epsilon(house):
 
 
 def test_neighbours_release_equal_files_apart_from_weights_and_run_id(house):
-    """Check 8: a picture more changes no divisor, no configuration, and no byte of the release beside the weights."""
+    """Check 8: one more picture changes no divisor, no configuration, and no byte of the release except the weights."""
     tiny_dataset(house / "more", n=42)
     one, other = run(house, "one"), run(house, "other", data="more")
     assert (
@@ -137,7 +137,7 @@ def test_neighbours_release_equal_files_apart_from_weights_and_run_id(house):
             a, b = (json.loads((folder / path).read_text()) for folder in (one, other))
             assert a.pop("run_id") != b.pop("run_id")
             assert a["parts"][0].pop("run_id") != b["parts"][0].pop("run_id")
-            assert a.pop("ledger_head") != b.pop("ledger_head")  # of a random id: see test_privacy_ledger.py
+            assert a.pop("ledger_head") != b.pop("ledger_head")  # it depends on a random id: see test_privacy_ledger.py
             assert a == b
         else:
             assert (one / path).read_bytes() == (other / path).read_bytes(), path
@@ -184,7 +184,7 @@ def test_a_fresh_run_that_lost_steps_counts_them_and_never_passes_its_budget(hou
     heard = Heard()
     release = run(house, "run", config, heard)
     statement = json.loads((release / "privacy.json").read_text())
-    # step 2 was taken, lost and taken again: five lines in the ledger, four steps in the weights
+    # step 2 was taken, lost and taken again, so the ledger has five lines and the weights four steps
     assert statement["steps"] == 5
     assert statement["epsilon"] <= 10
     assert any("stopped at step 4 of 5" in line for line in heard.lines)
@@ -192,7 +192,7 @@ def test_a_fresh_run_that_lost_steps_counts_them_and_never_passes_its_budget(hou
 
 
 def test_a_resume_draws_anew_where_randomness_is_fresh_and_its_release_tells_the_branch(house, monkeypatch):
-    """Two continuations of one checkpoint differ: nothing random is stored. Another machine knows nothing of either."""
+    """Two resumed runs of one checkpoint differ: it stores no random state. Another machine knows nothing of either."""
     with pytest.raises(Crash):
         run(house, "one", stop_before=2, monkeypatch=monkeypatch)
     shutil.copytree(house / "one", house / "elsewhere" / "one")
@@ -202,7 +202,7 @@ def test_a_resume_draws_anew_where_randomness_is_fresh_and_its_release_tells_the
     assert any(not torch.equal(a[name], b[name]) for name in a)
     a, b = read_json(one / "privacy.json"), read_json(two / "privacy.json")
     assert a.pop("ledger_head") != b.pop("ledger_head")
-    assert a == b  # a mutant without heads: one run id, and nothing tells that 8 steps were taken, not 5
+    assert a == b  # without heads both have one run id, and nothing shows that 8 steps were taken, not 5
     assert "this place has not seen this ledger before" in moved.lines[1]
     assert not any("has not seen" in line for line in heard.lines)
 
@@ -217,11 +217,11 @@ def test_a_folder_that_was_copied_finished_restored_and_finished_again_is_refuse
     (house / "backup").rename(house / "run")
     with pytest.raises(InputError, match=r"ledger\.jsonl: holds 2 lines, but 5 were written here: it is an older copy"):
         run(house, "run")
-    # under another name it is the same run
+    # another name does not make it another run
     (house / "run").rename(house / "other")
     with pytest.raises(InputError, match="holds 2 lines, but 5"):
         run(house, "other")
-    assert run(house, "finished").name == "release"  # the newest copy, wherever it lies
+    assert run(house, "finished").name == "release"  # the newest copy counts, wherever it lies
 
 
 @pytest.mark.parametrize("replay", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -249,7 +249,7 @@ def test_a_lost_folder_begins_another_run_but_for_a_replay_whose_noise_would_be_
 
 
 def test_a_replay_is_taken_over_again_in_its_folder_with_the_same_release(house):
-    """As `make reproduce` does it: plan and ledger stand, every step is made again and is the same release."""
+    """As in `make reproduce`: plan and ledger stay, every step runs again, and the release is the same."""
     settings = seed_file(house)
     release = run(house, "run", settings)
     before = {path.relative_to(release): path.read_bytes() for path in release.rglob("*") if path.is_file()}
@@ -278,7 +278,7 @@ def test_a_finished_run_trains_and_spends_nothing_when_called_again(house):
     run(house, "run", events=heard)
     assert all(torch.equal(before[name], value) for name, value in weights(release).items())
     assert (house / "run" / "ledger.jsonl").read_bytes() == lines
-    # that the data are the same as before is nothing for a record
+    # no record may say that the data are the same as before
     assert any(line.startswith("terminal alone: ") and "finished" in line for line in heard.lines)
 
 
@@ -290,7 +290,7 @@ def content_of(folder):
 def test_resume_never_refuses_a_folder_that_holds_steps_and_overwrites_nothing(house, monkeypatch, stop):
     never = "train.resume=never"
     if stop is None:
-        run(house, "run", never)  # an empty folder is begun, and finished
+        run(house, "run", never)  # an empty folder is no obstacle
     else:
         with pytest.raises(Crash):
             run(house, "run", never, stop_before=stop, monkeypatch=monkeypatch)
@@ -298,7 +298,7 @@ def test_resume_never_refuses_a_folder_that_holds_steps_and_overwrites_nothing(h
     with pytest.raises(InputError, match=rf"^train\.resume=never: .*/run holds {stop or 5} steps"):
         run(house, "run", never)
     assert content_of(house / "run") == before
-    assert run(house, "run").name == "release"  # auto goes on
+    assert run(house, "run").name == "release"  # auto resumes
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_a_base_of_other_settings_is_as_one_that_is_not_there_for_a_command_that
     ],
 )
 def test_a_kept_plan_that_is_not_its_configuration_s_is_refused_before_a_step(house, monkeypatch, field, value):
-    """A folder whose plan.json was changed would state what was never done: a person's epsilon for a picture's clip."""
+    """A changed plan.json would state a false guarantee: for example a person's epsilon with a picture's clip."""
     with pytest.raises(Crash):
         run(house, "run", stop_before=0, monkeypatch=monkeypatch)
     path = house / "run" / "plan.json"
@@ -375,13 +375,13 @@ def test_a_kept_plan_that_is_not_its_configuration_s_is_refused_before_a_step(ho
     with pytest.raises(InputError, match=rf"plan\.json: its plan has another {field} than"):
         run(house, "run")
     assert not (house / "run" / "ledger.jsonl").exists()
-    sigma = content["plan"]["noise_multiplier"] * 1.009  # as another version of the accountants might find it
+    sigma = content["plan"]["noise_multiplier"] * 1.009  # another version of the accountants might find this
     write_json(path, {**content, "plan": {**content["plan"], "noise_multiplier": sigma}})
     assert read_json(run(house, "run") / "privacy.json")["noise_multiplier"] == sigma
 
 
 def test_a_plan_that_passes_its_target_is_refused_at_the_start_and_at_the_release(house, monkeypatch):
-    """Noise that is within what another version of the accountants might find, and yet too little."""
+    """Another version of the accountants might find this noise, but it is too small."""
     with pytest.raises(Crash):
         run(house, "run", stop_before=0, monkeypatch=monkeypatch)
     path = house / "run" / "plan.json"
@@ -391,7 +391,7 @@ def test_a_plan_that_passes_its_target_is_refused_at_the_start_and_at_the_releas
     with pytest.raises(InputError, match=r"plan\.json: noise_multiplier=.* gives epsilon 10\.\d+ after 5 steps, above"):
         run(house, "run")
     assert not (house / "run" / "ledger.jsonl").exists()
-    # after fewer steps than the plan has, too: it was never to be begun
+    # refused after fewer steps too: such a plan must never start
     plan, config = PrivacyPlan.from_json(read_json(path)["plan"]), tiny_config()
     assert spent(plan, 3).epsilon < 10
     for steps in (3, 5):
@@ -444,7 +444,7 @@ def test_other_ledgers_on_the_same_data_are_named(house):
     ledger = house / "runs/one/ledger.jsonl"
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:2]))
     (line,) = other_ledgers(house / "runs", house / "runs" / "two", digest)
-    assert "nobody knows how much" in line  # a mutant that looks at the ledger alone states the epsilon of 2 steps
+    assert "nobody knows how much" in line  # a mutant that reads the ledger alone states 2 steps
 
 
 @pytest.mark.parametrize("status", ["unknown", "non-private", "private-dp"])
@@ -502,13 +502,13 @@ def test_the_step_that_would_pass_the_target_is_refused(house):
 
 
 def test_a_person_with_k_draws_spans_micro_batches_and_trains(house, monkeypatch):
-    """Rows of one unit may exceed the physical batch: added up, then clipped once."""
+    """A unit may have more rows than the physical batch: they are added up, then clipped once."""
     norms = []
     real = module.noisy_sum
 
     def spy(*arguments):
         total, facts = real(*arguments)
-        if facts.units:  # the mean of nobody is no number
+        if facts.units:  # an empty draw has no mean
             norms.append(facts.mean_norm)
         return total, facts
 
@@ -542,7 +542,7 @@ def test_both_curves_lie_beside_the_release_and_without_a_guarantee_have_headers
 
 
 def test_latents_of_others_do_not_enter_a_picture_s_own(house):
-    """No statistic of the private data: a picture's latent is the same whoever is encoded beside it."""
+    """Latents use no statistic of the private data: a picture's latent does not depend on the pictures beside it."""
     model = load_model(house / "base")
     images = read_dataset(house / "data", ["x", "y"], "train").images(slice(None))
     with torch.no_grad():
@@ -558,7 +558,7 @@ def test_ledger_and_plan_are_read_back_from_the_folder_alone(house):
 
 
 def test_a_lost_or_shortened_ledger_is_refused_also_where_nothing_was_seen_of_it(house, monkeypatch):
-    """As in a folder that comes from another machine: the checkpoint knows."""
+    """A folder from another machine has no heads, but its checkpoint knows the number of lines."""
     with pytest.raises(Crash):
         run(house, "run", stop_before=3, monkeypatch=monkeypatch)
     ledger = house / "run" / "ledger.jsonl"
@@ -573,7 +573,7 @@ def test_a_lost_or_shortened_ledger_is_refused_also_where_nothing_was_seen_of_it
 
 
 def test_lines_lost_at_the_end_are_seen_though_as_many_steps_are_left_as_were_taken(house, monkeypatch):
-    """Steps that a crash lost count too: the checkpoint knows the ledger's count, not its own steps alone."""
+    """Steps that a crash lost count too: the checkpoint stores the ledger's count beside its own steps."""
     twice = "train.checkpoint_every=2 privacy.epochs=2"
     with pytest.raises(Crash):
         run(house, "run", twice, stop_before=3, monkeypatch=monkeypatch)
@@ -589,7 +589,7 @@ def test_lines_lost_at_the_end_are_seen_though_as_many_steps_are_left_as_were_ta
 
 
 def test_a_run_of_other_code_is_not_gone_on_with(house, monkeypatch):
-    """A mended step must not vouch for what an older one made."""
+    """A corrected step must not vouch for the results of an older one."""
     from dp_lora.training import run_folder
 
     run(house, "run")
@@ -633,7 +633,7 @@ def test_a_replay_is_bound_to_the_machine_that_makes_it_exact(house):
 
 
 def test_a_replay_is_bound_to_the_model_and_the_instructions_of_its_cpu(house, monkeypatch):
-    """A mutant that asks platform.processor() cannot tell CPUs apart on most Linux systems, where it is empty."""
+    """A mutant with platform.processor() cannot tell CPUs apart: on most Linux systems that string is empty."""
     from dp_lora.training import run_folder
 
     seeded, digests = seed_file(house), []

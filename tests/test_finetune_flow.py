@@ -1,4 +1,4 @@
-"""Checks 6, 7, 11, 13 on whole fine-tunings: fresh draws, empty draws, torn lines, a flow that no data steer."""
+"""Checks 6, 7, 11, 13 on whole fine-tunings: fresh draws, empty draws, torn lines, a flow independent of the data."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def test_who_takes_part_is_drawn_anew_after_a_resume_and_again_only_in_a_replay(
     with pytest.raises(Crash):
         run(house, "run", config, stop_before=3, monkeypatch=monkeypatch)
     run(house, "run", config)
-    # steps 0, 1, 2, and after the crash 2, 3 and so on
+    # the steps drawn are 0, 1, 2, and after the crash 2, 3 and so on
     lost, again = drawn[2], drawn[3]
     assert np.array_equal(lost, again) is replay
     assert len({tuple(draw) for draw in drawn[:3]}) == 3
@@ -57,7 +57,7 @@ def test_a_run_whose_every_draw_is_empty_trains_on_noise_alone_and_counts_every_
 
 
 def flow(house, folder, monkeypatch, data="data"):
-    """What a fine-tuning does that somebody outside could see, beside the values of what it releases."""
+    """Everything about a fine-tuning that an outsider could see, except the values of its release."""
     noises, kept, draws = [], [], []
     heard = Heard()
     noise, save, poisson = step_module.add_noise, checkpoints.save_checkpoint, step_module.poisson_draw
@@ -86,7 +86,7 @@ def flow(house, folder, monkeypatch, data="data"):
 
 
 def test_neighbours_have_one_flow_one_number_of_noises_and_equal_shapes(house, monkeypatch):
-    """Check 13. One draw is empty: a mutant that draws no noise for it has fewer noises than steps."""
+    """Check 13. One draw is empty: a mutant that skips its noise has fewer noises than steps."""
     tiny_dataset(house / "more", n=42)
     one, other = flow(house, "one", monkeypatch), flow(house, "other", monkeypatch, "more")
     assert one == other
@@ -94,7 +94,7 @@ def test_neighbours_have_one_flow_one_number_of_noises_and_equal_shapes(house, m
 
 
 def test_no_branch_and_no_message_depends_on_what_the_operator_may_watch(house, monkeypatch):
-    """The share clipped, the loss and the norms go to the log under private/, and nowhere else."""
+    """Clipped share, loss and norms go to the log under private/, and nowhere else."""
     seeded = seed_file(house)
     ends = []
     real = module.noisy_sum
@@ -118,7 +118,7 @@ def test_no_branch_and_no_message_depends_on_what_the_operator_may_watch(house, 
 
 @pytest.mark.parametrize("began", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_torn_ledger_line_counts_and_the_run_stops_within_its_budget(house, monkeypatch, began):
-    """Torn is the line of a step that was just begun, or, as no crash leaves it, that of one which was taken."""
+    """The torn line belongs to a step that just began or, which no crash can cause, to a step that was taken."""
     with pytest.raises(Crash):
         run(house, "run", stop_before=3, monkeypatch=monkeypatch)
     path = house / "run" / "ledger.jsonl"

@@ -1,4 +1,4 @@
-"""Check 10: kill -9 at random instants, then resume: never fewer steps counted than noises drawn."""
+"""Check 10: after kill -9 at random moments and a resume, the ledger never counts fewer steps than noises drawn."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_kill_9_at_ten_random_instants_never_loses_a_counted_step(tmp_path):
         process = start(tmp_path, long)
         assert process.stdout.readline() == "ready\n"
         before = ledger.stat().st_size if ledger.exists() else 0
-        while not ledger.exists() or ledger.stat().st_size == before:  # until it takes its steps
+        while not ledger.exists() or ledger.stat().st_size == before:  # until it takes steps
             assert process.poll() is None
             time.sleep(0.005)
         time.sleep(rng.uniform(0.0, 0.5))
@@ -61,7 +61,7 @@ def test_kill_9_at_ten_random_instants_never_loses_a_counted_step(tmp_path):
 
 
 def finished_within_budget(house, overrides=LONG):
-    """Go on to the end; every noise that was ever drawn is counted."""
+    """Resume to the end, and check that the ledger counts every noise ever drawn."""
     assert start(house, overrides).wait() == 0
     steps, plan = counted(house)
     assert drawn(house) <= steps <= plan.steps
@@ -85,7 +85,7 @@ def test_kill_9_inside_a_checkpoint_s_rename_leaves_whole_checkpoints_and_every_
 
 @pytest.mark.slow
 def test_kill_9_inside_a_ledger_s_line_its_head_and_between_them_goes_on_with_every_step_counted(tmp_path):
-    """A mutant that writes the head first is not gone on with after `between`: a line that never was is missed."""
+    """A mutant that writes the head first cannot resume after `between`: it misses a line that was never written."""
     make_base(tmp_path / "base", tiny_config())
     heads = tmp_path / ".heads"
     for kills, (end, lines) in enumerate((("line 3", 3), ("between 2", 5), ("head 2", 7)), start=1):
@@ -100,7 +100,7 @@ def test_kill_9_inside_a_ledger_s_line_its_head_and_between_them_goes_on_with_ev
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [600, 2500])
 def test_a_full_disk_loses_nothing(tmp_path, size):
-    """A real limit on the size of files: the ledger's second line, or a checkpoint, does not fit."""
+    """A real limit on file sizes: the ledger's second line, or a checkpoint, does not fit."""
     make_base(tmp_path / "base", tiny_config())
     assert start(tmp_path, LONG, "before 3").wait() == -signal.SIGKILL
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -124,7 +124,7 @@ def test_a_second_process_on_one_run_is_refused_and_the_first_goes_on(tmp_path):
     while not (tmp_path / "run/ledger.jsonl").exists():
         assert first.poll() is None
         time.sleep(0.01)
-    first.send_signal(signal.SIGSTOP)  # or it ends before the second one has started
+    first.send_signal(signal.SIGSTOP)  # else it may end before the second one starts
     assert start(tmp_path, LONG).wait() == 1
     first.send_signal(signal.SIGCONT)
     assert first.wait() == 0

@@ -1,4 +1,4 @@
-"""A disk that is full, or a limit on files' sizes: one error names the file or folder, nothing is half-written."""
+"""A full disk or a limit on file sizes: one error names the file or folder, and no file is half-written."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ import pytest
 from dp_lora.config import ROOT
 from dp_lora.files import reserve
 
-# each writes more than a limit of 1,000 bytes lets through to `place`, by another library
+# each writes to `place` through another library, and exceeds a limit of 1,000 bytes
 WRITERS = {
     "text": "with whole_file(place) as made: made.write_text('x' * 5000)",
     "json": "write_json(place, list(range(5000)))",

@@ -1,4 +1,4 @@
-"""The real command line: a killed run of MLflow is gone on with by its id, and a second one states what both cost."""
+"""The real command line: a killed MLflow run resumes by its id, and a second fine-tuning states the cost of both."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def test_a_killed_run_goes_on_by_its_id_and_a_second_fine_tuning_adds_it_up(tmp_
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     first = client.create_run(client.create_experiment("dp-lora", str(project / "mlartifacts"))).info.run_id
 
-    # as `mlflow run` starts it: a run, and a working folder, of its own; killed after some steps
+    # start it as `mlflow run` does, with its own run and working folder; kill it after some steps
     words = ["-m", "entrypoints.finetune", "--config", EXPERIMENT, "--overrides", SETTINGS]
     environment = {**clean_environment(), "MLFLOW_RUN_ID": first, "OMP_NUM_THREADS": "1"}
     with (tmp_path / "log").open("w") as log:
@@ -67,10 +67,10 @@ def test_a_killed_run_goes_on_by_its_id_and_a_second_fine_tuning_adds_it_up(tmp_
     assert len(points) > 12
     assert "epsilon_of_delta.csv" in [file.path for file in client.list_artifacts(second)]
 
-    # the sum, with the parent by its run id; a parent of other data is added all the same, and named
+    # the sum counts the parent, given by its run id; a parent on other data counts too, and is named
     done = finetune(project, f"privacy.parent={second} experiment.seed=1")
     assert done.returncode == 0, done.stderr[-2000:]
-    # the output of the run, not the working folder, whose release is the same
+    # look in the run's output, not in the working folder, which holds the same release
     (curve_file,) = [path for path in project.glob("runs/*/epsilon_of_delta.csv") if path.parent.name != second]
     both = curve_file.parent / "release" / "privacy.json"
     sums = read_json(both)

@@ -1,4 +1,4 @@
-"""A pipeline of the Hub through its own client and a server of the test's own; every fault is one line."""
+"""A pipeline of the Hub, through the Hub's client and a server of the test's own; every fault gives one line."""
 
 import json
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def put(server: Server, files: dict[str, bytes]) -> None:
 @pytest.fixture
 def files(made) -> dict[str, bytes]:
     found = {p.relative_to(made).as_posix(): p.read_bytes() for p in sorted(made.rglob("*")) if p.is_file()}
-    # what nobody needs: variants, pickles beside safetensors, pictures
+    # files that nobody needs: variants, pickles beside safetensors, pictures
     return found | {
         "unet/diffusion_pytorch_model.fp16.safetensors": b"half",
         "unet/diffusion_pytorch_model.bin": b"pickle",
@@ -92,7 +92,7 @@ def test_what_a_pipeline_is_loaded_from_comes_and_nothing_else(hub, files, made,
 def test_a_broken_download_is_resumed_by_the_client(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)
     fetch_small = {name for name in hub.files if name.endswith((".json", ".txt"))}
-    hub.cut = [10**9] * (len(fetch_small) + 2) + [2000]  # the answers before are whole
+    hub.cut = [10**9] * (len(fetch_small) + 2) + [2000]  # the first answers stay whole
     fetch(tmp_path / "base")
     assert [asked for _, _, asked in hub.requests if asked]
     load_model(tmp_path / "base")

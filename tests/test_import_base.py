@@ -1,4 +1,4 @@
-"""The entry point import_base through the real command line, and a private step and samples from what it makes."""
+"""The entry point import_base through the real command line, and a private step and samples with the imported base."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ from tests.support.golden import GOLDEN, TINY, checkpoint, golden_config
 from tests.support.tracking_store import use_store
 
 CPU = torch.device("cpu")
-DOWNLOAD = "a" * 64  # SHA-256 of the archive that the checkpoint came in
+DOWNLOAD = "a" * 64  # SHA-256 of the checkpoint's archive
 # a private experiment on the tiny cin256: two classes, one step
 PRIVATE = (
     "data.source=folder data.path=x data.classes=[female,male] data.n_public=8 data.size=64 data.channels=3 "
@@ -47,7 +47,7 @@ PRIVATE = (
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project's root with a tiny checkpoint where `prepare` puts the real one, and an MLflow store of its own."""
+    """A project's root with its own MLflow store, and a tiny checkpoint where `prepare` puts the real one."""
     folder = tmp_path / "data" / "cin256"
     folder.mkdir(parents=True)
     put(tmp_path, checkpoint("cin256"))
@@ -57,7 +57,7 @@ def project(tmp_path, monkeypatch):
 
 
 def put(project: Path, file: Path, member: str = "model.ckpt") -> None:
-    """A checkpoint as `prepare` leaves it, with the hash that it recorded."""
+    """Write a checkpoint as `prepare` does, with its recorded hash."""
     folder = project / "data" / "cin256"
     shutil.copyfile(file, folder / member)
     facts = {"url": "https://x/cin.zip", "sha256": DOWNLOAD, "file": {"name": member, "sha256": digest_file(file)}}
@@ -250,7 +250,7 @@ def test_the_encoder_s_memory_is_bounded_whatever_the_batch_size(tmp_path, monke
     monkeypatch.setattr(latents, "encode", lambda vae, pixels: seen.append(len(pixels)) or encode(vae, pixels))
     monkeypatch.setattr(latents, "ENCODE_VALUES", 3 * 64 * 64 * 3)
     parts = encode_dataset(dataset, vae, tmp_path / "parts", CPU, 256, Events())
-    assert seen == [3, 3, 3]  # the last one is padded
+    assert seen == [3, 3, 3]  # the last batch is padded
     np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint is a pickle from the internet: what it may hold, and that nothing in it ever runs."""
+"""A checkpoint is a pickle from the internet: it may hold known types alone, and nothing in it ever runs."""
 
 import pickle
 import zipfile
@@ -14,7 +14,7 @@ from tests.support.golden import GOLDEN, NAMES, checkpoint, golden_config
 
 HOSTILE = GOLDEN / "hostile"
 BENIGN = HOSTILE / "benign-lightning14-callbacks-cuda.ckpt"
-# what each file's line must say
+# words that each file's error line must have
 REFUSED = {
     "open-call.pkl": "cannot be read as a checkpoint",
     "os-system.pkl": "cannot be read as a checkpoint",
@@ -29,7 +29,7 @@ REFUSED = {
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
-    """Payloads write PWNED into the current directory."""
+    """An empty current directory: a payload that runs writes PWNED into it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -60,7 +60,7 @@ def test_a_hostile_file_is_refused_in_one_line_and_nothing_runs(name, empty_fold
 
 @pytest.mark.parametrize("name", ["open-call.pkl", "payload-in-callbacks.ckpt", "payload-in-state-dict.ckpt"])
 def test_the_payloads_are_real(name, empty_folder):
-    """Read as pickles they do write: the refusals above are not for want of a payload."""
+    """Read as pickles, the payloads do write: the files refused above are really dangerous."""
     if name.endswith(".pkl"):
         with (HOSTILE / name).open("rb") as file:
             pickle.load(file)

@@ -1,4 +1,4 @@
-"""Imported models against the original implementation's own numbers, after a round trip through a model folder."""
+"""Imported models give the original implementation's own numbers, after a round trip through a model folder."""
 
 import copy
 from dataclasses import replace
@@ -18,7 +18,7 @@ from dp_lora.sampling import ddim, draw_pixels
 from tests.support.golden import NAMES, arrays, checkpoint, golden_config, golden_json
 
 CPU = torch.device("cpu")
-# of the golden data: further off than rounding, nearer than a wrong norm_eps
+# tolerances against the golden data: larger than rounding, smaller than the error of a wrong norm_eps
 UNET, AUTOENCODER, LOSS, DDIM = 1e-5, 3e-5, 2e-6, 5e-6
 SCHEDULES = {"cin256": "linear_cin", "emnist": "linear_emnist"}
 GOLDEN_SCHEDULES = np.load(Path(__file__).parent / "data" / "schedules.npz")
@@ -163,7 +163,7 @@ def test_the_builders_give_the_arguments_that_reproduce_latent_diffusion(name):
 
 
 def test_another_number_of_heads_loads_and_gives_another_function(folders):
-    """Why heads are checked against the base: no tensor's shape shows them."""
+    """This is why heads are checked against the base: no tensor's shape shows them."""
     model = import_model(checkpoint("emnist"), golden_config("emnist", "ldm.attention_heads=4"), "0" * 64)
     found = predict(model, "emnist")
     close(found, arrays("emnist")["unet_eps_num_heads4"], UNET)

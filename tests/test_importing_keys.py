@@ -1,4 +1,4 @@
-"""Every tensor of a checkpoint accounted for: the rules against the original's key lists; what is left or missing."""
+"""The rules account for every tensor in the original's key lists; extra and missing tensors are named."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from tests.support.golden import NAMES, checkpoint, golden_config, golden_json, 
 
 @pytest.fixture(scope="module", params=NAMES)
 def named(request):
-    """A tiny model's name, its config and its state dict; a test that changes the dict takes a copy."""
+    """A tiny model's name, config and state dict; a test that changes the dict must copy it first."""
     return request.param, golden_config(request.param), read_state_dict(checkpoint(request.param))
 
 
@@ -135,7 +135,7 @@ def test_a_config_of_another_structure_is_refused(named):
 
 
 def test_a_fine_tuning_config_that_contradicts_its_base_is_refused(named):
-    """The released configurations do: a cosine schedule, and 4 heads for a UNet pretrained with 2."""
+    """The released configurations do contradict theirs: a cosine schedule, and 4 heads for a UNet trained with 2."""
     name, config, state = named
     networks, scheduler = import_networks(state, config), import_scheduler(state, config.ldm)
 

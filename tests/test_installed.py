@@ -1,4 +1,4 @@
-"""What `pip install .` gives: the package `dp_lora` and the command `dp-lora`, which works outside of a clone."""
+"""`pip install .` gives the package `dp_lora` and the command `dp-lora`, which works outside a clone."""
 
 import os
 import shutil
@@ -18,10 +18,10 @@ from tests.support.tiny import TINY
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The wheel, installed in an environment of its own; the packages that it needs are those of the tests."""
+    """The wheel, installed in an environment of its own; it uses the other packages of the tests' environment."""
     folder = tmp_path_factory.mktemp("installed")
     source, environment = folder / "source", folder / "environment"
-    for name in ("dp_lora", "configs"):  # a build writes beside the code
+    for name in ("dp_lora", "configs"):  # a copy, because a build writes beside the code
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, source)
@@ -32,7 +32,7 @@ def installed(tmp_path_factory):
     (site,) = (environment / "lib").glob("python*/site-packages")
     python = environment / "bin/python"
     subprocess.run([*pip, "--python", python, "install", "-q", "--no-deps", "--no-index", wheel], check=True)
-    # a line here leads to the packages, and not on to the clone that is installed there
+    # a .pth line here finds the packages there, but not the clone, which another .pth there adds
     needed = next(path for path in sys.path if path.endswith("site-packages"))
     (site / "needed.pth").write_text(f"{needed}\n", encoding="utf-8")
     return SimpleNamespace(command=environment / "bin/dp-lora", wheel=wheel, site=site)
@@ -40,7 +40,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder of a user's, with ten pictures in each of two classes."""
+    """A user's folder with ten pictures in each of two classes."""
     for name in ("cat", "dog"):
         (tmp_path / "mine" / name).mkdir(parents=True)
         for i in range(10):
@@ -81,7 +81,7 @@ def test_the_command_prepares_and_counts_outside_of_a_clone(installed, place):
     assert (place / "outputs/folder/data/metadata.parquet").exists()
     assert (place / "outputs/letters/data/metadata.parquet").exists()
 
-    # a config of one's own beside the shipped ones
+    # the user's own config works beside the shipped ones
     (place / "configs").mkdir()
     (place / "configs/own.yaml").write_text("extends: mnist5k\nlora: {rank: 3}\n", encoding="utf-8")
     counted = called(installed, place, "count_params", "--config", "own", "--dry-run")
@@ -95,7 +95,7 @@ def test_the_command_prepares_and_counts_outside_of_a_clone(installed, place):
     [["main"], ["reproduce", "0" * 32], pytest.param(["pretrain_ldm"], marks=pytest.mark.slow)],
 )
 def test_what_needs_dvc_says_so_in_one_line_and_leaves_nothing(arguments, installed, place):
-    (place / "outputs/letters/data").mkdir(parents=True)  # `prepare` makes it
+    (place / "outputs/letters/data").mkdir(parents=True)  # `prepare` would make it
     before = set(place.rglob("*"))
     said = called(installed, place, *arguments)
     assert said.returncode == 1

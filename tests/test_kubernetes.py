@@ -1,4 +1,4 @@
-"""The Kubernetes job: what MLflow makes of the template keeps to the schema, is confined, and calls the entry point."""
+"""The Kubernetes job that MLflow makes of the template fits the schema, is confined, and calls the entry point."""
 
 import copy
 import shlex
@@ -14,7 +14,7 @@ from dp_lora.cli.quoted import QUOTED, as_typed
 from dp_lora.config import ROOT, STAGES
 from tests.support.kubernetes_job import FOLDER, container, job, typed
 
-VERSIONS = ("1.28", "1.37")  # of Kubernetes: an old one that is still met, and the newest that the validator knows
+VERSIONS = ("1.28", "1.37")  # of Kubernetes: an old one that is still in use, and the newest that the validator knows
 PARAMETERS = {"eps": "5", "overrides": "data.classes=[cat, dog] train.lr=0.02"}
 VARIABLES = {"MLFLOW_RUN_ID": "0" * 32, "MLFLOW_TRACKING_URI": "http://mlflow:5000", "MLFLOW_EXPERIMENT_ID": "1"}
 
@@ -121,7 +121,7 @@ def test_a_word_that_nobody_quoted_stays_as_it_is(monkeypatch):
 
 
 def test_the_job_s_command_started_without_a_shell_resolves_what_was_typed(made):
-    """As the container would start it, but for python, and for a dry run."""
+    """Start it as the container would, but with this Python, and as a dry run."""
     one = container(made)
     values = {variable["name"]: variable["value"] for variable in one["env"] if "value" in variable}
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": "/nowhere", QUOTED: values[QUOTED]}

@@ -1,4 +1,4 @@
-"""Ranks that fall with depth: as the study lists them, scaling 1, through every door that an adapter has."""
+"""Ranks that fall with depth are those of the study, have scaling 1, and survive every way to save and load."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_depth_runs_down_then_the_middle_then_up(tmp_path):
 
 
 def adapter_of(model, schedule: str = "linear") -> Adapter:
-    """Ranks 6 to 2, A and B away from zero."""
+    """An adapter with ranks 6 to 2; A and B are not zero."""
     generator = torch.Generator().manual_seed(3)
     lora = add_lora(
         model.denoiser, lora_settings(rank=6, targets="study", rank_schedule=schedule, rank_last=2), generator
@@ -103,7 +103,7 @@ def test_an_adapter_of_falling_ranks_reloads_in_a_fresh_process_through_diffuser
 
 
 def test_a_mutant_without_the_alpha_pattern_computes_something_else(tmp_path):
-    """Alpha left at the first rank would scale the deeper layers up."""
+    """An alpha that stays at the first rank would scale the deeper layers up."""
     model = tiny_model(tmp_path)
     folder = saved_adapter(tmp_path / "adapter", adapter_of(model))
     from diffusers import UNet2DConditionModel

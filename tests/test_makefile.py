@@ -1,4 +1,4 @@
-"""`make` on a machine that lacks something: one line that says what, and nothing made."""
+"""`make` on a machine that lacks something prints one line that says what is missing, and makes nothing."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 from dp_lora.config import ROOT
 from tests.gpu.gather import PACKAGES, pinned
 
-SOUND = {"uname": "echo Linux x86_64", "git": "true", "python3": "true"}  # what a complete machine says
+SOUND = {"uname": "echo Linux x86_64", "git": "true", "python3": "true"}  # a complete machine
 
 
 def stand_in(folder: Path, name: str, script: str) -> None:
@@ -86,7 +86,7 @@ def test_setup_says_what_it_does_once_and_makes_the_environment_of_a_moved_proje
     assert setup(tmp_path / "moved") == ["make: Nothing to be done for 'setup'."]
     (tmp_path / "moved/.venv").rename(tmp_path / "shared")
     (tmp_path / "moved/.venv").symlink_to(tmp_path / "shared")
-    (tmp_path / "shared/.complete").write_text("/elsewhere\n")  # whoever links one knows
+    (tmp_path / "shared/.complete").write_text("/elsewhere\n")  # a linked one is no moved one
     assert setup(tmp_path / "moved") == ["make: Nothing to be done for 'setup'."]
 
 

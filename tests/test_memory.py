@@ -1,4 +1,4 @@
-"""What a row of the private step holds, counted at the real structure of published bases; nothing is downloaded."""
+"""The memory of a row of the private step, counted on the real structure of published bases; no downloads."""
 
 import functools
 from dataclasses import replace
@@ -14,7 +14,7 @@ from tests.support.real_base import REAL, counted_row
 from tests.support.text2image import text_config
 from tests.support.tiny_pipelines import make_pipeline
 
-QUICK = ("FLUX.1-dev 512",)  # the others are slow tests
+QUICK = ("FLUX.1-dev 512",)  # tests of the others are slow
 LORA = replace(load("mnist5k").lora, rank=4, train="AB")
 T5_XXL, CLIP_L, VAE = 4_762_310_656, 123_060_480, 83_819_683  # numbers of FLUX's other parts
 
@@ -37,7 +37,7 @@ def test_flux_at_512_pixels_fits_on_one_gpu_of_80_gb_with_checkpointing():
     frozen = found.weights + 2 * (T5_XXL + CLIP_L) + 4 * VAE
     rows = (USABLE * GPU_BYTES - frozen) / found.checkpointed
     assert 40 < rows < 80
-    # in float32 not even its denoiser and its text encoders do
+    # in float32 not even its denoiser and its text encoders fit
     assert 2 * found.weights + 4 * T5_XXL > 0.8 * GPU_BYTES
 
 
@@ -59,7 +59,7 @@ def test_a_dry_run_says_what_a_row_holds_and_how_many_fit(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["never", "always"])
 def test_a_row_of_the_private_step_is_measured_by_the_difference_of_two_batches(checkpointing):
-    # `make test-gpu` measures so at real width; a CPU keeps the scores of attention, which are not counted
+    # `make test-gpu` measures this at real width; here a CPU also keeps the scores of attention, which do not count
     case = {**real_base.REAL["SD1.5 512"], "size": 64, "latent": [4, 8, 8]}
     case["denoiser"] = {**case["denoiser"], "block_out_channels": [32, 32, 64, 64], "sample_size": 8}
     config = replace(real_base.real_config(case, checkpointing), compute=replace(text_config().compute, device="cpu"))

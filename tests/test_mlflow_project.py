@@ -1,4 +1,4 @@
-"""The project as users run it: `mlflow run . -b native` in this environment, states and figures read back."""
+"""The project as users run it: `mlflow run . -b native` in this environment; the tests read back states and numbers."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def test_count_params_by_mlflow_run_logs_figures_params_and_its_output_folder(tm
         assert set(flatten(load("mnist5k"))) <= set(run.data.params)
         assert run.data.metrics["trainable"] == run.data.metrics["lora_trained"] + run.data.metrics["class_embedding"]
         assert any(name.startswith("lora_per_kind.") for name in run.data.metrics)
-        # of what stands before a / MLflow makes a section, on which the chart page opens
+        # MLflow makes a section of the words before a /, and would open the chart page there
         assert not any("/" in name for name in run.data.metrics)
         assert (ROOT / run.data.tags["output"] / "count_params.json").exists()
     finally:

@@ -21,7 +21,7 @@ LDM = replace(
     cross_attention_dim=64,
     norm_num_groups=32,
 )
-# from the original code: constructor arguments whose UNet gives its outputs
+# constructor arguments of a UNet that gives the original code's outputs
 ARGUMENTS = golden_json("cin256-tiny/diffusers-arguments.json")
 
 

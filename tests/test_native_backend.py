@@ -1,4 +1,4 @@
-"""`mlflow run -b native` on a small project of its own: real processes, states read back from the store."""
+"""`mlflow run -b native` on a small project: real processes, and states read back from the store."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from dp_lora.tracking import session, store
 from dp_lora.tracking.ending import ended_by
 from tests.support.tracking_store import all_runs, made_run, use_store
 
-# the image does not exist: whoever touches Docker here fails
+# the image does not exist, so a test fails if the backend touches Docker
 MLPROJECT = """
 name: tiny
 docker_env:
@@ -77,7 +77,7 @@ def client(tmp_path, monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", "unix:///there-is-no-docker.sock")
     monkeypatch.setattr(session, "GRACE", 2.0)
     yield use_store(tmp_path, monkeypatch)
-    # the backend sets it for the whole process
+    # undo it: the backend sets the tracking URI for the whole process
     import mlflow
 
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
@@ -173,7 +173,7 @@ def test_without_a_tracking_uri_the_store_is_the_projects_and_an_experiment_keep
     assert client.get_experiment(project_run.use_project_store("0")).name == "dp-lora"
     assert mlflow.get_tracking_uri() == store.sqlite_uri(tmp_path / "mlflow.db") == os.environ["MLFLOW_TRACKING_URI"]
 
-    # from another folder it is another file, where the command line has made the experiment
+    # from another folder MLflow's default is another file, in which the command line has made the experiment
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     monkeypatch.chdir(elsewhere)
     assert client.get_experiment_by_name("mine") is None
@@ -221,7 +221,7 @@ def test_an_interrupted_wait_ends_every_process_of_the_group(client, tmp_path, m
 def test_a_stopped_mlflow_run_leaves_a_killed_run_and_no_process(client, tmp_path, number):
     process = subprocess.Popen([*MLFLOW, "-e", "tracked"], start_new_session=True, stderr=subprocess.PIPE, text=True)
     pid = wait_for(tmp_path / "sleeps.json", process)["pid"]
-    # as a terminal does with Ctrl-C: to the group of the command, of which the entry point is no member
+    # as a terminal sends Ctrl-C: to the command's process group, which the entry point is not in
     os.killpg(process.pid, number)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 1, told

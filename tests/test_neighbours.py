@@ -1,4 +1,4 @@
-"""`main` on N and on N + 1 private pictures: what their runs keep tells them apart only where a tag says so."""
+"""`main` on N and on N + 1 private pictures: only leaves that a tag marks private tell the runs apart."""
 
 import shutil
 from pathlib import Path
@@ -32,7 +32,7 @@ def picture(seed: int) -> Image.Image:
 
 
 def folder_of_pictures(folder: Path) -> None:
-    """30 pictures of each class, their names those of people."""
+    """Write 30 pictures per class, named after people."""
     for seed, name in enumerate(f"{label}/anna-larsson-{n}.png" for label in CLASSES for n in range(30)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         picture(seed).save(folder / name)
@@ -44,7 +44,7 @@ def overrides(pictures: Path) -> str:
 
 
 def secrets_of(project: Path, pictures: Path) -> set[bytes]:
-    """Names of the private pictures, and every plain hash of them, of what is prepared of them, and of their sets."""
+    """Names of the private pictures, and all plain hashes of the pictures, of the prepared data, and of the sets."""
     data = project / "outputs/folder/data"
     found = {b"anna-larsson", b"zoe-ziegler", b"ill-with"}
     for path in (*pictures.rglob("*"), *data.rglob("*")):
@@ -59,7 +59,7 @@ def secrets_of(project: Path, pictures: Path) -> set[bytes]:
 
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory) -> list[Path]:
-    """Two projects after `main`: on N pictures, and with one more; what is public was made once, before."""
+    """Two projects after `main`, on N pictures and on one more; both share public results that were made before."""
     assert split_of(JOINS) == "train"
     place = tmp_path_factory.mktemp("neighbours")
     public = clone(ROOT, place / "public")
@@ -94,7 +94,7 @@ def test_what_differs_between_neighbours_stands_in_a_run_whose_tag_names_it(proj
     assert {name.split()[0] for name in first} == {"main", "prepare", "finetune", "sample", "fid"}
     assert unnamed(first, second, (projects[0], projects[1])) == []
     for name, tagged in first.items():
-        # and what is not private needs no tag
+        # a run without private leaves needs no tag
         assert ("private" not in tagged.data.tags) == (name.split()[0] == "sample"), name
 
 
@@ -142,6 +142,6 @@ def test_private_pictures_latents_and_caches_are_their_owner_s_alone_also_after_
     shutil.rmtree(data)
     done = run(project, "dvc", "checkout", "outputs/folder/data")
     assert done.returncode == 0, done.stderr
-    # DVC sets modes of its own below them
+    # check the outer folders alone: DVC sets its own modes below them
     for folder in (project / "outputs/folder", project / "runs", project / ".dvc/cache"):
         assert folder.stat().st_mode & 0o077 == 0, folder

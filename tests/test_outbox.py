@@ -1,4 +1,4 @@
-"""A tracking server that goes away: real servers, killed and started again, and what the disk holds meanwhile."""
+"""A tracking server that goes away: real servers, killed and started again, and the records on disk meanwhile."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from tests.support.tracking_store import empty_store, made_run, use_store
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A copy of the project, whose runs/ is the test's own."""
+    """A copy of the project with its own runs/."""
     return clone(ROOT, tmp_path_factory.mktemp("outbox") / "project")
 
 
@@ -64,7 +64,7 @@ def away(monkeypatch) -> str:
 
 
 def facts(run_id: str) -> dict:
-    """All that a store has of a run that does not depend on when and by which process it was told."""
+    """All facts about a run in a store that do not depend on the time or process that sent them."""
     from mlflow import MlflowClient
 
     client = MlflowClient(store.tracking_uri())
@@ -103,7 +103,7 @@ def facts(run_id: str) -> dict:
 
 @pytest.fixture(scope="module")
 def undisturbed(one_server, tmp_path_factory) -> dict:
-    """What a run tells a server that is there all the time."""
+    """The facts of a run whose server is there all the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", one_server.uri)
         with tracking.run("finetune", load("mnist5k")) as run:
@@ -164,7 +164,8 @@ def test_a_run_whose_server_is_gone_for_good_completes_and_one_command_uploads_i
     assert line.startswith(f"error: tracking store {server.uri}: no server is there")
 
     server.start()
-    # the next command on this host knows that the run's process is gone; from another folder not that records wait
+    # the next command on this host knows that the run's process has ended; in another folder it does not know that
+    # records wait, and closes the run
     assert tracking.close_orphans() == []
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(outbox, "OUTBOX", tmp_path / "elsewhere")
@@ -253,7 +254,7 @@ def test_records_are_kept_in_order_with_their_files_and_go_one_by_one(boxes, tmp
         box.append(records.artifact(tmp_path / "release", "release"))
         (tmp_path / "release" / "a.txt").write_text("changed since")
     assert outbox.waiting_runs() == ["a" * 32]
-    # what is left of a record whose removal, or writing, was cut short
+    # the remains of a record whose removal or writing was cut short
     (boxes / ("a" * 32) / "00000000" / "files").mkdir(parents=True)
     (boxes / ("a" * 32) / ".00000099.0.tmp").mkdir()
     with outbox.open_outbox("a" * 32) as box:
@@ -281,7 +282,7 @@ def test_who_waited_for_an_outbox_owns_it_alone_although_the_folder_went_meanwhi
     with outbox.open_outbox("a" * 32) as box:
         box.append(records.tags({"a": "b"}))
         waiting.start()
-        time.sleep(0.3)  # until it waits for the lock
+        time.sleep(0.3)  # the thread now waits for the lock
         assert not owned.is_set()
         box.remove_first()
     assert owned.wait(60)
@@ -364,7 +365,7 @@ def test_a_server_that_takes_nothing_costs_its_retries_once_and_every_record_wai
     assert len(tries) == len(lines) == 1
     assert not telling.close()
     assert "5 records wait" in lines[-1]
-    # another sender of the same run, as `mlflow run` has one, finds them
+    # another sender of the same run, such as that of `mlflow run`, finds the waiting records
     broken[0] = False
     tries.clear()
     other = sender.Sender(None, "e" * 32, lines.append)

@@ -1,4 +1,4 @@
-"""A run that is stopped to go on later: in the same run of MLflow, the same folder and the same ledger."""
+"""A run that pauses continues later in the same MLflow run, the same folder and the same ledger."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def test_sigusr1_pauses_and_a_signal_that_comes_twice_is_one():
     with stop_signals_raise():
         with pytest.raises(Terminated):
             os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # a batch system told the parent, too, which passes it on
+        os.kill(os.getpid(), signal.SIGTERM)  # the parent got it too, and passes it on
         time.sleep(0.1)
 
 
@@ -79,7 +79,7 @@ def test_a_stop_keeps_the_last_whole_step_and_never_half_of_one(tmp_path):
     with pytest.raises(KeyboardInterrupt), keeper.saving_when_stopped(), keeper.taking(2, 2):
         raise KeyboardInterrupt
     assert load_checkpoint(tmp_path)[0] == 1
-    # nothing new: nothing is written
+    # without a new step it writes nothing
     with pytest.raises(KeyboardInterrupt), keeper.saving_when_stopped():
         raise KeyboardInterrupt
     assert load_checkpoint(tmp_path)[0] == 1

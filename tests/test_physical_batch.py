@@ -1,4 +1,4 @@
-"""How many rows are computed at a time: found on dummy data, kept with the plan, never a matter of the result."""
+"""The number of rows computed at a time is found on dummy data and kept with the plan; it never changes the result."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def opened(tmp_path, overrides=CHOSEN):
 
 
 def pretend_gpu(monkeypatch, limit):
-    """A GPU that takes `limit` rows; returns the sizes that were tried on it."""
+    """Pretend a GPU with memory for `limit` rows; returns the list of sizes that the code tries on it."""
     tried = []
 
     def holds(config, model, parameters, device, k, size):
@@ -141,7 +141,7 @@ def test_a_size_that_is_tried_is_computed_on_dummy_pictures_of_uneven_units_twic
     assert seen == [(5, 6), (6, 6)]
     assert not fits(config, model, parameters, CPU, 1, 7)
     assert largest_that_fits(lambda size: fits(config, model, parameters, CPU, 1, size), 100) == 6
-    # one picture of four draws in parts of two
+    # one picture with four draws, computed in parts of two
     seen.clear()
     assert fits(config, model, parameters, CPU, 4, 2)
     assert seen == [(1, 2), (1, 2)]
@@ -151,7 +151,7 @@ def test_on_a_cpu_at_most_eight_rows_are_taken_and_nothing_is_tried(tmp_path, mo
     tried = pretend_gpu(monkeypatch, 10**9)
     config, folder = opened(tmp_path)
     with folder as run:
-        assert physical_batch_size(config, None, {}, run, CPU, Events()) == 7  # twice seven are a step
+        assert physical_batch_size(config, None, {}, run, CPU, Events()) == 7  # a step has 14 rows
     assert not tried
 
 

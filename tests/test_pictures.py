@@ -1,4 +1,4 @@
-"""README's strip and plot, drawn from small made-up data; the runs are `make pictures`' own."""
+"""README's strip and plot, drawn from small made-up data; `make pictures` draws them from real runs."""
 
 import math
 from types import SimpleNamespace

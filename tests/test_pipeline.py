@@ -1,4 +1,4 @@
-"""The DVC pipelines: what a parameter reruns, that every key of the config is somebody's dependency, which is whose."""
+"""The DVC pipelines: each parameter reruns the right stages, and every config key is a dependency of a stage."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ from tests.stage_code import code_of, is_code
 FILES = {
     name: yaml.safe_load((ROOT / pipeline.file).read_text(encoding="utf-8")) for name, pipeline in PIPELINES.items()
 }
-# what no result depends on: names, what `prepare` downloads (DVC knows data/ by its hash), how the work is portioned
+# no result depends on these: names, downloads of `prepare` (DVC knows data/ by its hash), the division of the work
 DOWNLOAD = ("huggingface.", "checkpoint.url", "checkpoint.max_size")
 NOT_RESULTS = (
     "experiment.name",
@@ -39,7 +39,7 @@ NOT_RESULTS = (
     "compute.checkpointing",
     "compute.captions",
     "compute.physical_batch_size",
-    "audit.",  # an audit is a call of its own; a release names those that were made of its step
+    "audit.",  # an audit is a separate call; a release names the audits of its step
 )
 # one experiment of each pipeline
 GIVEN = f"data.path=pictures data.n_public=4000 model.base=someone/base model.revision={'ab' * 20} sampling.prompts=x"
@@ -54,7 +54,7 @@ each_pipeline = pytest.mark.parametrize("name", PIPELINES)
 
 
 def outs_of(stage: dict) -> list[str]:
-    """Paths of a stage's outputs, with settings or without."""
+    """Paths of a stage's outputs; an output may have settings or none."""
     return [path for out in stage["outs"] for path in ([out] if isinstance(out, str) else out)]
 
 
@@ -157,7 +157,7 @@ def test_every_dependency_is_code_that_exists_another_stage_s_output_or_a_folder
 def test_prepared_private_pictures_are_in_no_cache_remote_or_run_cache_and_each_repro_looks_at_their_folder():
     for name, folder in (("letters", "outputs/${config}/data"), ("diffusers", "outputs/diffusers/${config}/data")):
         stages = FILES[name]["stages"]
-        # DVC keeps nothing of an output with `cache: false`, and with `persist: true` takes it from no run cache
+        # with `cache: false` DVC stores no copy of an output; with `persist: true` it takes none from the run cache
         assert stages["prepare"]["outs"] == [{folder: {"cache": False, "persist": True}}]
         assert stages["resolve"]["always_changed"]
 

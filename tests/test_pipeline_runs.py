@@ -1,4 +1,4 @@
-"""The CelebA-HQ and EMNIST pipelines as they are run, in a copy of the project: from outside to scores."""
+"""Real runs of the CelebA-HQ and EMNIST pipelines in a copy of the project, from downloads to scores."""
 
 import csv
 import json
@@ -26,13 +26,13 @@ from tests.support.prepare_call import clone
 from tests.support.served import CLASSES, REVISION, ROWS, SETTINGS, archive, parquet, path_of
 from tests.support.tiny import TINY as TINY_LETTERS
 
-SIZE = 64  # pixels of what the small cin256 checkpoint was made for
+SIZE = 64  # pixels of the pictures that the small cin256 checkpoint is for
 ARCHIVE = "/files/cin.zip"
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """A small dataset and a small checkpoint, shaped as CelebA-HQ's and cin256's are."""
+    """A server with a small dataset and a small checkpoint in the form of CelebA-HQ's and cin256's."""
     with serving() as running:
         for number, (file, rows) in enumerate(ROWS.items()):
             rng = np.random.default_rng(number)
@@ -43,7 +43,7 @@ def server() -> Iterator[Server]:
 
 
 def small_celebahq(server: Server, folder: Path) -> str:
-    """Overrides that make `celebahq` as small as what the server has."""
+    """Overrides that make `celebahq` as small as the server's files."""
     weights = folder / "weights.pt"
     digest = write_stand_in(weights)
     return (
@@ -78,7 +78,7 @@ def main_makes_all_and_a_second_call_nothing(project: Path, name: str, *argument
     assert again.returncode == 0, again.stderr[-2000:]
     assert "nothing to do" in again.stdout
     assert "Running stage" not in again.stdout
-    # the default pipeline, its parameters and its lock are as they were
+    # the default pipeline's parameters and lock have not changed
     changed = {line[3:] for line in status(project).splitlines()}
     folder = str(Path(pipeline.file).parent)
     assert changed == {"data.dvc", f"{folder}/dvc.lock", f"{folder}/params.yaml", f"{folder}/figures/"}
@@ -157,7 +157,7 @@ def every_stage_has_its_run_that_names_what_it_read(project: Path) -> None:
         source = read_json(project / "data" / folder / "source.json")
         named = [{tag.key: tag.value for tag in entry.tags} for entry in of[stage].inputs.dataset_inputs]
         assert source["origin"] in [tags.get("origin") for tags in named], stage
-        # of private pictures no hash is recorded
+        # no run records a hash of private pictures
         assert (source["sha256"] in [tags.get("sha256") for tags in named]) is (folder == "cin256"), stage
     for stage in ("finetune", "sample", "fid"):
         (base,) = (entry for entry in of[stage].inputs.dataset_inputs if entry.dataset.name == "base")
@@ -203,7 +203,7 @@ def test_celebahq_goes_from_prepare_to_fid_through_the_real_clients_and_all_its_
     assert prepared.returncode == 0, prepared.stderr[-3000:]
     asked = {path for method, path, _ in server.requests if method == "GET"}
     assert asked >= set(server.files)
-    server.files.clear()  # nothing more is downloaded
+    server.files.clear()  # a later download would fail
 
     main_makes_all_and_a_second_call_nothing(project, "celebahq", *arguments)
     the_base_is_the_checkpoint_and_the_scores_are_of_these_pictures(project)

@@ -1,4 +1,4 @@
-"""bfloat16 in the private step: in the network's forward pass alone; what is clipped, summed and hidden is float32."""
+"""The private step uses bfloat16 in the network's forward pass alone; it clips and sums in float32 or wider."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_gradients_of_a_bfloat16_forward_pass_are_float32_and_near_those_of_floa
         assert {gradient.dtype for gradient in found[precision].values()} == {torch.float32}
     for unit in range(len(UNITS)):
         exact, near = ({name: value[unit] for name, value in found[p].items()} for p in found)
-        # eight bits of mantissa
+        # bfloat16 has eight bits of mantissa
         assert 1e-5 < total_norm(difference(near, exact)) / total_norm(exact) < 0.05
 
 
@@ -79,7 +79,7 @@ def test_gradients_of_a_bfloat16_forward_pass_are_float32_and_near_those_of_floa
     ("kind", "n", "k", "rows"), [("picture", 40, 3, 25), ("picture", 5, 12, 8), ("person", 20, 1, 12)]
 )
 def test_a_unit_that_joins_does_not_move_the_sum_of_the_others(tmp_path, precision, kind, n, k, rows):
-    """It is the first: the rows of all others change their places in the micro-batches."""
+    """The unit that joins comes first, so the rows of all others change their places in the micro-batches."""
     assert measured_rest(tmp_path, CPU, precision, kind, n, k, rows) < ROUNDING
 
 
@@ -92,7 +92,7 @@ def test_a_unit_that_joins_does_not_move_the_sum_of_many_others(tmp_path, precis
 
 
 def test_a_person_whose_parts_cancel_is_the_same_wherever_she_is_cut():
-    """Another order of additions gives another small difference of large numbers, and the clip makes it large."""
+    """Large numbers cancel here: another order of additions leaves another small rest, and the clip makes it large."""
     torch.manual_seed(0)
     v, w, x = torch.randn(3, 40)
     directions = torch.stack([1e20 * v, 3e19 * w, x, -1e20 * v, 7 * x, -3e19 * w, -x])
@@ -105,12 +105,12 @@ def test_a_person_whose_parts_cancel_is_the_same_wherever_she_is_cut():
         return sum_over_units(loss, {"w": torch.zeros(40)}, batches, 1.0)[0]
 
     assert max(total_norm(difference(total(size), total(18))) for size in (2, 4, 6, 10)) < 1e-12
-    # a mutant that adds a person's pictures in another order
+    # a mutant that adds a person's pictures in another order is far off
     assert total_norm(difference(total(18, [6, 5, 4, 3, 2, 1, 0]), total(18))) > 0.1
 
 
 def own_directions(draws, rows):
-    """A draw (R, 50) of each row's own picture; zeros for padding."""
+    """A draw (R, 50) for each row from its picture's own stream; zeros for padding."""
     own = torch.zeros(len(rows.picture), 50)
     for row, picture in enumerate(rows.picture.tolist()):
         if picture != NOBODY:
@@ -119,7 +119,7 @@ def own_directions(draws, rows):
 
 
 def slot_dependent(amount):
-    """Kernels that round a row by `amount` otherwise in each place of a micro-batch."""
+    """A loss whose kernels round a row differently, by `amount`, in each place of a micro-batch."""
 
     def factory(draws):
         def loss(copies, rows):
@@ -139,7 +139,7 @@ def test_kernels_that_round_by_more_than_the_noise_covers_are_refused_before_the
     require_small_rounding(plan, slot_dependent(1e-6), parameters, 8)
     with pytest.raises(InputError, match=r"rounding on this device: .* set compute\.precision=float32"):
         require_small_rounding(plan, slot_dependent(1e-4), parameters, 8)
-    # noise covers what few units can add up to
+    # the noise covers the rounding of a few units
     require_small_rounding(plan_of(expected_batch=4.0, k=k), slot_dependent(1e-4), parameters, 8)
     require_small_rounding(no_privacy(expected_batch=1000.0), slot_dependent(1e-4), parameters, 8)
     with pytest.raises(InputError, match="rounding on this device"):
@@ -147,7 +147,7 @@ def test_kernels_that_round_by_more_than_the_noise_covers_are_refused_before_the
 
 
 def test_kernels_that_round_otherwise_from_the_middle_of_a_micro_batch_on_are_refused():
-    """One place further moves one unit alone into the other half; half a micro-batch moves all of them."""
+    """A shift by one place moves one unit into the other half; a shift by half a micro-batch moves all units."""
 
     def in_halves(draws):
         def loss(copies, rows):
@@ -162,7 +162,7 @@ def test_kernels_that_round_otherwise_from_the_middle_of_a_micro_batch_on_are_re
 
 
 def test_kernels_that_round_a_gradient_that_is_still_zero_are_refused():
-    """LoRA's B begins at 0, so A has no gradient, and nothing of it would be measured."""
+    """LoRA's B starts at 0, so A's gradient is zero, and a measurement there would miss A's rounding."""
 
     def loss(draws):
         inner = slot_dependent(1e-4)(draws)
@@ -184,7 +184,7 @@ def test_every_plan_has_noise_for_a_unit_and_for_what_it_rounds():
 
 
 def test_more_than_twice_as_many_units_as_are_stated_are_refused_on_the_terminal_alone():
-    """The noise covers the rounding of the expected batch, which n_public gives."""
+    """The noise covers the rounding of the expected batch alone, which n_public gives."""
     plan = plan_of(sample_rate=0.1, expected_batch=10.0)
     require_stated_number(plan, 200)
     require_stated_number(no_privacy(sample_rate=0.1, expected_batch=10.0), 10**6)

@@ -1,4 +1,4 @@
-"""cin256: a resumed download, an archive that is not trusted, a hash that is recorded once and checked ever after."""
+"""cin256: a download resumes, its archive is not trusted, and its hash is recorded once and checked ever after."""
 
 import os
 from collections.abc import Iterator
@@ -166,7 +166,7 @@ def test_a_download_with_another_hash_is_refused_and_the_recorded_one_is_checked
     model = project.root / "data/cin256/model.ckpt"
     model.write_bytes(WEIGHTS[:-1] + b"x")
     project.refused("mnist5k", arguments, "model.ckpt", "not the recorded")
-    # lost, and a server that has another file by now: its hash is not the recorded one
+    # the file is lost and the server now has another one: its hash is not the recorded one
     model.unlink()
     first, server.files[PATH] = server.files[PATH], archive(b"other")
     project.refused("mnist5k", arguments, "not the expected", server.etag(PATH))

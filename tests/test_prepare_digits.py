@@ -28,7 +28,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def glyph(number: int) -> np.ndarray:
-    """An L with its foot at the lower right, and a mark that says which picture it is: turned, it differs."""
+    """An L with its foot at the lower right, so a turned one differs, and a mark with the picture's number."""
     image = np.zeros((28, 28), np.uint8)
     image[4:24, 4:8] = 255
     image[20:24, 4:16] = 255
@@ -41,7 +41,7 @@ def pictures(n: int) -> np.ndarray:
 
 
 def emnist_zip(turned: bool = True, labels_from: int = 1) -> bytes:
-    """gzip.zip with the letters alone; the real one has five other splits beside them."""
+    """gzip.zip with the letters alone; the real file has five more datasets."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for split, n in (("train", TRAIN), ("test", TEST)):
@@ -83,7 +83,7 @@ def test_letters_are_upright_and_have_their_own_class(project: Project, server: 
     result = project.prepare("emnist", settings(server))
     assert result.exit_code == 0, result.output
     assert "images/s" in result.stderr
-    # of the private digits alone: the letters are public
+    # it names copies of private digits alone: the letters are public
     assert result.stderr.count("identical pictures: ") == 1
     assert f"{2 * TEST} pictures in {TEST} groups (0 in training, {TEST} across the split, " in result.stderr
     assert project.shown() == ["emnist", "mnist"]
@@ -93,7 +93,7 @@ def test_letters_are_upright_and_have_their_own_class(project: Project, server: 
         assert images.shape == (n, 32, 32, 3)
         for number in range(n):
             expected = np.asarray(Image.fromarray(glyph(number)).resize((32, 32), Image.Resampling.BILINEAR))
-            # an L that lies on its side, or another picture's label, differs
+            # an L on its side, or another picture's label, would differ
             assert (images[number] == expected[..., None]).all()
             assert dataset.labels[number] == number % 26
     digits = read_dataset(project.root / "data/mnist", list("0123456789"), "train")

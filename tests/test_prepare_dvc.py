@@ -1,4 +1,4 @@
-"""`prepare` in a clone of the project with DVC itself: recorded, pushed, pulled elsewhere, killed and called again."""
+"""`prepare` in a clone with the real DVC: data are recorded, pushed and pulled; a killed `prepare` is called again."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def server() -> Iterator[Server]:
 
 
 class Checkout:
-    """A clone whose commands run as processes of their own."""
+    """A clone of the project; its commands run as separate processes."""
 
     def __init__(self, root: Path, server: Server, tmp_path: Path) -> None:
         self.root = root
@@ -73,14 +73,14 @@ def test_what_is_prepared_is_recorded_pushed_and_the_same_in_a_fresh_clone(tmp_p
     assert result.returncode == 0, result.stderr
     assert sorted(p.name for p in (first.root / "data").iterdir() if p.name[0] != ".") == ["celebahq", "cin256"]
     md5 = recorded(first.root)["md5"]
-    assert recorded(first.root)["nfiles"] == 60 + 3 + 2  # what is hidden in data/ is not tracked
+    assert recorded(first.root)["nfiles"] == 60 + 3 + 2  # DVC tracks no hidden file
     first.dvc("push")
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
     subprocess.run([*git, "commit", "-qam", "prepared"], cwd=first.root, check=True)
     assert first.dvc("diff", "--targets", "data").strip() == ""
     subprocess.run([*git, "clone", "-q", str(first.root), str(tmp_path / "second")], check=True)
     second = Checkout(tmp_path / "second", server, tmp_path)
-    # one part alone, then the whole
+    # pull one part, then all
     second.dvc("pull", "data/cin256")
     assert [p.name for p in (second.root / "data").iterdir()] == ["cin256"]
     assert digest_folder(second.root / "data/cin256") == digest_folder(first.root / "data/cin256")
@@ -88,7 +88,7 @@ def test_what_is_prepared_is_recorded_pushed_and_the_same_in_a_fresh_clone(tmp_p
     second.dvc("pull", "data.dvc")
     assert digest_folder(second.root / "data/celebahq") == digest_folder(first.root / "data/celebahq")
     assert second.dvc("diff", "--targets", "data").strip() == ""
-    # prepare finds all of it there, asks nobody, and records the same
+    # prepare finds everything there, sends no request, and records the same
     server.files.clear()
     server.requests.clear()
     result = second.run(*second.command())
@@ -126,7 +126,7 @@ def test_killed_at_any_instant_a_second_call_goes_on_and_no_worker_is_left(tmp_p
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and (not images.exists() or len(os.listdir(images)) < rows):
         time.sleep(0.002)
-    # the parent alone: its workers must see that by themselves
+    # kill the parent alone: its workers must notice by themselves
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (checkout.root / "data/celebahq").exists()
@@ -142,7 +142,7 @@ def test_killed_at_any_instant_a_second_call_goes_on_and_no_worker_is_left(tmp_p
 
 
 def _session(leader: int) -> list[int]:
-    """Processes of the session that `leader` began, zombies left out."""
+    """Processes of the session that `leader` started, without zombies."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -160,7 +160,7 @@ def test_a_disk_that_fills_up_is_one_line_and_with_room_the_same_command_goes_on
     checkout = Checkout(clone(ROOT, tmp_path / "first"), server, tmp_path)
     data = checkout.root / "data"
     data.mkdir()
-    # room enough for the estimate, and too little for pages of 4 KiB
+    # enough room by the estimate, but too little in pages of 4 KiB
     mount = ["mount", "-t", "tmpfs", "-o", "size=208k", "tmpfs", str(data)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount")

@@ -1,4 +1,4 @@
-"""A Hugging Face dataset through its own client and a server of the test's own; every fault names file and row."""
+"""A Hugging Face dataset, through the real client and a server of the test's own; every fault names file and row."""
 
 import io
 import multiprocessing
@@ -47,7 +47,7 @@ def contents() -> dict[str, bytes]:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, contents: dict[str, bytes]) -> Iterator[Server]:
-    # two workers whatever the machine has; the library reads its settings once, when it is imported
+    # two workers on any machine; the library reads its settings once, at import
     monkeypatch.setattr(extraction, "workers_of_this_machine", lambda: 2)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with serving() as server:
@@ -58,7 +58,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, contents: dict[str, byt
 
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The workers' work in this process, for the many faults that are the same wherever they are met."""
+    """Run the workers' code in this process: many faults are the same in a worker or not, and this is faster."""
     from concurrent.futures import ThreadPoolExecutor
     from contextlib import contextmanager
 
@@ -78,7 +78,7 @@ def test_every_picture_keeps_its_label_its_split_and_its_very_bytes(project: Pro
     result = project.prepare("celebahq", SETTINGS)
     assert result.exit_code == 0, result.output
     assert "images/s" in result.stderr
-    assert "free" in result.stderr.partition("images/s")[0]  # the disk, before it starts
+    assert "free" in result.stderr.partition("images/s")[0]  # checks the disk before it starts
     assert not multiprocessing.active_children()
     folder = project.root / "data/celebahq"
     assert project.shown() == ["celebahq"]
@@ -88,7 +88,7 @@ def test_every_picture_keeps_its_label_its_split_and_its_very_bytes(project: Pro
         expected = [(file, row) for file in files for row in range(ROWS[file])]
         assert len(dataset) == len(expected)
         for place, (file, row) in enumerate(expected):
-            # pixel and label of the same row: seen where they are shifted by one, or files swapped
+            # pixels and label come from the same row: a shift by one, or swapped files, would show
             assert dataset.images([place])[0, 0, 0].tolist() == image_of(file, row)[0, 0].tolist()
             assert dataset.labels[place] == label_of(file, row) == dataset.images([place])[0, 0, 0, 2]
             stored = (folder / "images" / dataset.file_names[place]).read_bytes()
@@ -138,7 +138,7 @@ def test_a_second_call_asks_nobody_and_another_revision_replaces_it(project: Pro
     hub.requests.clear()
     assert project.prepare("celebahq", SETTINGS).exit_code == 0
     assert not hub.requests
-    # a picture that is lost is seen
+    # a lost picture is noticed
     (project.root / "data/celebahq/images/train-000007.png").unlink()
     assert project.prepare("celebahq", SETTINGS).exit_code == 0
     assert not downloads(hub)
@@ -235,7 +235,7 @@ def _png(size: int) -> bytes:
 
 
 def _damaged(file: str) -> bytes:
-    """One byte of the picture data of the last row group is another."""
+    """Change one byte of the picture data in the last row group."""
     body = bytearray(parquet(*rows_of(file)))
     column = pq.ParquetFile(io.BytesIO(bytes(body))).metadata.row_group(1).column(0)
     body[(column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size // 2] ^= 0xFF
@@ -288,7 +288,7 @@ def test_what_was_good_before_a_fault_is_kept(
     record = project.root / "data/.celebahq.part/rows.jsonl"
     kept = len(record.read_text().splitlines())
     assert 30 <= kept < 50
-    # the first of them is not written again, the second file is another one now
+    # the second file is a good one now; the first file's pictures must not be written again
     first = project.root / "data/.celebahq.part/dataset/images/train-000000.png"
     before = first.stat().st_mtime_ns
     hub.files |= contents
@@ -322,7 +322,7 @@ def test_an_interrupted_extraction_goes_on_and_mends_what_is_not_whole(
     project.refused("celebahq", SETTINGS, "row 17")
     part = project.root / "data/.celebahq.part"
     lines = (part / "rows.jsonl").read_bytes().splitlines(keepends=True)
-    # a torn last line, a picture that a crash left empty, one that is gone
+    # leave a torn last line, an empty picture as after a crash, and a missing picture
     (part / "rows.jsonl").write_bytes(b"".join(lines[:25]) + lines[25][:20])
     (part / "dataset/images/train-000020.png").write_bytes(b"")
     (part / "dataset/images/train-000023.png").unlink()
@@ -414,14 +414,14 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(project: Project, 
     images = project.root / "data/.celebahq.part/dataset/images"
     hub.files[path_of(FILES[1])] = _with(FILES[1], 17, b"hello")
     project.refused("celebahq", SETTINGS, "row 17")
-    # every write to this file fails as on a full disk
+    # make every write to this picture fail as on a full disk
     record = project.root / "data/.celebahq.part/rows.jsonl"
     record.write_bytes(b"".join(record.read_bytes().splitlines(keepends=True)[:22]))
     (images / "train-000025.png").unlink()
     (images / "train-000025.png").symlink_to("/dev/full")
     line = project.refused("celebahq", SETTINGS, f"{FILES[0]}, row 25", "No space left on device", "make room")
     assert "goes on" in line
-    # nothing that came after it is called finished
+    # the record calls no later picture finished
     assert len(record.read_text().splitlines()) == 24
     (images / "train-000025.png").unlink()
     project.refused("celebahq", SETTINGS, "row 17")

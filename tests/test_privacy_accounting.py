@@ -68,7 +68,7 @@ def test_epsilon_agrees_with_dp_accounting_and_is_never_below_its_optimistic_bou
 @pytest.mark.parametrize("delta", [1e-10, 1e-5, 1e-2])
 @pytest.mark.parametrize("shift", [0.03, 1.0, 8.0])
 def test_at_rate_one_epsilon_is_that_of_one_gaussian_and_a_little_above(shift, delta):
-    """Steps of noise sigma are one of sigma / sqrt(steps), of which the exact epsilon is known."""
+    """Steps with noise sigma are one step with sigma / sqrt(steps), whose exact epsilon is known."""
     exact = gaussian_epsilon(shift, delta)
     for steps in (1, 1000, 10**6):
         found = pld_epsilon(1.0, math.sqrt(steps) / shift, steps, delta)
@@ -91,14 +91,14 @@ def test_one_step_s_delta_is_never_too_small_where_the_loss_is_too_large_for_flo
 
 
 def test_an_fft_without_the_tilt_prints_less_than_the_exact_epsilon():
-    """dp-accounting's at 10^6 steps and delta 1e-10, on a finer grid than ours: what the tilt is for."""
+    """dp-accounting prints too little at 10^6 steps and delta 1e-10, even on a finer grid than ours; it has no tilt."""
     sigma, exact = 1e3 / 0.1, gaussian_epsilon(0.1, 1e-10)
     assert dp_accounting_pld(1.0, sigma, 10**6, 1e-10, 5e-6) < 0.999 * exact
     assert pld_epsilon(1.0, sigma, 10**6, 1e-10) >= exact
 
 
 def never_too_small(q: float, sigma: float, steps: int, delta: float, epsilon: float, samples: int) -> bool:
-    """Whether `epsilon` is at or above every independent bound from below that is at hand."""
+    """Whether `epsilon` is at or above every independent lower bound."""
     if q == 1 and epsilon < gaussian_epsilon(math.sqrt(steps) / sigma, delta):
         return False
     for removed in (True, False):
@@ -122,7 +122,7 @@ def test_the_hardest_plans_calibrate_at_once_to_their_target_and_never_too_littl
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_plan_calibrates_at_once_in_little_memory_to_its_target_and_never_too_little():
-    """Eps 0.01 to 100, rates 1e-6 to 1, 1 to 10^6 steps, delta 1e-10 to 1e-2, on one core of a process of their own."""
+    """Eps 0.01 to 100, rates 1e-6 to 1, 1 to 10^6 steps, delta 1e-10 to 1e-2, in a process of its own on one core."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.epsilon_reference", "60"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -184,7 +184,7 @@ def test_a_mutant_that_accounts_another_sample_rate_prints_too_little():
 
 
 def test_the_published_draws_clipped_apart_are_far_above_their_claim():
-    """k = 2, q = 1/14, 140 steps: noise is set for C where k * C is true; a claim of 1 is 2.4."""
+    """k = 2, q = 1/14, 140 steps: the noise fits C, but the sensitivity is k * C; a claimed epsilon of 1 is 2.4."""
     claimed = accounting.noise_multiplier_for(1.0, 1e-5, 1 / 14, 140)
     assert pld_epsilon(1 / 14, claimed / 2, 140, 1e-5) == pytest.approx(2.4, abs=0.1)
 
@@ -332,7 +332,7 @@ def test_every_point_of_the_curve_over_delta_is_a_bound_and_the_plan_s_own_is_wi
     forgetful, sigma = dict(epsilon_of_delta(plan, 6)), plan.noise_multiplier / plan.sensitivity
     for delta in (min(curve), max(curve)):
         lower = optimistic_pld(plan.sample_rate, sigma, 7, delta, 1e-3)
-        # a mutant that forgets a step is below what the mechanism spends at least
+        # a mutant that forgets a step states less than the lower bound of the mechanism's cost
         assert forgetful[delta] < lower <= curve[delta]
 
 

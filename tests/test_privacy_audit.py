@@ -1,4 +1,4 @@
-"""The audit convicts each known fault of a private step, convicts no right step, and never claims more than it may."""
+"""The audit convicts each known fault of a private step, convicts no right step, and never claims too much."""
 
 import dataclasses
 import functools
@@ -32,12 +32,12 @@ from tests.support.tiny import no_privacy, plan_of
 
 CPU = torch.device("cpu")
 SECRET = b"0123456789abcdef"
-# fewer and larger steps than mnist5k's: the same in seconds
+# fewer and larger steps than mnist5k's, so that an audit takes seconds
 PUBLIC = {"delta": 1e-5, "n_public": 4000, "batch_size": 1000, "epochs": 10.0, "max_grad_norm": 0.05}
 M = 1000
 GOLDEN = json.loads((Path(__file__).parent / "data/audit/one_run_bounds.json").read_text())["cases"]
 EPSILONS = (1.0, 3.0)
-# by name: the plans take seconds, for which the collection of tests, in every process, need not wait
+# names, not plans: plans take seconds, and pytest would make them in every process while it collects the tests
 RIGHT = ("right, k=1", "right, k=4", "right, person", "right, automatic clipping")
 CONVICTED_BY = {
     "no noise": "bound",
@@ -58,7 +58,7 @@ def cases_at(eps: float) -> dict[str, Case]:
 
 
 def marked(*names: str) -> list:
-    """These at every epsilon; persons, whose many micro-batches take long, are slow at eps 1."""
+    """These cases at every epsilon; at eps 1 persons, who take many micro-batches, are slow tests."""
     return [
         pytest.param(eps, name, marks=pytest.mark.slow) if "person" in name and eps == 1 else (eps, name)
         for eps in EPSILONS
@@ -110,7 +110,7 @@ def test_each_fault_is_convicted_by_the_number_that_is_made_for_it(eps, name, ri
 def test_noise_that_is_used_again_is_correlated(right_worlds):
     audit = audited(cases_at(3.0)["noise reused once per epoch"], right_worlds)
     assert audit.lag.is_above()
-    assert audit.lag.value == pytest.approx(0.75, abs=0.1)  # three of four steps of an epoch repeat the one before
+    assert audit.lag.value == pytest.approx(0.75, abs=0.1)  # three of four steps repeat the noise of the one before
 
 
 def test_what_is_divided_by_the_true_batch_is_convicted_by_two_worlds_while_the_canaries_are_blind(right_worlds):
@@ -135,7 +135,7 @@ def test_what_is_divided_by_the_true_batch_is_convicted_by_two_worlds_while_the_
 def test_the_right_step_is_not_convicted(eps, name, right_worlds):
     audit = audited(cases_at(eps)[name], right_worlds)
     assert not audit.refuted
-    # of fewer canaries, as persons have here, perfect guesses would not refute eps 3 either
+    # persons have fewer canaries here, so even perfect guesses would not refute eps 3
     assert audit.verdict.startswith("not refuted: " if audit.claimed < audit.ceiling else "cannot refute ")
     assert audit.bound.epsilon <= audit.claimed
     assert not audit.jump.is_below()  # the canaries do reach the sum
@@ -146,7 +146,7 @@ def test_the_right_step_is_not_convicted_in_twenty_runs_of_fresh_entropy():
     plan = cases_at(3.0)["right, k=1"].plan
     found = [audit_step(plan, M, CPU)[0] for _ in range(20)]
     assert [audit.verdict for audit in found if audit.refuted] == []
-    assert max(audit.bound.epsilon for audit in found) > 0.2  # it sees something of what it may see
+    assert max(audit.bound.epsilon for audit in found) > 0.2  # the audit is not blind
 
 
 def test_twenty_right_runs_are_not_convicted(right_worlds):
@@ -178,7 +178,7 @@ def test_the_p_value_is_the_binomial_tail_and_delta_adds_to_it():
     grid = [p_value(100, 50, 40, 1.0, delta) for delta in (0.0, 1e-5, 1e-3, 0.1)]
     assert grid == sorted(grid)
     assert grid[1] < grid[2]
-    # delta's term by its definition: no window of i right guesses below v has more than i alpha
+    # delta's term by its definition: no window of i right guesses below v has more probability than i alpha
     fair = 1 / (1 + math.exp(-1.0))
     alpha = max(sum(stats.binom.pmf(40 - j, 50, fair) for j in range(1, i + 1)) / i for i in range(1, 41))
     assert grid[2] - grid[0] == pytest.approx(2 * 100 * 1e-3 * alpha)
@@ -231,7 +231,7 @@ def test_coins_are_fair_fresh_by_default_and_replayed_with_a_secret():
 
 @pytest.mark.parametrize(("k", "unit"), [(1, "picture"), (4, "picture"), (2, "person")])
 def test_a_canary_moves_the_sum_by_one_clip_along_its_own_coordinate_and_others_do_not(k, unit):
-    """At rate 1 and next to no noise each canary that is in stands at 1, each other one at 0, whatever k and unit."""
+    """At rate 1 with almost no noise, canaries that are in measure 1 and all others 0, for every k and unit."""
     plan = plan_of(sample_rate=1.0, noise_multiplier=1e-6, k=k, unit=unit, steps=2, target_epsilon=5.0)
     coins = toss(60, randomness())
     seen = observe(plan, coins, randomness(), CPU, others=5)
@@ -257,7 +257,7 @@ def test_direct_numbers_are_those_of_noise_that_is_made_up():
         direct_numbers(noise, np.ones(400, dtype=bool), 0.3, 2.0)
 
 
-# ---------------------------------------------------------------------------- what is said of it
+# ---------------------------------------------------------------------------- its record
 def finding(**changes: object) -> Audit:
     right, none = Measured(1.0, 0.01, 1.0), Measured(0.0, 0.01, 0.0)
     values: dict = {
@@ -309,7 +309,7 @@ def test_records_are_appended_and_found_by_code_and_settings_alone(tmp_path):
     with path.open("a") as file:
         file.write('{"torn')
     found = audits_of(path, plan, "code")
-    # one that refuted the claim stays, whatever came before or after
+    # an audit that refuted the claim stays on record, whatever came before or after
     assert [(one["date"], one["refuted"]) for one in found] == [("2025-01-01", False), ("2025-01-04", True)]
     assert [one["date"] for one in audits_of(path, automatic, "code")] == ["2025-01-03"]
     assert path.stat().st_mode & 0o077 == 0

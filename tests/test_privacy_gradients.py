@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def loop_over_units(config, model, adapter, parameters, latents, labels, units, k, seed):
-    """The reference: one ordinary backward pass per unit, over the mean of its rows' losses."""
+    """Reference: one ordinary backward pass per unit, over the mean of its rows' losses."""
     draws = ItemStreams(seed)
     alphas = model.scheduler.alphas_cumprod
     kind = model.scheduler.config["prediction_type"]
@@ -160,7 +160,7 @@ def test_one_person_moves_the_sum_by_at_most_max_grad_norm_with_k_draws(tmp_path
 
 
 def test_a_mutant_that_clips_each_draw_apart_breaks_the_bound(tmp_path):
-    """The published fault: k rows of one person are k people to the clip."""
+    """The published fault: the clip treats k rows of one person as k people."""
     config, model = tiny_config("train.timestep_min=980 train.timestep_max=982"), tiny_model(tmp_path)
     parameters = tiny_adapter(model).parameters("AB")
     latents, labels = tiny_latents()
@@ -218,7 +218,7 @@ SCALES = (0.0, 1e-45, 1e-38, 1e-19, 1e-8, 1e-3, STABILITY, 0.05, 1.0, 1e4, 1e19,
 
 
 def adversarial_gradients(dtype):
-    """Two tensors (many, ...), gradients of random directions and of one coordinate alone, at every scale."""
+    """Two tensors (many, ...): gradients with random directions or one nonzero coordinate, at every scale."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(40, 12, generator=generator, dtype=torch.float64)
     directions = torch.cat([directions, torch.eye(12, dtype=torch.float64), torch.ones(1, 12, dtype=torch.float64)])
@@ -228,7 +228,7 @@ def adversarial_gradients(dtype):
 
 
 def within(bound, gradients, clip):
-    """Whether each of `gradients` alone is scaled to norm `bound` at most, up to float64's last bits."""
+    """Whether clipping scales each of `gradients` to norm `bound` at most, up to float64's last bits."""
     norms = []
     for unit in range(len(gradients["b"])):
         one = {name: gradient[unit : unit + 1].clone() for name, gradient in gradients.items()}

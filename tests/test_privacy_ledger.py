@@ -109,7 +109,7 @@ def test_a_torn_line_in_the_middle_can_neither_be_removed_nor_changed(tmp_path):
 
 
 def test_lines_before_a_torn_one_can_be_neither_removed_nor_changed(tmp_path):
-    """Where little of a line was written: a mutant whose lines know the line before alone counts fewer steps."""
+    """With a short torn line, a mutant whose lines know only the line before counts fewer steps."""
     _, lines = written(tmp_path / "l", steps=2)
     torn = lines[1][:12]
     (tmp_path / "l").write_bytes(lines[0] + torn)
@@ -154,7 +154,7 @@ def test_fresh_and_replayed_steps_are_never_in_one_ledger(tmp_path):
 
 
 def test_the_work_of_an_append_does_not_grow_with_the_ledger(tmp_path, monkeypatch):
-    """The bytes read are counted, not the time: each line is read once however many there are."""
+    """The test counts the bytes read, not the time: each line is read once, however long the ledger is."""
     from dp_lora.privacy import ledger as module
 
     taken = []
@@ -167,7 +167,7 @@ def test_the_work_of_an_append_does_not_grow_with_the_ledger(tmp_path, monkeypat
 
 
 def test_a_full_disk_loses_no_line(tmp_path):
-    """A real limit on the file's size: the line that does not fit is an error and is gone, for it has no noise."""
+    """A real limit on the file's size: a line that does not fit is an error, and is removed, for it has no noise."""
     script = f"""
 import resource
 from pathlib import Path
@@ -202,7 +202,7 @@ def test_a_ledger_of_another_plan_is_refused(tmp_path):
 
 
 def seen(folder, name="l"):
-    """A ledger whose heads this place keeps; as a process opens it."""
+    """Open a ledger as a process does; this place keeps its heads."""
     heads = Heads(folder / ".heads" / "id")
     heads.make()
     return Ledger(folder / name, heads)
@@ -216,7 +216,7 @@ def take(ledger, *steps, replay=False):
 @pytest.mark.parametrize("replay", [False, True])
 @pytest.mark.parametrize("left", [0, 1, 2, None])
 def test_an_older_copy_of_a_ledger_is_refused_and_the_newest_goes_on(tmp_path, left, replay):
-    """None: no file. A mutant that keeps no heads takes steps again that it counted before."""
+    """`None` stands for no file. A mutant that keeps no heads repeats steps that it has already counted."""
     take(seen(tmp_path), 0, 1, 2, replay=replay)
     content = (tmp_path / "l").read_bytes()
     (tmp_path / "l").write_bytes(b"".join(content.splitlines(keepends=True)[:left]))
@@ -232,10 +232,10 @@ def test_an_older_copy_of_a_ledger_is_refused_and_the_newest_goes_on(tmp_path, l
 
 @pytest.mark.parametrize("more", [0, 1, 2])
 def test_another_branch_of_a_ledger_is_refused_though_it_has_as_many_lines_or_more(tmp_path, more):
-    """A mutant that compares numbers of lines alone goes on with both."""
+    """A mutant that compares the numbers of lines alone continues both branches."""
     take(seen(tmp_path), 0, 1)
     shutil.copy(tmp_path / "l", tmp_path / "copy")
-    take(Ledger(tmp_path / "copy"), *range(2, 4 + more))  # where nothing is noted
+    take(Ledger(tmp_path / "copy"), *range(2, 4 + more))  # at a place that keeps no heads
     take(seen(tmp_path), 2, 3)
     with pytest.raises(InputError, match="line 4 is not the one that was written here"):
         seen(tmp_path, "copy").counted_steps(plan_of())
@@ -280,7 +280,7 @@ def test_a_crash_between_line_and_head_counts_the_line_and_goes_on(tmp_path, mon
 
 @pytest.mark.parametrize("of", ["head", "line", "both"])
 def test_torn_in_a_crash_at_any_byte_the_ledger_goes_on(tmp_path, of):
-    """As a kill leaves them: of a line that is torn no head was begun; a whole line's head is torn or not there."""
+    """The states after a kill: a torn line has no head yet; the head of a whole line is torn or missing."""
     take(seen(tmp_path), 0, 1)
     ledger, heads = tmp_path / "l", tmp_path / ".heads" / "id"
     line, head = (path.read_bytes().splitlines(keepends=True)[-1] for path in (ledger, heads))
@@ -288,7 +288,7 @@ def test_torn_in_a_crash_at_any_byte_the_ledger_goes_on(tmp_path, of):
     for cut in range(2 if of == "both" else 1, len(line) if of == "line" else len(head), 7):
         ledger.write_bytes(lines + (line[:-cut] if of == "line" else line))
         heads.write_bytes(others + (b"" if of == "line" else head[:-cut]))
-        if of == "both":  # torn once more, in the next process
+        if of == "both":  # the next process is killed too
             ledger.write_bytes(lines + line + line[:-cut])
         counted = seen(tmp_path).counted_steps(plan_of())
         assert counted == (3 if of == "both" else 2)
@@ -304,7 +304,7 @@ def test_heads_are_their_owner_s_alone(tmp_path):
 
 
 def test_two_branches_have_two_heads_and_one_ledger_has_one(tmp_path):
-    """A mutant whose lines name no process has one head for all ledgers of a plan."""
+    """A mutant whose lines name no process gives all ledgers of a plan one head."""
     plan = plan_of()
     take(Ledger(tmp_path / "l"), 0, 1)
     shutil.copy(tmp_path / "l", tmp_path / "copy")
@@ -328,7 +328,7 @@ def test_a_replay_s_head_is_that_of_its_sums_however_often_it_was_stopped(tmp_pa
 
 
 def test_a_line_of_fresh_randomness_holds_public_numbers_and_a_random_id_and_nothing_else(tmp_path):
-    """So that a head, which is published, can be no test of who takes part."""
+    """A head is published, so it must not help anybody to test who takes part."""
     take(Ledger(tmp_path / "l"), 0)
     entry = json.loads((tmp_path / "l").read_text())["entry"]
     assert len(entry.pop("process")) == 32
@@ -338,7 +338,7 @@ def test_a_line_of_fresh_randomness_holds_public_numbers_and_a_random_id_and_not
 
 
 def test_ledgers_of_before_the_chain_are_read(tmp_path):
-    """Their counts stand; a folder that holds one is not gone on with, for its code is another's."""
+    """Their counts stay valid; but a run cannot resume in a folder with one, for other code began it."""
     before = ""
     with (tmp_path / "l").open("w") as file:
         for step in range(3):

@@ -1,4 +1,4 @@
-"""Out of memory in a step: the same rows again with the same draws, fewer at a time; nothing drawn twice or lost."""
+"""A step that runs out of memory repeats the same rows and draws, fewer at a time; no draw is lost or repeated."""
 
 import json
 
@@ -20,13 +20,13 @@ from tests.support.known_randomness import Known
 from tests.support.tiny import far, plan_of, tiny_adapter, tiny_config, tiny_latents, tiny_model
 
 CPU = torch.device("cpu")
-PERSONS = [[0, 1, 2], [3], [4, 5]]  # with k = 3 draws: 18 rows, and every person spans micro-batches of 4 or fewer
+PERSONS = [[0, 1, 2], [3], [4, 5]]  # with k = 3 they have 18 rows, and span micro-batches of 4 or fewer
 
 
 def failing(factory, above, from_call=1):
-    """The same losses on a device that holds `above` rows: an attempt ends in its `from_call`-th micro-batch.
+    """The same losses on a device with memory for `above` rows: an attempt fails in its `from_call`-th micro-batch.
 
-    It ends after the draws, as on a GPU, where the forward pass comes after them.
+    It fails after the draws, as on a GPU, where the forward pass comes after them.
     """
 
     def made(draws):
@@ -65,7 +65,7 @@ def test_backing_off_gives_the_sum_that_never_failed_with_k_draws_and_persons_ac
     assert far(backed_off, whole) < 1e-6
     torch.testing.assert_close(other_norms, norms, rtol=1e-6, atol=0)
     torch.testing.assert_close(other_losses, losses, rtol=1e-6, atol=0)
-    # and so does the sum that was cut otherwise, up to rounding
+    # a sum that is cut into other micro-batches agrees too, up to rounding
     assert far(backed_off, summed(factory, parameters, 18)[0]) < 1e-5
 
 
@@ -137,7 +137,7 @@ def test_a_fine_tuning_goes_on_with_fewer_rows_and_keeps_the_number_only_where_i
             assert run.ledger.counted_steps(run.plan) == 2
         kept = json.loads((folder / "plan.json").read_text()).get("physical_batch_size")
         assert kept == (2 if chosen.endswith("null") else None)
-        # on the terminal alone: it depends on who was drawn
+        # the message goes to the terminal alone: it depends on who was drawn
         assert heard == [2, 2]
         assert "out of memory: from here on 2 rows at a time; no draw is lost or repeated" in capsys.readouterr().err
         heard.clear()

@@ -1,4 +1,4 @@
-"""The released code's accounting: what it claims, what really holds, and that nobody takes it for a guarantee."""
+"""The released code's accounting: its claim, the epsilon that really holds, and no wording as a guarantee."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def test_the_published_epsilons_bound_far_more_than_they_claim(settings, eps, tr
     plan = published_plan(eps=eps, **settings)
     assert eps - 0.011 < claimed_epsilon(plan, plan.steps) <= eps
     found = spent(plan, plan.steps)
-    # the study's figures are without rounding
+    # the study's numbers do not include rounding
     assert true * 0.998 < found.epsilon < true * (1 + 4 * ROUNDING)
     assert found.epsilon == pld_epsilon(plan.sample_rate, plan.noise_multiplier / plan.sensitivity, plan.steps, 1e-5)
 
@@ -71,7 +71,7 @@ def test_with_one_draw_claim_and_bound_are_one():
 
 
 def parallel_step(tmp_path, plan: PrivacyPlan, n: int) -> dict[str, torch.Tensor]:
-    """A step over n units whose draws all have the same gradient, of norm far above the clip."""
+    """A step over n units; all draws have the same gradient, with a norm far above the clip."""
     directions = torch.tensor([[3.0, 4.0]] * n)
 
     def factory(_draws):
@@ -87,7 +87,7 @@ def parallel_step(tmp_path, plan: PrivacyPlan, n: int) -> dict[str, torch.Tensor
 
 @pytest.mark.parametrize(("accounting", "bound"), [("per_unit", 0.1), ("published", 0.4)])
 def test_one_unit_moves_the_published_step_by_k_times_the_clip_and_ours_by_the_clip(tmp_path, accounting, bound):
-    """Both steps run the same code; with parallel draws the bound that `spent` counts is reached, and never passed."""
+    """Both steps run the same code; with parallel draws a unit reaches the bound that `spent` counts, and no more."""
     plan = plan_of(sample_rate=1.0, k=4, accounting=accounting)
     assert plan.sensitivity * plan.max_grad_norm == pytest.approx(bound * (1 + ROUNDING))
     moved = difference(parallel_step(tmp_path, plan, 3), parallel_step(tmp_path, plan, 2))
@@ -95,7 +95,7 @@ def test_one_unit_moves_the_published_step_by_k_times_the_clip_and_ours_by_the_c
 
 
 def test_each_draw_is_clipped_apart_and_its_noise_is_its_own(tmp_path):
-    """The published sum is that of k rows, each clipped alone, over the draws that our own step folds."""
+    """The published sum clips each of the k rows separately; our own step averages the same draws before its clip."""
     config, model = tiny_config(), tiny_model(tmp_path)
     parameters = tiny_adapter(model).parameters("AB")
     latents, labels = tiny_latents(1)
@@ -269,6 +269,6 @@ def test_mlflow_is_told_both_numbers_a_tag_of_its_own_and_never_an_epsilon(tmp_p
         assert told.metrics["bounded_epsilon"] == statement["bounded_epsilon"]
         assert told.metrics["claimed_epsilon"] == statement["claimed_epsilon"]
         assert "epsilon" not in told.metrics
-    # so that nothing which it hands to its run leaves the house (test_records.py)
+    # without a guarantee, nothing that it records may leave the operator's machine (see test_records.py)
     assert not config.privacy.guaranteed
     assert "no guarantee" in run.tagged["statement"]

@@ -1,4 +1,4 @@
-"""Checks 3 to 7: the law of the noise, that it comes once per step and reaches the sum, Poisson, empty draws."""
+"""Checks 3 to 7: the noise follows its law, comes once per step and reaches the sum; Poisson draws; empty draws."""
 
 import math
 from dataclasses import replace
@@ -68,7 +68,7 @@ def test_fresh_randomness_never_repeats():
 
 
 def test_seeds_of_the_private_draws_keep_more_than_32_bits():
-    """Torch's CPU generator forgets all but 32 bits of its seed; the private draws must not rest on it."""
+    """Torch's CPU generator keeps only 32 bits of its seed, so the private draws must not use it."""
     low = torch.randn(4, generator=torch.Generator().manual_seed(1))
     high = torch.randn(4, generator=torch.Generator().manual_seed(1 + 2**32))
     assert torch.equal(low, high)
@@ -131,7 +131,7 @@ def test_poisson_includes_each_unit_with_probability_q_independently_of_the_othe
     assert sizes.var() == pytest.approx(n * q * (1 - q), rel=0.15)
     off_diagonal = np.corrcoef(included.T) - np.eye(n)
     assert np.abs(off_diagonal).max() < 5 / math.sqrt(draws)
-    # successive steps are fresh draws
+    # successive steps draw independently
     assert abs(np.corrcoef(included[:-1].ravel(), included[1:].ravel())[0, 1]) < 0.02
 
 
@@ -193,7 +193,7 @@ def test_automatic_clipping_is_the_plan_s_and_leaves_the_noise_as_it_is(tmp_path
     silent = (directions * (0.5 / (norms + STABILITY))).sum(0)
     assert stats.kstest((noisy["w"] - silent).numpy(), "norm", args=(0, 1.0)).pvalue > 1e-3
     assert facts.clipped_share == 1.0
-    # another plan: neither goes on in the other's ledger
+    # these are two plans: neither may continue the other's ledger
     with pytest.raises(InputError, match="belongs to another plan"):
         Ledger(tmp_path / "ledger.jsonl").counted_steps(replace(plan, clipping=FLAT))
 

@@ -1,4 +1,4 @@
-"""The project's own order: who may import whom, one list of parameters, one list of pins, nothing of any machine."""
+"""The order of the project: allowed imports, one list of parameters, one list of pins, no path of any machine."""
 
 import ast
 import functools
@@ -19,7 +19,7 @@ from dp_lora.events import Events
 from dp_lora.tracking import registry
 
 COMMON = {"config", "errors", "files", "events", "progress", "team"}
-# room -> rooms of ours that it may import, beside COMMON
+# room (a folder or module of dp_lora) -> rooms that it may import, beside COMMON
 ARROWS = {
     "errors": set(),
     "files": {"errors"},
@@ -105,7 +105,7 @@ def room_of(path) -> str:
 
 @functools.cache
 def imports_of(path) -> list[str]:
-    """Modules that a file imports, at its head or late: of `from package import name` the module `package.name`."""
+    """Modules that a file imports, at its head or late; `from package import name` counts as `package.name`."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -140,7 +140,7 @@ def test_every_room_imports_only_what_it_may_know_and_every_arrow_is_used():
 
 
 def require_no_circle(graph):
-    """Fail with the circle's names where nodes lead back to themselves; `graph` has the nodes that each leads to."""
+    """Fail with the names of a circle if there is one; `graph`: node -> nodes that it leads to."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -158,7 +158,7 @@ def test_imports_run_in_no_circle_late_ones_counted():
     require_no_circle(rooms)
 
 
-# what make or the docs start by name
+# modules that make or the docs start by name
 COMMANDS = ("tests.pictures", "tests.stage_code", "tests.gpu.gather")
 
 
@@ -169,7 +169,7 @@ def test_no_test_imports_another_and_what_tests_share_lies_in_tests_support():
     for module, path in modules.items():
         test = path.stem.startswith("test_") or path.stem == "conftest"
         assert module.startswith("tests.support.") != (test or module in COMMANDS), module
-        # as text: a script in a string imports too
+        # search the text, because a script in a string imports too
         found = re.findall(r"^\s*(?:from|import) +([\w.]+(?: +import +\w+)?)", path.read_text("utf-8"), re.MULTILINE)
         for name in (re.sub(" +import +", ".", words) for words in found):
             assert name.split(".")[0] not in stems, f"{module}: {name}: the way is tests.support"
@@ -240,7 +240,7 @@ def distribution(requirement: str) -> str:
 
 
 def imported(*folders: str) -> dict[str, set[str]]:
-    """What the files of these folders import from outside, and the distributions that hold it, one or several."""
+    """Outside packages that files of these folders import, each with the distributions that hold it."""
     known = packages_distributions()
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     ours = {*PACKAGES, "tests"}
@@ -254,7 +254,7 @@ def test_what_code_imports_is_declared_and_what_is_declared_is_imported():
     declared_with = declared | {distribution(line) for line in project["optional-dependencies"]["emoji"]}
     in_use = imported("dp_lora", "entrypoints", "benchmarks", "docker", ".ci")
     assert {root for root, holders in in_use.items() if not holders & declared_with} == set()
-    # what builds the package
+    # setuptools builds the package
     assert declared - set().union(*in_use.values()) == {"setuptools"}
 
     browser = (ROOT / "tests/requirements-ui.in").read_text(encoding="utf-8").splitlines()
@@ -292,8 +292,8 @@ def test_the_top_level_is_what_it_is_said_to_be():
 def test_environment_variables_of_ours_have_one_prefix():
     command = ["git", "-C", str(ROOT), "grep", "--untracked", "-lE", "DP_LORA_[A-Z]", "--", ":!tests"]
     named = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    # the first refuses the old name, the second sets it for the code of an older commit
-    found = [name for name in named if name != "docs/running.md"]  # _DP_LORA_COMPLETE is the name that click gives
+    # of the two files below, the first sets the old name for code of an older commit, the second refuses it
+    found = [name for name in named if name != "docs/running.md"]  # click itself makes the name _DP_LORA_COMPLETE
     assert found == ["dp_lora/commands/reproduce.py", "dp_lora/tracking/provenance.py"]
 
 
@@ -311,7 +311,7 @@ def test_each_cache_is_keyed_by_all_code_that_makes_what_it_keeps():
 
 
 def test_a_fine_tuning_is_resolved_and_its_pictures_are_encoded_in_one_place():
-    """Not once for a dry run, once for the other ranks and once more for the training."""
+    """Otherwise a dry run, the other ranks and the training could each resolve it in their own way."""
     texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in MODULES.values()}
 
     def callers(function: str) -> set[str]:
@@ -319,8 +319,8 @@ def test_a_fine_tuning_is_resolved_and_its_pictures_are_encoded_in_one_place():
         return {name for name, text in texts.items() if called.search(text)}
 
     assert callers("parent_parts") == {"dp_lora/cli/finetuning.py"}
-    # a working folder compares what it holds with what its configuration gives now; an audit keeps nothing it trained
-    # an audit attacks a plan, and a study's report sets the two side by side
+    # a working folder compares its plan with the one that its configuration gives now
+    # an audit attacks a plan and keeps no trained weights; a study's report shows both accountings of a plan
     audits = {"dp_lora/training/audit.py", "dp_lora/training/planned.py", "dp_lora/study/bounds.py"}
     assert callers("make_plan") - audits == {"dp_lora/cli/finetuning.py", "dp_lora/training/run_folder.py"}
     assert callers("encode_dataset") == {"dp_lora/training/ldm.py", "dp_lora/training/private_run.py"}
@@ -360,7 +360,7 @@ def test_no_name_at_the_head_of_a_module_and_no_parameter_of_a_plain_function_is
                 unused += [
                     f"{path.name}: {node.name}({one.arg})" for one in given if one.arg not in read and one.arg[0] != "_"
                 ]
-    # MLflow finds the backends by their entry points, docs/python.md shows each_row
+    # these have users elsewhere: MLflow finds the backends by their entry points, docs/python.md shows each_row
     assert sorted(unused) == [
         "native_backend.py: NativeBackend",
         "per_row.py: each_row",
@@ -381,7 +381,7 @@ def documented(path):
             yield node.name, ast.get_docstring(node) or ""
 
 
-# these turn one form of a plan, a part or a bound into another, or name a property that the plan's own fields define
+# these convert a plan, a part or a bound to another form, or name a property that the plan's own fields define
 FORMS = {"as_json", "from_json", "private", "guaranteed", "fresh"}
 
 

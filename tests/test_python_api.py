@@ -1,4 +1,4 @@
-"""The private step on a model that is none of ours, as docs/python.md shows it."""
+"""The private step on a model from elsewhere, as docs/python.md shows it."""
 
 import re
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_the_example_of_the_docs_trains_and_spends_at_most_its_target(tmp_path, 
     assert told["ledger"].counted_steps(plan) == plan.steps
     assert 0.99 * 3 < spent(plan, plan.steps).epsilon <= 3
     assert "Spent(epsilon=2.99" in capsys.readouterr().out
-    # a second process of the same loop finds its budget spent
+    # a second process with the same loop finds the budget spent
     before = (tmp_path / "ledger.jsonl").read_bytes()
     exec(compile(code, str(PAGE), "exec"), {})
     assert (tmp_path / "ledger.jsonl").read_bytes() == before

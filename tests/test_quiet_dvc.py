@@ -1,4 +1,4 @@
-"""DVC as our commands start it, on a pipeline of its own: no advice to push, and one line where a stage fails."""
+"""DVC as our commands start it, on a small pipeline: it gives no advice to push, and one line if a stage fails."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""One run on several ranks: the same sum, one noise, one ledger; what happens when a rank ends. Real processes."""
+"""One run on several ranks has the same sum, one noise and one ledger, and ends in one line when a rank ends."""
 
 import json
 import os
@@ -35,7 +35,7 @@ ENDED = "ledger and checkpoints stand, and a direct call that is typed again goe
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """Results of gloo_steps for two and three ranks, and of this process alone."""
+    """Results of gloo_steps with two and three ranks, and of this process alone."""
     folder = tmp_path_factory.mktemp("steps")
     script = [sys.executable, "-m", "tests.support.gloo_steps", str(folder)]
     made = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=280)
@@ -54,7 +54,7 @@ def test_every_item_is_in_the_share_of_exactly_one_rank():
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_gives_the_same_noisy_sum_on_one_two_and_three_ranks(steps, case):
-    """Uneven shares, an empty share, nobody drawn, persons of several pictures, k draws clipped apart."""
+    """Cases: uneven shares, an empty share, an empty draw, persons with several pictures, k draws clipped apart."""
     _, results = steps
     total, facts = results[1][case]
     for size in (2, 3):
@@ -76,7 +76,7 @@ def test_a_step_on_several_ranks_is_one_line_of_the_ledger(steps):
 
 
 def test_where_the_memory_of_one_rank_ends_all_ranks_take_as_few_rows(steps):
-    """Micro-batches of one shape on all ranks: else a unit that joins moves others to kernels that round otherwise."""
+    """All ranks use micro-batches of one shape: else a unit that joins moves others to kernels that round otherwise."""
     _, results = steps
     for size in (2, 3):
         rows = results[size]["unlike memory"]
@@ -171,7 +171,7 @@ def target(house: Path, run: str, overrides: str, mode: str = "") -> subprocess.
 
 
 def errors(process: subprocess.CompletedProcess[str]) -> list[str]:
-    """The lines of errors; a bar may stand before the first one."""
+    """The error lines; a progress bar may stand before the first one."""
     assert "Traceback" not in process.stderr, process.stderr[-3000:]
     return ["error: " + part.splitlines()[0] for part in process.stderr.split("error: ")[1:]]
 
@@ -193,7 +193,7 @@ FEW = "privacy.batch_size=1 data.n_public=30 privacy.epochs=0.166 privacy.delta=
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("more", ["", FEW, "privacy.k=3"])
 def test_two_and_three_ranks_give_the_weights_of_one_to_1e_6(house, more):
-    """With one binding for all: a replay is bound to its number of ranks, and two of them would share no noise."""
+    """All three share one binding here: real replays are bound to their number of ranks, and would share no noise."""
     seeded = f"privacy.reproducible=true privacy.seed_file={house / 'seed'} {more}"
     for size in (1, 2, 3):
         made = target(house, f"on-{size}", f"{seeded} compute.devices={size}")
@@ -216,7 +216,7 @@ def test_two_and_three_ranks_give_the_weights_of_one_to_1e_6(house, more):
 def test_two_ranks_encode_to_the_bytes_that_one_makes(house):
     tiny_dataset(house / "data")
     made = []
-    for ranks in (1, 2):  # in processes of their own, with one number of threads
+    for ranks in (1, 2):  # all in processes of their own, with the same number of threads
         assert target(house, f"latents-{ranks}", f"compute.devices={ranks}", "encode").returncode == 0
         (encoded,) = (house / f"latents-{ranks}").glob("*.npy")
         made.append(encoded.read_bytes())
@@ -244,7 +244,7 @@ def test_a_rank_that_is_killed_ends_the_run_in_one_line_and_a_resume_on_any_numb
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_others_end_in_one_line_when_the_first_rank_is_killed(house):
-    broken = target(house, "run", "compute.devices=3", "kill-first-2")  # returns when stderr is closed by all
+    broken = target(house, "run", "compute.devices=3", "kill-first-2")  # returns when all ranks have closed stderr
     assert broken.returncode == -9
     assert errors(broken) == [f"error: the first process has ended; {ENDED}"]
     assert counted(house, "run") == 2
@@ -255,7 +255,7 @@ def test_the_others_end_in_one_line_when_the_first_rank_is_killed(house):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("who", ["first", "other"])
 def test_a_rank_that_hangs_ends_the_run_in_minutes_in_one_line_and_nothing_is_lost(house, who):
-    """SIGSTOP: it lives, holds its connections, and answers nothing more."""
+    """SIGSTOP makes it hang: it lives and holds its connections, but no longer answers."""
     began = time.monotonic()
     broken = target(house, "run", "compute.devices=3 compute.rank_timeout_minutes=1", f"hang-{who}-2")
     assert time.monotonic() - began < 200
@@ -272,7 +272,7 @@ def test_a_rank_that_hangs_ends_the_run_in_minutes_in_one_line_and_nothing_is_lo
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of the project with a tiny base and tiny private data, and what runs a command in it."""
+    """A copy of the project with a tiny base and tiny private data."""
     folder = tmp_path_factory.mktemp("house") / "project"
     clone(ROOT, folder)
     make_base(folder / "outputs/letters/ldm", tiny_config())
@@ -281,7 +281,7 @@ def project(tmp_path_factory):
 
 
 def command(project: Path, *words: str, more: str = "", launcher: tuple[str, ...] = ()) -> str:
-    """What an entry point prints, which is one line."""
+    """Run an entry point and return its output, which must be one line."""
     environment = {**ENVIRONMENT, "PYTHONPATH": str(project), "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db"}
     overrides = f"{TINY} compute.device=cpu sampling.batch_size=1 {more}"
     made = subprocess.run(
@@ -289,7 +289,7 @@ def command(project: Path, *words: str, more: str = "", launcher: tuple[str, ...
         cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr[-3000:]
-    (line,) = made.stdout.splitlines()  # of the first rank alone
+    (line,) = made.stdout.splitlines()  # the first rank alone prints
     return line
 
 
@@ -306,7 +306,7 @@ def test_a_rank_that_ends_before_it_joins_ends_the_run_in_one_line(house):
 
 
 def test_a_rank_that_has_done_its_share_is_not_taken_for_lost():
-    """The first rank may write for minutes after the last batch."""
+    """The first rank may still write for minutes after the last batch."""
     codes = {1: 0, 2: 5}
     ended = {n: subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]) for n, code in codes.items()}
     for process in ended.values():
@@ -328,7 +328,7 @@ def test_the_command_line_works_on_two_ranks_with_and_without_torchrun(project, 
     release = fine_tuned.partition(":")[0]
     (ledger,) = set((project / "runs").glob("*/ledger.jsonl")) - before
     assert ledger.read_text().count("\n") == 5
-    # batches are drawn whole, so that each has the bits that one process gives
+    # a rank draws whole batches, so each image has the same bits as with one process
     images = []
     for more, how in ((two, launcher), ("", ())):
         drawn = command(project, "entrypoints.sample", "--adapter", release, more=more, launcher=how)

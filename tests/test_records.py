@@ -1,4 +1,4 @@
-"""What a run keeps: of private things a name in its tag `private`, and nothing that tells who is in the data."""
+"""A run's record lists private things in its tag `private`, and holds nothing that tells who is in the data."""
 
 import os
 import pickle
@@ -52,7 +52,7 @@ def folder_of_pictures(folder: Path, n: int) -> Path:
 
 
 def made_by_all_stages(root: Path, n: int, private: bool = True):
-    """What the stages of `config=folder` leave at the root of a project: private data real, the rest its like."""
+    """Write outputs like those of the stages of `config=folder`: the private data are real, the rest is made up."""
     folder_of_pictures(root / "pictures", n)
     config = load("folder", {} if private else {"eps": "inf"}, f"data.path={root}/pictures {CLASSES}")
     own = root / "outputs/folder"
@@ -74,7 +74,7 @@ def made_by_all_stages(root: Path, n: int, private: bool = True):
 
 
 def lock_of(own: Path) -> dict:
-    """A dvc.lock as DVC writes it."""
+    """Write a dvc.lock as DVC does."""
 
     def entry(path: str, folder: Path) -> dict:
         return {"path": path, "hash": "md5", "md5": dvc_hash(folder), "size": 9, "nfiles": len(list(folder.rglob("*")))}
@@ -91,7 +91,7 @@ def lock_of(own: Path) -> dict:
 
 
 def recorded(root: Path, n: int, patch: pytest.MonkeyPatch, private: bool = True) -> None:
-    """A run of every stage in a project of its own, and what `record` keeps of each."""
+    """Record a run of every stage with `record`, in a project of its own."""
     root.mkdir()
     use_store(root, patch)
     patch.setattr("dp_lora.cli.common.RUNS", root / "runs")
@@ -140,7 +140,7 @@ def test_what_every_stage_keeps_of_neighbours_differs_in_keyed_digests_alone(nei
 
 
 def test_a_mutant_that_keeps_names_or_hashes_is_caught(neighbours, tmp_path, monkeypatch):
-    """The walk of the test above can fail: what earlier code kept is found by it."""
+    """The search of the test above can fail: it finds what earlier code kept."""
     from dp_lora.reproduction import manifest
 
     monkeypatch.setattr("dp_lora.cli.record._digests", lambda folder, config, sign: manifest(folder))
@@ -239,7 +239,7 @@ def test_the_run_itself_lists_in_a_tag_what_is_private_by_its_name_in_the_store(
         run.artifact(tmp_path / "evaluation", private=True)
         run.artifact(picture)
         run.dataset("pictures", tmp_path, "ab" * 32, private=True)
-        assert "accuracy" in client.get_run(run.run_id).data.tags["private"]  # before it ends
+        assert "accuracy" in client.get_run(run.run_id).data.tags["private"]  # already before the run ends
     assert client.get_run(run.run_id).data.tags["private"] == (
         "accuracy, confusion.png, evaluation, found, grids, images/confusion, images/grids, per_class.json, pictures, "
         "private/loss _max_, seen"
@@ -429,7 +429,7 @@ def test_the_number_of_bad_pictures_is_told_on_the_terminal_alone(client, tmp_pa
 
 
 def test_whatever_looks_at_the_folder_or_draws_its_sheet_records_no_name(tmp_path):
-    """Else one caller that forgets its boundary would put a private name into the store."""
+    """Otherwise one caller that forgets its boundary would put a private name into the store."""
     good, bad = folder_of_pictures(tmp_path / "good", 8), folder_of_pictures(tmp_path / "bad", 2)
     picture, text = bad / "cat/anna-larsson-0.png", bad / "cat/anna-larsson-0.txt"
     for path in (picture, text):
@@ -478,14 +478,14 @@ def test_an_error_s_public_text_is_stated_once_and_survives_a_worker_process():
 
 @pytest.fixture
 def open_to_all():
-    """Nothing is closed but by whoever writes it."""
+    """Set umask 0: a file is closed to others only if its writer closes it."""
     before = os.umask(0)
     yield
     os.umask(before)
 
 
 def modes(folder: Path) -> set[str]:
-    """Modes of a folder, of all in it but locks, and what each is of."""
+    """Kinds and modes of a folder and everything in it except locks, such as `file 600`."""
     paths = [path for path in (folder, *folder.rglob("*")) if path.suffix != ".lock"]
     return {f"{'folder' if path.is_dir() else 'file'} {path.stat().st_mode & 0o777:o}" for path in paths}
 
@@ -519,7 +519,7 @@ def test_what_is_meant_for_others_follows_the_umask_whoever_wrote_it(mask, then,
     os.umask(mask)
     with whole_folder(tmp_path / "release") as temporary:
         (temporary / "peft").mkdir(0o700)
-        save_file({"a": np.zeros(3)}, temporary / "peft/a.safetensors")  # 0600, whatever the umask
+        save_file({"a": np.zeros(3)}, temporary / "peft/a.safetensors")  # save_file gives 0600 under any umask
         write_json(temporary / "privacy.json", {})
     with whole_file(tmp_path / "release/b.safetensors") as temporary:
         save_file({"a": np.zeros(3)}, temporary)
@@ -532,7 +532,7 @@ def test_each_command_closes_the_folders_that_dvc_fills_with_files_for_all(open_
         monkeypatch.setattr(f"dp_lora.cli.{module}.ROOT", tmp_path)
     monkeypatch.setattr("dp_lora.cli.house.RUNS", tmp_path / "runs")
     close_house(config)
-    assert list(tmp_path.iterdir()) == []  # it makes none
+    assert list(tmp_path.iterdir()) == []  # it makes no folder
     closed = [tmp_path / name for name in ("data", "runs", "outputs/mnist5k", ".dvc/cache")]
     for folder in closed:
         folder.mkdir(parents=True)

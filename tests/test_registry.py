@@ -1,4 +1,4 @@
-"""Registered models: made by the entry point `finetune`, read back through MLflow's client, loaded and drawn from."""
+"""Registered models: the entry point `finetune` makes them, MLflow's client reads them back, and they load and draw."""
 
 import ast
 import importlib
@@ -50,13 +50,13 @@ def model_of(client, version):
 
 
 def folder_of(client, version) -> Path:
-    """Where the store, a local one, keeps a version's model."""
+    """The folder in which the local store keeps a version's model."""
     return Path(urlparse(model_of(client, version).artifact_location).path)
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    """A project root with a tiny base and private pictures, and a fine-tuning in it, made as a DVC stage of `main`."""
+    """A project root with a tiny base, private pictures and a fine-tuning, made as a DVC stage of `main`."""
     root = tmp_path_factory.mktemp("house")
     with pytest.MonkeyPatch.context() as patch:
         client = use_store(root, patch)
@@ -70,7 +70,7 @@ def house(tmp_path_factory):
         patch.setattr("dp_lora.cli.prepared.WORKING", root / "runs/working")
         patch.setattr("dp_lora.tracking.tracked_run.ROOT", root)
         make_base(root / "base", tiny_config())
-        # neither belongs to the model
+        # neither file belongs to the model
         (root / "base/notes.pkl").write_bytes(b"\x80\x04N.")
         (root / "base/samples.png").write_bytes(b"")
         tiny_dataset(root / "outputs/mnist5k/data")
@@ -85,7 +85,7 @@ def house(tmp_path_factory):
 
 
 def called(*arguments):
-    """`finetune` with these arguments, which succeeds."""
+    """Call `finetune` with these arguments; it must succeed."""
     main = importlib.import_module("dp_lora.commands.finetune").main
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
@@ -154,7 +154,7 @@ def imported(path: Path) -> set[str]:
 
 def test_the_folder_holds_no_pickle_and_no_path_of_this_machine(house):
     folder = folder_of(house.client, house.made)
-    # what loading leaves beside them is not of the model
+    # loading the model leaves these beside it
     left = {"__pycache__", "registered_model_meta"}
     files = [path for path in folder.rglob("*") if path.is_file() and not left & set(path.parts)]
     assert {path.relative_to(folder).parts[0] for path in files} == {
@@ -179,7 +179,7 @@ def test_nothing_that_stays_with_the_operator_enters_the_model(house):
     assert not logged.metrics
     said = json.dumps([logged.params, logged.tags, house.made.tags, house.made.description])
     folder = folder_of(house.client, house.made)
-    # code/ is this package
+    # code/ holds this package, which is public
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(folder / "code")]
     assert files
     for secret in secrets:
@@ -212,7 +212,7 @@ def test_an_adapter_without_a_guarantee_is_not_registered(house):
 
 @pytest.fixture
 def released(tmp_path):
-    """A base and a release of its own, which no fine-tuning of `house` made."""
+    """A base and a release that no fine-tuning of `house` made."""
     make_base(tmp_path / "base", tiny_config())
     return make_release(tmp_path / "base", tmp_path / "release"), tmp_path / "base"
 
@@ -222,7 +222,7 @@ def test_the_alias_moves_to_the_newer_release_the_older_stays_and_one_line_is_sa
 ):
     client, config = use_store(tmp_path, monkeypatch), tiny_config()
     release, base = released
-    capfd.readouterr()  # of a new store
+    capfd.readouterr()  # drop the messages of a new store
     versions = []
     for run_id in ("a" * 32, "b" * 32):
         statement = read_json(release / "privacy.json") | {"run_id": run_id}

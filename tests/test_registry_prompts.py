@@ -1,4 +1,4 @@
-"""A registered text-to-image release: it takes a column `prompt`, and draws what its base's pipeline draws."""
+"""A registered text-to-image release takes a column `prompt`, and draws the same images as its base's pipeline."""
 
 import shutil
 import sys
@@ -33,7 +33,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module", params=["sd", "pixart"])
 def released(request, tmp_path_factory):
-    """A tiny pipeline and a release on it whose LoRA weights are away from zero."""
+    """A tiny pipeline, and a release on it whose LoRA weights are not zero."""
     folder = tmp_path_factory.mktemp(request.param)
     base, config = make_pipeline(folder / "base", request.param), load("folder", {}, SETTINGS)
     model = load_model(base)
@@ -66,7 +66,7 @@ def test_a_loaded_model_draws_its_prompts_as_the_sampler_does(released, tmp_path
     expected = draw(model, [0, 1, 0], [0, 0, 1], released.config.sampling, 7, CPU)
     assert drawn.shape == (3, SIZE, SIZE, 3)
     assert np.abs(drawn.astype(int) - expected).max() <= 1
-    assert np.abs(drawn[0].astype(int) - drawn[2]).max() > 1  # the same prompt again is another image
+    assert np.abs(drawn[0].astype(int) - drawn[2]).max() > 1  # the same prompt gives another image the second time
     plain = replace(released.config.sampling, negative_prompt=None)
     assert np.abs(draw(model, [0, 1, 0], [0, 0, 1], plain, 7, CPU).astype(int) - drawn).max() > 1
 

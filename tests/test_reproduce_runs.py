@@ -1,4 +1,4 @@
-"""`make reproduce` for real: whole chains of a tiny experiment are made again from what MLflow recorded alone."""
+"""`make reproduce` for real: it makes whole chains of a tiny experiment again from MLflow's record alone."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ REPLAY = "privacy.reproducible=true privacy.seed_file=seed"
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The tiny project, its experiment committed, with a seed file of the operator's."""
+    """The tiny project with its experiment committed, and the operator's seed file."""
     folder = tiny_project(tmp_path / "project")
     commit_all(folder)
     (folder / "seed").write_bytes(os.urandom(32))
@@ -49,7 +49,7 @@ def test_a_whole_main_in_the_reproducible_mode_comes_out_equal_file_by_file(proj
         assert f"{file}: equal" in done.stdout
     assert not (project / "runs/reproduce" / made.info.run_id).exists()
 
-    # what the second making is compared with is what the run recorded, not what lies there now
+    # the comparison uses the digests that the run recorded, not the files that lie there now
     grid = project / "outputs" / EXPERIMENT / "samples/grid.png"
     grid.write_bytes(grid.read_bytes() + b" ")
     changed = again(project, made)
@@ -90,7 +90,7 @@ def test_private_pictures_are_prepared_again_and_compared_by_their_keyed_digest(
     done = again(project, made)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "prepare: ./: equal" in done.stdout
-    # another key is another operator's: nothing that a run keeps can be compared without it
+    # another key belongs to another operator, who can compare nothing that the run keeps
     (project / "runs/.key").write_bytes(os.urandom(32))
     other = again(project, made)
     assert other.returncode == 1

@@ -1,4 +1,4 @@
-"""A run made again: what counts as equal, and which runs are refused with a reason."""
+"""Runs made again: the comparison calls the right files equal, and some runs are refused with a reason."""
 
 import json
 import subprocess
@@ -83,7 +83,7 @@ def test_of_a_private_folder_one_signed_digest_is_kept_and_compared(tmp_path):
     }
     assert [one.equal for one in compare(recorded, before, after, sign)] == [True, True]
     assert digests(before, [before], sign) == {"./": f"keyed {digest_folder(before)}"}
-    # another picture: named on the terminal while the first making is there, else the folder alone
+    # a changed picture is named while the first result still exists, later its folder alone
     (after / "data/anna").write_bytes(b"another")
     (found,) = (one for one in compare(recorded, before, after, sign) if not one.equal)
     assert found == ("data/anna", False, "different")

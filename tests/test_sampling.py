@@ -1,4 +1,4 @@
-"""Sampling: what decides an image, guidance, and the folder of samples."""
+"""Sampling: the inputs that decide an image, guidance, and the folder of samples."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_class_noise_does_not_move_when_other_classes_are_added(model):
 
 
 def plain_ddim(model: Model, label: int, index: int, sampling, seed: int) -> torch.Tensor:
-    """One image by the equations: DDIM eq. 12 with eq. 16's sigma, guidance in the prediction, no batching."""
+    """One image straight from the equations: DDIM's eq. 12 with eq. 16's sigma, guided predictions, no batching."""
     a = model.scheduler.alphas_cumprod.double()
     stream = [image_stream(seed, model.classes[label], index)]
     x = next_noise(stream, (3, 8, 8), CPU)
@@ -225,7 +225,7 @@ def contents(folder):
 
 
 def kill_in_batch(number, calls):
-    """In the place of `draw`: draws, and is killed in that batch; `calls` counts."""
+    """Replace `draw` by one that is killed in batch `number`; `calls` counts its calls."""
 
     def killed_once(*arguments):
         calls.append(1)
@@ -247,10 +247,10 @@ def test_a_killed_sampling_goes_on_where_it_was_and_ends_in_the_same_bytes(model
     heard = Heard()
     began = time.monotonic()
     sample(model, config, CLASSES, 8, tmp_path / "work", tmp_path / "resumed", heard)
-    assert len(calls) == 4  # two batches, the killed one, and only that one again
+    assert len(calls) == 4  # two batches, the killed one, and that one again
     ((name, speed, _),) = heard.metrics
     assert name == "images_per_second"
-    assert speed > 2 / (time.monotonic() - began)  # the two that were drawn now
+    assert speed > 2 / (time.monotonic() - began)  # the speed counts the two images drawn now
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
 
 
@@ -288,7 +288,7 @@ def test_a_folder_names_the_precision_that_auto_came_to_and_is_never_mixed_of_tw
     sample(model, rough, CLASSES, 8, tmp_path / "work", tmp_path / "rough", Events())
     assert json.loads((tmp_path / "rough" / "samples.json").read_text())["precision"] == "bfloat16"
     assert contents(tmp_path / "rough") != contents(tmp_path / "exact")
-    assert len(list((tmp_path / "work").iterdir())) == 1  # what the killed one had drawn
+    assert len(list((tmp_path / "work").iterdir())) == 1  # the images of the killed call
 
 
 def test_another_adapter_is_another_model(model):

@@ -1,4 +1,4 @@
-"""`-b slurm` with stand-ins of Slurm's commands: what is sent, and how the run follows the job."""
+"""`-b slurm` with stand-ins for Slurm's commands: the job that it sends, and the run that follows the job."""
 
 import os
 import time
@@ -35,7 +35,7 @@ esac
 
 
 class Cluster:
-    """What the stand-ins say, and what they were given."""
+    """The answers of the stand-ins, and the arguments that they got."""
 
     def __init__(self, here: Path):
         self.here = here
@@ -73,7 +73,7 @@ def client(tmp_path, monkeypatch):
     (tmp_path / "MLproject").write_text(MLPROJECT)
     monkeypatch.chdir(tmp_path)
     yield use_store(tmp_path, monkeypatch)
-    # the backend sets it for the whole process
+    # undo it: the backend sets the tracking URI for the whole process
     import mlflow
 
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def refused(**settings) -> str:
 
 @pytest.fixture(autouse=True)
 def any_entry_point(monkeypatch):
-    # the tiny project's `main` has no config of ours
+    # the tiny project's `main` takes no config
     monkeypatch.setattr(slurm_backend, "STAGES", {})
 
 
@@ -167,7 +167,7 @@ def test_a_job_that_slurm_refuses_fails_the_run_in_slurms_words(cluster, client)
 
 
 def replace_sleep(monkeypatch, sleep):
-    """In the backend alone: other threads of this process sleep too."""
+    """Replace it in the backend alone: other threads of this process sleep too."""
     monkeypatch.setattr(slurm_backend, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
 
 
@@ -228,7 +228,7 @@ def test_the_next_command_reads_the_jobs_of_this_cluster_alone(cluster, client, 
     def states():
         return [client.get_run(run_id).info.status for run_id in (ours, elsewhere, waits)]
 
-    # each submission has the same number here: the comment says whose it is
+    # all submissions have the same number here: the comment says which run a job belongs to
     (cluster.here / "comment").write_text(ours)
     jobs.settle_jobs(client)
     assert states() == ["SCHEDULED"] * 3
@@ -240,7 +240,7 @@ def test_the_next_command_reads_the_jobs_of_this_cluster_alone(cluster, client, 
     jobs.settle_jobs(client)
     assert states() == ["KILLED", "SCHEDULED", "SCHEDULED"]
     assert client.get_run(ours).data.tags["slurm.state"] == "TIMEOUT"
-    # its records were sent, and the number is another job's by now
+    # the run's records were sent, and its number now belongs to another job
     monkeypatch.setattr(jobs, "waiting_runs", lambda: [])
     jobs.settle_jobs(client)
     assert states() == ["KILLED", "SCHEDULED", "KILLED"]
@@ -272,7 +272,7 @@ def test_a_job_tells_its_own_number_to_the_run_that_this_backend_made(monkeypatc
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     told = {"slurm.job": "9", "slurm.cluster": "one", "slurm.state": "RUNNING", "slurm.restarts": "2"}
     assert jobs.own_job_tags({"mlflow.project.backend": "slurm"}) == told
-    # a job script of somebody's own
+    # a run in somebody's own job script gets no tags
     assert jobs.own_job_tags({"mlflow.project.backend": "native"}) == {}
 
 

@@ -1,4 +1,4 @@
-"""Jobs of Slurm: what a site may fill in, and the batch scripts that come of it."""
+"""Jobs of Slurm: the settings that a site may fill in, and the batch scripts made of them."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_several_ranks_are_started_by_srun_and_only_the_first_has_the_run():
     (line,) = [line for line in text.splitlines() if line.startswith("srun ")]
     assert shlex.split(line)[:3] == ["srun", "bash", "-c"]
     assert "unset MLFLOW_RUN_ID" in line
-    assert "GLOO_SOCKET_IFNAME" not in text  # between machines it is the site's to name
+    assert "GLOO_SOCKET_IFNAME" not in text  # between machines the site must name the interface
     alone = script(Settings(VENV, cpus=4), ranks=Ranks(2))
     assert "export SRUN_CPUS_PER_TASK=4" in alone
     assert "export GLOO_SOCKET_IFNAME=lo MASTER_ADDR=127.0.0.1" in alone
@@ -96,7 +96,7 @@ def stand_in(folder: Path, name: str, text: str) -> None:
 
 
 def run_script(tmp_path: Path, text: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a batch script as slurmd would, with stand-ins of Slurm's commands before all others."""
+    """Run a batch script as slurmd would; stand-ins for Slurm's commands come first in PATH."""
     (tmp_path / "job.sh").write_text(text)
     given = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", **environment}
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""The state of a job in what Slurm prints, and of its run: what one node cannot show comes from recorded texts."""
+"""The states of a job, read from Slurm's output, and of its run; recorded texts show states that one node cannot."""
 
 import os
 
@@ -8,7 +8,7 @@ from dp_lora.errors import InputError
 from dp_lora.slurm import commands
 from dp_lora.slurm.states import Job, parse_accounted, parse_job, read_job
 
-# of Slurm 22.05, by `scontrol --oneliner show job`; STATE, EXIT and the fields around them are filled in
+# output of Slurm 22.05's `scontrol --oneliner show job`; tests fill in STATE, EXIT and the fields around them
 SHOWN = (
     "JobId=12 JobName=dp-lora-finetune UserId=user(1000) GroupId=user(1000) MCS_label=N/A Priority=4294901759 Nice=0 "
     "Account=(null) QOS=(null) JobState={state} Reason={reason} Dependency=(null) Requeue=1 Restarts={restarts} "
@@ -79,7 +79,7 @@ def test_what_the_controller_has_forgotten_is_read_from_the_accounting(row, job)
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Stand-ins of Slurm's commands: each prints and returns what it is told to."""
+    """Stand-ins for Slurm's commands: each prints the text and returns the status that a test sets."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
     def says(name: str, text: str = "", error: str = "", status: int = 0) -> None:

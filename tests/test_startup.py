@@ -1,4 +1,4 @@
-"""What commands import before they work: the cause of a slow start is held, its seconds are `benchmarks.startup`'s."""
+"""Commands import nothing heavy before they work, the cause of a slow start; `benchmarks.startup` measures seconds."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from tests.support.tiny import TINY, make_base, tiny_config
 from tests.support.tiny_pipelines import make_pipeline
 
 COMMANDS = sorted(path.stem for path in (ROOT / "dp_lora/commands").glob("[a-z]*.py"))
-# packages that take from a tenth of a second to several
+# packages that take from a tenth of a second to several seconds to import
 HEAVY = {
     "torch", "diffusers", "peft", "transformers", "lightning", "torchvision", "opacus", "scipy", "mlflow", "pandas",
     "pyarrow", "matplotlib", "PIL", "dvc",
@@ -36,7 +36,7 @@ print(*{module.split(".")[0] for module in sys.modules})
 
 
 def heavy(*calls: str) -> set[str]:
-    """The heavy packages that a process has imported after these calls, such as `sample --help`."""
+    """The heavy packages that a process has imported after these calls (such as `sample --help`)."""
     command = [sys.executable, "-c", CALL, *calls]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def test_private_pictures_are_prepared_without_waiting_for_what_draws_letters():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """Overrides that name a base which is there and states its operations, as the stages leave it."""
+    """Overrides that name an existing base with stated operations, as the stages write it."""
     folder, config = tmp_path_factory.mktemp("house") / "base", tiny_config()
     make_base(folder, config)
     write_json(folder / FILE, asdict(count_operations(*meta_networks(config, folder))))
@@ -114,9 +114,9 @@ def test_a_pipeline_that_states_its_operations_is_counted_without_its_networks(t
     counted, key = base_operations(config, base, family_of(base)), pipeline_key(base, 32)
     before = model_digest(base)
     write_operations(base, counted, key)
-    assert model_digest(base) == before  # no part of the model
+    assert model_digest(base) == before  # the file is no part of the model
     assert read_operations(base, key) == counted
-    assert read_operations(base, pipeline_key(base, 64)) is None  # of other pictures they are others
+    assert read_operations(base, pipeline_key(base, 64)) is None  # other pictures take other operations
     monkeypatch.setattr("dp_lora.models.meta.meta_networks", None)
     assert base_operations(config, base, family_of(base)) == counted
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one line that says how to go on, and no process that is left behind."""
+"""Ctrl-C and SIGTERM end a command with one line that says how to go on, and leave no process behind."""
 
 import shlex
 import signal
@@ -80,7 +80,7 @@ wait
 
 
 def lives(pid: int) -> bool:
-    """Whether a process runs; one that has ended may still wait for init to take note of it."""
+    """Whether a process runs; a zombie, which init has not yet reaped, counts as ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

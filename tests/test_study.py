@@ -28,7 +28,7 @@ COUNTS = golden_json("parameter-counts.json")
 NOWHERE = Path("no such base")
 CPU = torch.device("cpu")
 
-# experiment -> (parent, what differs from it, LoRA setting of parameter-counts.json)
+# experiment -> (parent, differences from it, LoRA setting in parameter-counts.json)
 ALL_RANK_8 = "to_q,to_k,to_v,to_out.0 rank 8"
 RANKS_BY_DEPTH = {"lora.rank": 16, "lora.rank_last": 4}
 CELEBAHQ = {
@@ -68,7 +68,7 @@ MNIST = {
 PRETRAINING = ("autoencoder_kl_emnist32_4x4x3", "emnist32-conditional")
 PRIVATE = CELEBAHQ | MNIST
 
-# the same structure at small width: 32 pixels, latents of 4 x 4, and one step over everybody
+# the same structure at small width: 32 pixels, latents of 4 x 4, and one step in which everybody takes part
 SMALL = (
     "public.size=32 data.size=32 data.n_public=6 public.n=6 privacy.batch_size=6 privacy.epochs=1 train.grid_every=0 "
     "autoencoder.block_out_channels=[4,4,4,8] autoencoder.layers_per_block=1 autoencoder.norm_num_groups=4 "
@@ -81,7 +81,7 @@ SMALL_OF = {
 }
 
 
-# one of each family of epsilons, schedule of ranks and kind of targets; the others take their step in `make test-slow`
+# one experiment per family of epsilons, schedule of ranks and kind of targets; the others run in `make test-slow`
 FAST_STEPS = (
     "celebahq-eps10",
     "celebahq-no-dp-baseline",
@@ -175,7 +175,7 @@ def test_the_readme_tables_what_the_files_hold():
             assert lora == [f"{expected:,}"], name
 
 
-# settings that share their counts with another experiment are left to `test_the_readme_tables_what_the_files_hold`
+# `test_the_readme_tables_what_the_files_hold` checks settings that share their counts with another experiment
 COUNTED = {
     **{PRIVATE[name][2]: name for name in reversed(CELEBAHQ) if PRIVATE[name][2]},
     "of ours": "celebahq-eps10-effective-targets",
@@ -260,7 +260,7 @@ def test_the_pretraining_experiments_take_a_step_at_small_width(tmp_path, monkey
     from dp_lora.training import autoencoder, ldm
 
     def stand_in(size, device):
-        """A random linear feature in the place of VGG's."""
+        """Replace VGG's features by a random linear feature."""
         feature = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
         return lambda a, b: torch.nn.functional.conv2d(a - b, feature).square().mean()
 

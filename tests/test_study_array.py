@@ -1,4 +1,4 @@
-"""A study as an array of Slurm's jobs, with stand-ins of Slurm: what is sent, followed, cancelled, gathered."""
+"""A study as an array of Slurm jobs, with stand-ins for Slurm: sending, following, cancelling and gathering."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from dp_lora.study.place import RESULTS, Record, places
 from dp_lora.tracking.process import Terminated
 
 SETTINGS = Settings(Environment("venv", sys.prefix), partition="gpu")
-# a state for all jobs, or one of a job in a file of its name
+# one state for all jobs; a file named after a job holds that job's own state
 SCONTROL = """
 cd {here}
 [ -e away ] && {{ echo "error: Unable to contact slurm controller (connect failure)" >&2; exit 1; }}
@@ -36,7 +36,7 @@ printf "%s\\n" "$@" > given_$number; cp "${{@: -1}}" script_$number; echo "$OF_A
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """Stand-ins, the smallest study in a folder of its own, and a clock whose second is short."""
+    """Stand-ins for Slurm, the smallest study in a folder of its own, and a clock with short seconds."""
     here = tmp_path / "slurm"
     here.mkdir()
     texts = {
@@ -63,7 +63,7 @@ def send(site, *, upstream=False):
 
 
 def make(place):
-    """What a member leaves that is made."""
+    """Write the files that a finished member leaves."""
     record = Record()
     for stage, name in RESULTS.items():
         (place.folder / name).mkdir(parents=True)
@@ -90,7 +90,7 @@ def test_members_are_an_array_that_begins_after_the_job_of_base_and_pictures(sit
     assert "#SBATCH --job-name=dp-lora-study\n" in script
     assert "--member 3" in script
     assert "--upstream" in (site.here / "script_7").read_text()
-    # Slurm hands the environment over; the script names none of it
+    # Slurm passes the environment on; the script must name none of it
     assert (site.here / "run_8").read_text() == "secret\n"
     assert "secret" not in script
     alone = send(site)
@@ -122,7 +122,7 @@ def test_members_that_share_a_ledger_are_one_task_in_which_each_fails_alone(site
     environment = {**os.environ, "PATH": f"{fake}:{os.environ['PATH']}"}
     assert subprocess.run(["bash", "-c", line], env=environment, check=False).returncode == 1
     assert [(logs / f"{number}.txt").read_text().split()[-1] for number in (1, 3)] == ["1", "3"]
-    # alone the member takes the shell's place, so that Slurm's signals reach it
+    # a single member replaces the shell, so that Slurm's signals reach it
     assert shlex.split(array.task_line(site.grid, [second], logs))[:2] == ["exec", "python"]
 
 

@@ -1,4 +1,4 @@
-"""A study's YAML as members, each once; what publishing all of them costs; a dry run by the real command line."""
+"""A study's YAML gives each member once and the cost of publishing all; a dry run by the real command line."""
 
 import math
 import subprocess
@@ -165,7 +165,7 @@ def test_a_member_is_done_when_all_stages_are_recorded_and_lie_there(write, tmp_
     for stage, folder in (("finetune", "finetune"), ("sample", "samples"), ("fid", "evaluation")):
         assert not place.is_done(record)
         record = record.with_stage(stage, 2.0, "r" * 32, 1.5)
-        assert not place.has(stage, record)  # recorded, and not there
+        assert not place.has(stage, record)  # recorded, but its folder is missing
         (place.folder / folder).mkdir()
     place.write(record)
     outcome = place.outcome()
@@ -177,7 +177,7 @@ def test_a_member_is_done_when_all_stages_are_recorded_and_lie_there(write, tmp_
 
 
 def pld(*kinds: tuple[float, float, int], delta: float) -> float:
-    """Epsilon of steps together by Google's accountant, on a fine grid."""
+    """Epsilon of all steps together by Google's accountant, on a fine grid."""
     from dp_accounting.pld import privacy_loss_distribution
 
     total = None

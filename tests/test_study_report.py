@@ -1,4 +1,4 @@
-"""The report of a study, of made-up outcomes: its numbers, its words, and that it is one page that loads nothing."""
+"""The report of a study with made-up outcomes has the right numbers and words, and is one page that loads nothing."""
 
 import csv
 import dataclasses
@@ -29,7 +29,7 @@ SEEDS = 2
 
 
 class Page(HTMLParser):
-    """What a page loads, where it leads, its tables as rows of words, and all its text."""
+    """The files that a page loads, its links, its tables as rows of words, and all its text."""
 
     def __init__(self, text):
         super().__init__()
@@ -211,7 +211,7 @@ def test_a_line_s_name_gives_way_to_a_number_beside_it():
     figure = draw_scores([series], {"high": 98.0, "low": 60.0}, "eps", "%", of_epsilon=True)
     at = {text.get_text().split(":")[0]: text.xy[0] for text in figure.axes[0].texts if ":" in text.get_text()}
     assert at["low"] == 0.01
-    # the mean at eps 1 is written above its interval's end, near the line
+    # the mean at eps 1 stands above its interval's end, near the line
     assert mean([90, 92], (0.0, 100.0)).high > 98
     assert at["high"] == 0.99
 
@@ -222,7 +222,7 @@ def test_means_and_differences_are_scipy_s():
     assert (mean(values).low, mean(values).high) == pytest.approx((found.low, found.high))
     assert (mean([0.5]).low, mean([0.5]).high, mean([0.5]).n) == (None, None, 1)
     assert mean([0.5, 0.5]).low == 0.5
-    # no share is below 0 or above 1, however few the seeds
+    # even with few seeds no share is below 0 or above 1
     assert (mean([0.1, 0.9], (0.0, 1.0)).low, mean([0.1, 0.9], (0.0, 1.0)).high) == (0.0, 1.0)
     assert mean(values, (0.0, 1.0)) == mean(values)
     assert difference([0.5], values).low is None

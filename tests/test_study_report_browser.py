@@ -1,4 +1,4 @@
-"""`make test-ui`: the report of a study in a real browser, from a file: wide, on a phone, in the dark, in print."""
+"""`make test-ui`: the report of a study in a real browser, from a file: wide, on a phone, in dark mode, in print."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.support.studies import digits_study
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]
 CROSSES = """() => [...document.querySelectorAll('figure, p, h1, h2, nav, ul')]
   .filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
-# letters of figures, and what they are drawn on
+# the colour of a figure's letters, and of their background
 INKS = """() => [getComputedStyle(document.querySelector('svg text')).fill,
   getComputedStyle(document.body).backgroundColor]"""
 SMALLEST = (
@@ -54,7 +54,7 @@ def test_in_print_it_is_dark_on_white_whatever_the_screen_is(address):
         ink, paper = map(brightness, page.evaluate(INKS))
         assert ink < 60
         assert paper > 250
-        page.set_viewport_size({"width": 718, "height": 1000})  # A4 less two margins of 10 mm
+        page.set_viewport_size({"width": 718, "height": 1000})  # A4 without two margins of 10 mm
         assert page.evaluate("document.documentElement.scrollWidth") <= 718
         written = page.pdf(format="A4", print_background=True)
         assert written.startswith(b"%PDF")

@@ -1,4 +1,4 @@
-"""Members side by side: what fails stops nothing, what is killed leaves no orphan, and no score reaches a log."""
+"""Members side by side: a failed member stops no other, a killed study leaves no orphan, no score reaches a log."""
 
 import io
 import os
@@ -21,7 +21,7 @@ from dp_lora.study.table import Shown, figures, seconds_left, usual_seconds
 
 @dataclass
 class Counted:
-    """An executor whose tasks end at the second look, with the statuses given."""
+    """An executor whose tasks end at the second look, with the given statuses."""
 
     statuses: dict[int, int]
     room: int = 2
@@ -137,7 +137,7 @@ child.wait()
 
 @pytest.fixture
 def members(tmp_path):
-    """The members of the smallest study in a folder of the test's own, the first one done."""
+    """The members of the smallest study in a folder of the test's own; the first is done."""
     found = [replace(place, folder=tmp_path / str(place.number)) for place in places(read_study("smoke"))]
     for place in found:
         place.folder.mkdir()
@@ -178,7 +178,7 @@ def test_scores_are_drawn_on_a_terminal_and_stand_in_no_line(members):
     assert "failed" in failed
     assert "no room" in failed
     assert "running" in running
-    assert "30 seconds" in running  # as the member that is done took
+    assert "30 seconds" in running  # the finished member took so long
     assert figures(members[0].outcome()) == {"epsilon": "9.99", "accuracy": "0.875"}
 
 

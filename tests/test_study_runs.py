@@ -1,4 +1,4 @@
-"""study=smoke by the real command line: killed with -9 twice, it goes on, and ends with every member done once."""
+"""study=smoke by the real command line: after two kills with -9 it goes on, and every member is done once."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def records(project: Path) -> list[dict]:
 
 
 def at_work(project: Path) -> list[psutil.Process]:
-    """Processes that work in the project."""
+    """Processes whose current folder is the project."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -47,7 +47,7 @@ def at_work(project: Path) -> list[psutil.Process]:
 
 
 def kill_when(project: Path, reached: Callable[[], bool]) -> None:
-    """Start the study, and end it by SIGKILL when `reached`; all that it had started is gone a moment later."""
+    """Start the study, kill it when `reached`, and check that its processes are gone a moment later."""
     environment = {**clean_environment(), "DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
     with (project.parent / "output.txt").open("ab") as output:
         child = subprocess.Popen(
@@ -65,7 +65,7 @@ def kill_when(project: Path, reached: Callable[[], bool]) -> None:
 
 
 def test_a_study_that_is_killed_twice_goes_on_and_every_member_is_done_once(project):
-    # once while DVC makes what is upstream, once while one member samples and another is at work
+    # kill it once while DVC makes the upstream stages, once while one member samples and another works
     kill_when(project, (project / "outputs/letters/data").is_dir)
     kill_when(project, lambda: any("finetune" in one["seconds"] for one in records(project)))
     kept = {one["runs"]["finetune"] for one in records(project) if "finetune" in one["seconds"]}
@@ -79,7 +79,7 @@ def test_a_study_that_is_killed_twice_goes_on_and_every_member_is_done_once(proj
     assert len(finished) == MEMBERS
     assert all({"finetune", "sample", "fid"} <= set(record["seconds"]) for record in finished)
     assert sum("audit" in record["seconds"] for record in finished) == 1
-    assert kept <= {record["runs"]["finetune"] for record in finished}  # what was done was not done again
+    assert kept <= {record["runs"]["finetune"] for record in finished}  # no finished fine-tuning ran again
 
     client = MlflowClient(sqlite_uri(project / "mlflow.db"))
     runs = [found for found in all_runs(client) if "stage" in found.data.tags]
@@ -91,7 +91,7 @@ def test_a_study_that_is_killed_twice_goes_on_and_every_member_is_done_once(proj
     (whole,) = [found for found in ended if found.data.tags["stage"] == "study"]
     assert {found.data.tags["mlflow.parentRunId"] for found in members} == {whole.info.run_id}
     assert not [found for found in runs if found.info.status == "RUNNING"]
-    # each private fine-tuning has one ledger, with all of its steps
+    # each private fine-tuning has one ledger with all its steps
     ledgers = list((project / "runs").glob("*/ledger.jsonl"))
     for path in ledgers:
         steps = json.loads((path.parent / "plan.json").read_text())["plan"]["steps"]

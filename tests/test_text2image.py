@@ -1,4 +1,4 @@
-"""Pipelines as bases: per-unit gradients, rows apart, dead targets, checkpointing, releases that load elsewhere."""
+"""Pipelines as bases: per-unit gradients, separate rows, dead targets, checkpointing, releases that load elsewhere."""
 
 import functools
 import json
@@ -71,7 +71,7 @@ def of_config(model, config):
 
 
 def first_noise(model, config):
-    """What the pipeline is given for the images of `drawn`."""
+    """The noise that the pipeline gets for the images of `drawn`."""
     if model.family.of_classes:
         streams = [image_stream(3, name, 0) for name in config.data.classes[:2]]
         return {"latents": next_noise(streams, model.latent_shape(SIZE), CPU)}
@@ -87,7 +87,7 @@ def first_noise(model, config):
     return seen
 
 
-FAST = ("sd", "dit")  # one of each way to load; the others are slow tests
+FAST = ("sd", "dit")  # one per way to load; tests of the others are slow
 CHECKPOINTED = {"sd": "compute.checkpointing=always", "pixart": "compute.checkpointing=always"}
 
 
@@ -132,7 +132,7 @@ def test_every_release_draws_the_same_in_a_stock_pipeline_of_a_fresh_process(nam
         io = tmp_path / f"{name}.pt"
         facts = {"images": drawn(ours, config), "of_base": drawn(of_base, config)}
         torch.save({**first_noise(of_base, config), **facts}, io)
-        # the card's own lines, one way of two where it names two
+        # use the card's own lines; where it names two ways, take the first
         loading = "\n".join(loading_lines(ours.family)[1:-1]).partition("; or")[0]
         row = [base, release_of(name), loading, dict(ours.family.call), io]
         wanted.append([str(value) if isinstance(value, Path) else value for value in row])
@@ -189,7 +189,7 @@ def test_a_caption_that_is_too_long_is_cut_without_a_word_of_it_on_the_terminal(
 
 @pytest.mark.parametrize("name", ["sd", "flux"])
 def test_loading_a_pipeline_writes_nothing_on_the_terminal(bases, name):
-    # a process of its own: the libraries' handlers hold the terminal of the time when they were imported
+    # a new process, because the libraries' handlers keep the terminal that they found at import
     script = "import sys, pathlib; from dp_lora.models.folder import load_model; load_model(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", script, str(bases[name])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -199,7 +199,7 @@ def test_loading_a_pipeline_writes_nothing_on_the_terminal(bases, name):
 def test_captions_are_encoded_once_alone_and_kept_for_their_owner(bases, tmp_path, monkeypatch):
     model = load_model(bases["sd"])
     first = captions_of(text_config(), model, tmp_path / "captions")
-    # six pictures, one caption twice, and the empty caption
+    # the six pictures have five different captions; the sixth is the empty one
     assert {len(tensor) for tensor in first.tensors.values()} == {6}
     assert first.of[0] == first.of[3]
     alone = captions_of(text_config(), model, tmp_path / "one", [TEXTS[5]])
@@ -238,7 +238,7 @@ def test_times_of_a_flow_follow_their_law():
     for shift in (1.0, 3.0):
         stream = np.random.default_rng(0)
         drawn = np.array([Flow(shift).time(stream, 0, 1000) for _ in range(20_000)])
-        # the median of the logit-normal is 1/2, which the shift maps to shift / (1 + shift)
+        # the logit-normal's median is 1/2; the shift maps it to shift / (1 + shift)
         assert np.median(drawn) == pytest.approx(shift / (1 + shift), abs=0.01)
         u = drawn / (shift - (shift - 1) * drawn)
         logit = np.log(u / (1 - u))

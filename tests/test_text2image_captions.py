@@ -1,4 +1,4 @@
-"""Captions in the private step: kept or encoded anew, dropped by a picture's own coin; what a pipeline draws by."""
+"""Captions in the private step are kept or encoded anew, and dropped by a picture's own coin; prompts of a pipeline."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ def test_captions_that_are_encoded_in_each_step_give_the_gradients_of_kept_ones(
     for rows in (8, 2):
         kept, anew = gradients_of(*of, UNITS, rows), gradients_of(*again, UNITS, rows)
         assert max(total_norm(difference(kept[number], anew[number])) for number in kept) == 0
-    assert not (tmp_path / "none").exists()  # nothing of a caption is written
+    assert not (tmp_path / "none").exists()  # no caption is written
 
 
 def test_a_caption_that_is_encoded_in_a_step_is_encoded_alone_and_no_word_of_it_is_told(bases, tmp_path, capfd):
@@ -82,7 +82,7 @@ def test_the_coin_of_a_picture_s_own_stream_drops_its_caption(bases, tmp_path):
     assert np.mean(np.array(chosen) == captions.empty) == pytest.approx(0.25, abs=0.03)
     empty = model.family.encode(model.pipeline, "", SIZE)["context"]
     assert torch.equal(captions.rows([captions.empty])["context"], empty)
-    # without dropout no coin is thrown: a picture's other draws are what they were
+    # without dropout there is no coin, so a picture's other draws do not change
     stream = np.random.default_rng(0)
     rows_of(model, captions, 0.0).choose(2, stream)
     assert stream.random() == np.random.default_rng(0).random()
@@ -95,7 +95,7 @@ def test_dropped_captions_leave_each_unit_s_gradient_its_own(bases, tmp_path):
     for number, unit in enumerate(UNITS):
         alone = gradients_of(*of, captions, [unit], len(unit))[0]
         assert total_norm(difference(together[number], alone)) < 2e-5 * total_norm(alone)
-    # another unit's caption moves nobody else
+    # a changed caption of one unit changes no other unit's gradient
     others = captions_of(config, model, tmp_path / "others", [["something else"], *TEXTS[1:]])
     moved = gradients_of(*of, others, UNITS, 6)
     assert max(total_norm(difference(together[number], moved[number])) for number in (1, 2)) == 0

@@ -1,4 +1,4 @@
-"""The command line on a pipeline of diffusers: prepare to export on captions, of which no record holds a word."""
+"""The command line on a diffusers pipeline, from prepare to export with captions; no record holds a word of them."""
 
 import re
 import shutil
@@ -23,12 +23,12 @@ SETTINGS = (
     "model.base=base model.privacy_status=public sampling.prompts='a sun|a tree' sampling.n=8 sampling.steps=2 "
     "compute.device=cpu train.grid_every=2 public.n=60 evaluation.min_images=4 evaluation.classifier_steps=2"
 )
-# DVC runs stages that do not depend on each other in the order of a hash, and a run keeps the dvc.lock of its moment
+# a fixed hash seed: DVC orders independent stages by a hash, and a run keeps the dvc.lock of its moment
 PLAIN = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
 def calls(project, config, settings, said):
-    """A function that runs a command on `settings`, notes what it says, and gives its stdout."""
+    """A function that runs a command with `settings`, adds its output to `said`, and returns its stdout."""
 
     def ok(command, *more):
         done = run(project, "dp_lora", command, "--config", config, "--overrides", settings, *more)
@@ -46,12 +46,12 @@ def write_pictures(folder, captioned=True, n=40):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(path)
         if captioned:
-            # one is longer than the encoder takes: what is cut off may be told by nobody
+            # one caption is longer than the encoder takes: no warning may show the part that is cut off
             path.with_suffix(".txt").write_text(f"the {SECRETS[number % 3]} " * (60 if number == 7 else 1))
 
 
 def released_and_drawn(project, ok):
-    """The chain from `prepare` to `export`; gives the samples' folder."""
+    """Run the chain from `prepare` to `export`; gives the samples' folder."""
     ok("prepare")
     told_of = ok("finetune", "--dry-run")
     assert "noise ratio: " in told_of
@@ -74,16 +74,16 @@ def test_a_folder_with_captions_becomes_a_release_and_no_record_holds_a_word_of_
     samples = released_and_drawn(project, calls(project, "text2image", SETTINGS, said))
     assert read_json(samples / "samples.json")["classes"] == ["a sun", "a tree"]
 
-    # what is drawn, scored and told holds none of them
+    # no message and no record holds one of them
     assert not [secret for secret in SECRETS if secret in "".join(said)]
     assert told(project, {secret.encode() for secret in SECRETS}) == []
 
 
 @pytest.fixture(scope="module")
 def neighbours(tmp_path_factory):
-    """Two projects after `main` on one given base: one on N pictures with captions, one with one more."""
+    """Two projects after `main` on one given base: one with N captioned pictures, one with one more."""
     place = tmp_path_factory.mktemp("neighbours")
-    # what is public is made once, so that the order of its stages tells nobody apart
+    # public results are made once, so that the order of their stages cannot tell the projects apart
     public = clone(ROOT, place / "public")
     make_pipeline(public / "base", "sd")
     write_pictures(public / "pictures")
@@ -129,7 +129,7 @@ def test_main_begins_anew_where_the_given_base_changed_and_does_nothing_where_it
     said = main()
     assert "nothing to do" not in said
     assert "Running stage 'pipelines/diffusers/dvc.yaml:finetune'" in said
-    assert "Running stage 'pipelines/diffusers/dvc.yaml:prepare':" not in said  # the pictures are the same
+    assert "Running stage 'pipelines/diffusers/dvc.yaml:prepare':" not in said  # the pictures have not changed
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A pipeline that is held in bfloat16: adapters, gradients and sums are float32 or wider; rows stay apart."""
+"""A pipeline held in bfloat16: adapters, gradients and sums are float32 or wider; rows stay independent."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from tests.support.tiny_pipelines import BUILD, make_pipeline
 CPU = torch.device("cpu")
 HALF = "compute.precision=bfloat16"
 UNITS = [[0], [1, 2], [3, 4, 5]]
-FAST = ("sd", "flux")  # a UNet and a transformer; the others are slow tests
+FAST = ("sd", "flux")  # a UNet and a transformer; tests of the others are slow
 FAMILIES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in BUILD]
 
 
@@ -38,10 +38,10 @@ def test_each_unit_s_gradient_is_that_of_its_rows_alone_in_bfloat16_too(name, ba
     together = gradients_of(*of, UNITS, 6)
     for number, unit in enumerate(UNITS):
         alone = gradients_of(*of, [unit], len(unit))[0]
-        # eight bits of mantissa, and kernels that add up a batch of another size in another order
+        # bfloat16 has eight bits of mantissa, and kernels add up a batch of another size in another order
         assert total_norm(difference(together[number], alone)) < 0.02 * total_norm(alone)
     if name == "flux":
-        # diffusers rounds FLUX's times to the width of its weights, and once more as thousandths
+        # diffusers rounds FLUX's times to the precision of its weights, and once more in thousandths
         drawn = Flow.time
         rounded = lambda *given: float(torch.tensor(drawn(*given), dtype=torch.bfloat16) * 1000) / 1000  # noqa: E731
         monkeypatch.setattr(Flow, "time", rounded)

@@ -22,7 +22,7 @@ from tests.support.tiny_pipelines import BUILD, make_pipeline
 
 FAST = "sd"
 FAMILIES = [pytest.param(name, marks=() if name == FAST else pytest.mark.slow) for name in BUILD]
-# captions of several texts and rows cut elsewhere than units: whatever a picture draws is its own
+# several captions, and micro-batches that cut units: each picture must still get its own draws
 ROWS = "privacy.k=2 compute.physical_batch_size=4"
 
 
@@ -78,7 +78,7 @@ def test_two_ranks_release_the_weights_of_one(name, tmp_path):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_all_that_is_trained_gets_the_stated_noise_and_no_number_goes_without(name, tmp_path):
-    """A draw of nobody: what `noisy_sum` gives is the noise alone, sigma * C * N(0, 1) on each trained number."""
+    """With an empty draw `noisy_sum` gives the noise alone: sigma * C * N(0, 1) on each trained number."""
     config = text_config("", name)
     model = load_model(make_pipeline(tmp_path / name, name))
     model.info["size"] = config.data.size

@@ -1,4 +1,4 @@
-"""Runs against a real SQLite store, states and values read back through MLflow's own client."""
+"""Runs on a real SQLite store; MLflow's own client reads states and values back."""
 
 import math
 import os
@@ -64,7 +64,7 @@ def test_stages_that_concern_no_private_data_are_named_by_experiment_and_stage(c
 
 
 def test_params_read_back_as_overrides_give_the_same_config(config):
-    # set by the config's name; has blanks; a key with a digit
+    # skip a key that the config's name sets, one whose value has blanks, and one with a digit in its name
     skip = {"experiment.name", "experiment.description", "autoencoder.l1_weight"}
     texts = {key: provenance.param_text(value) for key, value in flatten(config).items() if key not in skip}
     overrides = " ".join(f"{key}={text}" for key, text in texts.items())

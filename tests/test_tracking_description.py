@@ -1,4 +1,4 @@
-"""What the UI shows above a run, and the links between runs, read back through MLflow's own client."""
+"""The description that the UI shows above a run, and the links between runs, read through MLflow's own client."""
 
 import re
 import shlex

@@ -80,7 +80,7 @@ def test_the_folder_says_what_it_was_trained_on_and_holds_a_legible_grid(tmp_pat
 @pytest.mark.parametrize("overrides", ["", ADVERSARIAL])
 def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(tmp_path, overrides):
     first, _ = train(tmp_path, "first", overrides)
-    torch.rand(7)  # the process's own random state does not matter
+    torch.rand(7)  # the process's own random state must not matter
     second, _ = train(tmp_path, "second", overrides)
     third, _ = train(tmp_path, "third", f"{overrides} experiment.seed=1")
     assert model_digest(first) == model_digest(second) != model_digest(third)
@@ -196,7 +196,7 @@ def test_lpips_on_vgg_is_zero_for_equal_pictures_and_pulls_reconstructions_towar
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.manual_seed(0)
-    # random weights in the place of the trained ones
+    # random weights instead of the trained ones, which are a download
     torch.save(vgg16(weights=None).state_dict(), tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth")
     from dp_lora.training.perceptual import Perceptual
 

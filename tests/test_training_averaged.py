@@ -1,4 +1,4 @@
-"""What is released of the weights: their moving average, or the mean of their tail; and what a checkpoint holds."""
+"""The released weights: their moving average, or the mean of their last steps; and the state in a checkpoint."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def made(**settings):
 
 
 def taken(state, steps):
-    """The weights after each of `steps`."""
+    """Take `steps`; gives the weights after each of them."""
     seen = []
     for step in steps:
         generator = torch.Generator().manual_seed(step)
@@ -48,7 +48,7 @@ def is_the_tail_s_mean(state):
 def test_the_tail_s_mean_is_released_and_the_parameters_go_on_from_their_own(monkeypatch):
     assert is_the_tail_s_mean(made(tail_average=0.4))
     assert not is_the_tail_s_mean(made())
-    # a mutant that averages all steps: the start would be in it too
+    # a mutant that averages all steps, not the last share of them
     monkeypatch.setattr(averaged, "tail_weight", lambda step, total, share: tail_weight(step, total, 1.0))
     assert not is_the_tail_s_mean(made(tail_average=0.4))
 
@@ -71,7 +71,7 @@ def test_the_class_embedding_keeps_its_own_rate_where_the_noise_is_taken_off():
     state = made(noise_debias=1.0, lr_schedule="constant", lr_noise_exponent=0.0)
     (seen,) = taken(state, [0])
     assert state.rates == {EMBEDDING: 0.3, "lora": 0.05}
-    # one step of equal squares: both move by their rate times the same
+    # in the first step both move by their own rate times the same formula
     generator = torch.Generator().manual_seed(0)
     gradients = {name: 0.1 + 0.05 * torch.randn(50, generator=generator) for name in seen}
     variance = (2.0 * 0.1 / 4.0) ** 2

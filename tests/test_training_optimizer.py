@@ -1,4 +1,4 @@
-"""Adam that knows the noise: what is taken off its second moment is what the noise adds to it, and no more."""
+"""Adam that knows the noise subtracts from its second moment what the noise adds to it, and no more."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ RANDOMNESS = Randomness("optimizer", b"0123456789abcdef")
 
 
 def squares_after(steps: int, signal: float = SIGNAL, beta: float = BETA) -> torch.Tensor:
-    """Adam's sum of squares of `signal` with noise, from zero, in many coordinates."""
+    """Adam's second moment of `signal` with noise, started at zero, in many coordinates."""
     generator = torch.Generator().manual_seed(steps)
     squares = torch.zeros(COORDINATES)
     for _ in range(steps):
@@ -58,7 +58,7 @@ def test_on_noise_alone_the_second_moment_is_the_floor():
 
 
 def moved(make, steps: int = 300) -> float:
-    """Mean step, in units of the learning rate, under noise that outweighs the gradient twice."""
+    """Mean step, in units of the learning rate, under noise twice as large as the gradient."""
     generator = torch.Generator().manual_seed(0)
     parameter = torch.zeros(COORDINATES // 10, requires_grad=True)
     optimizer = make([{"params": [parameter], "lr": 0.01}], betas=(0.9, 0.999))

@@ -91,9 +91,9 @@ def test_the_learning_rate_falls_with_the_noise_multiplier_and_never_rises():
 @pytest.mark.parametrize(("total", "share", "kept"), [(10, 0.4, 4), (10, 1.0, 10), (7, 0.01, 1), (150, 0.25, 38)])
 def test_the_tail_s_mean_is_that_of_the_last_share_of_the_steps(total, share, kept):
     values = np.random.default_rng(0).standard_normal(total)
-    mean = 123.0  # the start, which is no step's
+    mean = 123.0  # the start belongs to no step
     for step in range(total):
         mean += tail_weight(step, total, share) * (values[step] - mean)
         if step < total - kept:
-            assert mean == pytest.approx(values[step])  # a run that its budget stops early has its newest weights
+            assert mean == pytest.approx(values[step])  # a run that stops early releases its newest weights
     assert mean == pytest.approx(values[-kept:].mean())

@@ -1,4 +1,4 @@
-"""`make ui`: the server over the local store and its links; stores and servers that cannot be used, in one line."""
+"""`make ui` starts the server over the local store and prints its links; one line tells why a store is unusable."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ from dp_lora.tracking.links import chart_page, comparison_page, view_page
 from tests.support.tracking_server import free_port
 from tests.support.tracking_store import use_store
 
-PAGES = "workflowType=machine_learning"  # else MLflow 3.17 shows its menu for agents
+PAGES = "workflowType=machine_learning"  # without it MLflow 3.17 shows its menu for agents
 SHOWN = ("SCATTER", "LINE", "IMAGE")  # MLflow's kinds of charts
 
 
@@ -64,7 +64,7 @@ def test_the_links_lead_where_the_newest_run_is_unless_the_environment_names_an_
     theirs = client.create_experiment("another program's")
     client.set_terminated(client.create_run(theirs).info.run_id)
     assert tracking.ui_links("http://x")["table"] == view_page("http://x", client.get_run(own).info.experiment_id)
-    # MLflow's Docker runner has made its run in "Default" before our code starts
+    # MLflow's Docker runner makes its run in "Default" before our code starts
     monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run("0").info.run_id)
     scored_run("5", 0.5)
     monkeypatch.delenv("MLFLOW_RUN_ID")
@@ -80,7 +80,7 @@ def test_the_links_lead_where_the_newest_run_is_unless_the_environment_names_an_
 
 
 def saved_view(client, experiment_id: str) -> dict:
-    """What MLflow's page reads from an experiment's tag."""
+    """The view that MLflow's page reads from an experiment's tag."""
     saved = json.loads(client.get_experiment(experiment_id).tags[shared_view.VIEW])
     assert saved["name"] == "Privacy and utility"
     packed = saved["state"].removeprefix("deflate;")
@@ -158,7 +158,7 @@ def test_the_server_comes_up_over_the_store_prints_links_and_ends_with_ctrl_c(cl
     assert second.wait(60) == 1
     assert second.stderr.read().startswith(f"error: port {port} of 127.0.0.1 is in use")
 
-    # over a server's address it starts nothing and prints the same links
+    # with a server's address it starts nothing, but prints the same links
     elsewhere = ui(MLFLOW_TRACKING_URI=links["MLflow UI"])
     assert elsewhere.wait(120) == 0, elsewhere.stderr.read()
     assert links["newest sample grid"] in elsewhere.stdout.read()

@@ -1,4 +1,4 @@
-"""`make test-ui`: the UI in a real browser, over runs that were trained for it (minutes)."""
+"""`make test-ui`: the UI in a real browser, over runs that the test trains in minutes."""
 
 import json
 import sqlite3
@@ -27,16 +27,16 @@ pytestmark = [pytest.mark.ui, pytest.mark.timeout(3600)]
 GRID_WIDTH = "() => Math.max(0, ...[...document.images].map(image => image.naturalWidth))"
 WIDTHS = (1500, 800)
 MLFLOWS_OWN = (
-    # it asks for the user's name, which a server without accounts does not know
+    # the page asks for the user's name, which a server without accounts does not know
     "/ajax-api/2.0/mlflow/users/current",
-    # Chromium's word for a layout that takes more than a frame
+    # Chromium says this when a layout takes more than a frame
     "ResizeObserver loop completed with undelivered notifications.",
 )
 
 
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory):
-    """A server over what three trainings logged: its address, the ids of experiment and runs, the links."""
+    """A server over the runs of three trainings: its address, the ids of experiment and runs, the links."""
     project = tiny_project(tmp_path_factory.mktemp("ui") / "project")
     filled = run(project, "tests.support.fill_store")
     assert filled.returncode == 0, filled.stderr[-3000:]
@@ -77,7 +77,7 @@ def test_the_shared_view_draws_utility_against_epsilon_epsilon_over_steps_and_th
     logged = [client.get_run(ui.runs[eps]["fid"]).data.metrics for eps in EPSILONS]
     with browser_page(width) as (page, errors):
         text = open_page(page, ui.links["charts"], "epsilon vs. accuracy")
-        assert "Model registry" in text  # in the menu for training alone
+        assert "Model registry" in text  # the menu for training alone has it
         for name in ("accuracy", "letter_frechet_distance"):
             (points,) = chart_lines(page, f"epsilon vs. {name}", len(EPSILONS), tmp_path / f"{name}.png")
             wanted = sorted((metrics["epsilon"], metrics[name]) for metrics in logged)

@@ -1,4 +1,4 @@
-"""The default pipeline as it is run, small, in a copy of the project: without a network, and writing what it says."""
+"""A small run of the default pipeline in a copy of the project: it needs no network, and writes only what it says."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ def project(tmp_path_factory) -> Path:
 
 
 def require_no_network() -> None:
-    """Skip where the machine gives no namespaces; a namespace that reaches anything is an error of this test."""
+    """Skip if the machine gives no namespaces; fail if the namespace has another interface than its loopback."""
     try:
         subprocess.run([*NO_NETWORK, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -37,7 +37,7 @@ def require_no_network() -> None:
 
 
 def files(project: Path) -> dict[str, tuple[int, int]]:
-    """Every file of the project but those of git and DVC, with time and size."""
+    """Time and size of every file of the project, except those of git and DVC."""
     found = {}
     for path in project.rglob("*"):
         name = path.relative_to(project).as_posix()
@@ -51,11 +51,11 @@ def written(before: dict, after: dict) -> set[str]:
 
 
 def listed(project: Path) -> list[str]:
-    """The places that a dry run of `main` says would be written; the last is the run in the store."""
+    """The places that `main` would write, by its own dry run; the last is the run in the store."""
     result = run(project, "entrypoints.main", "--config", EXPERIMENT, "--dry-run")
     assert result.returncode == 0, result.stderr[-2000:]
     line = next(line for line in result.stdout.splitlines() if line.startswith("would write: "))
-    # DIGEST stands for a name that is not known before
+    # DIGEST stands for a name that is unknown before the run
     items = line.removeprefix("would write: ").split(", ")
     return [item.split(" (")[0].removesuffix("/DIGEST") for item in items]
 
@@ -65,7 +65,7 @@ def is_below(name: str, place: str) -> bool:
 
 
 def of_the_store(name: str) -> bool:
-    """Whether a file is MLflow's: the database, its lock, artifacts."""
+    """Whether a file belongs to MLflow: the database, its lock, artifacts."""
     return name.startswith(("mlflow.db", "mlruns/", "mlartifacts/"))
 
 
@@ -100,8 +100,8 @@ def test_finetune_under_mlflow_run_writes_to_its_own_run_and_mlflow_alone(projec
     assert len(folders) == 1, folders
     (own,) = folders
     assert (project / own / "release/privacy.json").exists()
-    # encoded latents are kept for the next run, in the one place that may be deleted at any time; what this place has
-    # seen of the ledger, and where that lies, for the operator
+    # beside its own folder the run writes encoded latents, which the next run uses and anybody may delete at any time,
+    # the ledger's heads, and the operator's notes
     places = (f"{own}/", f"runs/working/private/{EXPERIMENT}/latents/", "runs/.heads/", own.replace("/", "/operator/"))
     assert [name for name in sorted(new) if not name.startswith(places) and not of_the_store(name)] == []
 
@@ -127,7 +127,7 @@ def test_an_experiment_of_dvc_at_another_eps_reruns_finetune_and_what_follows_an
 
 def test_an_experiment_in_dvc_s_queue_keeps_its_ledger_and_its_run_and_leaves_no_private_picture(project):
     ledgers, store = set(project.glob("runs/*/ledger.jsonl")), (project / "mlflow.db").stat().st_mtime_ns
-    # DVC starts its worker by the name `dvc`
+    # DVC starts its worker as `dvc`, which it must find in PATH
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     queued = run(project, "dvc", "exp", "run", "--queue", "-S", "eps=3", "--name", "queued")
     assert queued.returncode == 0, queued.stdout[-2000:] + queued.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Who is taken out of a folder of pictures is gone from prepared data, caches and what is trained, by every command."""
+"""After a picture leaves the folder, every command removes it from prepared data, caches and later training."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def draw(path: Path, seed: int) -> None:
-    """A picture whose file has the same size for every seed."""
+    """Draw a picture whose file has the same size for every seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (16, 16), dtype=np.uint8)
     Image.fromarray(noise).save(path, compress_level=0)
@@ -46,7 +46,7 @@ def fill(folder: Path, each: int = 20) -> Path:
 
 
 def change_in_place(path: Path) -> None:
-    """Another picture of the same name, size and time."""
+    """Replace a picture by another one with the same name, size and time."""
     before = path.stat()
     draw(path, 999)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -54,7 +54,7 @@ def change_in_place(path: Path) -> None:
 
 
 def move(path: Path, target: Path | None) -> None:
-    """Give a picture and its caption another place, or none."""
+    """Move a picture and its caption to another place, or delete them."""
     for ending in (".png", ".txt"):
         file = path.with_suffix(ending)
         file.unlink() if target is None else file.rename(target.with_suffix(ending))
@@ -77,7 +77,7 @@ def own_config(pictures: Path) -> Config:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project root of the test's own, with a dataset that was prepared from pictures, and what is kept of it."""
+    """A project root of the test's own: a dataset prepared from pictures, and everything kept of it."""
     monkeypatch.setattr(common, "RUNS", tmp_path / "runs")
     for module in (pipeline, pipelines):
         monkeypatch.setattr(module, "ROOT", tmp_path)
@@ -109,7 +109,7 @@ def test_prepared_pictures_and_all_that_is_kept_of_them_go_when_the_folder_chang
 
 @pytest.mark.parametrize("change", ["removed", "changed in place", "renamed"])
 def test_what_other_experiments_kept_trees_and_copies_of_dvc_made_of_the_folder_goes_too(place, monkeypatch, change):
-    """Else a withdrawn picture stays in the data of an experiment that nobody calls any more."""
+    """Otherwise a withdrawn picture stays in the data of an experiment that nobody runs any more."""
     mine, other = (
         own_config(place / "pictures"),
         load("standin", {}, f"{TINY} data.source=folder data.path={place / 'pictures'}"),
@@ -119,7 +119,7 @@ def test_what_other_experiments_kept_trees_and_copies_of_dvc_made_of_the_folder_
         with prepared.sealing(config, pipelines.private_data(config)):
             tiny_dataset(pipelines.private_data(config))
     tree = place / "runs/reproduce/0a1b/tree"
-    # of `dvc exp run --queue` and `--temp`, killed; their seals are under the project's own secret
+    # copies of killed `dvc exp run --queue` and `--temp`; their seals use the project's own secret
     copies = [place / ".dvc/tmp/exps/tmp0a1b", place / ".dvc/tmp/exps/standalone/tmp2c3d"]
     for root, parts in [(tree, ("outputs", "runs/working", "runs/.key"))] + [
         (copy, ("outputs", "runs/working")) for copy in copies
@@ -155,7 +155,7 @@ def test_a_broken_seal_of_another_experiment_stops_nobody_and_of_this_one_counts
 
 
 def test_a_seal_from_before_there_were_captions_still_holds_and_still_names_its_folder(place):
-    """Else an update would forget which other datasets a withdrawn picture has to leave."""
+    """Otherwise an update would forget from which other datasets a withdrawn picture must go."""
     mine = own_config(place / "pictures")
     file = prepared.caches(mine) / prepared.SEAL
     seal = read_json(file)
@@ -172,7 +172,7 @@ def test_a_seal_from_before_there_were_captions_still_holds_and_still_names_its_
 
 
 def test_a_class_that_another_experiment_lacks_removes_its_dataset_and_refuses_nothing_here(place):
-    """Else the folder's new class would stop this experiment, with an error about another one's classes."""
+    """Otherwise the folder's new class would stop this experiment with an error about another one's classes."""
     one_more = load("standin", {}, f"{TINY} data.source=folder data.path={place / 'pictures'} data.classes=[x,y,z]")
     draw(place / "pictures/z/0.png", 7)
     prepared.look(one_more)
@@ -237,7 +237,7 @@ def project_of_own_pictures(folder: Path, pictures: Path) -> Path:
 
 
 class Typed:
-    """A project whose commands are typed; what they prepared and kept."""
+    """A project in which a user types commands, and the files that they prepare and keep."""
 
     def __init__(self, root: Path, pictures: Path) -> None:
         self.root, self.pictures = root, pictures
@@ -268,7 +268,7 @@ class Typed:
         return set((self.root / "runs/working/private").rglob("*.npy"))
 
     def holds(self, digest: str) -> list[Path]:
-        """Files of the whole project, DVC's cache included, that are this picture."""
+        """Files of the whole project, DVC's cache included, that hold this picture."""
         files = [path for path in self.root.rglob("*") if path.is_file() and not path.is_symlink()]
         return [path for path in files if digest_file(path) == digest]
 
@@ -300,7 +300,7 @@ def test_prepare_typed_again_sees_every_change_and_nothing_brings_a_withdrawn_pi
     assert typed.prepared() == now
     before = (typed.data / "metadata.parquet").stat().st_mtime_ns
     typed.ok("dvc", "repro", "prepare")
-    assert (typed.data / "metadata.parquet").stat().st_mtime_ns == before  # nothing changed, nothing is done
+    assert (typed.data / "metadata.parquet").stat().st_mtime_ns == before  # without a change nothing is done
 
     CHANGES["broken"](pictures)
     assert "x/new.png: not a picture of a known format" in typed.refused("dvc", "repro", "prepare")
@@ -323,7 +323,7 @@ def test_finetune_main_and_dvc_repro_look_before_anything_is_spent(tmp_path):
     assert set(first) - set(typed.prepared()) == {"x/0.png"}
     assert not kept & typed.latents()
     begun = typed.ledgers()
-    assert len(begun) == 2  # another dataset is another ledger
+    assert len(begun) == 2  # another dataset gets another ledger
     assert spent.items() <= begun.items()
 
     typed.ok("entrypoints.main", "--config", EXPERIMENT)
@@ -332,7 +332,7 @@ def test_finetune_main_and_dvc_repro_look_before_anything_is_spent(tmp_path):
     assert scored
     begun = typed.ledgers()
     move(pictures / "y/0.png", None)
-    # DVC is told to leave out the first stage, which looks: the stage itself refuses
+    # --single-item leaves out the first stage, which looks for changes: the stage itself must refuse
     said = typed.refused("dvc", "repro", "--single-item", "--force", "finetune")
     assert "data.path has changed since it was prepared; type the same command again" in said
     assert typed.ledgers() == begun

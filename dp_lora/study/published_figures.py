@@ -15,7 +15,7 @@ FILE = Path(__file__).with_name("published_figures.yaml")
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """One number of another system, in the unit of metrics.json."""
+    """One number that another system published, in the unit of metrics.json."""
 
     metric: str
     value: float
@@ -40,7 +40,7 @@ class System:
 
 
 def read_systems(path: Path = FILE) -> list[System]:
-    """The systems of a file in the form that its own head states; InputError in one line for any other one."""
+    """The systems in a file of the form that its head states; InputError in one line for any other form."""
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         return [_system(one) for one in loaded["systems"]]

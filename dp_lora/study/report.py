@@ -1,4 +1,4 @@
-"""The report of a study: one page for people, the same as Markdown, and its numbers as CSV."""
+"""The report of a study: one page for people, the same page as Markdown, and its numbers as CSV."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ PRIVATE = (
 def write_report(study: Study, folder: Path) -> None:
     """Write report.html, report.md, members.csv and summary.csv into `folder`, each whole or not at all.
 
-    The page needs no network. The files are readable by their owner alone: they hold scores on private pictures.
+    The page needs no network. Only their owner can read the files: they hold scores on private pictures.
     """
     rows = [read_row(outcome) for outcome in study.outcomes]
     sections = Report(study, rows, read_systems()).sections()
@@ -44,14 +44,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _standing(study: Study) -> str:
-    """How many members are in which state."""
+    """The number of members in each state."""
     states = [outcome.state for outcome in study.outcomes]
     counts = [f"{states.count(state)} {state}" for state in (DONE, FAILED, RUNNING, WAITING) if state in states]
     return f"{len(states)} members: {', '.join(counts)}" if counts else "no members"
 
 
 def page(study: Study, standing: str, sections: Sequence[Section]) -> str:
-    """The report as one HTML page; every text is escaped but the figures' own SVG."""
+    """The report as one HTML page; all text is escaped except the figures' own SVG."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.get_template(TEMPLATE)
@@ -59,7 +59,7 @@ def page(study: Study, standing: str, sections: Sequence[Section]) -> str:
 
 
 def markdown(study: Study, standing: str, sections: Sequence[Section]) -> str:
-    """The report's words and tables; of a plot what it shows, in its title."""
+    """The report's words and tables; a plot is its title, which states the finding."""
     parts = [f"# {_line(study.title)}", f"**{PRIVATE}**", f"Study `{study.name}`, {standing}."]
     for section in sections:
         parts += [f"## {_line(section.title)}", *section.text]
@@ -75,7 +75,7 @@ def _line(text: str) -> str:
 
 
 def _member(row: Row) -> dict[str, Any]:
-    """A line of members.csv: what was asked, what became of it, every metric under its own name."""
+    """A line of members.csv: the member's settings, its state, and every metric under its own name."""
     outcome = row.outcome
     return {
         "member": outcome.member.name,
@@ -100,7 +100,7 @@ def _member(row: Row) -> dict[str, Any]:
 
 
 def _summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Lines of summary.csv: mean and 95% interval of every metric of every condition."""
+    """Lines of summary.csv: mean and 95% interval of every metric in every condition."""
     lines = []
     limits = {score.metric: score.limits for score in SCORES}
     for one in conditions(rows):

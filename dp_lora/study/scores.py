@@ -1,4 +1,4 @@
-"""The scores that a report knows: how each is called, shown and drawn. All others stand in members.csv alone."""
+"""The scores that a report knows: name, form and drawing of each. All other scores stand in members.csv alone."""
 
 import math
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from dp_lora.study.statistics import Limits
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of metrics.json. `references`: other metrics, and what a line at their height says."""
+    """One metric of metrics.json. `references`: other metrics, each drawn as a line, and the words on that line."""
 
     metric: str
     name: str  # with its unit
     short: str  # the head of a table's column
     percent: bool = False  # a share: shown times 100
     less_is_better: bool = False
-    least: float = -math.inf  # no value of a score that is no share is below it
+    least: float = -math.inf  # the lowest possible value of a score that is no share
     references: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -25,7 +25,7 @@ class Score:
 
     @property
     def limits(self) -> Limits:
-        """The values that it can have, in the unit of metrics.json."""
+        """The lowest and highest possible value, in the unit of metrics.json."""
         return (0.0, 1.0) if self.percent else (self.least, math.inf)
 
     @property
@@ -35,7 +35,7 @@ class Score:
 
     @property
     def unit(self) -> str:
-        """What a difference is counted in."""
+        """The unit of a difference."""
         return "points" if self.percent else ""
 
     def shown(self, value: float) -> str:
@@ -57,7 +57,7 @@ ACCURACY = Score(
 
 
 def _of_captions(metric: str, name: str, short: str) -> Score:
-    """A score of samples that were drawn of captions; base and real pictures were judged as well."""
+    """A score of samples that were drawn from captions; the base's samples and real pictures have it too."""
     references = {f"{metric}_real": "real private pictures", f"{metric}_base": "base before fine-tuning"}
     return Score(metric, name, short, percent=True, references=references)
 
@@ -69,7 +69,7 @@ def _distance(metric: str, name: str, short: str, least: float = 0.0) -> Score:
 
 PRECISION = Score("precision", "samples that look real, %", "precision, %", percent=True)
 RECALL = Score("recall", "real pictures that are covered, %", "recall, %", percent=True)
-# in the order of the report; the first one that a study has is what its findings speak of
+# in the order of the report; a study's findings speak of the first score that it has
 SCORES = (
     ACCURACY,
     Score("class_agreement", "samples taken for their class, %", "class agreement, %", percent=True),

@@ -8,13 +8,13 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-Limits = tuple[float, float]  # the values that a score can have
+Limits = tuple[float, float]  # the lowest and highest possible value of a score
 UNLIMITED: Limits = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean of `n` seeds; of one seed alone it has no interval: `low` and `high` are None."""
+    """A mean over `n` seeds; one seed alone gives no interval: `low` and `high` are None."""
 
     value: float
     low: float | None
@@ -22,16 +22,16 @@ class Mean:
     n: int
 
     def shown(self, write: Callable[[float], str]) -> tuple[str, str]:
-        """The mean and the interval as a table has them; of one seed alone the mean has a star."""
+        """The mean and the interval as a table shows them; a star marks a mean of one seed."""
         if self.low is None or self.high is None:
             return f"{write(self.value)} *", ""
         return write(self.value), f"{write(self.low)} to {write(self.high)}"
 
 
 def mean(values: Sequence[float], limits: Limits = UNLIMITED) -> Mean:
-    """Of one or more values, one per seed; the interval is Student's t with n - 1 degrees of freedom.
+    """Mean of one or more values, one per seed; the interval is Student's t with n - 1 degrees of freedom.
 
-    The interval ends at `limits`: no accuracy is above 100%.
+    The interval ends at `limits`: without them it could show an accuracy above 100%.
     """
     found = np.asarray(values, dtype=np.float64)
     centre, n = float(found.mean()), len(found)
@@ -44,7 +44,7 @@ def mean(values: Sequence[float], limits: Limits = UNLIMITED) -> Mean:
 def difference(first: Sequence[float], second: Sequence[float]) -> Mean:
     """Mean of `second` less that of `first`, with Welch's interval; `n` is the smaller number of seeds.
 
-    No interval where either has one seed alone.
+    The result has no interval if either side has one seed alone.
     """
     a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
     centre, n = float(b.mean() - a.mean()), min(len(a), len(b))

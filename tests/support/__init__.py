@@ -1,1 +1,1 @@
-"""What tests share: tiny models, data and projects, servers, and the processes that tests start. No test is here."""
+"""Shared code of the tests: tiny models, data and projects, servers, and the processes that tests start; no tests."""

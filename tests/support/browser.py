@@ -1,4 +1,4 @@
-"""A walk through the MLflow UI in a real headless browser, and the pictures it takes."""
+"""A walk through the MLflow UI in a real headless browser, which takes pictures."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ FLAGS = [
 
 @contextmanager
 def browser_page(width: int = 1300) -> Iterator[tuple[Any, list[str]]]:
-    """A page of `width` pixels and the console's errors so far; Playwright's own Chromium where none is installed."""
+    """A page of `width` pixels and the console's errors so far; uses Playwright's own Chromium if none is installed."""
     from playwright.sync_api import sync_playwright
 
     path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -43,9 +43,9 @@ def _told(message: Any) -> str:
 
 
 def open_page(page: Any, address: str, text: str) -> str:
-    """Open a page, wait until `text` is on it, and return all text of it."""
-    page.goto("about:blank")  # addresses that differ behind the # alone are one page to a browser
-    # the page counts as loaded only long after it can be read
+    """Open a page, wait until `text` is on it, and return all its text."""
+    page.goto("about:blank")  # a browser does not reload a page whose address differs behind the # alone
+    # do not wait for the load: the page can be read long before that
     page.goto(address, wait_until="commit")
     page.get_by_text(text).first.wait_for()
     for button in page.query_selector_all('button[aria-label="Close"], button[aria-label*="lose assistant"]'):
@@ -54,7 +54,7 @@ def open_page(page: Any, address: str, text: str) -> str:
     return page.inner_text("body")
 
 
-# the comparison's tables are grids of absolutely placed cells: the names in one, a run's values in the next
+# the comparison's tables are grids of absolutely placed cells: one grid has the names, the next one the runs' values
 CELLS = """name => {
   const links = [...document.querySelectorAll('a')].filter(a => a.innerText.trim() === name);
   const label = links.at(-1).closest('div[style*="top"]'), top = label.style.top;
@@ -66,7 +66,7 @@ CELLS = """name => {
 }"""
 
 
-# rows of the comparison's tables that are out of sight are not there, and the names follow the values one scroll late
+# the comparison's tables draw no row that is out of sight, and the names follow the values one scroll late
 INTO_SIGHT = """async name => {
   const tables = [...document.querySelectorAll('.ReactVirtualized__Grid')]
     .filter(grid => getComputedStyle(grid).overflowY !== 'hidden');
@@ -97,7 +97,7 @@ def compared_values(page: Any, server: str, experiment: str, runs: Sequence[str]
 
 
 def scatter(page: Any, x: str, y: str, picture: Path) -> list[tuple[float, float]]:
-    """On the comparison page, draw `y` against `x`; the points (x, y) that the chart has."""
+    """Draw `y` against `x` on the comparison page; gives the chart's points (x, y)."""
     page.get_by_text("Scatter Plot", exact=True).first.click()
     for axis, name in (("X-axis:", x), ("Y-axis:", y)):
         box = page.get_by_text(axis).locator("xpath=following::*[@role='combobox'][1]").first
@@ -110,18 +110,18 @@ def scatter(page: Any, x: str, y: str, picture: Path) -> list[tuple[float, float
     return [(float(a), float(b)) for a, b in zip(*page.evaluate(drawn), strict=True)]
 
 
-# the cards of the chart page; a card's chart is drawn when it comes into sight
+# the cards of the chart page; the page draws a card's chart when it comes into sight
 CARD = "[data-testid=experiment-view-compare-runs-card]"
 DRAWN = "card => [...(card.querySelector('.js-plotly-plot')?.data ?? [])].map(d => [[...d.x], [...d.y]])"
 
 
 def _card(page: Any, title: str) -> Any:
-    # the drawing's own texts, <text>, name axes and runs
+    # leave out the texts of the drawing, <text>: axes and runs may have the same words as a title
     heading = page.locator(f"xpath=.//*[not(name()='text')][normalize-space(text())='{title}']")
     card = page.locator(CARD).filter(has=heading).first
     area = page.locator("[data-testid=experiment-view-compare-runs-chart-area]")
     area.wait_for()
-    for _ in range(60):  # a card out of sight is not there
+    for _ in range(60):  # the page draws no card that is out of sight
         if card.count():
             break
         area.evaluate("area => area.scrollBy(0, 200)")
@@ -154,7 +154,11 @@ ASIDE = "left => { document.querySelector('.ag-center-cols-viewport').scrollLeft
 
 
 def metric_columns(page: Any, last: str) -> list[str]:
+<<<<<<< HEAD
     """The metrics that the table of runs has as columns, in its order, up to `last`; one out of sight is not there."""
+=======
+    """The metrics that are columns of the table of runs, in its order; `last` may be out of sight at first."""
+>>>>>>> h-english
     page.wait_for_function(f"({COLUMNS})().length > 0")
     seen: list[str] = []
     for left in range(0, 10_000, 50):

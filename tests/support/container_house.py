@@ -1,4 +1,4 @@
-"""How the container tests call `mlflow run`: as an ordinary user, against a server or the project's own store."""
+"""The container tests' calls of `mlflow run`: as an ordinary user, with a server or the project's own store."""
 
 import os
 import subprocess
@@ -15,13 +15,13 @@ from mlflow import MlflowClient
 from dp_lora import __version__
 
 IMAGE = f"localhost/dp-lora:{__version__}"
-HOST_STORE_FOLDER = Path("/mlflow.db")  # what Docker makes when MLflow mounts its relative default store
-USER = 12345  # where root calls: an ordinary user, whose files are not root's
+HOST_STORE_FOLDER = Path("/mlflow.db")  # Docker makes this folder when MLflow mounts its relative default store
+USER = 12345  # root runs the commands as this ordinary user, so that the files are not root's
 FIRST_STEPS = 3  # lines of a ledger after which a fine-tuning is stopped
 
 
 def must(command: Sequence[Any], **arguments: Any) -> str:
-    """What a command prints; the test fails, with its last lines, where the command does."""
+    """Run a command and return its output; if it fails, the test fails with its last lines."""
     words = [str(word) for word in command]
     result = subprocess.run(words, capture_output=True, text=True, check=False, **arguments)
     if result.returncode:
@@ -30,11 +30,11 @@ def must(command: Sequence[Any], **arguments: Any) -> str:
 
 
 class House:
-    """One project folder and the address of the store that its runs go to."""
+    """One project folder, and the address of the store for its runs."""
 
     def __init__(self, project: Path, server: str):
         self.project, self.server = project, server
-        # the client asks the process's own store for the models among a run's artifacts
+        # without this the client would ask another store for the models among a run's artifacts
         mlflow.set_tracking_uri(server)
         self.client = MlflowClient(server)
         self.user = USER if os.getuid() == 0 else os.getuid()
@@ -45,7 +45,7 @@ class House:
         for path in [folder, *folder.rglob("*")]:
             os.chown(path, USER, USER, follow_symlinks=False)
         for parent in folder.parents:
-            # pytest's temporary folders are closed to others
+            # pytest closes its temporary folders to other users
             if parent.stat().st_uid == 0 and "pytest" in parent.name:
                 parent.chmod(0o755)
 
@@ -53,7 +53,7 @@ class House:
         if os.getuid() != 0:
             return []
         group = Path("/var/run/docker.sock").stat().st_gid
-        # the user is an ordinary one, but may read this environment wherever it lies
+        # the user is ordinary, but may read this Python environment wherever it lies
         reading = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
         return ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--groups", str(group), *reading]
 
@@ -83,11 +83,11 @@ class House:
         )
 
     def native(self, *command: str) -> str:
-        """What a command of this environment prints, called as the user on the host."""
+        """Run a command of this environment as the user on the host, and return its output."""
         return must([*self._as_user(), sys.executable, "-m", *command], cwd=self.project, env=self.environment())
 
     def start(self, entry: str, *parameters: str, **values: str) -> subprocess.Popen:
-        """`mlflow run` as a terminal starts it: a group of processes of its own."""
+        """Start `mlflow run` as a terminal does, in a process group of its own."""
         return subprocess.Popen(
             self.command(entry, *parameters),
             cwd=self.project,
@@ -99,7 +99,7 @@ class House:
         )
 
     def runs(self, *stages: str, client: MlflowClient | None = None) -> list[Any]:
-        """All runs, newest first; of some stages alone where they are named."""
+        """All runs, or those of the named stages alone, newest first."""
         client = client or self.client
         found = client.search_runs([e.experiment_id for e in client.search_experiments()], max_results=500)
         found = [run for run in found if not stages or run.data.tags.get("stage") in stages]
@@ -121,7 +121,7 @@ class House:
         return {path: path.read_text(encoding="utf-8") for path in self.project.glob("runs/**/ledger.jsonl")}
 
     def wait_for_steps(self, before: dict[Path, str], process: subprocess.Popen) -> tuple[Path, str]:
-        """A ledger that was not there before, as soon as it has a few lines, and its text."""
+        """Wait until a new ledger has a few lines; gives its path and its text."""
         end = time.monotonic() + 600
         while time.monotonic() < end and process.poll() is None:
             for path, text in self.ledgers().items():

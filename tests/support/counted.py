@@ -1,4 +1,4 @@
-"""The counts of the networks that shipped configs make, which a dry run without a base reads.
+"""Counts of the networks of shipped configs; a dry run without a base reads them.
 
 `python -m tests.support.counted` writes them to dp_lora/models/counted.
 """
@@ -13,14 +13,14 @@ from dp_lora.models.flops import count_operations
 from dp_lora.models.meta import meta_networks, tensor_shapes
 from dp_lora.models.shipped import FOLDER, file_of
 
-# one config of each kind of network; a test holds that no other config needs a file of its own
+# one config of each kind of network; a test checks that no other config needs a file of its own
 KINDS = ("mnist5k", "celebahq-eps10", "mnist32-class-dp-eps10")
 
 
 def recount(config: Config) -> dict[str, Any]:
-    """The content of the config's file, from networks that are built without weights."""
+    """The content of the config's file, counted on networks without weights."""
     denoiser, vae = meta_networks(config, ROOT / "no such base")
-    shapes = {"denoiser": tensor_shapes(denoiser), "vae": tensor_shapes(vae)}  # before counting touches the networks
+    shapes = {"denoiser": tensor_shapes(denoiser), "vae": tensor_shapes(vae)}  # counting changes the networks
     return json.loads(json.dumps({**shapes, "operations": asdict(count_operations(denoiser, vae))}))
 
 

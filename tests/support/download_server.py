@@ -1,4 +1,4 @@
-"""A small server on this machine that the real clients download from: files, ranges, ETags, and its faults."""
+"""A small server on this machine, from which the real clients download: files, ranges, ETags, and faults on demand."""
 
 import hashlib
 import re
@@ -11,14 +11,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Server:
-    """`files`: path -> bytes. Everything that is asked for stands in `requests`: (method, path, Range or None)."""
+    """`files`: path -> bytes. `requests` records every request: (method, path, Range or None)."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, str | None]] = []
-        self.ranges = True  # whether it understands them
-        self.cut: list[int] = []  # the next answers end after so many bytes
-        self.token: str | None = None  # what a client must show
+        self.ranges = True  # whether the server understands Range
+        self.cut: list[int] = []  # each of the next answers ends after so many bytes
+        self.token: str | None = None  # a client must send it
         self.url = ""
 
     def etag(self, path: str) -> str:
@@ -43,7 +43,7 @@ def serving() -> Iterator[Server]:
             if server.token is not None and self.headers.get("Authorization") != f"Bearer {server.token}":
                 self.send_error(401)
                 return
-            # a file of a Hugging Face dataset is named with its revision
+            # the name of a file of a Hugging Face dataset includes its revision
             body = server.files.get(path)
             if body is None:
                 self.send_response(404)

@@ -1,4 +1,4 @@
-"""A tiny random model to draw from, of three classes that look apart."""
+"""A tiny random model to draw from; its three classes look different."""
 
 import torch
 
@@ -26,7 +26,7 @@ def tiny_model(config, null_row: bool = True, classes=CLASSES) -> Model:
         torch.manual_seed(0)
         vae = build_autoencoder(config.autoencoder, channels=1, size=16).eval()
         unet = build_unet(config.ldm, latent_channels=3, latent_size=8).eval()
-        # random starts are near zero in the last layer: without this every class would look the same
+        # the last layer starts near zero: without this all classes would look the same
         for parameter in unet.conv_out.parameters():
             parameter.data.normal_(std=0.3)
         embedding = 3 * torch.randn(len(classes) + null_row, 8)

@@ -34,7 +34,7 @@ def project_with_a_tiny_experiment(folder: Path) -> Path:
 
 
 def emnist_and_mnist(project: Path) -> None:
-    """What `prepare` would bring: these have tests of their own."""
+    """Write tiny data in the place of what `prepare` downloads; `prepare` has tests of its own."""
 
     def letters():
         for index in range(12):

@@ -1,4 +1,4 @@
-"""Bounds on epsilon that share neither code nor method with what is printed, and plans to hold it against them."""
+"""Bounds on epsilon that share neither code nor method with the printed one, and plans to compare them on."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from dp_lora.privacy.plan import LARGEST_BATCH
 
-# (eps, delta, n_public, batch_size, epochs): those that once took a minute, two, or for ever
+# (eps, delta, n_public, batch_size, epochs): calibrating these once took a minute, two minutes, or never ended
 SLOW_ONCE = (
     (96.5687, 2.71e-7, 482, 4, 416.144),
     (59.9508, 2.63e-6, 88, 1, 273.334),
@@ -27,7 +27,7 @@ SLOW_ONCE = (
 EXTREME = (
     (0.01, 1e-10, 1000, 1000, 1e6),  # 10^6 steps at rate 1
     (0.01, 9e-7, 1_000_000, 1, 1e-6),  # one step, delta nearly the rate
-    (0.05, 1e-5, 1000, 1, 100.0),  # once eight times the noise that is needed
+    (0.05, 1e-5, 1000, 1, 100.0),  # once got eight times the noise that it needs
     (100.0, 1e-10, 1_000_000, 1, 1.0),  # 10^6 steps in which a unit is drawn once
     (0.1404, 1e-5, 1000, 14, 887.628),
     (0.01, 1e-5, 2, 1, 5e5),  # rate 1/2, at which Opacus' RDP is slowest
@@ -35,7 +35,7 @@ EXTREME = (
 
 
 def plans(count: int) -> list[tuple[float, float, int, int, float]]:
-    """`count` plans: eps 0.01 to 100, q 1e-6 to 1, 1 to 10^6 steps, delta 1e-10 to 1e-2; the named ones are first."""
+    """`count` plans: eps 0.01 to 100, q 1e-6 to 1, 1 to 10^6 steps, delta 1e-10 to 1e-2; the listed ones come first."""
     found = [*SLOW_ONCE, *EXTREME]
     draws = np.random.default_rng(0)
     while len(found) < count:
@@ -47,7 +47,7 @@ def plans(count: int) -> list[tuple[float, float, int, int, float]]:
 
 
 def calibrate_first(count: int) -> list[dict[str, Any]]:
-    """Calibrate the first `count` plans; seconds are of this process on the CPU."""
+    """Calibrate the first `count` plans; seconds are CPU time of this process."""
     from dp_lora.privacy.accounting import calibrate, pld_epsilon
 
     found = []
@@ -64,7 +64,7 @@ def calibrate_first(count: int) -> list[dict[str, Any]]:
 
 
 def gaussian_epsilon(shift: float, delta: float) -> float:
-    """Exact epsilon of one Gaussian that a unit moves by `shift` standard deviations (Balle and Wang 2018)."""
+    """Exact epsilon of one Gaussian mechanism; a unit moves it by `shift` standard deviations (Balle and Wang 2018)."""
 
     def excess(eps: float) -> float:
         return norm.cdf(shift / 2 - eps / shift) - np.exp(eps + norm.logcdf(-shift / 2 - eps / shift)) - delta
@@ -73,7 +73,7 @@ def gaussian_epsilon(shift: float, delta: float) -> float:
 
 
 def one_step_epsilon(q: float, sigma: float, delta: float) -> float:
-    """Exact epsilon of one subsampled Gaussian step: of the removed unit, whose epsilon is the larger one."""
+    """Exact epsilon of one subsampled Gaussian step, for a removed unit: removing costs more than adding."""
 
     def excess(eps: float) -> float:
         x = 0.5 + sigma**2 * math.log1p(math.expm1(eps) / q)
@@ -83,7 +83,7 @@ def one_step_epsilon(q: float, sigma: float, delta: float) -> float:
 
 
 def optimistic_pld(q: float, sigma: float, steps: int, delta: float, interval: float) -> float:
-    """dp-accounting's lower bound on epsilon: losses rounded down, which costs about steps * interval / 2."""
+    """dp-accounting's lower bound on epsilon: it rounds losses down, which costs about steps * interval / 2."""
     return dp_accounting_pld(q, sigma, steps, delta, interval, pessimistic=False)
 
 
@@ -108,8 +108,8 @@ def sampled_delta(
 ) -> tuple[float, float]:
     """Delta at `eps` from below: mean and standard error of an importance sample.
 
-    The outcome is read in cells alone, which is a post-processing; each step's exact loss per cell is added up, over
-    steps drawn from the distribution tilted by exp(loss) to where the sum is about eps. No grid of losses, no FFT.
+    It reads the outcome in cells alone, which is post-processing. It draws steps from the distribution tilted by
+    exp(loss), so that their sum is about eps, and adds up each step's exact loss per cell. No grid of losses, no FFT.
     """
     cut = 1e-4 * delta / steps
     reach, drawn = -float(ndtri(cut)), -float(ndtri(min(cut / q, 0.5)))

@@ -1,6 +1,6 @@
-"""Run in a tiny project: train, draw and score at three epsilons through the entry points, in one process.
+"""Train, draw and score at three epsilons through the entry points, in one process; run this in a tiny project.
 
-Base and datasets are made without tracking; what is asked of MLflow is the fine-tunings' and what follows them.
+Base and datasets are made without tracking: the tests ask MLflow only for the fine-tunings and the stages after them.
 """
 
 import json

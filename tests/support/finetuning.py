@@ -1,4 +1,4 @@
-"""A tiny private fine-tuning in this process, and what it tells and releases."""
+"""A tiny private fine-tuning in this process, its messages and its release."""
 
 from unittest.mock import patch
 
@@ -39,11 +39,11 @@ class Crash(Exception):
     pass
 
 
-CHECKED = set()  # what the rounding check has passed in this process
+CHECKED = set()  # inputs that have passed the rounding check in this process
 
 
 def checked_once(context):
-    """The rounding check, half of a tiny fine-tuning, once for each of its inputs; `context` names the rest of them."""
+    """Run the rounding check, half of a tiny fine-tuning's time, once per input; `context` is a part of the input."""
     real = module.require_small_rounding
 
     def check(plan, loss_factory, parameters, rows):
@@ -95,7 +95,7 @@ def run(
 
         monkeypatch.setattr(module, "noisy_sum", crashing)
     try:
-        # of the config what the loss of dummy pictures reads
+        # the parts of the config that the loss of dummy pictures reads
         context = repr((config.train, config.compute, config.data, config.lora, bound["base"], device.type))
         with checked_once(context), open_run_folder(house / folder, config, bound) as opened:
             data_in = PrivateData(latents, dataset.labels, units_of(len(dataset), None, "picture"))

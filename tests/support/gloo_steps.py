@@ -1,7 +1,7 @@
 """Private steps on real gloo ranks, forked so that torch is imported once: gloo_steps OUT, for test_ranks.py.
 
-Writes {number of ranks: {case: (noisy sum, units)}} and what a mutant gives, in which every rank adds noise; and what
-the first rank says of one that hangs.
+It writes, for each number of ranks, {case: (noisy sum, units)} and the result of a mutant in which every rank adds
+noise; and the first rank's message about a rank that hangs.
 """
 
 import os
@@ -33,7 +33,7 @@ CLIP = 0.5
 
 
 def random_loss(draws):
-    """The direction of a picture times a draw of its own: a draw taken twice or by another picture changes the sum."""
+    """A picture's direction times its own draw: a draw taken twice, or by another picture, changes the sum."""
 
     def loss(copies, rows):
         pictures = rows.picture.tolist()
@@ -57,7 +57,7 @@ CASES = {
 def one(case: str, team: Team, folder: Path):
     """The noisy sum and the number of units on the first rank; None on the others."""
     plan, units, loss, physical = CASES[case]
-    # the weights of the others are wrong until they get the first rank's
+    # the other ranks start with wrong weights: the sum is right only if they get the first rank's
     parameters = {"w": torch.zeros(DIRECTIONS.shape[1]), "unused": torch.ones(2, 2)}
     if not team.first:
         parameters = {name: value + 7 for name, value in parameters.items()}
@@ -70,7 +70,7 @@ def one(case: str, team: Team, folder: Path):
 
 
 def mutant(team: Team, folder: Path):
-    """As "nobody", but every rank adds noise to its share."""
+    """The case "nobody", but every rank adds noise to its share."""
     real = module.sum_over_units
 
     def noisy(*arguments):
@@ -85,7 +85,7 @@ def mutant(team: Team, folder: Path):
 
 
 def unlike_memory(team: Team, folder: Path) -> list[list[int]]:
-    """Rows of every micro-batch, rank by rank, where the last rank takes two rows at most, and the others ten."""
+    """Rows of every micro-batch, rank by rank; the last rank has memory for two rows, the others for ten."""
     seen: list[int] = []
     most = 2 if team.rank == team.size - 1 else 10
     real = module.sum_over_units
@@ -129,7 +129,7 @@ def work(team: Team, folder: Path) -> dict:
 
 
 def waits_for_a_rank_that_hangs(folder: Path) -> None:
-    """On two ranks, of which the other is stopped after one exchange: what the first says is written to folder/hung."""
+    """Stop the second of two ranks after one exchange; the first rank's message goes to folder/hung."""
     other = os.fork()
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=int(not other), world_size=2)
     group = distributed.new_group(timeout=timedelta(seconds=12), backend="gloo")  # as `launch.joined` makes it
@@ -147,7 +147,7 @@ def waits_for_a_rank_that_hangs(folder: Path) -> None:
 
 
 def ranks(size: int, folder: Path, work: Callable[[Team, Path], object]) -> None:
-    """Call `work` on `size` forked ranks; folder/SIZE.pt keeps what the first one gives."""
+    """Call `work` on `size` forked ranks; folder/SIZE.pt keeps the first rank's result."""
 
     def one_rank(rank: int) -> None:
         distributed.init_process_group("gloo", init_method=f"file://{folder}/{size}", rank=rank, world_size=size)

@@ -1,4 +1,4 @@
-"""Data computed by the original latent-diffusion code (tests/data/golden), and configs of its two tiny models."""
+"""Data that the original latent-diffusion code computed (tests/data/golden), and configs of its two tiny models."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ from dp_lora.config import Config, load
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 NAMES = ("cin256", "emnist")
-# the tiny models' widths; GroupNorm has 4 groups in them
+# the tiny models' widths; their GroupNorm has 4 groups
 TINY = {
     "cin256": (
         "public.size=64 autoencoder.num_vq_embeddings=256 autoencoder.block_out_channels=[8,16,16,32] "

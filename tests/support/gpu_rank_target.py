@@ -1,7 +1,7 @@
-"""One rank of a tiny private fine-tuning of which all ranks share one device; for test_gpu.py.
+"""One rank of a tiny private fine-tuning whose ranks share one device; for test_gpu.py.
 
-gpu_rank_target HOUSE RUN OVERRIDES DEVICE RANK SIZE: the ranks meet over a file in HOUSE. `compute.devices` is not set:
-one binding for every number of ranks, so that runs share coins and noise.
+gpu_rank_target HOUSE RUN OVERRIDES DEVICE RANK SIZE: the ranks meet over a file in HOUSE. `compute.devices` is not set,
+so every number of ranks has one binding, and the runs share coins and noise.
 """
 
 import sys

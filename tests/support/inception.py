@@ -1,4 +1,4 @@
-"""A small random network of Inception's interface."""
+"""A small random network with Inception's interface."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from dp_lora.files import digest_file
 
 
 class Layers(nn.Module):
-    """(n, 3, 299, 299) about [-1, 1] -> (n, 2048), of which 32 are not zero: the distance's matrix root stays cheap."""
+    """(n, 3, 299, 299) about [-1, 1] -> (n, 2048); all but 32 are zero, so the distance's matrix root stays cheap."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
-"""Everything that a tracking store holds of its runs, leaf by leaf, and what of it may differ between neighbours.
+"""Everything that a tracking store holds of its runs, leaf by leaf, and the leaves that may differ between neighbours.
 
-For tests of what passes for public: two stores, whose runs saw N and N + 1 private pictures, are walked side by side.
+Tests walk two stores side by side, whose runs saw N and N + 1 private pictures: only leaves that count as private may
+differ.
 """
 
 import csv
@@ -17,13 +18,13 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-# what differs from run to run whatever the data, as "STAGE: WHERE": what the noise is in, speed, random names
+# "STAGE: WHERE" of leaves that differ between runs with the same data: results of noise, speed, random names
 ASIDE = (
     r"\w+: bytes .*\.(safetensors|png|webp|npz)",  # weights, and pictures drawn from them
     r"\w+: metric (epsilon|.*per_second|peak_memory_gib)",
     r"\w+: tag (process|pid|host|mlflow\.source\.git\.commit|mlflow\.loggedImages)",
     r"\w+: dataset (adapter|samples)( digest)?",
-    r"\w+: json .*(privacy\.json:|:privacy/)ledger_head",  # over lines that name their process by a random id
+    r"\w+: json .*(privacy\.json:|:privacy/)ledger_head",  # a hash over lines that name their process by a random id
     r"sample: json samples\.json:model",  # the digest of the model that drew
     r"(sample|finetune|export): json files\.json:result/.*",
     r"(sample|fid|export): json files\.json:(finetune|sample)/.*",
@@ -32,26 +33,26 @@ ASIDE = (
 
 
 def runs_of(store: str) -> dict[str, Run]:
-    """The runs of a store by stage; those of `prepare` by what they made too, of several the newest."""
+    """The newest runs of a store by stage and folder of their output, which tells the two `prepare` runs apart."""
     client = MlflowClient(store)
     found = client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time ASC"])
     return {f"{run.data.tags['stage']} {Path(run.data.tags['output']).parent.name}": run for run in found}
 
 
 def folder_of(run: Run) -> Path:
-    """Where a local store keeps the artifacts of a run."""
+    """The folder in which a local store keeps a run's artifacts."""
     return Path(unquote(urlparse(run.info.artifact_uri).path))
 
 
 def plain(text: Any, project: Path) -> str:
-    """A text without what is random or this project's own: its place, run ids, commits, times."""
+    """A text without its random or local parts: the project's place, run ids, commits, times."""
     text = str(text).replace(str(project), "PROJECT")
     text = re.sub(r"\b[0-9a-f]{40}\b|\b[0-9a-f]{32}\b|commit `[0-9a-f]{12}`", "ID", text)
     return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME", text)
 
 
 def leaves(run: Run, project: Path) -> Iterator[tuple[str, str, str]]:
-    """(what the tag `private` would name, where it stands, its value) of all that a run keeps."""
+    """All that a run keeps, as (the name that the tag `private` would list, its place, its value)."""
     data = run.data
     for key, value in data.tags.items():
         yield key, f"tag {key}", plain(value, project)
@@ -70,14 +71,14 @@ def leaves(run: Run, project: Path) -> Iterator[tuple[str, str, str]]:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             name = path.relative_to(folder).as_posix()
-            # the chart page's files: a time and a random id in each name
+            # names of the chart page's files hold a time and a random id
             shown = re.sub(r"timestamp\+\d+\+[0-9a-f-]+", "NAME", name)
             for where, value in content(path):
                 yield name, f"{where.partition(' ')[0]} {shown}{where.partition(' ')[2]}", plain(value, project)
 
 
 def content(path: Path) -> Iterator[tuple[str, Any]]:
-    """The leaves of a file: of JSON, YAML and CSV each value, of a text its lines, else the digest."""
+    """The leaves of a file: each value of JSON, YAML and CSV, each line of a text, and the digest of any other file."""
     if path.suffix == ".json":
         yield from _flat("json ", json.loads(path.read_text()))
     elif path.suffix in (".yaml", ".lock", ".dvc"):
@@ -113,16 +114,16 @@ def differing(first: Run, second: Run, places: tuple[Path, Path]) -> dict[str, t
 
 
 def is_named(name: str, run: Run) -> bool:
-    """Whether the tag `private` of a run lists what is called so, or the folder or picture that it belongs to."""
+    """Whether the tag `private` of a run lists this name, or the folder or picture that it belongs to."""
     listed = run.data.tags.get("private", "").split(", ")
     return any(one and (name == one or name.startswith((f"{one}/", f"{one}+"))) for one in listed)
 
 
 def may_differ(stage: str, where: str, values: tuple[str | None, str | None]) -> bool:
-    """Whether a leaf differs between two runs of one thing too: weights, random ids, times, keyed digests."""
+    """Whether a leaf differs even between two runs on the same data: weights, random ids, times, keyed digests."""
     if where == "tag private" or any(re.fullmatch(known, f"{stage}: {where}") for known in ASIDE):
         return True
-    # a folder's digest under the operator's key: 64 hex digits that nobody else can tell from random ones
+    # a folder's digest under the operator's key: nobody else can tell these 64 hex digits from random ones
     keyed = re.fullmatch(r"json files\.json:.*/", where) is not None
     return keyed and all(value is not None and re.fullmatch("[0-9a-f]{64}", value) for value in values)
 
@@ -147,7 +148,7 @@ def hashes(data: bytes) -> set[bytes]:
 
 
 def everything(project: Path) -> Iterator[tuple[str, bytes]]:
-    """Every byte of a project's local store: the names and contents of its files, the database and its journal."""
+    """Every byte of a project's local store: names and contents of its files, of the database and of its journal."""
     for path in (*project.glob("mlflow.db*"), *(project / "mlartifacts").rglob("*")):
         yield path.relative_to(project).as_posix(), path.name.encode()
         if path.is_file():
@@ -155,5 +156,5 @@ def everything(project: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def told(project: Path, secrets: set[bytes]) -> list[str]:
-    """Where the store of a project holds one of these."""
+    """The places of a project's store that hold one of these."""
     return sorted({f"{where}: {s.decode()}" for where, data in everything(project) for s in secrets if s in data})

@@ -1,8 +1,8 @@
-"""A tiny private fine-tuning in a process of its own, which notes on disk each noise that it draws; to be killed.
+"""A tiny private fine-tuning in a process of its own, for tests that kill it; it notes each noise on disk.
 
-A third argument ends it by itself: by SIGKILL with `before N` and `after N` at the rename of its Nth checkpoint, with
-`line N` and `head N` when half of this process's Nth ledger line, or of its head, is written, with `between N` between
-the two; `disk BYTES` by files that cannot grow beyond that size.
+A third argument makes it end itself. `before N` and `after N`: SIGKILL at the rename of its Nth checkpoint. `line N`
+and `head N`: SIGKILL with half of its Nth ledger line, or head, written. `between N`: SIGKILL between the two.
+`disk BYTES`: no file can grow beyond that size.
 """
 
 import os

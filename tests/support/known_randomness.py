@@ -1,4 +1,4 @@
-"""Randomness that a test knows."""
+"""Randomness that a test can compute."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ from dp_lora.privacy.randomness import Randomness
 
 
 class Known(Randomness):
-    """Fresh to the step, known to the test, which counts what is drawn."""
+    """Randomness that is fresh to the step and known to the test; `asked` lists the streams that were drawn."""
 
     def __init__(self):
         super().__init__("run")

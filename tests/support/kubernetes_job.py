@@ -1,4 +1,4 @@
-"""The job of docker/kubernetes as MLflow fills it in: its own functions, from MLproject to the definition it sends."""
+"""The job of docker/kubernetes as MLflow's own functions fill it in, from MLproject to the definition that it sends."""
 
 import json
 import shlex
@@ -16,8 +16,8 @@ DIGEST = f"sha256:{'0' * 64}"
 
 
 def job(entry: str, parameters: Mapping[str, str], variables: Mapping[str, str], monkeypatch: Any) -> dict[str, Any]:
-    """The definition for one call of an entry point; `variables` are MLflow's own. Called at the project's root."""
-    monkeypatch.chdir(ROOT)  # backend.json names the template from there, as the user's call does
+    """The definition for one call of an entry point, made at the project's root; `variables` are MLflow's own."""
+    monkeypatch.chdir(ROOT)  # backend.json names the template relative to the root, where users call
     monkeypatch.delenv("KUBE_MLFLOW_TRACKING_URI", raising=False)
     config = _parse_kubernetes_config(json.loads((FOLDER / "backend.json").read_text(encoding="utf-8")))
     project = load_project(str(ROOT))
@@ -28,20 +28,20 @@ def job(entry: str, parameters: Mapping[str, str], variables: Mapping[str, str],
 
 
 def container(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """Its one container."""
+    """The definition's one container."""
     (found,) = definition["spec"]["template"]["spec"]["containers"]
     return found
 
 
 def typed(entry: str, parameters: Mapping[str, str]) -> list[str]:
-    """The words that the entry point's command line in MLproject has in a shell."""
+    """The words into which a shell splits the entry point's command line in MLproject."""
     project = load_project(str(ROOT))
     (line,) = get_entry_point_command(project, entry, dict(parameters), None)
     return shlex.split(line)
 
 
 def docker_arguments(definition: Mapping[str, Any], project: str) -> list[str]:
-    """What confines a container of Docker as the job confines its pod's; `project` is mounted as its volume."""
+    """Arguments that confine a Docker container as the job confines its pod; they mount `project` as its volume."""
     spec, one = definition["spec"]["template"]["spec"], container(definition)
     user, own = spec["securityContext"], one["securityContext"]
     mounts = {mount["name"]: mount["mountPath"] for mount in one["volumeMounts"]}

@@ -1,4 +1,4 @@
-"""`prepare` as its command runs it, in this process, with a project folder of the test's own."""
+"""The command `prepare` in this process, with a project folder of the test's own."""
 
 import subprocess
 from pathlib import Path
@@ -10,7 +10,7 @@ CHECKPOINT = "checkpoint.folder=data/cin256 checkpoint.url="
 
 
 class Project:
-    """A root with data/ in it; `commits` are the calls of DVC, which is not run here (tests/test_prepare_dvc.py)."""
+    """A project's root; `commits` lists the calls of DVC, which does not run here (see tests/test_prepare_dvc.py)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -22,7 +22,7 @@ class Project:
         return CliRunner().invoke(main, ["--config", config, "--overrides", overrides])
 
     def refused(self, config: str, overrides: str, *words: str) -> str:
-        """The one line that `prepare` ends with; it has all `words`, and nothing was recorded."""
+        """Check that `prepare` ends with one line that has all `words`, and records nothing; gives the line."""
         result = self.prepare(config, overrides)
         assert result.exit_code == 1, result.output
         lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -34,7 +34,7 @@ class Project:
         return lines[0]
 
     def shown(self) -> list[str]:
-        """What a user, and DVC, sees in data/."""
+        """Names in data/ that a user and DVC see: all but hidden ones."""
         data = self.root / "data"
         return sorted(p.name for p in data.iterdir() if not p.name.startswith(".")) if data.exists() else []
 
@@ -60,7 +60,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> Proj
 
 
 def clone(source: Path, target: Path) -> Path:
-    """A git repository with this working tree's files, for commands that write."""
+    """A git repository with the files of this working tree, for commands that write."""
     listed = subprocess.run(
         ["git", "-C", str(source), "ls-files", "-co", "--exclude-standard", "-z"], capture_output=True, check=True
     )
@@ -76,7 +76,7 @@ def clone(source: Path, target: Path) -> Path:
 
 
 def commit_all(project: Path) -> None:
-    """Commit what a test has put into its repository."""
+    """Commit all files that a test has put into its repository."""
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["add", "-A"], [*identity, "commit", "-qm", "as it is"]):
         subprocess.run(["git", "-C", str(project), *command], check=True)

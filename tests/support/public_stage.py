@@ -37,7 +37,7 @@ def write_pictures(folder: Path, n: int = 10, size: int = 8, channels: int = 1) 
 
 
 class Heard(Events):
-    """Keeps what a stage tells."""
+    """Keeps the metrics, images and messages of a stage."""
 
     def __init__(self) -> None:
         self.metrics: list[tuple[str, float, int | None]] = []

@@ -1,10 +1,9 @@
-"""A tiny private fine-tuning on the ranks that compute.devices says, as the entry point makes it; for test_ranks.py.
+"""A tiny private fine-tuning on compute.devices ranks, as the entry point makes it; for test_ranks.py.
 
-ranks_target HOUSE RUN OVERRIDES [MODE]: one binding for every number of ranks, so that runs share coins and noise.
-MODE kill-first-N and kill-other-N: that rank is killed in step N. hang-first-N and hang-other-N: it stops for good
-there, and lives. end-at-start: the others end before they join.
-encode: only HOUSE/data are encoded, into HOUSE/RUN. audit: canaries among the pictures; what is found goes to
-HOUSE/RUN.json.
+ranks_target HOUSE RUN OVERRIDES [MODE]: every number of ranks has one binding, so the runs share coins and noise.
+MODE kill-first-N and kill-other-N kill that rank in step N; hang-first-N and hang-other-N stop it there for good, but
+alive. end-at-start: the other ranks end before they join. encode: only encode HOUSE/data, into HOUSE/RUN. audit: train
+with canaries among the pictures, and write the findings to HOUSE/RUN.json.
 """
 
 import os
@@ -68,7 +67,7 @@ def main(house: Path, name: str, overrides: str, mode: str = "") -> None:
 
 
 def _die_before_sum(mode: str) -> None:
-    """SIGKILL or SIGSTOP this process in its work on step N (counted from 0) of `mode`."""
+    """Send this process SIGKILL or SIGSTOP while it works on step N of `mode`, counted from 0."""
     step = int(mode.rpartition("-")[2])
     sent = signal.SIGKILL if mode.startswith("kill") else signal.SIGSTOP
     real, calls = sums_module.sum_over_units, []

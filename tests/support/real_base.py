@@ -1,4 +1,4 @@
-"""A published base at its real width with random weights, and what a row of the private step holds and takes on it."""
+"""A published base at its real width with random weights, and memory and time of a row of the private step on it."""
 
 import json
 import time
@@ -21,7 +21,7 @@ from tests.support.text2image import text_config
 _CASES = json.loads(Path("tests/data/real-bases.json").read_text())
 REAL = {name: {**_CASES.get(case.get("as"), {}), **case} for name, case in _CASES.items()}
 FEW, MORE = 2, 6  # rows: a cost that both have once cancels in their difference
-AT_MOST = 256  # rows that the search may take
+AT_MOST = 256  # rows: the upper end of the search
 
 
 def real_config(case, checkpointing):
@@ -54,7 +54,7 @@ def real_model(case, device):
 
 
 def counted_row(case, lora):
-    """What a dry run says of it."""
+    """The memory of a row, as a dry run counts it."""
     denoiser, family = real_denoiser(case, "meta"), FAMILIES[case["pipeline"]]
     if isinstance(family, ClassConditional):
         family.take_table(denoiser, 0)
@@ -62,7 +62,7 @@ def counted_row(case, lora):
 
 
 def measured_row(config, model, device, checkpointing, at_most=AT_MOST):
-    """Bytes a row, milliseconds a row and rows that fit, in the private step on `model`."""
+    """Bytes per row, milliseconds per row and the number of rows that fit, in the private step on `model`."""
     parameters = make_adapter(config, model, device).parameters(config.lora.train)
     if checkpointing == "always":
         use_checkpointing(model.denoiser)
@@ -73,6 +73,6 @@ def measured_row(config, model, device, checkpointing, at_most=AT_MOST):
     few, more = (peak_memory(rows(count), device) for count in (FEW, MORE))
     fitting = rows_at_a_time(config, model, parameters, device, 1, at_most)
     began = time.perf_counter()
-    rows(fitting)()  # its norms end on the CPU: the GPU is waited for
+    rows(fitting)()  # it moves norms to the CPU, so this waits for the GPU
     milliseconds = 1000 * (time.perf_counter() - began) / (2 * fitting)  # two micro-batches
     return (more - few) / (MORE - FEW), milliseconds, fitting

@@ -1,4 +1,4 @@
-"""What a unit that joins changes the sum of the others by, with a tiny model; on a CPU and on a GPU."""
+"""How far a unit that joins moves the sum of the others by rounding, with a tiny model, on a CPU and on a GPU."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dp_lora.privacy.rounding import rest
 from dp_lora.training.private_loss import diffusion_loss
 from tests.support.tiny import tiny_adapter, tiny_config, tiny_latents, tiny_model
 
-# units, k, rows at a time: k divides the rows, and does not; a picture's draws fit, and do not
+# units, k, rows at a time: cases where k divides the rows or not, and where a picture's draws fit or not
 ROUNDING_CASES = [
     *(("picture", k, rows) for k, rows in ((1, 8), (3, 8), (3, 9), (12, 8), (12, 200), (12, 204))),
     *(("person", k, rows) for k, rows in ((1, 12), (3, 25), (12, 8))),
@@ -18,14 +18,14 @@ ROUNDING_CASES = [
 
 
 def drawn(kind: str, n: int) -> tuple[list[list[int]], int]:
-    """n units and one that joins: pictures, or persons of 2 to 4 pictures; and the number of pictures."""
+    """n units and one that joins (pictures, or persons of 2 to 4 pictures), and the number of pictures."""
     sizes = np.ones(n + 1, int) if kind == "picture" else np.random.default_rng(1).integers(2, 5, n + 1)
     stops = np.cumsum(sizes)
     return [list(range(stop - size, stop)) for size, stop in zip(sizes, stops, strict=True)], int(stops[-1])
 
 
 def measured_rest(folder: Path, device: torch.device, precision: str, kind: str, n: int, k: int, rows: int) -> float:
-    """`rest` for `n` units that one joins, in the given compute.precision; a model is made in `folder`."""
+    """`rest` when one unit joins `n` others, at this compute.precision; makes a model in `folder`."""
     units, pictures = drawn(kind, n)
     latents, labels = tiny_latents(pictures)
     model = tiny_model(folder, device=device)

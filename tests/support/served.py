@@ -1,4 +1,4 @@
-"""What a server of datasets and checkpoints has: an archive as cin256's, parquet files as CelebA-HQ's."""
+"""Files for a server of datasets and checkpoints: an archive like cin256's, Parquet files like CelebA-HQ's."""
 
 import io
 import json
@@ -34,7 +34,7 @@ SETTINGS = (
 
 
 def image_of(file: str, row: int) -> np.ndarray:
-    """A picture that says which row it is of, and which class it has: its label can be read off its pixels."""
+    """A picture whose first pixel holds its file, its row and its class."""
     image = np.random.default_rng([sorted(ROWS).index(file), row]).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     image[0, 0] = (sorted(ROWS).index(file), row, label_of(file, row))
     return image
@@ -50,7 +50,7 @@ def rows_of(file: str) -> tuple[list[bytes], list[int]]:
 
 
 def parquet(pictures: list, labels: list, names: list[str] | None = CLASSES, column: str = "image", **options) -> bytes:
-    """A file as the library datasets writes it, in several row groups."""
+    """A Parquet file as the library datasets writes it, with several row groups."""
     image = pa.array([{"bytes": p, "path": f"{i}.png"} for i, p in enumerate(pictures)], pa.struct(
         [("bytes", pa.binary()), ("path", pa.string())]
     ))  # fmt: skip

@@ -1,4 +1,4 @@
-"""A cluster of one node, started by hand in a temporary folder: munged, slurmctld and slurmd of its own, as root."""
+"""A cluster of one node in a temporary folder, with its own munged, slurmctld and slurmd; it needs root."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.tracking_server import free_port
 
-# a requeued job waits as long as a credential is valid: 2 minutes by default
+# cred_expire=5: a requeued job waits until its credential expires, by default 2 minutes
 CONF = """
 ClusterName=one
 SlurmctldHost={host}
@@ -49,7 +49,7 @@ READY = 60.0  # seconds
 
 
 class Node:
-    """The daemons; `stop` ends them with all jobs that they started."""
+    """The daemons; `stop` ends them and all their jobs."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -58,11 +58,11 @@ class Node:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What Slurm's commands need to find this cluster."""
+        """Variables with which Slurm's commands find this cluster."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def start(self) -> None:
-        """Start all; AssertionError, with the daemons' last lines, where the node does not become idle."""
+        """Start all daemons; AssertionError, with their last lines, if the node does not become idle."""
         path = os.environ["PATH"] + os.pathsep + "/usr/sbin"
         lacking = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
         assert not lacking, f"{', '.join(lacking)}: missing; tests/slurm/prepare.sh installs them"
@@ -92,13 +92,13 @@ class Node:
         self._end("slurmctld")
 
     def ask(self, *command: str) -> str:
-        """What one of Slurm's commands prints; empty where it fails."""
+        """Run one of Slurm's commands and return its output; empty if it fails."""
         environment = {**os.environ, **self.environment}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
         return done.stdout if done.returncode == 0 else ""
 
     def jobs(self) -> list[str]:
-        """Ids of the jobs that are not over."""
+        """Ids of the jobs that have not ended."""
         return self.ask("squeue", "--noheader", "--format=%i").split()
 
     def stop(self) -> None:
@@ -119,7 +119,7 @@ class Node:
         log = (self.folder / f"{name}.out").open("a", encoding="utf-8")
         self._logs.append(log)
         environment = {**os.environ, **self.environment}
-        # a session of its own: Ctrl-C at the tests' terminal must not end it before its jobs
+        # each daemon has its own session: Ctrl-C at the tests' terminal must not end it before its jobs
         self._daemons[name] = subprocess.Popen(
             [program, *arguments], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             start_new_session=True,

@@ -1,4 +1,4 @@
-"""A project on a cluster of one node: what a user types there, and the runs that it leaves."""
+"""A project on a cluster of one node: the commands that a user types there, and their runs."""
 
 import json
 import os
@@ -19,11 +19,11 @@ SETTINGS = (
     "data.classes=[x,y] data.n_public=40 privacy.batch_size=8 train.checkpoint_every=100 train.grid_every=0 "
     "sampling.n=8"
 )
-PATIENCE = 900.0  # seconds, at most: a job imports torch on cores that others may use too
+PATIENCE = 900.0  # seconds at most: a job imports torch on cores that other processes use too
 
 
 class Site:
-    """A tiny project with a base model and private data, in the hands of a user of `node`."""
+    """A tiny project with a base model and private data, for a user of `node`."""
 
     def __init__(self, folder: Path, node: Node):
         self.node = node
@@ -51,12 +51,12 @@ class Site:
     def run(
         self, entry: str, overrides: str = "", parameters: Mapping[str, str] | None = None, **config: Any
     ) -> subprocess.CompletedProcess[str]:
-        """`mlflow run . -b slurm` to its end."""
+        """Run `mlflow run . -b slurm` to its end."""
         return self._called(self.command(entry, overrides, config, parameters or {}), 2 * PATIENCE)
 
     def start(self, entry: str, overrides: str = "", **config: Any) -> subprocess.Popen[str]:
-        """The same in the background, in a group of its own."""
-        # as at a terminal: who runs the tests in the background ignores these signals
+        """Start the same command in the background, in a process group of its own."""
+        # reset these signals: a background job ignores them and its children inherit that
         heard = ["env", "--default-signal=INT", "--default-signal=HUP"]
         process = subprocess.Popen(
             [*heard, *self.command(entry, overrides, config, {})],
@@ -67,13 +67,13 @@ class Site:
         return process
 
     def close(self) -> None:
-        """End what a failed test has left."""
+        """End the processes that a failed test has left."""
         for process in self._started:
             process.kill()
             process.wait()
 
     def ours(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Another command of ours, `python -m dp_lora WORDS`."""
+        """Run another command of ours, `python -m dp_lora WORDS`."""
         return self._called([sys.executable, "-m", "dp_lora", *words], PATIENCE)
 
     def _called(self, command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
@@ -88,7 +88,7 @@ class Site:
         )
 
     def last(self) -> Any:
-        """The newest run that is a job, and no stage of one; None before the first."""
+        """The newest run that is itself a job, not a stage of one; None before the first."""
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         jobs = "tags.`mlflow.project.backend` = 'slurm'"
         found = self.client.search_runs(experiments, jobs, order_by=["attributes.start_time DESC"], max_results=1)
@@ -100,7 +100,7 @@ class Site:
         return run.info.run_id if run else ""
 
     def sent(self, before: str) -> str:
-        """The id of a run newer than `before`, as soon as its job is sent."""
+        """Wait until the job of a run newer than `before` is sent; gives the run's id."""
         self.until(lambda: self.newest() != before and "slurm.state" in self.last().data.tags, "the job is sent")
         return self.newest()
 
@@ -108,12 +108,12 @@ class Site:
         return self.client.get_run(run_id)
 
     def log(self, run_id: str) -> str:
-        """What a job has printed."""
+        """The output of a job so far."""
         path = self.project / "runs/slurm" / run_id / "job.log"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else "(no output)"
 
     def steps(self, run_id: str) -> int:
-        """Lines of a run's ledger."""
+        """Number of lines of a run's ledger."""
         path = self.project / "runs" / run_id / "ledger.jsonl"
         return path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
 

@@ -1,4 +1,4 @@
-"""Studies of made-up outcomes, written as the stages write them: for tests of the report."""
+"""Studies with made-up outcomes, in files as the stages write them, for tests of the report."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from dp_lora.training.result import leave_result
 
 DIGITS = [str(i) for i in range(10)]
 ACCURACY = {1.0: 0.867, 10.0: 0.906, math.inf: 0.925}
-FEW_STEPS = {"privacy.epochs": "1"}  # ten: each epsilon takes milliseconds
+FEW_STEPS = {"privacy.epochs": "1"}  # ten steps, so that computing an epsilon takes milliseconds
 REASON = "compute.physical_batch_size=4: a person has <8> rows & more; raise it"
 
 
@@ -38,7 +38,7 @@ def member(group: str, settings: Mapping[str, str], seed: int, config: str = "mn
 
 
 def _finetuned(folder: Path, config: Config) -> None:
-    """What `finetune` leaves but for weights: plan, statement and curves."""
+    """Write the files of `finetune` without the weights: plan, statement and curves."""
     plan = make_plan(config)
     result = folder / ("release" if plan.guaranteed else "not-private")
     result.mkdir(parents=True)
@@ -48,7 +48,7 @@ def _finetuned(folder: Path, config: Config) -> None:
 
 
 def _drawn(folder: Path, classes: Sequence[str], seed: int) -> None:
-    """What `sample` leaves but for the dataset: a grid and samples.json."""
+    """Write the files of `sample` without the dataset: a grid and samples.json."""
     random = np.random.default_rng(seed)
     ramp = np.linspace(0, 255, 16, dtype=np.uint8)[:, None, None]
     rows = [np.broadcast_to(ramp // 2 + random.integers(0, 128, (4, 1, 1, 3)), (4, 16, 16, 3)) for _ in classes]
@@ -58,7 +58,7 @@ def _drawn(folder: Path, classes: Sequence[str], seed: int) -> None:
 
 
 def digits_metrics(accuracy: float, random: np.random.Generator) -> dict[str, float]:
-    """Made-up scores of the default experiment, as many as `fid` gives."""
+    """Made-up values of all scores that `fid` gives for the default experiment."""
     return {
         "samples": 1000.0,
         "accuracy": accuracy,
@@ -76,7 +76,7 @@ def digits_metrics(accuracy: float, random: np.random.Generator) -> dict[str, fl
 def done(
     folder: Path, one: Member, metrics: Mapping[str, float], classes: Sequence[str] = DIGITS, **facts: Any
 ) -> Outcome:
-    """A member that went through all stages."""
+    """A member that has finished all stages."""
     config = configured(one.config, {**one.settings, "experiment.seed": str(one.seed)})
     _finetuned(folder / "finetune", config)
     _drawn(folder / "samples", classes, one.seed)
@@ -92,7 +92,7 @@ def done(
 
 
 def audit_lines(path: Path, settings: Mapping[str, str], found: Mapping[float, float]) -> list[dict[str, Any]]:
-    """Records of audits of the default experiment's step with these settings: bound from below by target epsilon."""
+    """Audit records of the default experiment's step with these settings; `found`: target epsilon -> lower bound."""
     fine = Measured(1.0, 0.01, 1.0)
     for eps, bound in found.items():
         plan = make_plan(configured("mnist5k", {**FEW_STEPS, **settings, "privacy.eps": f"{eps:g}"}))
@@ -102,7 +102,7 @@ def audit_lines(path: Path, settings: Mapping[str, str], found: Mapping[float, f
 
 
 def digits_study(folder: Path, *, seeds: int = 3) -> Study:
-    """Eps times seeds; one seed each of other k, ranks and targets; a member that failed, and one that waits."""
+    """Every epsilon with every seed; one seed each for other k, ranks and targets; one failed member, one waiting."""
     random = np.random.default_rng(0)
     outcomes: list[Outcome] = []
 

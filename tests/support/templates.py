@@ -1,4 +1,4 @@
-"""Folders that many tests need alike: made once in a process, copied from then on."""
+"""Folders that many tests need: a process makes each once, and copies it from then on."""
 
 import shutil
 from collections.abc import Callable, Hashable
@@ -6,14 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-# what was made -> its folder, which ends with the process, and what its making returned
+# key -> the folder, which is removed when the process ends, and the value that `make` returned
 MADE: dict[Hashable, tuple[TemporaryDirectory, Any]] = {}
 
 
 def from_template(folder: Path, key: Hashable, make: Callable[[Path], Any]) -> Any:
-    """`folder` as `make` writes it, and what `make` returns; `key` names everything that `make` depends on.
+    """Fill `folder` as `make` does, and return the value of `make`; `key` names everything that `make` depends on.
 
-    What stood there is replaced.
+    Replaces an older `folder`.
     """
     if key not in MADE:
         made = TemporaryDirectory(prefix="dp-lora-test-")

@@ -1,4 +1,4 @@
-"""Tiny pipelines in a private fine-tuning: config, pictures with captions or classes, per-unit gradients, a release."""
+"""Private fine-tuning of tiny pipelines: config, pictures with captions or classes, per-unit gradients, a release."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def text_config(overrides="", name=""):
 
 
 def prepared(bases, name, tmp_path, overrides=""):
-    """Config, model and its adapter, whose weights are all away from zero, six pictures, and their captions."""
+    """Config, model, its adapter without zero weights, the latents of six pictures, and their captions."""
     config = text_config(overrides, name)
     model = load_model(bases[name], CPU, pick_precision(config.compute.precision, CPU))
     model = replace(model, info={**model.info, "size": SIZE})
@@ -53,18 +53,18 @@ def prepared(bases, name, tmp_path, overrides=""):
 
 
 def private_data(config, model, folder):
-    """The latents of the six pictures, and what they are conditioned on."""
+    """The latents of the six pictures, and their captions or classes."""
     latents = np.random.default_rng(1).standard_normal((6, *model.latent_shape(SIZE)), dtype=np.float32)
     return PrivateData(latents, LABELS, [[i] for i in range(6)], captions_of(config, model, folder))
 
 
 def captions_of(config, model, folder, texts=TEXTS):
-    """What the six pictures are conditioned on; None where that is their classes."""
+    """The encoded captions of the six pictures; None for a family that is conditioned on classes."""
     return None if model.family.of_classes else encode_captions(config, texts, model, folder)
 
 
 def gradients_of(config, model, adapter, latents, captions, units, rows):
-    """Gradient of each unit, float64, by its number and by the name of the trained tensor."""
+    """Gradients in float64, by number of the unit and name of the trained tensor."""
     loss = diffusion_loss(config, model, latents, LABELS, CPU, captions)(ItemStreams(3))
     found = {}
     for batch in micro_batches(units, 1, rows, CPU):
@@ -77,9 +77,9 @@ def gradients_of(config, model, adapter, latents, captions, units, rows):
 
 
 def fine_tuned(folder, base, overrides="", run="run", team=ALONE):
-    """A private fine-tuning of a few steps on six pictures with captions or classes, in folder/run; gives the release.
+    """Fine-tune privately for a few steps on six pictures with captions or classes, in folder/run; gives the release.
 
-    Other ranks of `team` than the first assist.
+    All ranks of `team` but the first assist.
     """
     config = text_config(f"{overrides} model.base={base}", base.name)
     model = load_model(base)

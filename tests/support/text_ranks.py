@@ -1,4 +1,4 @@
-"""A tiny text-to-image fine-tuning on one and two gloo ranks: text_ranks OUT BASE OVERRIDES, in OUT/on-1 and on-2."""
+"""A tiny text-to-image fine-tuning on one and on two gloo ranks: text_ranks OUT BASE OVERRIDES fills OUT/on-1, on-2."""
 
 import sys
 from pathlib import Path

@@ -36,21 +36,21 @@ TINY = (
 )
 
 
-@functools.cache  # frozen: resolving one takes a tenth of a second, and most tests need the same few
+@functools.cache  # a config is frozen; resolving one takes a tenth of a second, and most tests need the same few
 def tiny_config(overrides: str = "") -> Config:
     return load("mnist5k", {}, f"{TINY} {overrides}")
 
 
 def make_base(folder: Path, config: Config, status: str = "public") -> None:
-    """Write a tiny base model; no weight is zero, so that every gradient path is open."""
+    """Write a tiny base model; no weight is zero, so every weight can get a gradient."""
     key = ("base", repr((config.public, config.autoencoder, config.ldm)), status)
     generator = from_template(folder, key, lambda template: _write_base(template, config, status))
-    # a test that draws next draws the same whether the base was made or copied
+    # the next random numbers of a test must not depend on whether the base was made or copied
     torch.set_rng_state(generator)
 
 
 def _write_base(folder: Path, config: Config, status: str) -> Tensor:
-    """Torch's generator as the making leaves it."""
+    """Write the base; gives the state of torch's generator after that."""
     torch.manual_seed(5)
     vae = build_autoencoder(config.autoencoder, config.public.channels, config.public.size)
     unet = build_unet(config.ldm, config.autoencoder.latent_channels, 8)
@@ -86,7 +86,7 @@ def lora_settings(**others: Any) -> Lora:
 
 
 def tiny_adapter(model: Model, targets: str = "default", classes: int = 2) -> Adapter:
-    """An adapter whose A and B are both away from zero, so that every trained weight has a gradient."""
+    """An adapter whose A and B are both not zero, so that every trained weight has a gradient."""
     generator = torch.Generator().manual_seed(3)
     lora = add_lora(model.denoiser, lora_settings(targets=targets), generator)
     for name, parameter in model.denoiser.named_parameters():
@@ -97,21 +97,21 @@ def tiny_adapter(model: Model, targets: str = "default", classes: int = 2) -> Ad
 
 
 def saved_adapter(folder: Path, adapter: Adapter) -> Path:
-    """The adapter's files in a new folder."""
+    """Save the adapter into a new folder."""
     folder.mkdir()
     save_adapter(folder, adapter, ["x", "y"], {"path": "base", "digest": "0"}, {"source": "folder"}, "unknown")
     return folder
 
 
 def tiny_inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """Latents, timesteps and a context of one token: what a tiny UNet takes."""
+    """Inputs of a tiny UNet: latents, timesteps and a context of one token."""
     return torch.randn(2, 2, 8, 8), torch.tensor([3, 700]), torch.randn(2, 1, 6)
 
 
 def differences_in_a_fresh_process(
     tmp_path: Path, folder: Path, inputs: tuple[Tensor, Tensor, Tensor], expected: Tensor
 ) -> list[float]:
-    """How far from `expected` tmp_path/base with the adapter of `folder` is: by diffusers' loader, by PEFT's."""
+    """Distance from `expected` of tmp_path/base with the adapter of `folder`, by diffusers' loader and by PEFT's."""
     torch.save({"inputs": list(inputs), "expected": expected}, tmp_path / "io.pt")
     script = f"""
 import torch
@@ -138,7 +138,7 @@ def tiny_latents(n: int = 6) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tiny_dataset(folder: Path, n: int = 40, seed: int = 0) -> None:
-    """A dataset of classes x and y; its first pictures are the same for every n."""
+    """Write a dataset of classes x and y; its first pictures are the same for every n."""
     from_template(folder, ("dataset", n, seed), lambda template: _write_dataset(template, n, seed))
 
 
@@ -180,7 +180,7 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def make_release(base: Path, folder: Path, private: bool = True) -> Path:
-    """A tiny adapter on the base in `base`, as fine-tuning leaves it."""
+    """Write a release as fine-tuning does: a tiny adapter on the base in `base`."""
     model = load_model(base)
     names = {"path": str(base), "digest": model_digest(base)}
     plan = plan_of(target_epsilon=8.0) if private else no_privacy()
@@ -189,7 +189,7 @@ def make_release(base: Path, folder: Path, private: bool = True) -> Path:
 
 
 def linear_loss(directions: torch.Tensor):
-    """Loss of row r: <directions[picture of r], its unit's copy of w>; the gradient of a unit is its mean direction."""
+    """Loss of row r: <directions[picture of r], its unit's copy of w>; a unit's gradient is its mean direction."""
 
     def factory(_draws):
         def loss(copies, rows):

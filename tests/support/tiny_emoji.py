@@ -1,4 +1,4 @@
-"""The packages of the extra emoji as some made-up emoji, and a text encoder of one layer; nothing is loaded."""
+"""Stand-ins with made-up emoji for the packages of the extra emoji, and a text encoder of one layer; no downloads."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def _text(unified: str) -> str:
 
 
 def write_packages(folder: Path) -> Path:
-    """Modules of the packages' names and layouts, to be put on sys.path; a flag and a nameless emoji are among them."""
+    """Write modules with the packages' names and layouts, for sys.path; they include a flag and a nameless emoji."""
     names, table = {}, []
     for order, (unified, name, group) in enumerate([*BASES, ("2691", "black flag", "Flags"), ("2623", "", "Objects")]):
         first = unified.split("-")[0]
@@ -83,7 +83,7 @@ def write_packages(folder: Path) -> Path:
 
 
 def write_text_encoder(folder: Path) -> Path:
-    """A BertModel folder with random weights, and a vocabulary of letters."""
+    """Write the folder of a BertModel with random weights and a vocabulary of letters."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     torch.manual_seed(5)
@@ -96,7 +96,7 @@ def write_text_encoder(folder: Path) -> Path:
 
 
 def little(encoder: Path) -> str:
-    """Overrides with which config=emoji runs on the made-up packages in seconds."""
+    """Overrides that let config=emoji run on the made-up packages in seconds."""
     return (
         f"public.n={len(BASES)} data.n_public=16 autoencoder.block_out_channels=[8,8,8] autoencoder.norm_num_groups=4 "
         "autoencoder.batch_size=8 autoencoder.epochs=2 ldm.block_out_channels=[8,16] ldm.norm_num_groups=4 "

@@ -1,4 +1,4 @@
-"""Whole tiny pipelines of every family: random weights, vocabularies made here; nothing is downloaded."""
+"""Whole tiny pipelines of every family, with random weights and vocabularies made here; no downloads."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def _opened(module: Any) -> Any:
-    """No weight is zero, so that every gradient path is open."""
+    """Move all weights away from zero, so that every weight can get a gradient."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -205,7 +205,7 @@ TEXT = tuple(name for name in BUILD if name != "dit")
 
 
 def make_pipeline(folder: Path, name: str) -> Path:
-    """Write the tiny pipeline of a family, seeded."""
+    """Write the tiny pipeline of a family, with a fixed seed."""
     torch.manual_seed(5)
     BUILD[name]().save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""A copy of the project with a tiny experiment in it, for tests that run the whole chain through the command line."""
+"""A copy of the project with a tiny experiment, for tests that run the whole chain through the command line."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ LITTLE = (
 
 
 def tiny_project(folder: Path) -> Path:
-    """A git and DVC repository of its own with EXPERIMENT: zeros and ones, a model of seconds."""
+    """Make a git and DVC repository with EXPERIMENT: zeros and ones, and a model that trains in seconds."""
     sections = asdict(tiny_config(LITTLE))
     del sections["experiment"]["name"]
     sections["experiment"]["description"] = "Zeros and ones, for tests"
@@ -35,12 +35,12 @@ def tiny_project(folder: Path) -> Path:
 def run(
     project: Path, *arguments: str, before: Sequence[str] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m ARGUMENTS` in the project, over its own store; `before`: a command that starts it."""
+    """Run `python -m ARGUMENTS` in the project, with its own store; `before`: a command that starts it."""
     given = {**clean_environment(), "DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1", **environment}
     command = [*before, sys.executable, "-m", *arguments]
     return subprocess.run(command, cwd=project, env=given, capture_output=True, text=True, check=False)
 
 
 def clean_environment() -> Mapping[str, str]:
-    """The environment without what would lead to another store."""
+    """The environment without MLflow's variables: they would lead to another store."""
     return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}

@@ -1,4 +1,4 @@
-"""A run in a process of its own that prints its run id and waits for a line before it goes on; it loses its server."""
+"""A run in a process of its own: it prints its run id and waits for a line; meanwhile a test may end its server."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from dp_lora.tracking.tracked_run import TrackedRun
 
 
 def tell(run: TrackedRun, part: str, folder: Path) -> None:
-    """All kinds of things that a run tells, named for `part`."""
+    """Send every kind of record that a run knows, with `part` in its name."""
     folder.mkdir()
     picture = folder / "grid.png"
     Image.fromarray(np.full((8, 8), len(part), np.uint8)).save(picture)

@@ -1,4 +1,4 @@
-"""A real MLflow server over a SQLite store, to be killed and started again."""
+"""A real MLflow server with a SQLite store, for tests that kill it and start it again."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-# MLflow's client gives up at once, so that a test need not wait for its minutes
+# MLflow's client gives up at once: by default it would try again for minutes
 IMPATIENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 class Server:
-    """`mlflow server` on one port and one store; killed, it loses nothing that it has answered for."""
+    """`mlflow server` on one port and one store; a kill loses no request that it has answered."""
 
     def __init__(self, folder: Path, database: Path) -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        # without the workers for jobs that no run of ours has
+        # do not start workers for jobs: our runs have none
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         log = (self.folder / "server.log").open("a")
         self._process = subprocess.Popen(
@@ -59,7 +59,7 @@ class Server:
             return False
 
     def kill(self) -> None:
-        """End the server's processes without a warning."""
+        """End the server's processes by SIGKILL."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -1,4 +1,4 @@
-"""A tracking store of a test's own, and what lies in it."""
+"""A tracking store of a test's own, its runs and their artifacts."""
 
 import atexit
 import contextlib
@@ -13,7 +13,7 @@ from dp_lora.tracking import store
 
 @functools.cache
 def empty_store() -> Path:
-    """A fresh mlflow.db, made once: MLflow takes seconds to write its tables."""
+    """A fresh mlflow.db, made once per process: MLflow takes seconds to write its tables."""
     from mlflow import MlflowClient
 
     folder = Path(tempfile.mkdtemp())
@@ -25,7 +25,7 @@ def empty_store() -> Path:
 
 
 def use_store(folder: Path, monkeypatch):
-    """A store of its own for one test, named by MLFLOW_TRACKING_URI; returns a client."""
+    """Give one test its own store, which MLFLOW_TRACKING_URI names; returns a client."""
     import mlflow
 
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
