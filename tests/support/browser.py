@@ -154,11 +154,7 @@ ASIDE = "left => { document.querySelector('.ag-center-cols-viewport').scrollLeft
 
 
 def metric_columns(page: Any, last: str) -> list[str]:
-<<<<<<< HEAD
     """The metrics that the table of runs has as columns, in its order, up to `last`; one out of sight is not there."""
-=======
-    """The metrics that are columns of the table of runs, in its order; `last` may be out of sight at first."""
->>>>>>> h-english
     page.wait_for_function(f"({COLUMNS})().length > 0")
     seen: list[str] = []
     for left in range(0, 10_000, 50):
