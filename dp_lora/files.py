@@ -78,7 +78,7 @@ def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
         with naming_full_disk(path):
-            temporary.touch(0o600 if private else 0o666)  # who opens a file that is there to write it keeps its mode
+            temporary.touch(0o600 if private else 0o666)  # a writer that opens an existing file keeps its mode
             mode = temporary.stat().st_mode & 0o777
             yield temporary
             temporary.chmod(mode)  # some writers put a file of their own there, 0600

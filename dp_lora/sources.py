@@ -22,7 +22,7 @@ LEFT_OUT = {
     "dp_lora/models/memory.py": "what a dry run says of time and memory",
     "dp_lora/models/operations.py": "what a dry run says of time and memory",
     "dp_lora/models/shipped.py": "what a dry run says of time and memory",
-    "dp_lora/training/planned.py": "what a dry run says",
+    "dp_lora/training/dry_run_facts.py": "what a dry run says",
     "dp_lora/training/costs.py": "what a dry run says of time and memory",
     "dp_lora/training/measure.py": "what a dry run says of time and memory",
 }

@@ -9,7 +9,7 @@ from dp_lora.cli.finetuning import resolve
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, write_json
 from dp_lora.privacy.composition import ReleaseCost, compose, parent_parts, together
-from dp_lora.training.planned import finetuning_facts
+from dp_lora.training.dry_run_facts import finetuning_facts
 from dp_lora.training.run_folder import binding, of_other_data, other_ledgers
 from tests.support.finetuning import Heard, house, run
 from tests.support.tiny import make_base, plan_of, tiny_config

@@ -208,7 +208,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("text", "part"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_config_file_ends_in_one_line_through_the_command_line(text, part, tmp_path, monkeypatch):
-    """Check 15: loading a config file executes nothing and follows nothing in it."""
+    """Loading a config file executes nothing and follows nothing in it."""
     from click.testing import CliRunner
 
     from dp_lora.commands.finetune import main

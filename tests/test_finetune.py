@@ -122,7 +122,7 @@ def test_eps_inf_makes_no_release_and_no_epsilon(house):
 
 
 def test_neighbours_release_equal_files_apart_from_weights_and_run_id(house):
-    """Check 8: one more picture changes no divisor, no configuration, and no byte of the release except the weights."""
+    """One more picture changes no divisor, no configuration, and no byte of the release except the weights."""
     tiny_dataset(house / "more", n=42)
     one, other = run(house, "one"), run(house, "other", data="more")
     assert (
@@ -599,12 +599,12 @@ def test_a_run_of_other_code_is_not_gone_on_with(house, monkeypatch):
 
 
 def test_a_working_folder_s_name_does_not_tell_who_is_in_the_data(tmp_path):
-    from dp_lora.training.run_folder import working_folder
+    from dp_lora.training.run_folder import keyed_folder
 
     bound = binding(tiny_config(), "d", "b", "cpu")
-    here = working_folder(tmp_path / "here", bound)
-    assert here == working_folder(tmp_path / "here", bound)
-    assert here.name != working_folder(tmp_path / "there", bound).name
+    here = keyed_folder(tmp_path / "here", bound)
+    assert here == keyed_folder(tmp_path / "here", bound)
+    assert here.name != keyed_folder(tmp_path / "there", bound).name
     assert here.name not in binding_digest(bound)
     assert (tmp_path / "here" / ".key").stat().st_mode & 0o077 == 0
 
@@ -619,7 +619,7 @@ def test_a_new_working_folder_and_the_key_of_its_name_are_on_the_disk_before_its
         monkeypatch.setattr(knows, "fsync", lambda path: (synced.append(path), real(path)))
     bound = binding(tiny_config(), "d", "b", "cpu")
     runs = tmp_path / "runs"
-    folder = run_folder.working_folder(runs, bound)
+    folder = run_folder.keyed_folder(runs, bound)
     assert synced[0].name.startswith(".key.")
     assert synced[1:] == [runs]
     with open_run_folder(folder, tiny_config(), bound):

@@ -86,7 +86,7 @@ def flow(house, folder, monkeypatch, data="data"):
 
 
 def test_neighbours_have_one_flow_one_number_of_noises_and_equal_shapes(house, monkeypatch):
-    """Check 13. One draw is empty: a mutant that skips its noise has fewer noises than steps."""
+    """One draw is empty: a mutant that skips its noise has fewer noises than steps."""
     tiny_dataset(house / "more", n=42)
     one, other = flow(house, "one", monkeypatch), flow(house, "other", monkeypatch, "more")
     assert one == other

@@ -1,4 +1,4 @@
-"""Check 10: after kill -9 at random moments and a resume, the ledger never counts fewer steps than noises drawn."""
+"""After kill -9 at random moments and a resume, the ledger never counts fewer steps than noises drawn."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Check 9: epsilon agrees with dp-accounting, is never too small, and calibration never overshoots."""
+"""Epsilon agrees with dp-accounting, is never too small, and calibration never overshoots."""
 
 import json
 import math

@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 from dp_lora import tracking
 from dp_lora.cli.adapters import track_adapter
+from dp_lora.cli.closed_folders import close_folders
 from dp_lora.cli.common import one_line_errors
-from dp_lora.cli.house import close_house
 from dp_lora.cli.pipelines import PIPELINES
 from dp_lora.cli.record import is_public, operator_folder, public_lock, record, stage_folders
 from dp_lora.config import ROOT, load
@@ -528,13 +528,13 @@ def test_what_is_meant_for_others_follows_the_umask_whoever_wrote_it(mask, then,
 
 def test_each_command_closes_the_folders_that_dvc_fills_with_files_for_all(open_to_all, tmp_path, monkeypatch):
     config = load("mnist5k")
-    for module in ("house", "pipelines"):
+    for module in ("closed_folders", "pipelines"):
         monkeypatch.setattr(f"dp_lora.cli.{module}.ROOT", tmp_path)
-    monkeypatch.setattr("dp_lora.cli.house.RUNS", tmp_path / "runs")
-    close_house(config)
+    monkeypatch.setattr("dp_lora.cli.closed_folders.RUNS", tmp_path / "runs")
+    close_folders(config)
     assert list(tmp_path.iterdir()) == []  # it makes no folder
     closed = [tmp_path / name for name in ("data", "runs", "outputs/mnist5k", ".dvc/cache")]
     for folder in closed:
         folder.mkdir(parents=True)
-    close_house(config)
+    close_folders(config)
     assert [oct(folder.stat().st_mode & 0o777) for folder in closed] == ["0o700"] * 4

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from dp_lora import tracking
 from dp_lora.cli.changes import telling_changes
-from dp_lora.cli.house import close_house
+from dp_lora.cli.closed_folders import close_folders
 from dp_lora.cli.pipelines import RUNS
 from dp_lora.cli.quoted import as_typed
 from dp_lora.cli.record import LEDGER, operator_folder, record
@@ -105,9 +105,9 @@ class Call:
         with tracking.run(self.stage, self.config, self.child, system_metrics=system_metrics, command=command) as run:
             folder = self.out if self.out is not None else RUNS / run.run_id
             run.output(folder)
-            close_house(self.config)
+            close_folders(self.config)
             yield run, folder
-            close_house(self.config)
+            close_folders(self.config)
             for name, value in peak_memory().items():
                 # private: memory of work on private pictures depends on their number, or on the number drawn
                 run.metric(f"private/{name}" if STAGES[self.stage].reads_private else name, value)

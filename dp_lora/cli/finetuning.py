@@ -117,11 +117,11 @@ def working_folder(call: Call, start: "Resolved", folder: Path, bound: dict[str,
     A direct call typed again finds the same folder and goes on. All calls of a replay share one ledger, so that the
     same noise is never added to two sums. A run that `mlflow run` made has its own folder; train.resume names it.
     """
-    from dp_lora.training.run_folder import working_folder
+    from dp_lora.training.run_folder import keyed_folder
 
     config = start.config
     shared = call.child or not call.joined or config.privacy.reproducible
-    working = working_folder(RUNS, bound) if shared else folder
+    working = keyed_folder(RUNS, bound) if shared else folder
     if start.resumed is None:
         return working
     if config.privacy.reproducible and start.resumed.resolve() != working.resolve():

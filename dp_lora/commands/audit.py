@@ -24,7 +24,7 @@ AUDIT_STOPPED = "the audit of the whole fine-tuning stopped; the operator's term
 @entry_point("audit")
 def main(call: Call) -> None:
     """Attack the private step with canaries: what that refutes of epsilon. Nothing of it is released."""
-    from dp_lora.training.planned import audit_facts
+    from dp_lora.training.dry_run_facts import audit_facts
 
     config = call.config
     facts = audit_facts(config, audited_plan(config))  # before a run is opened, refuse a plan that claims nothing

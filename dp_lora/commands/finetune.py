@@ -35,7 +35,7 @@ def main(call: Call) -> None:
         require(call.config, [private_data(call.config)])
     start = resolve(call.config)
     if call.dry_run:
-        from dp_lora.training.planned import finetuning_facts
+        from dp_lora.training.dry_run_facts import finetuning_facts
 
         facts = finetuning_facts(start) | to_bring(call.config)
         upstream = would_make(call.config, start.base, start.data)
@@ -44,7 +44,7 @@ def main(call: Call) -> None:
         return
     from dp_lora.launch import is_first, joined, make_fabric, started_from_outside
     from dp_lora.models.device import pick_device
-    from dp_lora.training.private_run import assist, read_inputs
+    from dp_lora.training.private_run import encode_and_assist, read_inputs
 
     compute = call.config.compute
     device = pick_device(compute.device)
@@ -58,7 +58,7 @@ def main(call: Call) -> None:
         )
     if not is_first(fabric):
         with joined(fabric, compute, device) as (team, device):
-            assist(read_inputs(start, device, team), team)
+            encode_and_assist(read_inputs(start, device, team), team)
         return
     with call.tracked() as (run, folder):
         make_missing(call.config, call.typed, run.environment(), start.base, start.data)
@@ -72,7 +72,7 @@ def main(call: Call) -> None:
 def _fine_tune(call: Call, run: TrackedRun, folder: Path, inputs: "Inputs", team: "Team") -> Path:
     """Train in the working folder, and leave the adapter in `folder`."""
     from dp_lora.models.device import pick_precision, precision_name
-    from dp_lora.training.private_run import fine_tune
+    from dp_lora.training.private_run import encode_and_train
     from dp_lora.training.result import leave_result
     from dp_lora.training.run_folder import open_run_folder
 
@@ -83,7 +83,7 @@ def _fine_tune(call: Call, run: TrackedRun, folder: Path, inputs: "Inputs", team
         precision = precision_name(pick_precision(config.compute.precision, inputs.device))
         plan = {name: getattr(opened.plan, name) for name in ("noise_multiplier", "sample_rate", "steps")}
         run.params({**plan, "precision": precision, "tf32": "off"})
-        result = fine_tune(inputs, opened, run, team)
+        result = encode_and_train(inputs, opened, run, team)
     return leave_result(result, folder)
 
 

@@ -32,7 +32,7 @@ def main(call: Call) -> None:
     refuse(call)
     pipeline = pipeline_of(call.config)
     if call.dry_run:
-        from dp_lora.training.planned import finetuning_facts
+        from dp_lora.training.dry_run_facts import finetuning_facts
 
         facts = finetuning_facts(resolve(call.config, remade=True), samples=True) | to_bring(call.config)
         made = [relative(pipeline.params), relative(pipeline.lock), pipeline.resolved, *pipeline.made]

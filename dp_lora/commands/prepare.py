@@ -8,6 +8,7 @@ from dp_lora.cli.pipeline import dvc, write_params
 from dp_lora.cli.pipelines import from_outside, pipeline_of, private_data, public_data
 from dp_lora.cli.prepared import caches, sealing
 from dp_lora.config import IN_CLONE, ROOT, Config
+from dp_lora.config.picture_sources import PRIVATE_SOURCES
 from dp_lora.files import private_folder
 from dp_lora.tracking import TrackedRun
 
@@ -89,7 +90,7 @@ def _bring(config: Config, run: TrackedRun) -> None:
 
 def _draw_sheet(config: Config, dataset: Path, run: TrackedRun) -> None:
     """Draw a contact sheet of the operator's own pictures beside their caches; `prepared.look` removes both."""
-    if config.data.source not in ("folder", "huggingface"):
+    if not PRIVATE_SOURCES[config.data.source].own:
         return
     from dp_lora.data.contact_sheet import write_contact_sheet
 

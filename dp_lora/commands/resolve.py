@@ -5,9 +5,9 @@ It runs at every `dvc repro`, so that prepared pictures withdrawn from data.path
 
 import click
 
+from dp_lora.cli.closed_folders import close_folders
 from dp_lora.cli.common import OneLineCommand, one_line_errors, relative
 from dp_lora.cli.figures import show_figures
-from dp_lora.cli.house import close_house
 from dp_lora.cli.pipeline import read_params
 from dp_lora.cli.pipelines import PIPELINES, from_outside, pipeline_of, what_to_type
 from dp_lora.cli.prepared import look
@@ -30,7 +30,7 @@ def main(name: str) -> None:
             )
         write_resolved(config, ROOT / pipeline.resolved)
         look(config)
-        close_house(config)  # each `dvc repro` passes here
+        close_folders(config)  # each `dvc repro` passes here
         # not an error: a single stage may need fewer folders
         line = what_to_type(config, from_outside(config))
         if line is not None:

@@ -9,10 +9,10 @@ import click
 
 from dp_lora import tracking
 from dp_lora.cli.changes import telling_changes
+from dp_lora.cli.closed_folders import close_folders
 from dp_lora.cli.common import HELP, Call, OneLineCommand, one_line_errors, relative, track_privacy
 from dp_lora.cli.early import refuse
 from dp_lora.cli.finetuning import resolve
-from dp_lora.cli.house import close_house
 from dp_lora.cli.pipeline import absent, are_up_to_date, bring_up_to_date, would_make
 from dp_lora.cli.pipelines import (
     RUNS,
@@ -208,7 +208,7 @@ def _run_alone(grid: Grid, found: Sequence[Place], jobs: int, settings: "Setting
 
 def _begin(found: Sequence[Place], run: tracking.TrackedRun) -> "Starts":
     """Once base and pictures exist, close their folders to others, and say what all members cost."""
-    close_house(found[0].config)
+    close_folders(found[0].config)
     starts = _starts(found)
     _describe(run, found, starts)
     return starts

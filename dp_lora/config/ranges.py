@@ -23,7 +23,7 @@ def _number(value: Any) -> bool:
 POSITIVE: Rule = (lambda v: _number(v) and v > 0, "must be above 0")
 NOT_NEGATIVE: Rule = (lambda v: _number(v) and v >= 0, "must be 0 or above")
 AT_LEAST_1: Rule = (lambda v: v >= 1, "must be a whole number of at least 1")
-SIDE: Rule = (lambda v: v in (8, 16, 32, 64, 128, 256, 512), "must be a power of two from 8 to 512")
+SIDE: Rule = (lambda v: v in (8, 16, 32, 64, 128, 256, 512, 1024), "must be a power of two from 8 to 1024")
 CHANNELS: Rule = (lambda v: v in (1, 3), "must be 1 or 3")
 # a rank above a layer's width adds nothing
 RANK: Rule = (lambda v: 1 <= v <= 1024, "must be a whole number from 1 to 1024")

@@ -7,11 +7,12 @@ from dataclasses import fields
 
 from omegaconf import DictConfig, OmegaConf
 
+from dp_lora.config.picture_sources import PRIVATE_SOURCES, PUBLIC_SOURCES
 from dp_lora.config.ranges import WITH_CAPTIONS, Rule
 from dp_lora.config.schema import Config, Data
 from dp_lora.errors import InputError
 
-LOWEST_DELTA = 1e-10  # the same as in dp_lora.privacy.accounting
+LOWEST_DELTA = 1e-10  # the accountant's own, which is not imported: it needs scipy
 
 RULES: dict[str, Rule] = {
     f"{section}.{key.name}": key.metadata["rule"]
@@ -75,7 +76,7 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
 
 def _check_captions(config: DictConfig, fail: Callable[[str, str], None]) -> None:
     data = config.data
-    if data.captions and data.source not in ("folder", "huggingface", "twemoji"):
+    if data.captions and not PRIVATE_SOURCES[data.source].captions:
         fail("data.captions", f"must be false: data.source={data.source} has no captions")
     if (data.captions, data.prompt is not None, data.prompts is not None).count(True) > 1:
         fail("data.captions", "must stand alone: give captions, one data.prompt, or data.prompts, one per class")
@@ -110,14 +111,14 @@ def _check_lora_and_accounting(config: DictConfig, fail: Callable[[str, str], No
 
 
 def _check_downloads(config: DictConfig, fail: Callable[[str, str], None]) -> None:
-    for section, downloaded in (("public", ("emnist", "openmoji")), ("data", ("mnist", "huggingface", "twemoji"))):
-        source = config[section].source
-        if (config[section].folder is not None) != (source in downloaded):
-            wanted = "must name a folder, such as data/NAME" if source in downloaded else "must be null"
-            fail(f"{section}.folder", f"{wanted}: {section}.source is {source}")
+    for section, sources in (("public", PUBLIC_SOURCES), ("data", PRIVATE_SOURCES)):
+        name = config[section].source
+        if (config[section].folder is not None) != sources[name].downloaded:
+            wanted = "must name a folder, such as data/NAME" if sources[name].downloaded else "must be null"
+            fail(f"{section}.folder", f"{wanted}: {section}.source is {name}")
         for key in ("mirror", "mirror_md5"):
-            if config[section][key] is not None and source not in ("emnist", "mnist"):
-                fail(f"{section}.{key}", f"must be null: {section}.source is {source}")
+            if config[section][key] is not None and not sources[name].mirrored:
+                fail(f"{section}.{key}", f"must be null: {section}.source is {name}")
     if (config.checkpoint.url is None) != (config.checkpoint.folder is None):
         fail("checkpoint.folder", "checkpoint.url and checkpoint.folder go together: set both, or none")
     if config.data.source == "huggingface":

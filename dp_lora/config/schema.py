@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from dp_lora.config.picture_sources import PRIVATE_SOURCES, PUBLIC_SOURCES
 from dp_lora.config.ranges import (
     AT_LEAST_1,
     BETAS,
@@ -38,7 +39,7 @@ class Experiment:
 
 @dataclass
 class Public:
-    source: str = key(one_of("letters", "emnist", "openmoji", "imagenet"))
+    source: str = key(one_of(*PUBLIC_SOURCES))
     n: int = key(AT_LEAST_1)
     classes: list[str] = key(CLASSES)
     size: int = key(SIDE)
@@ -50,7 +51,7 @@ class Public:
 
 @dataclass
 class Data:
-    source: str = key(one_of("mnist5k", "digits", "folder", "mnist", "huggingface", "twemoji", "none"))
+    source: str = key(one_of(*PRIVATE_SOURCES))
     path: str | None = None
     folder: str | None = key(FOLDER, None)
     mirror: str | None = key(MIRROR, None)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_lora.config import Config
+from dp_lora.config.picture_sources import PRIVATE_SOURCES
 from dp_lora.config.schema import Data, Public
 from dp_lora.data import emoji, mnist5k, torchvision_sets
 from dp_lora.data import folder as own_folder
@@ -46,7 +47,7 @@ def prepare_private(config: Config, folder: Path, events: Events) -> None:
     """
     data = config.data
     by_person = config.privacy.unit == "person"
-    if by_person and data.source not in ("folder", "twemoji"):
+    if by_person and not PRIVATE_SOURCES[data.source].persons:
         raise InputError(f"privacy.unit=person: the source {data.source} knows no persons; set privacy.unit=picture")
     if data.source in VERSIONED:
         _prepare_versioned(data, folder, events)
@@ -101,9 +102,7 @@ def _private_source(config: Config, events: Events) -> tuple[Iterator[Picture], 
     if data.source == "folder" and data.path:
         path, stated = Path(data.path), Stated.of(config)
         return own_folder.folder_pictures(path, stated, data.size, data.channels, events), own_folder.SOURCE
-    raise InputError(
-        f"data.source={data.source}: must be mnist5k, digits, mnist, huggingface, twemoji, or folder with data.path"
-    )
+    raise InputError(f"data.source={data.source}: has no private pictures to prepare")
 
 
 def _prepare_versioned(section: Public | Data, folder: Path, events: Events) -> None:

@@ -23,7 +23,7 @@ from dp_lora.privacy.randomness import ItemStreams
 from dp_lora.privacy.sums import LossFactory, sum_over_units
 
 DUMMIES = 8  # least number of pictures
-SUMMATION = 2**-12  # float64's part of ROUNDING: step.py (5 a)
+SUMMATION = 2**-12 + 2**-21  # float64's part of ROUNDING: step.py (5 a)
 MARGIN = 2.0  # for weights and pictures that round worse than those measured
 NUDGE = 0.01  # a hundred steps move a weight by about this: LoRA's B begins at 0, and so does A's gradient
 PERSONS = 1, 2, 3  # pictures of the dummies, in turn
@@ -58,9 +58,10 @@ def require_small_rounding(
     `loss_factory` is that of a training, over at least `dummies(plan, rows)` dummy pictures. The weights are moved by
     NUDGE, so that every tensor has a gradient. Where a unit is a person, dummies have PERSONS pictures.
 
-    Guarantee: what passes was measured, near these weights and at these shapes, to keep (5) of step.py for an expected
-    batch, with a margin of MARGIN, for others that move by one place and by half a micro-batch on this device. The
-    encoder of pictures is not measured: `latents` gives all of its batches one shape. It reads nothing private.
+    Guarantee: what passes was measured, near these weights and at these shapes on this device, to keep (5) of step.py
+    for an expected batch, with a margin of MARGIN. It was measured twice: the joining unit moves the others by one
+    place, and by half a micro-batch. The encoder of pictures is not measured: `latents` gives all of its batches one
+    shape. It reads nothing private.
     """
     if not plan.private:
         return

@@ -18,7 +18,8 @@ Proof. Let D and D' differ in one unit x.
     (a) A unit's parts are added up in their own order, clipped and summed in float64. A sum of n <= 2^20 clipped
         vectors is off by at most n^2 * 2^-53 C <= 2^-13 C in any order, so two sums differ by at most 2^-12 C. (More
         units than that are drawn with probability below e^-100000: plan refuses an expected batch above 2^18, and
-        `require_stated_number` more than twice as many units as n_public says.)
+        `require_stated_number` more than twice as many units as n_public says.) Each vector's norm may pass C by
+        (m + 6) 2^-53 C, as clipping.py says: below 2^-22 C for up to 2^30 trained numbers m. In all 2^-12 C + 2^-21 C.
     (b) A part's gradient is computed in float32, or behind a forward pass in bfloat16. x moves the parts of others to
         other places in their micro-batches, or to another rank's, of the same device. All micro-batches have one shape,
         no part is divided, and padding belongs to nobody, so the same kernels do the same operations for a part in

@@ -64,9 +64,11 @@ def markdown(study: Study, standing: str, sections: Sequence[Section]) -> str:
     for section in sections:
         parts += [f"## {_line(section.title)}", *section.text]
         seen = [*section.items, *(f"{plot.title}." for plot in section.plots)]
-        parts += ["\n".join(f"- {_line(item)}" for item in seen)] * bool(seen)
+        if seen:
+            parts.append("\n".join(f"- {_line(item)}" for item in seen))
         parts += [table.markdown() for table in section.tables]
-        parts += ["Grids of: " + ", ".join(_line(grid.name) for grid in section.grids) + "."] * bool(section.grids)
+        if section.grids:
+            parts.append("Grids of: " + ", ".join(_line(grid.name) for grid in section.grids) + ".")
     return "\n\n".join(parts) + "\n"
 
 

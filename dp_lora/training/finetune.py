@@ -217,6 +217,7 @@ def _train(
             if facts.physical_batch_size < physical:
                 physical = facts.physical_batch_size
                 events.terminal(f"out of memory: from here on {physical} rows at a time; no draw is lost or repeated")
+                # before this step's sum moves a weight: where the new shape rounds too much, the sum is never released
                 _check_rounding(config, model, plan, state.parameters, device, physical)
                 if config.compute.physical_batch_size is None:
                     run.keep_physical_batch_size(physical)

@@ -70,7 +70,7 @@ def read_inputs(start: Resolved, device: torch.device, team: Team) -> Inputs:
     return Inputs(start, model, dataset, device, base, bound)
 
 
-def fine_tune(inputs: Inputs, run: RunFolder, events: Events, team: Team) -> Path:
+def encode_and_train(inputs: Inputs, run: RunFolder, events: Events, team: Team) -> Path:
     """The first rank's part: encode, train in `run`, write the adapter's folder and return it.
 
     Guarantee: that of `finetune`.
@@ -82,7 +82,7 @@ def fine_tune(inputs: Inputs, run: RunFolder, events: Events, team: Team) -> Pat
     return training.finetune(config, inputs.model, inputs.base, data, run, device, events, grid, team, audits)
 
 
-def assist(inputs: Inputs, team: Team) -> None:
+def encode_and_assist(inputs: Inputs, team: Team) -> None:
     """Every other rank's part: its share of encoding and of each step; it tracks, prints and writes nothing."""
     data = encoded(inputs, Events(), team)
     training.assist(inputs.start.config, inputs.model, data, inputs.device, team)

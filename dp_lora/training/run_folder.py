@@ -105,7 +105,7 @@ def binding_digest(bound: dict[str, Any]) -> str:
     return digest_value(bound)
 
 
-def working_folder(runs: Path, bound: dict[str, Any]) -> Path:
+def keyed_folder(runs: Path, bound: dict[str, Any]) -> Path:
     """Working folder of a fine-tuning without a run of its own.
 
     Its name is keyed by a secret of this place (runs/.key), since a bare digest would tell who is in the data.

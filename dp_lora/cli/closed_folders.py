@@ -5,7 +5,7 @@ from dp_lora.config import ROOT, Config
 from dp_lora.files import private_folder
 
 
-def close_house(config: Config) -> None:
+def close_folders(config: Config) -> None:
     """Give data/, runs/, an experiment's outputs and DVC's own cache mode 0700: nobody but their owner may enter.
 
     Our commands write private files with mode 0600. DVC's copies, in the tree and in its cache, are readable by all,
