@@ -86,29 +86,44 @@ def little_disk(tmp_path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-ENCODE = """
-import sys
-from pathlib import Path
-import numpy as np
+ENCODE = {
+    "latents": """
 from tests.support.tiny import tiny_config, tiny_dataset, tiny_model
-import dp_lora.data.latents as latents
+from dp_lora.data.latents import encode_dataset
 from dp_lora.data.layout import read_dataset
 from dp_lora.events import Events
-from dp_lora.cli.common import one_line_errors
-home, place = map(Path, sys.argv[1:])
 vae = tiny_model(home).vae
 tiny_dataset(home / "data", n=1000)
 data = read_dataset(home / "data", tiny_config().data.classes, "train")
+encode = lambda: encode_dataset(data, vae, place / "latents", "cpu", 256, Events())
+""",
+    "captions": """
+from tests.support.text2image import captions_of, text_config
+from tests.support.tiny_pipelines import make_pipeline
+from dp_lora.models.folder import load_model
+model = load_model(make_pipeline(home / "base", "sd"))
+encode = lambda: captions_of(text_config(), model, place / "captions", [[str(number)] for number in range(1000)])
+""",
+}
+CALL = """
+import sys
+from pathlib import Path
+from dp_lora.cli.common import one_line_errors
+home, place = map(Path, sys.argv[1:])
+{}
 with one_line_errors():
-    latents.encode_dataset(data, vae, place / "latents", "cpu", 256, Events())
+    encode()
 """
 
 
-def test_a_disk_that_is_full_while_latents_are_encoded_ends_in_one_line_that_names_the_file(tmp_path, little_disk):
+@pytest.mark.parametrize("kind", ENCODE)
+def test_a_disk_that_is_full_while_pictures_are_encoded_ends_in_one_line_that_names_the_file(
+    kind, tmp_path, little_disk
+):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", ENCODE, str(tmp_path), str(little_disk)]
+    command = [sys.executable, "-c", CALL.format(ENCODE[kind]), str(tmp_path), str(little_disk)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1, (done.returncode, done.stderr)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert line.startswith(f"error: No space left on device: {little_disk}/latents/")
+    assert line.startswith(f"error: No space left on device: {little_disk}/{kind}/")
     assert line.endswith("; make room, then the same command goes on")

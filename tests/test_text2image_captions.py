@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from dp_lora.data import conditions
 from dp_lora.errors import InputError
 from dp_lora.models.families import CLASSES, FAMILIES
 from dp_lora.models.folder import load_model
@@ -58,6 +59,29 @@ def test_a_caption_that_is_encoded_in_a_step_is_encoded_alone_and_no_word_of_it_
     assert torch.equal(rows["context"][0], rows["context"][1])
     assert torch.equal(captions.rows([1])["context"][0], rows["context"][2])
     assert "secretword" not in "".join(capfd.readouterr())
+
+
+def test_an_interrupted_encoding_of_captions_goes_on_from_its_record_to_the_same_bits(bases, tmp_path, monkeypatch):
+    model, texts = load_model(bases["sd"]), [[f"a {number}"] for number in range(7)]
+    whole = captions_of(text_config(), model, tmp_path / "whole", texts)
+    seen, encode = [], conditions._encoded
+
+    def noted(text, *of):
+        seen.append(text)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return encode(text, *of)
+
+    monkeypatch.setattr(conditions, "_encoded", noted)
+    monkeypatch.setattr(conditions, "RECORD_EVERY", 2)
+    with pytest.raises(KeyboardInterrupt):
+        captions_of(text_config(), model, tmp_path / "cache", texts)
+    found = captions_of(text_config(), model, tmp_path / "cache", texts)
+    assert seen[6:] == ["a 4", "a 5", "a 6", ""]
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in whole.tensors.items())
+    (kept,) = (tmp_path / "cache").glob("*.captions")
+    assert {path.stat().st_mode & 0o777 for path in kept.iterdir()} == {0o600}
+    assert not list((tmp_path / "cache").glob("*.part"))
 
 
 def test_an_encoder_that_is_broken_is_refused_by_a_public_caption_before_any_step(bases, tmp_path):

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Config
+from dp_lora.data.mapped import mapped_again, mapped_rows
 from dp_lora.errors import InputError
-from dp_lora.files import digest_value, exclusive, private_folder, whole_folder
+from dp_lora.files import digest_value, exclusive, private_folder, publish, read_json, write_json
 from dp_lora.models.device import full_precision
 from dp_lora.models.families import TEXT, Conditions
 from dp_lora.models.folder import Model, module_digest
@@ -29,6 +30,7 @@ from dp_lora.team import Team
 CODE = "data/conditions.py"
 LIBRARIES = ("torch", "diffusers", "transformers")
 STILL_EVERY = 100  # captions between two signals of the first rank that it still encodes
+RECORD_EVERY = 1000  # captions between two records of progress
 BITS = np.uint16  # numpy has no bfloat16: a file holds its bits
 
 
@@ -76,8 +78,8 @@ def encode_captions(
 
     Each caption is encoded alone: its embedding depends on no other caption, so that a unit's caption enters that
     unit's gradient alone. With compute.captions=cached they are kept in `cache_folder` (0700, files 0600) under a
-    digest of captions, encoders, size, code; the first rank of `team` encodes, the others wait. Raises InputError for
-    embeddings that are not finite.
+    digest of captions, encoders, size, code; the first rank of `team` encodes, the others wait. An interrupted encoding
+    goes on from its last record. Raises InputError for embeddings that are not finite.
     """
     size = config.data.size
     distinct = list(dict.fromkeys([*(text for several in texts for text in several), ""]))
@@ -114,22 +116,33 @@ def _require_finite(encoded: Conditions) -> None:
 
 
 def _encode_to(folder: Path, texts: Sequence[str], model: Model, size: int, team: Team) -> None:
-    with whole_folder(folder, private=True) as temporary:
-        arrays: dict[str, np.memmap] = {}
-        for number, text in enumerate(progress(texts, desc="captions", bar_format=PERCENT)):
+    part = private_folder(folder.with_suffix(".part"))
+    record = part / "rows.json"
+    done = int(read_json(record)["rows"]) if record.exists() else 0
+    arrays = {path.stem: mapped_again(path) for path in part.glob("*.npy")} if done else {}
+    with progress(total=len(texts), initial=done, desc="captions", bar_format=PERCENT) as bar:
+        for number in range(done, len(texts)):
             if number % STILL_EVERY == 0:
                 team.once(False)  # otherwise the others take this rank for hung
-            encoded = _encoded(text, model, size)
+            if number > done and number % RECORD_EVERY == 0:
+                _record(arrays, record, number)
+            encoded = _encoded(texts[number], model, size)
             _require_finite(encoded)
             for name, tensor in encoded.items():
                 row = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor)[0].cpu().numpy()
                 if name not in arrays:
-                    shape = (len(texts), *row.shape)
-                    path = temporary / f"{name}.npy"
-                    arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=row.dtype, shape=shape)
+                    arrays[name] = mapped_rows(part / f"{name}.npy", row.dtype, (len(texts), *row.shape))
                 arrays[name][number] = row
-        for array in arrays.values():
-            array.flush()
+            bar.update()
+    _record(arrays, record, len(texts))
+    publish(part, folder, private=True)
+
+
+def _record(arrays: Mapping[str, np.memmap], record: Path, rows: int) -> None:
+    """Write that the first `rows` captions are encoded; their bytes are on the disk before."""
+    for array in arrays.values():
+        array.flush()
+    write_json(record, {"rows": rows}, private=True)
 
 
 def _mapped(path: Path) -> Tensor:

@@ -9,19 +9,11 @@ import numpy as np
 import torch
 
 from dp_lora.data.layout import Dataset
+from dp_lora.data.mapped import mapped_again, mapped_rows
 from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import (
-    digest_value,
-    exclusive,
-    fsync,
-    naming_full_disk,
-    private_folder,
-    read_json,
-    reserve,
-    write_json,
-)
+from dp_lora.files import digest_value, exclusive, fsync, private_folder, read_json, write_json
 from dp_lora.models.autoencoder import encode, shrinks
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import module_digest
@@ -93,13 +85,9 @@ def _encode_to(
     done = int(read_json(record)["rows"]) if unfinished.exists() and record.exists() else 0
     if done:
         events.terminal("latents: going on where an earlier run stopped")
-        latents = np.lib.format.open_memmap(unfinished, mode="r+")
+        latents = mapped_again(unfinished)
     else:
-        unfinished.touch(0o600)  # an existing file keeps its mode
-        unfinished.chmod(0o600)
-        with naming_full_disk(unfinished):
-            latents = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
-    reserve(unfinished)
+        latents = mapped_rows(unfinished, np.float32, shape)
     with progress(total=len(dataset), initial=done, desc="latents", bar_format=PERCENT) as bar:
         starts = range(done, len(dataset), batch_size)
         for number, batch in enumerate(team.map(encoded, starts), start=1):
