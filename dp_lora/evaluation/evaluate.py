@@ -21,7 +21,13 @@ from dp_lora.evaluation.measurement import Measurement
 from dp_lora.evaluation.membership import membership_scores
 from dp_lora.evaluation.pictures import require_same_shape, utility_pictures
 from dp_lora.evaluation.precision_recall import NEIGHBOURS, precision_recall_scores
-from dp_lora.evaluation.references import public_only, require_public_reference, train_on_real, untrained_embedding
+from dp_lora.evaluation.references import (
+    UNTRAINED,
+    public_only,
+    require_public_reference,
+    train_on_real,
+    untrained_embedding,
+)
 from dp_lora.evaluation.report import EvaluationResult, write_result
 from dp_lora.evaluation.utility import Task
 from dp_lora.events import Events
@@ -171,7 +177,7 @@ def _with_utility(
         Measurement.accuracy("accuracy_train_on_real", ceiling, "the same, classifier of real pictures")
     )
     start = untrained_embedding(task, untrained, len(samples), config, private_cache)
-    meaning = "the same, classifier of samples from the base with its untrained class embedding"
+    meaning = f"the same, classifier of at most {UNTRAINED} samples from the base with its untrained class embedding"
     measurements.append(Measurement.accuracy("accuracy_untrained_embedding", start, meaning))
     public = public_only(task, config, private_cache)
     if public is not None:

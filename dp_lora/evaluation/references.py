@@ -16,6 +16,8 @@ from dp_lora.evaluation.utility import Score, Task
 from dp_lora.models.folder import Model
 from dp_lora.sampling import balanced, draw_in_batches, model_fingerprint
 
+UNTRAINED = 250  # samples without fine-tuning: their score is far below all others, and more of them cost a minute
+
 
 def train_on_real(task: Task, real: Dataset, cache: Cache) -> tuple[Classifier, Score]:
     """The classifier of the real training pictures, the ceiling, and its score."""
@@ -29,8 +31,11 @@ def train_on_real(task: Task, real: Dataset, cache: Cache) -> tuple[Classifier, 
 
 
 def untrained_embedding(task: Task, untrained: Model, n: int, config: Config, cache: Cache) -> Score:
-    """Score of a classifier of n samples from `untrained`, the base with the embedding that fine-tuning starts from."""
-    sampling, seed = config.sampling, config.experiment.seed
+    """Score of a classifier of samples from `untrained`, the base with the embedding that fine-tuning starts from.
+
+    Draws `n` samples, and at most UNTRAINED.
+    """
+    sampling, seed, n = config.sampling, config.experiment.seed, min(n, UNTRAINED)
     facts = {
         **task.facts(),
         "model": model_fingerprint(untrained),
