@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks.mutants import Case, cases, wrong
+from benchmarks.mutants import Case, cases, poisson_draw, wrong
 from dp_lora.errors import InputError
 from dp_lora.privacy.accounting import calibrate
 from dp_lora.privacy.audit import Audit, audit_of, audit_step
@@ -35,6 +35,8 @@ SECRET = b"0123456789abcdef"
 # fewer and larger steps than mnist5k's, so that an audit takes seconds
 PUBLIC = {"delta": 1e-5, "n_public": 4000, "batch_size": 1000, "epochs": 10.0, "max_grad_norm": 0.05}
 M = 1000
+# even perfect guesses show no more than 4.47 at 1e-5 with as many canaries, and 4.81 at 1e-7 with 1,000
+AT_5, MORE = {**PUBLIC, "delta": 1e-7}, 5000
 GOLDEN = json.loads((Path(__file__).parent / "data/audit/one_run_bounds.json").read_text())["cases"]
 EPSILONS = (1.0, 3.0)
 # names, not plans: plans take seconds, and pytest would make them in every process while it collects the tests
@@ -81,8 +83,8 @@ def right_worlds():
     return spreads(cases_at(3.0)["right, k=1"].plan, randomness(), CPU)
 
 
-def audited(case: Case, worlds, number: int = 0) -> Audit:
-    m = M if case.plan.unit == "picture" else 150
+def audited(case: Case, worlds, number: int = 0, pictures: int = M) -> Audit:
+    m = pictures if case.plan.unit == "picture" else 150
     coins = toss(m, randomness(number))
     with wrong(case):
         seen = observe(case.plan, coins, randomness(number), CPU, others=5)
@@ -105,6 +107,30 @@ def test_each_fault_is_convicted_by_the_number_that_is_made_for_it(eps, name, ri
         assert audit.noise.is_below()
         assert audit.noise.value == pytest.approx(0.5, rel=0.05)
     assert audit.bound.epsilon < case.true_epsilon
+
+
+GROSS = ("no noise", "published accounting, k=12", "noise reused once per epoch", "10 q drawn")
+
+
+def ten_times_the_rate() -> Case:
+    """A thirtieth is accounted, and a third drawn."""
+    plan = calibrate(eps=5.0, k=1, unit="picture", **{**AT_5, "batch_size": 133, "epochs": 2.0})
+    return Case("10 q drawn", plan, lambda _plan: {"poisson_draw": lambda n, q, coins: poisson_draw(n, 10 * q, coins)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GROSS)
+def test_at_eps_5_too_the_bound_exceeds_the_claim_of_a_gross_fault(name, right_worlds):
+    case = {case.name: case for case in [*cases(5.0, AT_5), ten_times_the_rate()]}[name]
+    audit = audited(case, right_worlds, pictures=MORE)
+    assert audit.claimed == pytest.approx(5.0, rel=0.01)
+    assert audit.claimed < audit.bound.epsilon <= ceiling(MORE, 1e-7, SCORES)
+
+
+def test_the_ceilings_that_the_page_on_audits_tells_are_these():
+    page = (Path(__file__).parent.parent / "docs/audit.md").read_text(encoding="utf-8")
+    for m, delta in ((1000, 1e-5), (20_000, 1e-5), (1000, 1e-7), (5000, 1e-7), (20_000, 1e-7)):
+        assert f"{ceiling(m, delta, SCORES):.2f}" in page
 
 
 def test_noise_that_is_used_again_is_correlated(right_worlds):
