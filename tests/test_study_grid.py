@@ -120,7 +120,7 @@ def test_the_studies_that_are_shipped_have_the_members_that_they_are_described_w
     of_epsilon = [(config_of(m).privacy.eps, m.seed) for m in mnist5k.members if m.group == "epsilon"]
     assert of_epsilon == [(eps, seed) for eps in (1, 3, 5, 10, math.inf) for seed in (0, 1, 2)]
     assert all(m.seed == 0 for m in mnist5k.members if m.group != "epsilon")
-    with pytest.raises(InputError, match=r"data\.n_public missing"):
+    with pytest.raises(InputError, match=r"data\.n_public and model\.base missing"):
         read_study("text2image")
     given = "model.base=base data.path=pictures data.n_public=2000 sampling.prompts=sun"
     assert len(read_study("text2image", given).members) == 4
