@@ -5,6 +5,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -212,11 +213,14 @@ def _frozen(config: DictConfig, typed: Mapping[str, str]) -> Config:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Every leaf under its dotted key, in the schema's order; lists as they are."""
-    return _leaves(OmegaConf.structured(config))
+    return _dotted(asdict(config))
 
 
 def _leaves(config: DictConfig) -> dict[str, Any]:
-    nested = cast(dict, OmegaConf.to_container(config))
+    return _dotted(cast(dict, OmegaConf.to_container(config)))
+
+
+def _dotted(nested: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, leaves in nested.items() for key, value in leaves.items()}
 
 
