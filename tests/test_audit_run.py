@@ -168,18 +168,20 @@ def test_persons_of_canaries_are_seen_and_their_clipping_by_micro_batch_is_convi
 @pytest.mark.parametrize("name", list(BUILD))
 def test_canaries_are_seen_with_each_family_of_bases(tmp_path, name):
     base = make_pipeline(tmp_path / name, name)
+    model = load_model(base)
+    of_classes = model.family.of_classes
+    learnt = "data.classes=[a]" if of_classes else "data.captions=true data.classes=[] sampling.prompts='a sun|a tree'"
     config = load(
         "folder",
         {},
-        "data.path=nowhere data.captions=true data.classes=[] data.n_public=40 data.size=32 data.channels=3 "
-        "sampling.prompts='a sun|a tree' lora.rank=2 privacy.batch_size=8 train.timestep_min=0 train.grid_every=0 "
+        f"data.path=nowhere {learnt} data.n_public=40 data.size=32 data.channels=3 "
+        "lora.rank=2 privacy.batch_size=8 train.timestep_min=0 train.grid_every=0 "
         f"model.privacy_status=public compute.device=cpu {SETTINGS} model.base={base}",
     )
-    model = load_model(base)
     model = replace(model, info=stated_info(config, base))
     latents = np.random.default_rng(1).standard_normal((6, *model.latent_shape(SIZE)), dtype=np.float32)
     texts = [["a red apple"], ["a dog"], ["two cats"], ["a red apple"], ["x"], ["the moon"]]
-    captions = encode_captions(texts, model, SIZE, tmp_path / "captions")
+    captions = None if of_classes else encode_captions(config, texts, model, tmp_path / "captions")
     data = PrivateData(latents, np.zeros(6, np.int64), [[i] for i in range(6)], captions)
     bound = binding(config, "0" * 64, model_digest(base), "cpu")
     names = {"path": str(base), "digest": bound["base"]}
