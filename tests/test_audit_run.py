@@ -10,10 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks.mutants import Case, clipped_by_micro_batch, no_noise, thrice_the_rate, wrong
+from benchmarks.mutants import Case, clipped_by_micro_batch, no_noise, times_the_rate, wrong
 from dp_lora.commands.audit import main
 from dp_lora.config import ROOT, load
-from dp_lora.data.conditions import encode_captions
 from dp_lora.files import read_json
 from dp_lora.models.folder import load_model
 from dp_lora.models.info import model_digest
@@ -26,6 +25,7 @@ from dp_lora.training.finetune import PrivateData, units_of
 from dp_lora.training.plan import make_plan
 from dp_lora.training.resolved import stated_info
 from dp_lora.training.run_folder import binding, code_digest
+from tests.support.text2image import captions_of
 from tests.support.tiny import make_base, tiny_config, tiny_latents
 from tests.support.tiny_pipelines import BUILD, SIZE, make_pipeline
 
@@ -73,7 +73,7 @@ def test_canaries_are_seen_in_a_fine_tuning_of_which_nothing_is_left(tmp_path):
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [pytest.param(no_noise, "noise is 0.000", marks=pytest.mark.slow), (thrice_the_rate, "rate times jump")],
+    [pytest.param(no_noise, "noise is 0.000", marks=pytest.mark.slow), (times_the_rate, "rate times jump")],
 )
 def test_faults_of_the_private_step_are_convicted_through_the_whole_fine_tuning(tmp_path, fault, words):
     plan = make_plan(tiny_config(SETTINGS))
@@ -169,8 +169,8 @@ def test_persons_of_canaries_are_seen_and_their_clipping_by_micro_batch_is_convi
 def test_canaries_are_seen_with_each_family_of_bases(tmp_path, name):
     base = make_pipeline(tmp_path / name, name)
     model = load_model(base)
-    of_classes = model.family.of_classes
-    learnt = "data.classes=[a]" if of_classes else "data.captions=true data.classes=[] sampling.prompts='a sun|a tree'"
+    captioned = "data.captions=true data.classes=[] sampling.prompts='a sun|a tree'"
+    learnt = "data.classes=[a]" if model.family.of_classes else captioned
     config = load(
         "folder",
         {},
@@ -180,8 +180,7 @@ def test_canaries_are_seen_with_each_family_of_bases(tmp_path, name):
     )
     model = replace(model, info=stated_info(config, base))
     latents = np.random.default_rng(1).standard_normal((6, *model.latent_shape(SIZE)), dtype=np.float32)
-    texts = [["a red apple"], ["a dog"], ["two cats"], ["a red apple"], ["x"], ["the moon"]]
-    captions = None if of_classes else encode_captions(config, texts, model, tmp_path / "captions")
+    captions = captions_of(config, model, tmp_path / "captions")
     data = PrivateData(latents, np.zeros(6, np.int64), [[i] for i in range(6)], captions)
     bound = binding(config, "0" * 64, model_digest(base), "cpu")
     names = {"path": str(base), "digest": bound["base"]}

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Config
-from dp_lora.data.mapped import mapped_again, mapped_rows
+from dp_lora.data.mapped import mapped_again, mapped_rows, record_rows, recorded_rows
 from dp_lora.errors import InputError
-from dp_lora.files import digest_value, exclusive, private_folder, publish, read_json, write_json
+from dp_lora.files import digest_value, exclusive, private_folder, publish
 from dp_lora.models.device import full_precision
 from dp_lora.models.families import TEXT, Conditions
 from dp_lora.models.folder import Model, module_digest
@@ -118,14 +118,14 @@ def _require_finite(encoded: Conditions) -> None:
 def _encode_to(folder: Path, texts: Sequence[str], model: Model, size: int, team: Team) -> None:
     part = private_folder(folder.with_suffix(".part"))
     record = part / "rows.json"
-    done = int(read_json(record)["rows"]) if record.exists() else 0
+    done = recorded_rows(record)
     arrays = {path.stem: mapped_again(path) for path in part.glob("*.npy")} if done else {}
     with progress(total=len(texts), initial=done, desc="captions", bar_format=PERCENT) as bar:
         for number in range(done, len(texts)):
             if number % STILL_EVERY == 0:
                 team.once(False)  # otherwise the others take this rank for hung
             if number > done and number % RECORD_EVERY == 0:
-                _record(arrays, record, number)
+                record_rows(record, number, arrays.values())
             encoded = _encoded(texts[number], model, size)
             _require_finite(encoded)
             for name, tensor in encoded.items():
@@ -134,15 +134,8 @@ def _encode_to(folder: Path, texts: Sequence[str], model: Model, size: int, team
                     arrays[name] = mapped_rows(part / f"{name}.npy", row.dtype, (len(texts), *row.shape))
                 arrays[name][number] = row
             bar.update()
-    _record(arrays, record, len(texts))
+    record_rows(record, len(texts), arrays.values())
     publish(part, folder, private=True)
-
-
-def _record(arrays: Mapping[str, np.memmap], record: Path, rows: int) -> None:
-    """Write that the first `rows` captions are encoded; their bytes are on the disk before."""
-    for array in arrays.values():
-        array.flush()
-    write_json(record, {"rows": rows}, private=True)
 
 
 def _mapped(path: Path) -> Tensor:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from dp_lora.data.layout import Dataset
-from dp_lora.data.mapped import mapped_again, mapped_rows
+from dp_lora.data.mapped import mapped_again, mapped_rows, record_rows, recorded_rows
 from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import digest_value, exclusive, fsync, private_folder, read_json, write_json
+from dp_lora.files import digest_value, exclusive, fsync, private_folder
 from dp_lora.models.autoencoder import encode, shrinks
 from dp_lora.models.device import full_precision
 from dp_lora.models.folder import module_digest
@@ -82,7 +82,7 @@ def _encode_to(
     if not team.first:
         list(team.map(encoded))
         return
-    done = int(read_json(record)["rows"]) if unfinished.exists() and record.exists() else 0
+    done = recorded_rows(record) if unfinished.exists() else 0
     if done:
         events.terminal("latents: going on where an earlier run stopped")
         latents = mapped_again(unfinished)
@@ -97,8 +97,7 @@ def _encode_to(
             done += len(batch)
             bar.update(len(batch))
             if number % RECORD_EVERY == 0:
-                latents.flush()
-                write_json(record, {"rows": done}, private=True)
+                record_rows(record, done, [latents])
     latents.flush()
     del latents
     unfinished.replace(path)
