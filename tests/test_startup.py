@@ -101,6 +101,7 @@ def test_the_counts_that_are_shipped_are_those_of_the_networks(name):
     names = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
     for other in names & {"cin256", "standin", "emnist32-conditional"} | {n for n in names if "-eps" in n}:
         assert counted_before(load(other)) is not None, other
+    assert counted_before(load(name, {}, "ldm.epochs=7 ldm.lr=1e-4")) is not None
     assert counted_before(load(name, {}, "ldm.layers_per_block=5")) is None
 
 

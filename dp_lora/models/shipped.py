@@ -13,6 +13,7 @@ from dp_lora.files import digest_value, read_json
 from dp_lora.models.operations import Operations
 
 FOLDER = Path(__file__).parent / "counted"
+LENGTH = {"batch_size", "epochs", "lr"}  # of a training: they change no network
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class Counted:
 
 def file_of(config: Config) -> Path:
     """The file with the counts of the config's networks, named by all that these are built from."""
-    parts = [asdict(config.autoencoder), asdict(config.ldm), config.public.channels, config.public.size]
+    trained = (asdict(config.autoencoder), asdict(config.ldm))
+    networks = [{key: value for key, value in section.items() if key not in LENGTH} for section in trained]
+    parts = [*networks, config.public.channels, config.public.size]
     return FOLDER / f"{digest_value(parts)[:16]}.json"
 
 
