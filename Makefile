@@ -82,7 +82,7 @@ doctor: ## look at environment, GPU, memory, disk, docker, tracking store and DV
 image: ## build the container image that MLproject names (3.5 minutes; BASE_IMAGE, CA_CERTIFICATES: see docs/containers.md)
 	@docker/image.sh
 
-test: setup ## the fast tests, in two processes: about 9 minutes on 2 cores
+test: setup ## the fast tests, in two processes: 5 to 11 minutes on 2 cores
 	@$(VPYTHON) -m pytest -n 2 --dist loadfile
 
 test-slow: setup ## whole trainings, kills, large statistics
