@@ -28,6 +28,7 @@ TINY = {
     ),
 }
 EMNIST = (
+    "public.classes=[A,B,C,D,E,F,G,H,I,J,K,L,M,N,O,P,Q,R,S,T,U,V,W,X,Y,Z] "
     "public.size=32 public.channels=3 autoencoder.block_out_channels=[128,256,384,640] autoencoder.layers_per_block=2 "
     "autoencoder.latent_channels=3 autoencoder.attention=[true,true,true,false] autoencoder.norm_num_groups=32 "
     "ldm.block_out_channels=[64,128] ldm.layers_per_block=1 ldm.attention=[true,true] ldm.attention_heads=2 "
