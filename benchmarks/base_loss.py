@@ -4,6 +4,7 @@ What private fine-tuning cannot learn under noise, the base must bring: `docs/hy
 """
 
 from pathlib import Path
+from string import ascii_uppercase
 from tempfile import TemporaryDirectory
 
 import click
@@ -25,7 +26,8 @@ SEED = 1  # the shipped base learns letters of seed 0
 @click.argument("bases", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 def main(bases: tuple[Path, ...]) -> None:
     """Print the mean loss of each of BASES on fresh letters, at the timesteps of private fine-tuning."""
-    config = load("mnist5k", {"seed": str(SEED)}, f"public.n={PICTURES}")
+    # the letters that every base knows, whichever other scripts it learnt
+    config = load("mnist5k", {"seed": str(SEED)}, f"public.n={PICTURES} public.classes=[{','.join(ascii_uppercase)}]")
     with TemporaryDirectory() as folder:
         prepare_public(config, Path(folder) / "letters", Events())
         letters = read_dataset(Path(folder) / "letters", config.public.classes, "train")

@@ -27,19 +27,11 @@ TINY = {
         "ldm.norm_num_groups=4"
     ),
 }
-EMNIST = (
-    "public.classes=[A,B,C,D,E,F,G,H,I,J,K,L,M,N,O,P,Q,R,S,T,U,V,W,X,Y,Z] "
-    "public.size=32 public.channels=3 autoencoder.block_out_channels=[128,256,384,640] autoencoder.layers_per_block=2 "
-    "autoencoder.latent_channels=3 autoencoder.attention=[true,true,true,false] autoencoder.norm_num_groups=32 "
-    "ldm.block_out_channels=[64,128] ldm.layers_per_block=1 ldm.attention=[true,true] ldm.attention_heads=2 "
-    "ldm.scale_shift=true ldm.residual_resampling=true ldm.cross_attention_dim=5 ldm.norm_num_groups=32 "
-    "ldm.beta_schedule=linear ldm.beta_start=0.0015 ldm.beta_end=0.0155 ldm.prediction_type=epsilon"
-)
 
 
 def real_config(name: str, overrides: str = "") -> Config:
     """The config of a model at its real width."""
-    return load("cin256", {}, overrides) if name == "cin256" else load("mnist5k", {}, f"{EMNIST} {overrides}")
+    return load({"cin256": "cin256", "emnist": "emnist32-conditional"}[name], {}, overrides)
 
 
 @functools.cache
