@@ -21,6 +21,7 @@ from dp_lora.data.prepare import prepare_private, prepare_public
 from dp_lora.data.split import split_of
 from dp_lora.errors import InputError
 from dp_lora.evaluation import captions as scores
+from dp_lora.evaluation.base_samples import samples_of_base
 from dp_lora.evaluation.captions import caption_measurements
 from dp_lora.evaluation.classifier import ClassifierTraining
 from dp_lora.evaluation.evaluate import evaluate
@@ -207,10 +208,12 @@ def test_pictures_of_the_private_set_score_as_their_style_and_their_caption_and_
     samples = read_dataset(tmp_path / "s", prompts, "synthetic")
     public = read_dataset(house / "openmoji", list(config.public.classes), "train")
     real = read_dataset(house / "twemoji", [], "train")
+    cache = scores.Cache(tmp_path / "cache")
+    of_base = samples_of_base(config, ready_to_draw(base, config), prompts, len(samples), cache)
 
     def measured(samples) -> dict[str, float]:
         found = caption_measurements(
-            config, samples, public, real, test, base, ClassifierTraining(30, 0), scores.Cache(tmp_path / "cache")
+            samples, public, real, test, of_base, ClassifierTraining(30, 0), cache, torch.device("cpu")
         )
         assert all(m.private and m.low - 1e-9 <= m.value <= m.high + 1e-9 for m in found)
         return {m.metric: m.value for m in found}
@@ -224,7 +227,8 @@ def test_pictures_of_the_private_set_score_as_their_style_and_their_caption_and_
     others = read_dataset(tmp_path / "s", prompts, "synthetic")
     others.classes = [f"no caption {number}" for number in range(len(prompts))]
     monkeypatch.setattr(scores, "train_classifier", None)
-    assert caption_measurements(config, others, public, real, test, base, ClassifierTraining(2, 0), None) == []
+    rest = (of_base, ClassifierTraining(2, 0), None, torch.device("cpu"))
+    assert caption_measurements(others, public, real, test, *rest) == []
     assert np.isfinite(list(found.values())).all()
 
 
@@ -233,7 +237,7 @@ def test_an_evaluation_has_the_scores_by_caption_beside_the_distance_on_the_publ
     model = ready_to_draw(base, config)
     sample(model, config, model.classes, config.sampling.n, tmp_path / "work", tmp_path / "s", Events())
     kept = (tmp_path / "cache", tmp_path / "own", tmp_path / "out")
-    of = (True, house / "twemoji", house / "openmoji", base, None, None)
+    of = (True, house / "twemoji", house / "openmoji", base, None, {})
     result = evaluate(config, tmp_path / "s", model.classes, *of, *kept, Events())
     assert {"private_style", "right_caption_base", "letter_frechet_distance"} <= set(result.metrics)
     assert {"private_style", "right_caption_base"} <= result.private

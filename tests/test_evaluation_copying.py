@@ -45,6 +45,7 @@ def written(folder, **splits):
 
 TRAINING = digits(60, 1)
 HELD_OUT = digits(50, 2)
+OF_BASE = np.concatenate([TRAINING[:3], digits(17, 9)])
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def looked(tmp_path):
         samples = read_dataset(written(tmp_path / "samples", **{SPLIT: images}), CLASSES, SPLIT)
         sets = PictureSets(samples, real, test, base, 10, Cache(tmp_path / "cache"))
         sets = replace(sets, **changes)
-        return look_for_copies(FeatureSets(SPACE, sets)), sets
+        return look_for_copies(FeatureSets(SPACE, sets), OF_BASE), sets
 
     return look
 
@@ -77,6 +78,15 @@ def test_training_pictures_among_the_samples_are_found_and_counted(looked):
         assert found[name].value >= 6 / 40
         assert found[name].low <= found[name].value <= found[name].high
     assert all(one.private for one in found.values())
+
+
+def test_the_base_s_samples_are_judged_beside_the_fine_tuned_model_s(looked):
+    found = values(looked(digits(50, 4))[0])
+    # three of the base's samples are training pictures, and the rest nobody trained on
+    assert found["near_copies_base"].value >= 3 > found["near_copies"].value
+    for name in ("nearer_than_held_out_base", "nearer_than_held_out_pixels_base"):
+        assert found[name].low <= 3 / 20 <= found[name].value <= found[name].high
+        assert "share of 20 samples of the base nearer" in found[name].meaning
 
 
 def test_samples_that_are_training_pictures_all_lie_nearer_than_held_out_ones(looked):
@@ -106,7 +116,7 @@ def test_pictures_that_are_equal_at_64_pixels_alone_are_no_exact_copies(tmp_path
     real, test = (read_dataset(private, CLASSES, split) for split in ("train", "test"))
     drawn = read_dataset(written(tmp_path / "samples", **{SPLIT: samples}), CLASSES, SPLIT)
     sets = PictureSets(drawn, real, test, tiny_model(tiny_config()), 10, Cache(tmp_path / "cache"))
-    copying = look_for_copies(FeatureSets(SPACE, sets))
+    copying = look_for_copies(FeatureSets(SPACE, sets), samples)
     assert copying.exact == 11
     assert (copying.pixels.samples <= NEAR).all()
 
@@ -156,5 +166,5 @@ def test_what_does_not_depend_on_the_samples_is_kept(looked, monkeypatch):
         lambda rows, others, device: calls.append(len(rows)) or (np.zeros(len(rows)), np.zeros(len(rows), np.int64)),
     )
     again, _ = looked(TRAINING[:20])
-    assert calls == [20, 20]
+    assert calls == [20, 20, 20, 20]  # the samples', and the base's twenty, in features and in pixels
     np.testing.assert_array_equal(again.features.held_out, copying.features.held_out)

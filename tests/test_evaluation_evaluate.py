@@ -70,7 +70,7 @@ class World:
             private_folder=self.private,
             base=self.base,
             untrained=self.untrained,
-            adapter=None,
+            adapters={},
             cache_folder=self.root / "public-cache" / cache,
             private_cache_folder=self.root / cache,
             out_folder=self.root / out,
@@ -164,7 +164,9 @@ def test_references_are_made_once_and_shared_by_other_samples(world, result, mon
 
     monkeypatch.setattr(utility_module, "train_classifier", counted)
     monkeypatch.setattr("dp_lora.evaluation.letter_features.train_classifier", counted)
-    monkeypatch.setattr("dp_lora.evaluation.references.draw_in_batches", lambda *arguments: pytest.fail("drawn again"))
+    monkeypatch.setattr(
+        "dp_lora.evaluation.base_samples.draw_in_batches", lambda *arguments: pytest.fail("drawn again")
+    )
     samples = write(world.root / "other", digits(60, 4, SPLIT))
     world.evaluate(samples)
     assert trained == ["classifier of samples"]

@@ -22,9 +22,11 @@ LITTLE = (
     f"{TINY} model.base=base evaluation.classifier_steps=2 evaluation.min_images=8 evaluation.membership=true "
     "compute.device=cpu"
 )
-COPIES = ("exact_copies", "near_copies", "near_copies_held_out")
+COPIES = ("exact_copies", "near_copies", "near_copies_held_out", "near_copies_base")
+OF_BOTH = ("nearer_than_held_out", "nearer_than_held_out_pixels")
+MEMBERSHIP = ("membership_auc", "membership_tpr_at_1pct_fpr")
 SHARES = (
-    "nearer_than_held_out", "nearer_than_held_out_pixels", "membership_auc", "membership_tpr_at_1pct_fpr"
+    *OF_BOTH, *(f"{name}_base" for name in OF_BOTH), *MEMBERSHIP, *(f"{name}_beside" for name in MEMBERSHIP)
 )  # fmt: skip
 PUBLIC = {"samples", "epsilon", "delta", "rank", "k", "max_grad_norm"}
 
@@ -35,6 +37,7 @@ def lay_out(root: Path) -> None:
     make_base(root / "base", config)
     own = root / "outputs/mnist5k"
     make_release(root / "base", own / "finetune/release")
+    make_release(root / "base", own / "beside", private=False)
     tiny_dataset(own / "data", 60)
     write_dataset(root / "outputs/letters/data", letter_pictures(12, ["A", "B", "C"], 0, 16, 1), {}, 16, 1, packed=True)
     real = read_dataset(own / "data", ["x", "y"], "train")
@@ -49,8 +52,10 @@ def lay_out(root: Path) -> None:
     write_json(own / "samples/samples.json", facts | {"privacy": read_json(own / "finetune/release/privacy.json")})
 
 
-def fid(root: Path):
+def fid(root: Path, beside: Path | None = None):
     main = importlib.import_module("dp_lora.commands.fid").main
+    beside = beside or root / "outputs/mnist5k/beside"
+    write_resolved(load("mnist5k", {}, f"{LITTLE} evaluation.membership_beside={beside}"), root / "resolved.yaml")
     given = ("--resolved", str(root / "resolved.yaml"), "--out", str(root / "outputs/mnist5k/evaluation"))
     return CliRunner().invoke(main, given)
 
@@ -70,7 +75,6 @@ def house(tmp_path_factory):
         patch.setattr("dp_lora.tracking.tracked_run.ROOT", root)
         patch.setattr("dp_lora.evaluation.membership.DRAWS", 2)
         lay_out(root)
-        write_resolved(load("mnist5k", {}, LITTLE), root / "resolved.yaml")
         released = digest_folder(root / "outputs/mnist5k/finetune")
         result = fid(root)
         assert result.exit_code == 0, result.output
@@ -89,6 +93,23 @@ def test_the_copies_are_found_and_each_number_that_reads_private_pictures_is_nam
     assert {row["metric"] for row in table if not row["private"]} == {"samples"}
     (precision,) = (row["meaning"] for row in table if row["metric"] == "precision")
     assert "k=3, 12 samples, 12 real test pictures, features: classifier of printed letters" in precision
+
+
+def test_an_adapter_beside_is_asked_for_its_members_on_the_same_base_without_the_first(house):
+    # both adapters hold the same weights: the second would score otherwise, were it put on top of the first
+    metrics = house.run.data.metrics
+    for name in MEMBERSHIP:
+        assert metrics[f"{name}_beside"] == metrics[name]
+
+
+def test_an_adapter_of_another_base_cannot_stand_beside(house):
+    other = make_release(house.root / "base", house.root / "foreign")
+    info = read_json(other / "model.json")
+    write_json(other / "model.json", info | {"base": {**info["base"], "digest": "0" * 64}})
+    result = fid(house.root, other)
+    assert result.exit_code == 1
+    said = f"evaluation.membership_beside={other}: is of another base than the samples' adapter"
+    assert said in result.output
 
 
 def test_the_pairs_lie_beside_the_private_caches_alone(house):

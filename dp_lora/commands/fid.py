@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from dp_lora import tracking
-from dp_lora.cli.adapters import adapter_of_samples, find_base, track_base
+from dp_lora.cli.adapters import adapter_of_samples, find_adapter, find_base, track_base
 from dp_lora.cli.common import Call, entry_point, relative, track_privacy
 from dp_lora.cli.early import refuse
 from dp_lora.cli.figures import show_figures
@@ -76,9 +76,7 @@ def _evaluate(
     from dp_lora.models.folder import load_model
 
     config = call.config
-    adapter = None
-    if config.evaluation.membership:
-        adapter = adapter_of_samples(facts, "evaluation.membership=true")
+    adapters = _adapters(config, facts)
     track_privacy(run, facts["privacy"], config)
     _datasets(run, config, samples, facts["classes"], data, public, covered=facts["privacy"]["private"])
     found = find_base(facts["base"], config, relative(samples))
@@ -99,7 +97,7 @@ def _evaluate(
     kept = (WORKING / "evaluation", caches(config) / "evaluation")
     drawn, covered = facts["classes"], facts["privacy"]["private"]
     with private_names(PRIVATE_PICTURES):
-        result = evaluate(config, samples, drawn, covered, data, public, base, untrained, adapter, *kept, out, run)
+        result = evaluate(config, samples, drawn, covered, data, public, base, untrained, adapters, *kept, out, run)
     for name, value in result.metrics.items():
         run.metric(name, value, private=name in result.private)
     run.table(result.table, "evaluation", private=True)
@@ -108,6 +106,21 @@ def _evaluate(
     for measurement in result.measurements:
         interval = f"  ({measurement.low:.4g} to {measurement.high:.4g})" if measurement.low is not None else ""
         click.echo(f"{measurement.metric:<40} {measurement.value:>10.4g}{interval}")
+
+
+def _adapters(config: Config, facts: Mapping[str, Any]) -> dict[str, Path]:
+    """The adapters that are asked for their members, by the ending of their metrics' names."""
+    if not config.evaluation.membership:
+        return {}
+    adapters = {"": adapter_of_samples(facts, "evaluation.membership=true")}
+    if named := config.evaluation.membership_beside:
+        from dp_lora.models.adapters import adapter_info
+
+        beside = find_adapter(named, "evaluation.membership_beside")
+        if adapter_info(beside)["base"]["digest"] != facts["base"]["digest"]:
+            raise InputError(f"evaluation.membership_beside={named}: is of another base than the samples' adapter")
+        adapters["_beside"] = beside
+    return adapters
 
 
 def _datasets(

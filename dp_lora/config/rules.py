@@ -71,6 +71,7 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
         fail("model.base", "must be the id of a model on the Hub, OWNER/NAME, where model.revision is set")
     _check_captions(config, fail)
     _check_downloads(config, fail)
+    _check_evaluation(config, fail)
     _check_reproducible(config, fail)
 
 
@@ -163,3 +164,8 @@ def check_text(config: Config) -> None:
             f"model.base={config.model.base}: is conditioned on text: set data.captions=true (private captions), "
             "data.prompts (one public prompt per class) or data.prompt (one for all)"
         )
+
+
+def _check_evaluation(config: DictConfig, fail: Callable[[str, str], None]) -> None:
+    if config.evaluation.membership_beside is not None and not config.evaluation.membership:
+        fail("evaluation.membership_beside", "stands beside the samples' adapter; set evaluation.membership=true too")

@@ -231,6 +231,7 @@ class Evaluation:
     public_reference: str | None = key((lambda v: v in (None, "digits"), "must be null or digits"), None)
     clip: str | None = None
     membership: bool = MISSING
+    membership_beside: str | None = None
     min_images: int = key((lambda v: v >= 2, "must be at least 2"))
 
 

@@ -24,7 +24,7 @@ from dp_lora.evaluation.features import FeatureSets
 from dp_lora.evaluation.intervals import share_interval
 from dp_lora.evaluation.measurement import Measurement
 from dp_lora.evaluation.nearest import nearest
-from dp_lora.evaluation.pictures import utility_pictures
+from dp_lora.evaluation.pictures import resized, utility_pictures, utility_size
 from dp_lora.files import whole_file
 
 NEAR = 0.05  # root mean square of the difference, as a share of the range from black to white
@@ -35,11 +35,12 @@ HEAD = 3 * LINE  # pixels above the pairs
 
 @dataclass(frozen=True)
 class Distances:
-    """To the nearest training picture: of samples (n,), that picture's row (n,), and of held-out pictures (m,)."""
+    """Distances to the nearest training picture: of samples, of held-out pictures, and of samples of the base."""
 
-    samples: NDArray[np.float64]
-    rows: NDArray[np.int64]
-    held_out: NDArray[np.float64]
+    samples: NDArray[np.float64]  # (n,)
+    rows: NDArray[np.int64]  # (n,): the training picture that lies nearest to a sample
+    held_out: NDArray[np.float64]  # (m,)
+    base: NDArray[np.float64]  # (b,): without an adapter it never saw a private picture
 
     @cached_property
     def usual(self) -> float:
@@ -51,10 +52,9 @@ class Distances:
         """The samples' distances divided by `usual`, (n,): below 1 is nearer than held-out pictures are."""
         return self.samples / max(self.usual, np.finfo(np.float64).tiny)
 
-    @property
-    def nearer(self) -> int:
-        """Number of samples nearer than `usual`."""
-        return int((self.samples < self.usual).sum())
+    def nearer(self, distances: NDArray[np.float64]) -> int:
+        """Number of `distances` below `usual`."""
+        return int((distances < self.usual).sum())
 
 
 @dataclass(frozen=True)
@@ -67,24 +67,40 @@ class Copying:
     shown: str  # the features, in words
 
     def scores(self) -> list[Measurement]:
-        n, m = len(self.pixels.samples), len(self.pixels.held_out)
-        near, usual = (int((of <= NEAR).sum()) for of in (self.pixels.samples, self.pixels.held_out))
+        of = self.pixels
         what = f"whose pixels differ from a training picture's by {NEAR:g} of the range or less"
+        near = {
+            "": (of.samples, "samples"),
+            "_held_out": (of.held_out, "held-out pictures"),
+            "_base": (of.base, "samples of the base"),
+        }
         return [
-            _count("exact_copies", self.exact, f"of {n} samples: equal to a training picture"),
-            _count("near_copies", near, f"of {n} samples: {what}"),
-            _count("near_copies_held_out", usual, f"of {m} held-out pictures: {what}"),
-            self._share("nearer_than_held_out", self.features, self.shown),
-            self._share("nearer_than_held_out_pixels", self.pixels, "pixels"),
+            _count("exact_copies", self.exact, f"of {len(of.samples)} samples: equal to a training picture"),
+            *(
+                _count(f"near_copies{ending}", int((found <= NEAR).sum()), f"of {len(found)} {whose}: {what}")
+                for ending, (found, whose) in near.items()
+            ),
+            *_shares("nearer_than_held_out", self.features, self.shown),
+            *_shares("nearer_than_held_out_pixels", self.pixels, "pixels"),
         ]
 
-    def _share(self, name: str, of: Distances, shown: str) -> Measurement:
-        n = len(of.samples)
-        meaning = (
-            f"share of {n} samples nearer to a training picture than the {QUANTILE:.0%} quantile of "
-            f"{len(of.held_out)} held-out pictures (about {QUANTILE:g} without copying); {shown}"
+
+def _shares(name: str, of: Distances, shown: str) -> list[Measurement]:
+    """The share of samples, and of the base's, that lie nearer than held-out pictures do."""
+    limit = (
+        f"nearer to a training picture than the {QUANTILE:.0%} quantile of {len(of.held_out)} held-out pictures "
+        f"(about {QUANTILE:g} without copying); {shown}"
+    )
+    return [
+        Measurement(
+            name + ending,
+            of.nearer(found) / len(found),
+            f"share of {len(found)} {whose} {limit}",
+            True,
+            *share_interval(of.nearer(found), len(found)),
         )
-        return Measurement(name, of.nearer / n, meaning, True, *share_interval(of.nearer, n))
+        for ending, found, whose in (("", of.samples, "samples"), ("_base", of.base, "samples of the base"))
+    ]
 
 
 def _count(name: str, value: int, meaning: str) -> Measurement:
@@ -92,10 +108,11 @@ def _count(name: str, value: int, meaning: str) -> Measurement:
 
 
 @private_names(PRIVATE_PICTURE)
-def look_for_copies(features: FeatureSets) -> Copying:
-    """Distance of every sample, and of every held-out picture, to its nearest training picture.
+def look_for_copies(features: FeatureSets, of_base: NDArray[np.uint8]) -> Copying:
+    """Distance of every sample, held-out picture and sample of the base to its nearest training picture.
 
-    Pictures above 64 pixels are compared at 64. Needs test pictures: they are the held-out ones.
+    `of_base`: samples (b, H, W, C) of the base without an adapter: uint8, of the samples' size. Pictures above 64
+    pixels are compared at 64. Needs test pictures: they are the held-out ones.
     """
     sets, device = features.sets, features.sets.base.device
     test = sets.test
@@ -106,12 +123,15 @@ def look_for_copies(features: FeatureSets) -> Copying:
         {**facts, "features": features.space.facts},
         lambda: nearest(features.test, features.real, device)[0],
     )
-    in_features = Distances(*nearest(features.samples, features.real, device), held_out)
+    base = nearest(features.space.of([of_base], f"{features.space.shown}, base"), features.real, device)[0]
+    in_features = Distances(*nearest(features.samples, features.real, device), held_out, base)
     samples, real = (_flat(dataset) for dataset in (sets.samples, sets.real))
     scale = 255 * np.sqrt(real.shape[1])
     held_out = sets.cache.array("pixels-nearest-test", facts, lambda: nearest(_flat(test), real, device)[0])
     distance, rows = nearest(samples, real, device)
-    in_pixels = Distances(distance / scale, rows, held_out / scale)
+    of_base = resized(of_base, utility_size(sets.real), sets.real.channels)
+    base = nearest(of_base.reshape(len(of_base), -1), real, device)[0]
+    in_pixels = Distances(distance / scale, rows, held_out / scale, base / scale)
     # pictures that are equal at 64 pixels may differ at their own size
     alike = np.flatnonzero(distance == 0)
     exact = sum(_equal(sets.samples, int(i), sets.real, int(rows[i])) for i in alike)
@@ -128,13 +148,14 @@ def _equal(one: Dataset, row: int, other: Dataset, other_row: int) -> bool:
 
 
 def write_distances(path: Path, copying: Copying) -> None:
-    """A plot of both distributions: the share of samples, and of held-out pictures, that lie so near or nearer."""
+    """A plot of the distributions: the share of samples, held-out pictures and base's samples so near or nearer."""
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
     figure.suptitle("private: distance to the nearest training picture", fontsize=11)
     panels = ((copying.features, f"distance in features\n({copying.shown})"), (copying.pixels, "distance in pixels\n"))
     for axes, (of, name) in zip(figure.subplots(1, 2), panels, strict=True):
         axes.ecdf(of.samples, label=f"samples ({len(of.samples)})", color="tab:red")
         axes.ecdf(of.held_out, label=f"held-out pictures ({len(of.held_out)})", color="tab:blue")
+        axes.ecdf(of.base, label=f"samples of the base ({len(of.base)})", color="tab:gray", linestyle="--")
         axes.axvline(of.usual, color="black", linestyle=":", linewidth=1, label=f"{QUANTILE:.0%} of held-out pictures")
         axes.set(xlabel=name, ylabel="share so near or nearer", xlim=(0, None))
         axes.legend(loc="lower right", fontsize=8)

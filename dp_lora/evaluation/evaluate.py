@@ -1,13 +1,16 @@
 """One evaluation: distances, utility and copies of samples, beside the references that give them a meaning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from dp_lora.config import ROOT, relative
 from dp_lora.config.schema import Config
 from dp_lora.data.layout import Dataset, has_split, read_dataset
 from dp_lora.errors import InputError
+from dp_lora.evaluation.base_samples import MOST, Labelled, samples_of_base
 from dp_lora.evaluation.cache import Cache
 from dp_lora.evaluation.captions import caption_measurements
 from dp_lora.evaluation.classifier import ClassifierTraining, predict
@@ -21,17 +24,11 @@ from dp_lora.evaluation.measurement import Measurement
 from dp_lora.evaluation.membership import membership_scores
 from dp_lora.evaluation.pictures import require_same_shape, utility_pictures
 from dp_lora.evaluation.precision_recall import NEIGHBOURS, precision_recall_scores
-from dp_lora.evaluation.references import (
-    UNTRAINED,
-    public_only,
-    require_public_reference,
-    train_on_real,
-    untrained_embedding,
-)
+from dp_lora.evaluation.references import public_only, require_public_reference, train_on_real, untrained_embedding
 from dp_lora.evaluation.report import EvaluationResult, write_result
 from dp_lora.evaluation.utility import Task
 from dp_lora.events import Events
-from dp_lora.models.adapters import apply_adapter
+from dp_lora.models.adapters import apply_adapter, remove_lora
 from dp_lora.models.folder import Model
 from dp_lora.sampling import SPLIT
 
@@ -48,7 +45,7 @@ def evaluate(
     public_folder: Path | None,
     base: Model,
     untrained: Model | None,
-    adapter: Path | None,
+    adapters: Mapping[str, Path],
     cache_folder: Path,
     private_cache_folder: Path,
     out_folder: Path,
@@ -59,7 +56,8 @@ def evaluate(
     `drawn` names the samples' classes or prompts, in order. `base` is the model without an adapter, whose autoencoder
     made the samples; `untrained` the same with the class embedding that fine-tuning starts from, for
     config.data.classes; None for a text-to-image base, whose samples are of prompts: nothing of classes is scored then.
-    `covered`: a guarantee holds for the samples. `adapter` drew them; with None membership is left out.
+    `covered`: a guarantee holds for the samples. `adapters` are asked for their members: "" drew the samples, and any
+    other stands beside it, under the ending of its metrics' names; without one membership is left out.
     `public_folder` holds the public letters; it may be None where evaluation.inception_weights is set. What does not
     depend on the samples is kept: what comes of public pictures alone in `cache_folder`, all else in
     `private_cache_folder`, which is removed with the private pictures.
@@ -81,6 +79,14 @@ def evaluate(
     measurements = [Measurement("samples", len(samples), "number of samples evaluated", private=False)]
     if config.evaluation.clip is not None:
         measurements.append(_clip_measurement(config.evaluation.clip, samples, untrained is None, covered, base))
+
+    def of_base() -> Labelled:
+        """Samples of the base before fine-tuning, of the classes, or of the prompts, that the samples are of."""
+        if untrained is not None:
+            return samples_of_base(config, untrained, classes, len(samples), private_cache)
+        info = {**base.info, "size": samples.size, "classes": samples.classes}
+        return samples_of_base(config, replace(base, info=info), samples.classes, len(samples), private_cache)
+
     distances, features = _distances(config, sets, public_folder, training, cache, events)
     measurements += distances
     copying = None
@@ -88,7 +94,7 @@ def evaluate(
     enough = test is not None and min(len(test), len(samples)) >= least
     if enough:
         measurements += precision_recall_scores(features)
-        copying = look_for_copies(features)
+        copying = look_for_copies(features, of_base()[0])
         measurements += copying.scores()
         # it shows private pictures: it is removed with the caches when one is withdrawn, and nothing else keeps it
         pairs = private_cache.folder / f"nearest_pairs-{samples.digest()[:12]}.png"
@@ -103,15 +109,20 @@ def evaluate(
     if public_folder is not None and test is not None and config.data.captions and base.pipeline is not None:
         public = read_dataset(public_folder, list(config.public.classes), "train")
         if public.captions is not None:
-            measurements += caption_measurements(config, samples, public, real, test, base, training, private_cache)
+            device = base.device
+            measurements += caption_measurements(
+                samples, public, real, test, of_base(), training, private_cache, device
+            )
 
     result = EvaluationResult(measurements, Path(out_folder), copying=copying)
     if untrained is not None and test is not None:
-        result = _with_utility(result, config, samples, real, test, untrained, training, private_cache)
-    if adapter is not None and test is not None and enough:
-        # last: from here on the base draws as the adapter does
-        more = membership_scores(apply_adapter(base, adapter), config, real, test, private_cache.folder)
-        result = replace(result, measurements=[*result.measurements, *more])
+        result = _with_utility(result, config, samples, real, test, of_base(), training, private_cache, base.device)
+    if test is not None and enough:
+        for ending, folder in adapters.items():
+            model = apply_adapter(base, folder)  # in place
+            more = membership_scores(model, config, real, test, private_cache.folder, ending)
+            result = replace(result, measurements=[*result.measurements, *more])
+            remove_lora(base.denoiser)
     write_result(result)
     if result.score is not None:
         events.image(f"{result.folder.name}/confusion", result.folder / "confusion.png", private=True)
@@ -160,12 +171,13 @@ def _with_utility(
     samples: Dataset,
     real: Dataset,
     test: Dataset,
-    untrained: Model,
+    of_base: Labelled,
     training: ClassifierTraining,
     private_cache: Cache,
+    device: torch.device,
 ) -> EvaluationResult:
     """`result` with the samples' classifier scores, beside those of ceiling, start and public pictures alone."""
-    measurements, device, classes = list(result.measurements), untrained.device, list(config.data.classes)
+    measurements, classes = list(result.measurements), list(config.data.classes)
     task = Task(utility_pictures(test), test.labels, test.digest(), classes, training, device)
     images = utility_pictures(samples)
     synthetic = task.score(task.train(images, samples.labels, "classifier of samples"))
@@ -176,8 +188,8 @@ def _with_utility(
     measurements.append(
         Measurement.accuracy("accuracy_train_on_real", ceiling, "the same, classifier of real pictures")
     )
-    start = untrained_embedding(task, untrained, len(samples), config, private_cache)
-    meaning = f"the same, classifier of at most {UNTRAINED} samples from the base with its untrained class embedding"
+    start = untrained_embedding(task, of_base, private_cache)
+    meaning = f"the same, classifier of at most {MOST} samples from the base with its untrained class embedding"
     measurements.append(Measurement.accuracy("accuracy_untrained_embedding", start, meaning))
     public = public_only(task, config, private_cache)
     if public is not None:

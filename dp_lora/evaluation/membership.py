@@ -51,16 +51,18 @@ def true_positives(members: NDArray[np.float64], others: NDArray[np.float64], ax
 
 @private_names(PRIVATE_PICTURE)
 def membership_scores(
-    model: Model, config: Config, real: Dataset, test: Dataset, cache_folder: Path
+    model: Model, config: Config, real: Dataset, test: Dataset, cache_folder: Path, ending: str = ""
 ) -> list[Measurement]:
     """`membership_auc` and `membership_tpr_at_1pct_fpr` of equal numbers of training and held-out pictures.
 
-    `model` is the base with the released adapter. Each picture is conditioned on its own class or caption, as in
+    `model` is the base with an adapter; `ending` of the metrics' names says which, "" for the one that is judged. Each
+    picture is conditioned on its own class or caption, as in
     training; captions are kept encoded in `cache_folder`. Raises InputError for losses that are not finite.
     """
     n = min(len(real), len(test), PICTURES)
     members, others = (_losses_of(model, config, dataset, n, cache_folder) for dataset in (real, test))
     how = f"loss over {DRAWS} times and noises, {n} training and {n} held-out pictures"
+    how += ending and ", under the adapter of evaluation.membership_beside"
     meanings = {
         "membership_auc": (auc, f"a training picture has less {how}; 0.5: no better than a coin"),
         "membership_tpr_at_1pct_fpr": (
@@ -70,7 +72,7 @@ def membership_scores(
     }
     return [
         Measurement(
-            name,
+            name + ending,
             float(statistic(members, others)),
             meaning,
             True,

@@ -1,22 +1,18 @@
 """References for a score: classifiers of real pictures, of the untrained base's samples, of public pictures."""
 
-from dataclasses import asdict
+import hashlib
 
 import matplotlib
-import numpy as np
 
 from dp_lora.config.schema import Config
 from dp_lora.data import letters
 from dp_lora.data.layout import Dataset
 from dp_lora.errors import InputError
+from dp_lora.evaluation.base_samples import Labelled
 from dp_lora.evaluation.cache import Cache
 from dp_lora.evaluation.classifier import Classifier
 from dp_lora.evaluation.pictures import resized, utility_pictures
 from dp_lora.evaluation.utility import Score, Task
-from dp_lora.models.folder import Model
-from dp_lora.sampling import balanced, draw_in_batches, model_fingerprint
-
-UNTRAINED = 250  # samples without fine-tuning: their score is far below all others, and more of them cost a minute
 
 
 def train_on_real(task: Task, real: Dataset, cache: Cache) -> tuple[Classifier, Score]:
@@ -30,28 +26,14 @@ def train_on_real(task: Task, real: Dataset, cache: Cache) -> tuple[Classifier, 
     return network, task.score(network)
 
 
-def untrained_embedding(task: Task, untrained: Model, n: int, config: Config, cache: Cache) -> Score:
-    """Score of a classifier of samples from `untrained`, the base with the embedding that fine-tuning starts from.
-
-    Draws `n` samples, and at most UNTRAINED.
-    """
-    sampling, seed, n = config.sampling, config.experiment.seed, min(n, UNTRAINED)
-    facts = {
-        **task.facts(),
-        "model": model_fingerprint(untrained),
-        "n": n,
-        "seed": seed,
-        "sampling": asdict(sampling),
-    }
+def untrained_embedding(task: Task, drawn: Labelled, cache: Cache) -> Score:
+    """Score of a classifier of `drawn`: samples of the base with the embedding that fine-tuning starts from."""
+    images, labels = resized(drawn[0], task.size, drawn[0].shape[3]), drawn[1]
 
     def make() -> Score:
-        rows = balanced(task.classes, n)
-        labels = np.array([task.classes.index(name) for name, _ in rows])
-        in_model = [untrained.classes.index(name) for name, _ in rows]
-        drawn = draw_in_batches(untrained, in_model, [i for _, i in rows], sampling, seed, task.device)
-        images = resized(drawn, task.size, drawn.shape[3])
         return task.score(task.train(images, labels, "classifier of the untrained base"))
 
+    facts = {**task.facts(), "drawn": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()}
     return Score.from_json(cache.json("untrained-embedding", facts, lambda: make().to_json()))
 
 

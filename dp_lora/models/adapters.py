@@ -303,8 +303,14 @@ def merge_lora(denoiser: Denoiser) -> None:
 
     Raises ValueError for weights that are not finite.
     """
-    for name, layer in _lora_layers(denoiser).items():
+    for layer in _lora_layers(denoiser).values():
         layer.merge(safe_merge=True)
+    remove_lora(denoiser)
+
+
+def remove_lora(denoiser: Denoiser) -> None:
+    """Remove PEFT's layers (in place): the denoiser is its base again."""
+    for name, layer in _lora_layers(denoiser).items():
         above, _, own = name.rpartition(".")
         setattr(denoiser.get_submodule(above), own, layer.get_base_layer())
     denoiser._hf_peft_config_loaded = False
