@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 import click
 import torch
 
-from benchmarks.mutants import Case, as_published, cases, wrong
+from benchmarks.mutants import PUBLISHED, Case, cases, wrong
 from benchmarks.tables import RUNS, markdown, write_report
 from dp_lora.config import ROOT
 from dp_lora.privacy.accounting import spent
@@ -19,7 +19,6 @@ from dp_lora.training.audit_report import write_picture
 
 EPSILONS = (1.0, 3.0)
 CANARIES = 1000
-PUBLISHED = (2, 4, 12)
 PICTURES = RUNS / "audit"
 CPU = torch.device("cpu")
 
@@ -36,20 +35,14 @@ class Row:
 
 def all_cases() -> list[tuple[float, str]]:
     """Every case as (eps, name); the slowest, which audit persons, come first."""
-    names = [(eps, case.name) for eps in EPSILONS for case in _cases(eps)]
+    names = [(eps, case.name) for eps in EPSILONS for case in cases(eps)]
     return sorted(names, key=lambda one: "person" not in one[1])
-
-
-def _cases(eps: float) -> list[Case]:
-    found = cases(eps)
-    names = {case.name for case in found}
-    return found + [case for k in PUBLISHED if (case := as_published(eps, k)).name not in names]
 
 
 def audited(eps: float, name: str) -> tuple[float, str, Audit, float]:
     """Audit one case with fresh entropy, and leave its picture in PICTURES."""
     torch.set_num_threads(1)
-    (case,) = (case for case in _cases(eps) if case.name == name)
+    (case,) = (case for case in cases(eps) if case.name == name)
     began = time.perf_counter()
     with wrong(case):
         audit, scores, coins = audit_step(case.plan, CANARIES, CPU)
@@ -95,7 +88,7 @@ def main(jobs: int) -> None:
     began = time.monotonic()
     # one thread each: the steps are small, and more threads only wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
-    by_name = {(eps, case.name): case for eps in EPSILONS for case in _cases(eps)}
+    by_name = {(eps, case.name): case for eps in EPSILONS for case in cases(eps)}
     with ProcessPoolExecutor(jobs) as pool:
         done = list(pool.map(audited, *zip(*all_cases(), strict=True)))
     found = {(eps, name): Row(eps, by_name[eps, name], audit, seconds) for eps, name, audit, seconds in done}

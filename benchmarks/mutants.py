@@ -20,6 +20,7 @@ from dp_lora.privacy.published import published_plan
 
 # the public numbers of mnist5k, the default experiment
 PUBLIC = {"delta": 1e-5, "n_public": 4000, "batch_size": 400, "epochs": 15.0, "max_grad_norm": 0.05}
+PUBLISHED = (2, 4, 12)  # draws of the released code's step
 
 add_noise, poisson_draw, mean_gradient = private_step.add_noise, private_step.poisson_draw, private_step.mean_gradient
 noisy_sum, micro_batches = private_step.noisy_sum, sums.micro_batches
@@ -131,8 +132,7 @@ def cases(eps: float, public: Mapping[str, Any] = PUBLIC) -> list[Case]:
         Case("right, person", person),
         Case("right, automatic clipping", ours(clipping=AUTOMATIC)),
         Case("no noise", ours(), no_noise, noise=0.0, convicted_by="bound"),
-        as_published(eps, 4, public),
-        as_published(eps, 12, public),
+        *(as_published(eps, k, public) for k in PUBLISHED),
         Case("noise reused once per epoch", ours(), noise_once_per_epoch, noise=0.0, convicted_by="bound"),
         Case("person clipped by micro-batch", person, clipped_by_micro_batch, jump=cut, convicted_by="jump"),
         Case(

@@ -1,5 +1,6 @@
 """Canaries among the private pictures of a whole fine-tuning: they are seen, convict its faults, and leave no trace."""
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from click.testing import CliRunner
 
 from benchmarks.mutants import Case, clipped_by_micro_batch, no_noise, times_the_rate, wrong
 from dp_lora.commands.audit import main
-from dp_lora.config import ROOT, load
-from dp_lora.files import read_json
+from dp_lora.config import ROOT, load, write_resolved
+from dp_lora.files import digest_folder, read_json
 from dp_lora.models.folder import load_model
 from dp_lora.models.info import model_digest
 from dp_lora.privacy.audit_record import audits_of
@@ -25,9 +26,11 @@ from dp_lora.training.finetune import PrivateData, units_of
 from dp_lora.training.plan import make_plan
 from dp_lora.training.resolved import stated_info
 from dp_lora.training.run_folder import binding, code_digest
+from tests.support.project_root import use_root
 from tests.support.text2image import captions_of
-from tests.support.tiny import make_base, tiny_config, tiny_latents
+from tests.support.tiny import TINY, make_base, tiny_config, tiny_dataset, tiny_latents
 from tests.support.tiny_pipelines import BUILD, SIZE, make_pipeline
+from tests.support.tracking_store import all_runs
 
 CPU = torch.device("cpu")
 N = 32
@@ -188,6 +191,39 @@ def test_canaries_are_seen_with_each_family_of_bases(tmp_path, name):
     found = audit_with(config, model, names, data, bound, tmp_path / "working", CPU, randomness=coins)
     assert_seen(found.audit)
     assert not (tmp_path / "working").exists()
+
+
+def test_audits_by_the_command_are_linked_and_the_card_has_that_of_the_step_alone(tmp_path, monkeypatch):
+    client = use_root(tmp_path, monkeypatch)
+    make_base(tmp_path / "base", tiny_config())
+    tiny_dataset(tmp_path / "outputs/mnist5k/data")
+    config = load("mnist5k", {}, f"{TINY} {SETTINGS} model.base=base audit.level=run")
+    write_resolved(config, tmp_path / "resolved.yaml")
+
+    def called(stage, out, level="run"):
+        write_resolved(replace(config, audit=replace(config.audit, level=level)), tmp_path / "resolved.yaml")
+        command = importlib.import_module(f"dp_lora.commands.{stage}").main
+        given = ["--resolved", tmp_path / "resolved.yaml", "--out", tmp_path / "outputs/mnist5k" / out]
+        result = CliRunner().invoke(command, [str(argument) for argument in given])
+        assert result.exit_code == 0, result.output
+        return all_runs(client)[0]
+
+    step = called("audit", "step", "step")
+    made = called("finetune", "finetune")
+    assert made.data.tags["made_from.audit"] == step.info.run_id
+    release = tmp_path / "outputs/mnist5k/finetune/release"
+    (audit,) = read_json(release / "privacy.json")["audits"]
+    assert audit["verdict"] == step.data.tags["verdict"]
+    assert f"Audit of {audit['date']} at epsilon 3" in (release / "README.md").read_text()
+
+    kept, records = digest_folder(release), (tmp_path / "runs/audits/mnist5k.jsonl").read_bytes()
+    whole = called("audit", "whole")
+    # it was computed on private pictures: it stays with the operator, and in no file that a release reads
+    private = whole.data.tags["private"].split(", ")
+    assert {"verdict", "audit.json", *(name for name in whole.data.metrics if "audit" in name)} <= {*private}
+    assert (digest_folder(release), (tmp_path / "runs/audits/mnist5k.jsonl").read_bytes()) == (kept, records)
+    assert not list((tmp_path / "runs/working").glob("audit-*"))
+    assert whole.data.tags["audit_of"] == step.data.tags["audit_of"]  # a later fine-tuning links it
 
 
 def test_the_command_names_what_is_missing_in_one_line(tmp_path, monkeypatch):

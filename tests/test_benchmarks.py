@@ -79,7 +79,8 @@ def test_sizes_are_per_room_and_add_up():
 
 
 def test_the_table_of_audits_has_a_row_per_case_and_the_headline_one_per_k_and_eps():
-    from benchmarks.audit import EPSILONS, PUBLISHED, Row, _cases, headline, table
+    from benchmarks.audit import EPSILONS, Row, headline, table
+    from benchmarks.mutants import PUBLISHED, cases
     from dp_lora.privacy.audit import Audit
     from dp_lora.privacy.audit_bound import Bound
     from dp_lora.privacy.audit_scores import Measured
@@ -87,7 +88,7 @@ def test_the_table_of_audits_has_a_row_per_case_and_the_headline_one_per_k_and_e
     right = Measured(1.0, 0.01, 1.0)
     rows = []
     for eps in EPSILONS:
-        for case in _cases(eps):
+        for case in cases(eps):
             bound = Bound(4.0 if case.convicted_by == "bound" else 0.5)
             lag = Measured(0.0, 0.01, 0.0)
             audit = Audit(1000, 1e-5, eps, bound, 4.47, right, lag, right, right, 0.0, 1.0)

@@ -15,8 +15,9 @@ from dp_lora.files import digest_folder, read_json, write_json
 from dp_lora.models.info import model_digest
 from dp_lora.sampling import SPLIT
 from tests.support.kept import everything, is_named
+from tests.support.project_root import use_root
 from tests.support.tiny import TINY, make_base, make_release, tiny_config, tiny_dataset
-from tests.support.tracking_store import all_runs, use_store
+from tests.support.tracking_store import all_runs
 
 LITTLE = (
     f"{TINY} model.base=base evaluation.classifier_steps=2 evaluation.min_images=8 evaluation.membership=true "
@@ -64,15 +65,7 @@ def fid(root: Path, beside: Path | None = None):
 def house(tmp_path_factory):
     root = tmp_path_factory.mktemp("house")
     with pytest.MonkeyPatch.context() as patch:
-        client = use_store(root, patch)
-        patch.setattr("dp_lora.cli.common.RUNS", root / "runs")
-        for module in ("adapters", "pipeline", "pipelines", "record"):
-            patch.setattr(f"dp_lora.cli.{module}.ROOT", root, raising=False)
-        patch.setattr("dp_lora.config.paths.ROOT", root)
-        patch.setattr("dp_lora.cli.record.RUNS", root / "runs")
-        patch.setattr("dp_lora.cli.prepared.WORKING", root / "runs/working")
-        patch.setattr("dp_lora.commands.fid.WORKING", root / "runs/working")
-        patch.setattr("dp_lora.tracking.tracked_run.ROOT", root)
+        client = use_root(root, patch)
         patch.setattr("dp_lora.evaluation.membership.DRAWS", 2)
         lay_out(root)
         released = digest_folder(root / "outputs/mnist5k/finetune")

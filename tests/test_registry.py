@@ -27,6 +27,7 @@ from dp_lora.models.folder import load_model
 from dp_lora.sampling import draw
 from dp_lora.tracking import registry
 from dp_lora.tracking.description import NOTE
+from tests.support.project_root import use_root
 from tests.support.tiny import TINY, make_base, make_release, tiny_config, tiny_dataset
 from tests.support.tracking_server import free_port
 from tests.support.tracking_store import use_store
@@ -59,16 +60,7 @@ def house(tmp_path_factory):
     """A project root with a tiny base, private pictures and a fine-tuning, made as a DVC stage of `main`."""
     root = tmp_path_factory.mktemp("house")
     with pytest.MonkeyPatch.context() as patch:
-        client = use_store(root, patch)
-        patch.setattr("dp_lora.cli.common.RUNS", root / "runs")
-        for module in ("finetuning", "pipeline", "pipelines", "record"):
-            patch.setattr(f"dp_lora.cli.{module}.ROOT", root, raising=False)
-        patch.setattr("dp_lora.config.paths.ROOT", root)
-        for module in ("commands.finetune", "cli.finetuning"):
-            patch.setattr(f"dp_lora.{module}.RUNS", root / "runs")
-        patch.setattr("dp_lora.cli.record.RUNS", root / "runs")
-        patch.setattr("dp_lora.cli.prepared.WORKING", root / "runs/working")
-        patch.setattr("dp_lora.tracking.tracked_run.ROOT", root)
+        client = use_root(root, patch)
         make_base(root / "base", tiny_config())
         # neither file belongs to the model
         (root / "base/notes.pkl").write_bytes(b"\x80\x04N.")

@@ -7,7 +7,7 @@ import click
 
 from dp_lora.cli.common import Call, entry_point, relative
 from dp_lora.cli.early import refuse
-from dp_lora.cli.finetuning import audited_plan, audits_path, resolve
+from dp_lora.cli.finetuning import audited_as, audited_plan, audits_path, resolve
 from dp_lora.cli.pipeline import absent
 from dp_lora.cli.pipelines import WORKING
 from dp_lora.errors import InputError, private_names
@@ -74,7 +74,9 @@ def _audit_run(call: Call) -> None:
     with call.tracked() as (run, folder):
         working = private_folder(WORKING / f"audit-{run.run_id}")
         with private_names(AUDIT_STOPPED), joined(fabric, compute, device) as (team, device):
-            audited = audit_fine_tuning(read_inputs(start, device, team), working, team)
+            inputs = read_inputs(start, device, team)
+            run.tags({"audit_of": audited_as(start, inputs.bound), "code": inputs.bound["code"]})
+            audited = audit_fine_tuning(inputs, working, team)
         _report(call, run, folder / "audit", audited, private=True)
 
 
