@@ -63,7 +63,7 @@ def privacy_statement(
     if not plan.private:
         return {
             "private": False,
-            "statement": "trained without privacy: no bound holds; this adapter must not leave the house",
+            "statement": "trained without privacy: no bound holds; keep this adapter to yourself",
             "k": plan.k,
             "sample_rate": plan.sample_rate,
             "steps": plan.steps,
@@ -124,7 +124,7 @@ def _published_statement(plan: PrivacyPlan, counted_steps: int, bounded: float, 
         "statement": (
             f"no guarantee, for comparison only: each of the k={plan.k} draws of a picture was clipped apart, as in "
             f"the code released with the paper, which claims epsilon {claimed:.4g}; the noise bounds epsilon by "
-            f"{bounded:.4g} (delta {plan.delta:g}); this adapter must not leave the house"
+            f"{bounded:.4g} (delta {plan.delta:g}); keep this adapter to yourself"
         ),
         "claimed_epsilon": claimed,
         "bounded_epsilon": bounded,

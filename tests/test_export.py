@@ -180,7 +180,7 @@ def test_what_is_not_private_says_so_and_no_release_is_made_from_it(made, tmp_pa
     adapter = make_release(made[0], tmp_path / "not-private", private=False)
     export(load_model(made[0]), adapter, CONFIG.sampling, tmp_path / "export")
     card = (tmp_path / "export/README.md").read_text(encoding="utf-8")
-    assert "**Privacy:** trained without privacy: no bound holds; this adapter must not leave the house." in card
+    assert "**Privacy:** trained without privacy: no bound holds; keep this adapter to yourself." in card
     assert "post-processing" not in card
     assert (modes(adapter), modes(tmp_path / "export")) == ({0o600}, {0o600})
     with pytest.raises(InputError, match="privacy_status non-private"):

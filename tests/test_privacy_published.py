@@ -216,7 +216,7 @@ def test_what_it_makes_goes_to_not_private_and_spends_what_the_ledger_says(tmp_p
     assert statement["sensitivity"] == pytest.approx(2 * (1 + ROUNDING) * statement["max_grad_norm"])
     card = (result / "README.md").read_text()
     assert "no guarantee" in card
-    assert "must not leave the house" in card
+    assert "keep this adapter to yourself" in card
 
 
 class FakeRun:

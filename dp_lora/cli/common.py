@@ -118,11 +118,11 @@ class Call:
         return relative(self.out) if self.out else f"runs/RUN_ID/{name}".rstrip("/")
 
     def print_dry_run(self, facts: Mapping[str, Any], writes: list[str]) -> None:
-        """Print what the call would do and write, the MLflow run included; change nothing."""
-        click.echo(resolved_yaml(self.config), nl=False)
+        """Print what the call would do and write, the MLflow run included, then its config; change nothing."""
         for name, value in facts.items():
             click.echo(f"{name}: {value}")
         click.echo(f"would write: {', '.join([*writes, f'a run in {tracking.shown_uri()}'])}")
+        click.echo(f"# its config, resolved:\n{resolved_yaml(self.config)}", nl=False)
 
 
 def peak_memory() -> dict[str, float]:
