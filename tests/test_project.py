@@ -300,7 +300,7 @@ def test_environment_variables_of_ours_have_one_prefix():
     named = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     # of the two files below, the first sets the old name for code of an older commit, the second refuses it
     found = [name for name in named if name != "docs/running.md"]  # click itself makes the name _DP_LORA_COMPLETE
-    assert found == ["dp_lora/commands/reproduce.py", "dp_lora/tracking/provenance.py"]
+    assert found == ["dp_lora/cli/remaking.py", "dp_lora/tracking/provenance.py"]
 
 
 def test_each_cache_is_keyed_by_all_code_that_makes_what_it_keeps():

@@ -58,14 +58,15 @@ REPRODUCE = """
 import sys
 from pathlib import Path
 from dp_lora.config import load
+from dp_lora.cli import remaking
 from dp_lora.commands import reproduce
 place, fake = map(Path, sys.argv[1:])
 tree = place / "reproduce/RUN/tree"
 def git(*arguments, check=True):
     tree.mkdir(parents=True)
     (tree / "params.yaml").write_text("config: null")
-reproduce.RUNS, reproduce._git = place, git
-reproduce._python = lambda recorded, tree: str(fake)
+reproduce.RUNS, reproduce.git = place, git
+remaking._python = lambda recorded, tree: str(fake)
 reproduce.read_recorded = lambda run_id, place: reproduce.Recorded(
     run_id, "main", "", "", load("mnist5k"), {}, place, None
 )
