@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
 
 from dp_lora.config import ROOT
 from dp_lora.diffusion import Flow
@@ -22,7 +21,6 @@ from dp_lora.export import export
 from dp_lora.models import folder
 from dp_lora.models.adapters import WEIGHTS, apply_adapter, ready_to_draw, use_checkpointing
 from dp_lora.models.families import Family
-from dp_lora.models.families.flux import pack
 from dp_lora.models.folder import load_model
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
@@ -246,11 +244,6 @@ def test_times_of_a_flow_follow_their_law():
         assert logit.std() == pytest.approx(1, abs=0.03)
     narrow = [Flow(3.0).time(np.random.default_rng(i), 300, 900) for i in range(50)]
     assert 0.3 < min(narrow) < max(narrow) < 0.9
-
-
-def test_flux_s_packing_is_the_pipeline_s_own():
-    latents = torch.randn(2, 16, 8, 8)
-    assert torch.equal(pack(latents), FluxPipeline._pack_latents(latents, 2, 16, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -135,15 +135,6 @@ def test_nearly_all_captions_dropped_is_training_on_the_empty_caption(bases, tmp
     assert ItemStreams(3)[0].random() < 0.999999
 
 
-def test_the_empty_caption_of_sdxl_is_what_its_pipeline_guides_away_from(bases):
-    model = load_model(bases["sdxl"])
-    assert model.pipeline.config["force_zeros_for_empty_prompt"]
-    empty = model.family.encode(model.pipeline, "", SIZE)
-    assert not empty["context"].any()
-    assert not empty["pooled"].any()
-    assert empty["time_ids"].any()
-
-
 @pytest.mark.parametrize(
     ("pipeline", "own"),
     [("StableDiffusionPipeline", (50, 7.5)), ("FluxPipeline", (28, 3.5)), ("SanaPipeline", (20, 4.5)),

@@ -173,7 +173,7 @@ def sana() -> SanaPipeline:
     transformer = SanaTransformer2DModel(
         patch_size=1, in_channels=4, out_channels=4, num_layers=2, num_attention_heads=4, attention_head_dim=8,
         num_cross_attention_heads=4, cross_attention_head_dim=8, cross_attention_dim=32, caption_channels=32,
-        sample_size=16,
+        sample_size=16, timestep_scale=0.5,
     )  # fmt: skip
     return SanaPipeline(tokenizer, encoder, vae, _opened(transformer), FlowMatchEulerDiscreteScheduler(shift=3.0))
 

@@ -37,6 +37,6 @@ class Sana(Family):
             x_t,
             encoder_hidden_states=conditions["context"],
             encoder_attention_mask=conditions["mask"],
-            timestep=1000 * t,
+            timestep=1000 * t * denoiser.config["timestep_scale"],
             return_dict=False,
         )[0]
