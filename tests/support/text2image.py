@@ -7,6 +7,7 @@ import torch
 
 from dp_lora.config import load
 from dp_lora.data.conditions import encode_captions
+from dp_lora.diffusion import process_of
 from dp_lora.events import Events
 from dp_lora.models.adapters import lora_parameters, ready_to_draw
 from dp_lora.models.device import pick_precision
@@ -74,6 +75,28 @@ def gradients_of(config, model, adapter, latents, captions, units, rows):
                 key = (unit, name)
                 found[key] = found.get(key, 0) + gradient[place].double()
     return {unit: {name: g for (u, name), g in found.items() if u == unit} for unit in range(len(units))}
+
+
+def plain_gradient(config, model, adapter, latents, captions, unit):
+    """A unit's gradient as `gradients_of` names it, by plain autograd on the trained tensors themselves: one row at a
+    time, without copies, padding or micro-batches."""
+    parameters, draws = adapter.parameters("AB"), ItemStreams(3)
+    process, (low, high) = process_of(model.scheduler, "base"), (config.train.timestep_min, config.train.timestep_max)
+    for parameter in parameters.values():
+        parameter.requires_grad_()
+    losses = []
+    for picture in unit:
+        x0 = torch.from_numpy(latents[[picture]])
+        t = torch.from_numpy(np.array([process.time(draws[picture], low, high)], process.times))
+        noise = torch.from_numpy(draws[picture].standard_normal(x0.shape, dtype=np.float32))
+        x_t, target = process.noised(x0, noise, t)
+        if captions is None:
+            condition = {"context": adapter.embedding[LABELS[picture]][None, None]}
+        else:
+            condition = captions.rows(captions.of[picture])
+        losses.append((model.predict(x_t, t, condition) - target).square().mean())
+    gradients = torch.autograd.grad(torch.stack(losses).mean(), list(parameters.values()))
+    return {name: gradient.double() for name, gradient in zip(parameters, gradients, strict=True)}
 
 
 def fine_tuned(folder, base, overrides="", run="run", team=ALONE):

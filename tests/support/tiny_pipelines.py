@@ -15,6 +15,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     PNDMScheduler,
@@ -144,13 +145,25 @@ def flux() -> FluxPipeline:
     return FluxPipeline(scheduler, _vae(16, 0.1159), _clip(tokenizer), tokenizer, encoder, two, _opened(transformer))
 
 
+def _pixart(sample_size: int) -> PixArtTransformer2DModel:
+    # three times 16: an embedding of sizes has a third of the width
+    return _opened(
+        PixArtTransformer2DModel(
+            sample_size=sample_size, num_layers=2, patch_size=2, attention_head_dim=12, num_attention_heads=4,
+            caption_channels=32, in_channels=4, cross_attention_dim=48, out_channels=8,
+        )
+    )  # fmt: skip
+
+
 def pixart() -> PixArtSigmaPipeline:
     tokenizer, encoder = _t5()
-    transformer = PixArtTransformer2DModel(
-        sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=4, caption_channels=32,
-        in_channels=4, cross_attention_dim=32, out_channels=8, use_additional_conditions=False,
-    )  # fmt: skip
-    return PixArtSigmaPipeline(tokenizer, encoder, _vae(), _opened(transformer), DPMSolverMultistepScheduler())
+    return PixArtSigmaPipeline(tokenizer, encoder, _vae(), _pixart(16), DPMSolverMultistepScheduler())
+
+
+def pixart_alpha() -> PixArtAlphaPipeline:
+    """With sample_size 128, as the base of 1,024 pixels: that alone makes transformer and pipeline use sizes."""
+    tokenizer, encoder = _t5()
+    return PixArtAlphaPipeline(tokenizer, encoder, _vae(), _pixart(128), DPMSolverMultistepScheduler())
 
 
 def sana() -> SanaPipeline:
@@ -198,6 +211,7 @@ BUILD = {
     "sd3": sd3,
     "flux": flux,
     "pixart": pixart,
+    "pixart-alpha": pixart_alpha,
     "sana": sana,
     "dit": dit,
 }

@@ -48,7 +48,9 @@ class PixArt(Family):
 def _size(config: Mapping[str, Any], size: int, device: torch.device) -> Conditions:
     import torch
 
-    if not config["use_additional_conditions"]:
+    conditioned = config["use_additional_conditions"]
+    # null, as the published base of 1,024 pixels has it: the transformer decides by its size, and the pipeline too
+    if not (config["sample_size"] == 128 if conditioned is None else conditioned):
         return {}
     resolution = torch.tensor([[size, size]], dtype=torch.float32, device=device)
     return {"resolution": resolution, "aspect_ratio": torch.ones(1, 1, device=device)}
