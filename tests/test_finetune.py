@@ -110,6 +110,21 @@ def test_without_noise_every_b_has_a_gradient_at_once_and_every_a_soon_after(hou
             assert not torch.equal(value, start[key]), name
 
 
+@pytest.mark.parametrize("broken", ["denoiser", "class_embedding"])
+def test_a_base_with_a_nan_or_an_infinity_is_refused_before_a_step_is_spent(broken, house, monkeypatch):
+    load = load_model
+
+    def loaded(*of):
+        model = load(*of)
+        (model.embedded() if broken == "class_embedding" else model.denoiser.conv_in.weight)[0] = -math.inf
+        return model
+
+    monkeypatch.setattr("tests.support.finetuning.load_model", loaded)
+    with pytest.raises(InputError, match=rf"its weights hold NaN or infinity \({'class_e|conv_in'}"):
+        run(house, "run", "train.grid_every=0")
+    assert not (house / "run" / "ledger.jsonl").exists()
+
+
 def test_eps_inf_makes_no_release_and_no_epsilon(house):
     heard = Heard()
     adapter = run(house, "run", "privacy.eps=inf", heard)

@@ -186,6 +186,14 @@ def test_a_base_whose_rows_are_not_apart_is_refused(bases, monkeypatch):
         make_adapter(config, model, CPU)
 
 
+@pytest.mark.parametrize("name", ["sd", "dit"])
+def test_a_pipeline_with_a_nan_among_its_weights_is_refused_by_name(name, bases):
+    config, model = text_config("model.base=/bases/broken", name), load_model(bases[name])
+    list(model.denoiser.parameters())[-1].data[0] = torch.nan
+    with pytest.raises(InputError, match=r"model\.base=/bases/broken: its weights hold NaN or infinity \("):
+        make_adapter(config, replace(model, info={**model.info, "size": SIZE}), CPU)
+
+
 def test_a_caption_that_is_too_long_is_cut_without_a_word_of_it_on_the_terminal(bases, tmp_path, capfd):
     model = load_model(bases["sd"])
     capfd.readouterr()

@@ -1,4 +1,4 @@
-"""Checks of a pipeline on dummies before the first step, and its weights that stay untrained."""
+"""Checks of a base before the first step, a pipeline's on dummies, and its weights that stay untrained."""
 
 import numpy as np
 import torch
@@ -40,6 +40,20 @@ def _dummy_rows(config: Config, model: Model, rows: int, device: torch.device) -
     conditions = _dummy_conditions(model, config.data.size, rows)
     x_t = torch.randn(shape, generator=generator).to(device)
     return x_t, t, {name: tensor.to(device) for name, tensor in conditions.items()}
+
+
+def require_finite(config: Config, model: Model) -> None:
+    """InputError where a weight of the denoiser or of the class table is NaN or infinite: each gradient would be NaN,
+    which the clip counts as 0, so that all steps would be spent on noise alone."""
+    weights = dict(model.denoiser.state_dict())
+    if model.class_embedding is not None:
+        weights["class_embedding"] = model.class_embedding
+    broken = next((name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())), None)
+    if broken is not None:
+        raise InputError(
+            f"model.base={config.model.base}: its weights hold NaN or infinity ({broken}); get or make it again, or "
+            "name another base"
+        )
 
 
 @torch.no_grad()
