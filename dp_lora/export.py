@@ -21,7 +21,7 @@ from dp_lora.models.families import ClassConditional
 from dp_lora.models.folder import Model, save_model
 from dp_lora.models.info import FORMAT
 from dp_lora.models.pipeline_index import steps_and_guidance
-from dp_lora.release import loading_lines
+from dp_lora.release import front_matter, loading_lines
 from dp_lora.statement import read_privacy
 
 ADAPTER = "adapter"  # subfolder with the adapter's own files
@@ -139,7 +139,7 @@ VaeImageProcessor().postprocess(pixels)[0].save("sample.png")
 
 def _card(model: Model, statement: Mapping[str, Any], sampling: Sampling, stock: bool) -> str:
     base = model.info["merged_from"]
-    lines = ["---", "library_name: diffusers", "tags: [diffusers, differential-privacy]", "---"]
+    lines = front_matter("diffusers", "diffusers, differential-privacy", base)
     lines += ["# Latent diffusion model with a merged DP-LoRA adapter", "", f"**Privacy:** {statement['statement']}."]
     if statement["private"]:
         lines.append(
@@ -153,10 +153,12 @@ def _card(model: Model, statement: Mapping[str, Any], sampling: Sampling, stock:
     lines.append("")
     if model.pipeline is not None:
         lines += [
-            "Load it:",
+            "Load it, in this folder:",
             "",
             "```python",
-            "pipe = DiffusionPipeline.from_pretrained(folder)  # diffusers",
+            "from diffusers import DiffusionPipeline",
+            "",
+            'pipe = DiffusionPipeline.from_pretrained(".")',
             "```",
             "",
         ]
@@ -164,6 +166,6 @@ def _card(model: Model, statement: Mapping[str, Any], sampling: Sampling, stock:
         lines += ["Draw an image, in this folder:", "", "```python", example(model, sampling) + "```", ""]
     else:
         lines += [f"{NOT_STOCK} `dp_lora.models.folder.load_model` reads the folder.", ""]
-    loading = loading_lines(model.family)
+    loading = loading_lines(model, base, ADAPTER)
     lines += [f"The folder `{ADAPTER}` holds the adapter alone, for the base model:", "", *loading, ""]
     return "\n".join(lines)

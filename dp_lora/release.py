@@ -3,6 +3,7 @@
 Its content depends on private data only through the mechanism: no true count, no digest, no hash of private data.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ from dp_lora.config.schema import Config
 from dp_lora.errors import InputError
 from dp_lora.files import whole_folder, write_json
 from dp_lora.models.adapters import WEIGHTS, Adapter, save_adapter
-from dp_lora.models.families import CLASSES, Family
+from dp_lora.models.folder import Model
 from dp_lora.privacy.accounting import cross_checked, spent
 from dp_lora.privacy.audit_record import NOT_AUDITED, public_facts
 from dp_lora.privacy.composition import ReleaseCost, compose
@@ -168,7 +169,7 @@ def write_result(
 
 def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str], adapter: Adapter) -> str:
     title = f"DP-LoRA adapter: {config.experiment.name}"
-    lines = ["---", "library_name: peft", "tags: [lora, diffusers, differential-privacy]", "---", f"# {title}", ""]
+    lines = [*front_matter("peft", "lora, diffusers, differential-privacy", base), f"# {title}", ""]
     lines += [config.experiment.description, "", f"**Privacy:** {statement['statement']}.", ""]
     if statement["private"]:
         lines += [
@@ -190,7 +191,9 @@ def _card(config: Config, statement: Mapping[str, Any], base: Mapping[str, str],
         f"**LoRA:** rank {rank}, targets {config.lora.targets}, trained factors {config.lora.train}.",
         *([WEB_SCRAPED] if adapter.family.pipeline else []),
         "",
-        *loading_lines(adapter.family),
+        "Load it, in this folder:",
+        "",
+        *loading_lines(adapter, base),
         "",
     ]
     return "\n".join(lines)
@@ -230,14 +233,39 @@ def audit_lines(audits: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def loading_lines(family: Family = CLASSES) -> list[str]:
-    """Lines of a model card: how to load the adapter in `folder` onto the base model."""
-    if family.pipeline:
-        part = f"pipe.{family.part}"
-        lines = [*family.loading, f'{part} = PeftModel.from_pretrained({part}, folder + "/peft")  # PEFT']
-        if family.by_pipeline:
-            lines.insert(0, "pipe.load_lora_weights(folder)  # diffusers; or")
+def loading_lines(adapter: Adapter | Model, base: Mapping[str, str], folder: str = ".") -> list[str]:
+    """Lines of a model card: Python that loads the base and the adapter in `folder` onto it; to be run at the card.
+
+    `base` is as model.json names it, and `adapter` has the base's denoiser and family.
+    """
+    family, kind = adapter.family, type(adapter.denoiser)
+    name = json.dumps(base.get("hub", base["path"]))
+    revision = f', revision="{base["revision"]}"' if "revision" in base else ""
+    if not family.pipeline:
+        module = "diffusers" if kind.__module__.startswith("diffusers.") else kind.__module__
+        imports = [f"from {module} import {kind.__name__}"]
+        lines = [
+            f'unet = {kind.__name__}.from_pretrained({name}, subfolder="unet")',
+            f'unet.load_lora_adapter(folder, weight_name="{WEIGHTS}", prefix=None)',
+        ]
     else:
-        lines = [f'unet.load_lora_adapter(folder, weight_name="{WEIGHTS}", prefix=None)  # diffusers']
-        lines.append('PeftModel.from_pretrained(unet, folder + "/peft")  # PEFT')
-    return ["```python", *lines, "```"]
+        imports = ["from diffusers import DiffusionPipeline"]
+        lines = [f"pipe = DiffusionPipeline.from_pretrained({name}{revision})"]
+        if family.by_pipeline:
+            lines.append("pipe.load_lora_weights(folder)")
+        else:
+            imports.append("from peft import PeftModel")
+            part = f"pipe.{family.part}"
+            lines += [*family.loading, f'{part} = PeftModel.from_pretrained({part}, folder + "/peft")']
+    return ["```python", *imports, "", f'folder = "{folder}"', *lines, "```"]
+
+
+def front_matter(library: str, tags: str, base: Mapping[str, str]) -> list[str]:
+    """The head of a model card, which the Hub reads; it links the card to a base on the Hub."""
+    return [
+        "---",
+        f"library_name: {library}",
+        f"tags: [{tags}]",
+        *([f"base_model: {base['hub']}"] if "hub" in base else []),
+        "---",
+    ]

@@ -1,6 +1,5 @@
 """Export: the exported folder loads in stock diffusers and PEFT, and draws the same images as our own sampler."""
 
-import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, VQModel
-from diffusers.models.resnet import ResnetBlock2D
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -24,9 +22,10 @@ from dp_lora.files import read_json
 from dp_lora.models.adapters import WEIGHTS, apply_adapter
 from dp_lora.models.folder import Model, load_model
 from dp_lora.models.info import load_info
+from dp_lora.models.resampling import ResidualUNet2DConditionModel
 from dp_lora.privacy.composition import base_privacy
 from dp_lora.sampling import ddim, draw_pixels
-from tests.support.tiny import make_base, make_release, plan_of, tiny_config
+from tests.support.tiny import card_code, make_base, make_release, plan_of, tiny_config
 
 CONFIG = tiny_config()
 
@@ -75,20 +74,21 @@ def test_each_part_loads_with_from_pretrained_and_the_unet_is_stock_and_merged(m
     assert rows.shape == (2 + 1, 6)
 
 
-def test_the_adapter_beside_it_loads_in_diffusers_and_in_peft(made):
+def test_the_adapter_loads_in_peft_and_by_the_code_of_the_release_s_card_and_of_the_export_s(made, monkeypatch):
     base, release, folder = made
     expected = predicted(apply_adapter(load_model(base), release).denoiser)
-    by_diffusers = UNet2DConditionModel.from_pretrained(base / "unet")
-    by_diffusers.load_lora_adapter(str(folder / "adapter"), weight_name=WEIGHTS, prefix=None)
-    by_peft = PeftModel.from_pretrained(UNet2DConditionModel.from_pretrained(base / "unet"), folder / "adapter/peft")
-    for unet in (by_diffusers, by_peft):
+    loaded = [PeftModel.from_pretrained(UNet2DConditionModel.from_pretrained(base / "unet"), folder / "adapter/peft")]
+    for place in (release, folder):
+        monkeypatch.chdir(place)
+        exec(card_code(place)[-1], names := {})
+        loaded.append(names["unet"])
+    for unet in loaded:
         assert (predicted(unet) - expected).abs().max() < 1e-5
     assert {path.name for path in (folder / "adapter").iterdir()} == {path.name for path in release.iterdir()}
 
 
 def example_of(folder: Path) -> str:
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"```python\n(import .*?)```", card, re.DOTALL)
+    (text,) = [code for code in card_code(folder) if code.startswith("import ")]
     return text
 
 
@@ -188,11 +188,8 @@ def test_what_is_not_private_says_so_and_no_release_is_made_from_it(made, tmp_pa
 
 
 def with_residual_resampling(base: Model) -> Model:
-    """The base with a residual block for its downsampler, as latent diffusion's resblock_updown does it."""
-    width = base.denoiser.config["block_out_channels"][0]
-    block = ResnetBlock2D(in_channels=width, out_channels=width, temb_channels=4 * width, groups=4, down=True)
-    base.denoiser.down_blocks[0].downsamplers[0] = block
-    return base
+    """The base with residual blocks that halve and double the side, as latent diffusion's resblock_updown does it."""
+    return replace(base, denoiser=ResidualUNet2DConditionModel.from_config(base.denoiser.config).requires_grad_(False))
 
 
 def test_a_unet_that_stock_diffusers_cannot_build_is_exported_as_weights_and_says_so(made, tmp_path):
@@ -201,7 +198,8 @@ def test_a_unet_that_stock_diffusers_cannot_build_is_exported_as_weights_and_say
     assert not export(with_residual_resampling(load_model(base)), release, CONFIG.sampling, tmp_path / "export")
     card = (tmp_path / "export/README.md").read_text(encoding="utf-8")
     assert "Stock diffusers cannot build this UNet" in card
-    assert "UNet2DConditionModel" not in card
+    (code,) = card_code(tmp_path / "export")  # that of the adapter
+    assert "from dp_lora.models.resampling import ResidualUNet2DConditionModel\n" in code
     weights = load_file(tmp_path / "export/unet/diffusion_pytorch_model.safetensors")
     assert "down_blocks.0.downsamplers.0.conv2.weight" in weights
     assert "lora" not in " ".join(weights)

@@ -9,10 +9,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from diffusers import DiffusionPipeline
 
 from dp_lora.config import ROOT
 from dp_lora.diffusion import Flow
@@ -24,7 +27,7 @@ from dp_lora.models.families import Family
 from dp_lora.models.folder import load_model
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
-from dp_lora.release import loading_lines
+from dp_lora.release import write_result
 from dp_lora.sampling import draw_pixels
 from dp_lora.sampling.noise import image_stream, next_noise
 from dp_lora.sampling.text import draw_prompts
@@ -32,6 +35,7 @@ from dp_lora.statement import read_privacy
 from dp_lora.training import costs, measure
 from dp_lora.training.finetune import make_adapter
 from dp_lora.training.private_loss import diffusion_loss
+from dp_lora.training.private_run import named_base
 from tests.support.text2image import (
     CPU,
     TEXTS,
@@ -42,7 +46,7 @@ from tests.support.text2image import (
     prepared,
     text_config,
 )
-from tests.support.tiny import difference, total_norm
+from tests.support.tiny import card_code, difference, plan_of, total_norm
 from tests.support.tiny_pipelines import BUILD, SIZE, TEXT, make_pipeline
 
 
@@ -95,6 +99,7 @@ def first_noise(model, config):
 
 
 FAST = ("sd", "dit")  # one per way to load; tests of the others are slow
+FAMILIES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in BUILD]
 CHECKPOINTED = {"sd": "compute.checkpointing=always", "pixart": "compute.checkpointing=always"}
 
 
@@ -105,16 +110,16 @@ def release_of(bases, tmp_path_factory):
 
 
 STOCK = """
-import json, sys
+import json, os, sys
 import torch, diffusers
 from diffusers.pipelines.dit import pipeline_dit
-from peft import PeftModel
-from safetensors.torch import load_file
 diffusers.utils.logging.disable_progress_bar()
-for base, folder, loading, call, io in json.load(open(sys.argv[1])):
-    pipe = diffusers.DiffusionPipeline.from_pretrained(base)
+for release, code, call, io in json.load(open(sys.argv[1])):
+    os.chdir(release)
+    card = {}
+    exec(code, card)
+    pipe = card["pipe"]
     pipe.set_progress_bar_config(disable=True)
-    exec(loading)
     given = torch.load(io, weights_only=True)
     if isinstance(pipe, diffusers.DiTPipeline):
         pipeline_dit.randn_tensor = lambda *_, **__: given["latents"]  # it takes none from its caller
@@ -131,7 +136,7 @@ for base, folder, loading, call, io in json.load(open(sys.argv[1])):
 @pytest.mark.parametrize(
     "names", [FAST, pytest.param(tuple(name for name in BUILD if name not in FAST), marks=pytest.mark.slow)]
 )
-def test_every_release_draws_the_same_in_a_stock_pipeline_of_a_fresh_process(names, bases, release_of, tmp_path):
+def test_every_card_s_code_draws_the_same_in_a_stock_pipeline_of_a_fresh_process(names, bases, release_of, tmp_path):
     wanted = []
     for name in names:
         config, base = text_config(name=name), bases[name]
@@ -139,9 +144,8 @@ def test_every_release_draws_the_same_in_a_stock_pipeline_of_a_fresh_process(nam
         io = tmp_path / f"{name}.pt"
         facts = {"images": drawn(ours, config), "of_base": drawn(of_base, config)}
         torch.save({**first_noise(of_base, config), **facts}, io)
-        # use the card's own lines; where it names two ways, take the first
-        loading = "\n".join(loading_lines(ours.family)[1:-1]).partition("; or")[0]
-        row = [base, release_of(name), loading, dict(ours.family.call), io]
+        (code,) = card_code(release_of(name))
+        row = [release_of(name), code, dict(ours.family.call), io]
         wanted.append([str(value) if isinstance(value, Path) else value for value in row])
     (tmp_path / "wanted.json").write_text(json.dumps(wanted))
     done = subprocess.run(
@@ -291,16 +295,40 @@ def test_pickled_and_quantised_weights_are_refused(bases, tmp_path):
         load_model(folder)
 
 
-def test_an_export_is_a_stock_pipeline_that_draws_the_same_and_states_what_was_spent(bases, release_of, tmp_path):
-    for name in FAST:
-        config = text_config(name=name)
-        expected = drawn(apply_adapter(load_model(bases[name]), release_of(name)), config)
-        assert export(load_model(bases[name]), release_of(name), config.sampling, tmp_path / name)
-        merged = load_model(tmp_path / name)
-        assert not [key for key in merged.denoiser.state_dict() if "lora" in key]
-        torch.testing.assert_close(drawn(merged, config), expected, atol=1e-4, rtol=0)
-        assert merged.info["privacy_status"] == "private-dp"
-        assert merged.info["privacy"]["epsilon"] == read_privacy(release_of(name))["epsilon"]
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_export_is_a_stock_pipeline_that_draws_the_same_and_states_what_was_spent(
+    name, bases, release_of, tmp_path, monkeypatch
+):
+    config, folder = text_config(name=name), tmp_path / name
+    expected = drawn(apply_adapter(load_model(bases[name]), release_of(name)), config)
+    assert export(load_model(bases[name]), release_of(name), config.sampling, folder)
+    merged = load_model(folder)
+    torch.testing.assert_close(drawn(merged, config), expected, atol=1e-4, rtol=0)
+    assert (drawn(load_model(bases[name]), config) - expected).abs().max() > 1e-3  # the adapter does something
+    assert merged.info["privacy_status"] == "private-dp"
+    assert merged.info["privacy"]["epsilon"] == read_privacy(release_of(name))["epsilon"]
+    monkeypatch.chdir(folder)
+    for code, adapted in zip(card_code(folder), (False, True), strict=True):
+        exec(code, names := {})
+        part = getattr(names["pipe"], merged.family.part)
+        assert any("lora" in key for key in part.state_dict()) is adapted
+
+
+def test_a_release_names_its_base_on_the_hub_in_a_card_that_loads_it_from_there(bases, tmp_path):
+    revision = "a" * 40
+    config = text_config(f"model.base=owner/name model.revision={revision}")
+    names = named_base(SimpleNamespace(config=config, base_name="data/owner--name-0", base=bases["sd"]))
+    adapter = make_adapter(config, replace(load_model(bases["sd"]), info={"size": SIZE}), CPU)
+    write_result(tmp_path / "release", plan_of(target_epsilon=8.0), 10, "0" * 32, "0" * 64, config, adapter, (), names)
+    head = (tmp_path / "release/README.md").read_text().split("---")[1]
+    assert yaml.safe_load(head)["base_model"] == "owner/name"
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            DiffusionPipeline, "from_pretrained", lambda *of, **named: seen.append((of, named)) or MagicMock()
+        )
+        exec(card_code(tmp_path / "release")[0], {})
+    assert seen == [(("owner/name",), {"revision": revision})]
 
 
 def test_what_a_pipeline_takes_is_measured_on_dummies_where_a_dry_run_has_a_gpu(bases, monkeypatch):

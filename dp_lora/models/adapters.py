@@ -239,8 +239,8 @@ def save_adapter(
 
     diffusers: `unet.load_lora_adapter(folder, weight_name="pytorch_lora_weights.safetensors", prefix=None)`, or of a
     pipeline `pipe.load_lora_weights(folder)`.
-    PEFT: `PeftModel.from_pretrained(unet, folder / "peft")`. `base` names the base model (path, digest),
-    `trained_on` the private source as the config does, `privacy_status` is one of PRIVACY_STATUSES.
+    PEFT: `PeftModel.from_pretrained(unet, folder / "peft")`. `base` names the base model (path, digest; of the Hub also
+    hub and revision), `trained_on` the private source as the config does, `privacy_status` is one of PRIVACY_STATUSES.
     """
     lora = replace(adapter.lora, inference_mode=True)
     for made in (lora, adapter.denoiser.peft_config[ADAPTER]):

@@ -136,10 +136,10 @@ def finetune(
 ) -> Path:
     """Fine-tune `model` (changed in place) on private data and write run.result; begins or continues in `run`.
 
-    `base` (path, digest) and the records `audits` are named in the result. `grid` draws a sample grid of a model into a
-    file; it sees released weights only. Steps that an earlier process took count: with fresh randomness a run that lost
-    steps in a crash ends with fewer, never beyond its budget. The first rank of `team` calls this, the others `assist`.
-    Returns the folder of the adapter.
+    `base` (`private_run.named_base`) and the records `audits` are named in the result. `grid` draws a sample grid of a
+    model into a file; it sees released weights only. Steps that an earlier process took count: with fresh randomness a
+    run that lost steps in a crash ends with fewer, never beyond its budget. The first rank of `team` calls this, the
+    others `assist`. Returns the folder of the adapter.
 
     Guarantee: the returned folder, and the grids, are (plan.target_epsilon, plan.delta)-DP under add-or-remove-one unit
     where plan.guaranteed, composed with the earlier costs of the base and of privacy.parent.

@@ -41,8 +41,15 @@ class Inputs:
     model: Model
     dataset: Dataset
     device: torch.device
-    base: Mapping[str, str]  # path and digest of the base model, as the release names it
+    base: Mapping[str, str]  # `named_base`
     bound: dict[str, Any]  # `run_folder.binding`: identity of this fine-tuning and of its data
+
+
+def named_base(start: Resolved) -> dict[str, str]:
+    """The base as a release names it: path and digest; of a base on the Hub also its id, as `hub`, and its revision."""
+    model = start.config.model
+    on_hub = {} if model.revision is None else {"hub": model.base, "revision": model.revision}
+    return {"path": start.base_name, "digest": model_digest(start.base), **on_hub}
 
 
 def read_inputs(start: Resolved, device: torch.device, team: Team) -> Inputs:
@@ -63,7 +70,7 @@ def read_inputs(start: Resolved, device: torch.device, team: Team) -> Inputs:
     else:
         model = ready_to_draw(replace(model, info=stated_info(config, start.base)), config)
     dataset.require_shape(config.data.size, config.data.channels, "data")
-    base = {"path": start.base_name, "digest": model_digest(start.base)}
+    base = named_base(start)
     bound = binding(config, dataset.digest(), base["digest"], device.type, start.parent)
     # with two precisions or devices a gradient would depend on the unit's rank, and so on who else is drawn
     team.require_same((bound, precision, hardware(device)))

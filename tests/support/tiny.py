@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -186,6 +187,11 @@ def make_release(base: Path, folder: Path, private: bool = True) -> Path:
     plan = plan_of(target_epsilon=8.0) if private else no_privacy()
     write_result(folder, plan, 10, "0" * 32, "0" * 64, tiny_config(), tiny_adapter(model), (), names)
     return folder
+
+
+def card_code(folder: Path) -> list[str]:
+    """The blocks of Python in a model card, each to be run in its folder."""
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 def linear_loss(directions: torch.Tensor):

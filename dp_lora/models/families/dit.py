@@ -24,7 +24,8 @@ class DiT(ClassConditional):
     part: str = "transformer"
     targets: tuple[str, ...] = Family.targets
     loading: tuple[str, ...] = (
-        'rows = load_file(folder + "/class_embedding.safetensors")["weight"]  # safetensors.torch',
+        "from safetensors.torch import load_file",
+        'rows = load_file(folder + "/class_embedding.safetensors")["weight"]',
         "for block in pipe.transformer.transformer_blocks:",
         "    block.norm1.emb.class_embedder.embedding_table.weight.data[: len(rows)] = rows",
     )
