@@ -28,7 +28,7 @@ FILES = {
     name: yaml.safe_load((ROOT / pipeline.file).read_text(encoding="utf-8")) for name, pipeline in PIPELINES.items()
 }
 # no result depends on these: names, downloads of `prepare` (DVC knows data/ by its hash), the division of the work
-DOWNLOAD = ("huggingface.", "checkpoint.url", "checkpoint.max_size")
+DOWNLOAD = ("checkpoint.url", "checkpoint.max_size")
 NOT_RESULTS = (
     "experiment.name",
     "experiment.description",
@@ -220,6 +220,20 @@ def test_a_config_belongs_to_the_pipeline_whose_folders_it_names(name):
     assert private_data(config) == ROOT / (PIPELINES[name].private or made[name])
     given = PIPELINES[name].given_base
     assert config.model.base == ("someone/base" if given else list(PIPELINES[name].made)[-1])
+
+
+def test_private_pictures_of_the_hub_may_lie_in_any_folder_beside_a_given_base():
+    revision = "cd" * 20
+    pictures = (
+        f"data.source=huggingface data.folder=data/faces huggingface.repo=a/b huggingface.revision={revision} "
+        "huggingface.train_files=[a] huggingface.test_files=[b] huggingface.train_rows=1 huggingface.test_rows=1 "
+        "huggingface.size=1 huggingface.licence=none"
+    )
+    config = load("text2image", {}, f"{GIVEN} {pictures}")
+    assert pipeline_of(config) is PIPELINES["diffusers"]
+    assert private_data(config) == ROOT / "data/faces"
+    assert public_data(config) == ROOT / "outputs/diffusers/letters"
+    assert stages_of("diffusers", "huggingface.revision") == {"prepare"}
 
 
 def test_autoencoder_and_public_pictures_are_the_pipeline_s():

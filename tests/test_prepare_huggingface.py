@@ -12,11 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner, Result
 from huggingface_hub import constants
 from mlflow import MlflowClient
 from PIL import Image
 
-from dp_lora.config import load
+from dp_lora.commands.prepare import main as prepare
+from dp_lora.config import load, write_resolved
 from dp_lora.data import extraction
 from dp_lora.data.layout import read_dataset
 from dp_lora.data.parquet import Wanted, open_file, read_batches
@@ -32,6 +34,7 @@ from tests.support.served import (
     ROWS,
     SETTINGS,
     TEST_FILE,
+    captioned,
     image_of,
     label_of,
     parquet,
@@ -355,14 +358,6 @@ def test_labels_may_be_names_and_pictures_a_plain_column(tmp_path: Path):
     assert (batch.pictures, batch.labels) == ([b"a", b"b", b"c"], names)
 
 
-def _captioned(file: str, captions: list | None, column: str = "text") -> bytes:
-    """The file's pictures with captions, and no labels."""
-    table = pq.read_table(io.BytesIO(parquet(*rows_of(file)))).select(["image"])
-    buffer = io.BytesIO()
-    pq.write_table(table if captions is None else table.append_column(column, [captions]), buffer, row_group_size=8)
-    return buffer.getvalue()
-
-
 TEXTS = f"{SETTINGS} data.captions=true data.classes=[]"
 
 
@@ -372,7 +367,7 @@ def test_a_column_of_captions_is_taken_and_then_no_classes_are_needed(
 ):
     for file, rows in ROWS.items():
         several = [[f"{file} {row}", "a face"] if file == FILES[0] else f"{file} {row}" for row in range(rows)]
-        hub.files[path_of(file)] = _captioned(file, several, column)
+        hub.files[path_of(file)] = captioned(file, several, column)
     result = project.prepare("celebahq", TEXTS + ("" if column == "text" else f" data.caption_column={column}"))
     assert result.exit_code == 0, result.output
     folder = project.root / "data/celebahq"
@@ -392,6 +387,33 @@ def test_a_column_of_captions_is_taken_and_then_no_classes_are_needed(
     assert len(hub.requests) == asked
 
 
+def test_a_stage_notes_which_pictures_of_the_hub_it_takes_and_refuses_those_of_other_settings(
+    project: Project, hub: Server, one_process: None, tmp_path: Path
+):
+    def stage(name: str, overrides: str) -> Result:
+        resolved = tmp_path / f"{name}.yaml"
+        write_resolved(load("celebahq", {}, overrides), resolved)
+        out = ["--resolved", str(resolved), "--out", str(tmp_path / name)]
+        return CliRunner().invoke(prepare, ["--part", "private", *out])
+
+    missing = stage("missing", SETTINGS)
+    assert missing.exit_code == 1
+    assert "data/celebahq: missing; type" in missing.stderr
+    assert project.prepare("celebahq", SETTINGS).exit_code == 0
+    hub.requests.clear()
+    assert stage("right", SETTINGS).exit_code == 0
+    digest = digest_file(project.root / "data/celebahq/source.json")
+    assert read_json(tmp_path / "right/pictures.json") == {
+        "folder": str(project.root / "data/celebahq"),
+        "digest": digest,
+    }
+    other = stage("other", SETTINGS.replace(REVISION, "f" * 40))
+    assert other.exit_code == 1
+    assert "was prepared with another huggingface section" in other.stderr
+    assert not (tmp_path / "other").exists()
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize(
     ("captions", "words"),
     [
@@ -405,7 +427,7 @@ def test_a_caption_that_is_missing_is_named_by_file_and_row(
     project: Project, hub: Server, one_process: None, captions: list | None, words: str
 ):
     for file in (*FILES, TEST_FILE):
-        hub.files[path_of(file)] = _captioned(file, captions if file == FILES[0] else ["a"] * ROWS[file])
+        hub.files[path_of(file)] = captioned(file, captions if file == FILES[0] else ["a"] * ROWS[file])
     project.refused("celebahq", TEXTS, words)
 
 

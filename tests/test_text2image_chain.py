@@ -12,6 +12,8 @@ from PIL import Image
 from dp_lora.config import ROOT, STAGES
 from dp_lora.files import read_json
 from dp_lora.statement import read_privacy
+from tests.support import served
+from tests.support.download_server import serving
 from tests.support.kept import runs_of, told, unnamed
 from tests.support.prepare_call import clone
 from tests.support.tiny_pipelines import make_pipeline
@@ -145,3 +147,27 @@ def test_a_folder_of_classes_becomes_a_release_of_a_class_conditional_pipeline(t
     refused = run(project, "dp_lora", "finetune", "--dry-run", "--config", "folder", "--overrides", other)
     assert refused.returncode == 1
     assert "the base is for pictures of 32 pixels and 3 channels" in refused.stderr
+
+
+@pytest.mark.slow
+def test_captioned_pictures_of_the_hub_become_a_release_through_main_and_no_record_holds_a_word(tmp_path):
+    project = clone(ROOT, tmp_path / "project")
+    make_pipeline(project / "base", "sd")
+    given = f"{SETTINGS} {served.SETTINGS} data.source=huggingface data.folder=data/faces huggingface.licence=none"
+    settings = given.replace("data.path=pictures ", "").replace("data.size=32 ", "")
+    with serving() as server:
+        for file, rows in served.ROWS.items():
+            captions = [f"the {SECRETS[row % 3]}" for row in range(rows)]
+            server.files[served.path_of(file)] = served.captioned(file, captions)
+        said = []
+        for command in ("prepare", "main"):
+            words = ("dp_lora", command, "--config", "text2image", "--overrides", settings)
+            done = run(project, *words, HF_ENDPOINT=server.url, HF_HOME=str(tmp_path / "hub"), **PLAIN)
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+            said.append(done.stdout + done.stderr)
+    made = project / "outputs/diffusers/text2image"
+    assert read_json(made / "data/pictures.json")["folder"] == "data/faces"
+    assert "epsilon" in read_json(made / "finetune/metrics.json")
+    assert "precision" in read_json(made / "evaluation/metrics.json")
+    assert not [secret for secret in SECRETS if secret in "".join(said)]
+    assert told(project, {secret.encode() for secret in SECRETS}) == []

@@ -1,8 +1,8 @@
 """The pipelines, one per shape of experiment, and the folders that their stages share.
 
-A config whose model.base is a pipeline of diffusers belongs to pipelines/diffusers; any other config belongs to the
-pipeline with the same checkpoint.folder, public.folder and data.folder. These folders lie below data/; `prepare` makes
-them, data.dvc tracks them, and no stage writes to them.
+A config whose model.base is a pipeline of diffusers belongs to pipelines/diffusers, whatever its data.folder; any other
+config belongs to the pipeline with the same checkpoint.folder, public.folder and data.folder. These folders lie below
+data/; `prepare` makes them, data.dvc tracks them, and no stage writes to them.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -12,11 +12,12 @@ from pathlib import Path
 from dp_lora.config import IN_CLONE, PROJECT, ROOT, Config, relative, require_clone, typed_command
 from dp_lora.data.versioned import SOURCE
 from dp_lora.errors import InputError
-from dp_lora.files import read_json
+from dp_lora.files import digest_file, read_json
 from dp_lora.models.pipeline_index import is_pipeline, pipeline_digest, pipeline_info
 
 RUNS = PROJECT / "runs"
 BASE = "base.json"
+PICTURES = "pictures.json"
 # unfinished work and caches: outside of every DVC output, safe to delete
 WORKING = ROOT / RUNS.name / "working"
 
@@ -116,8 +117,11 @@ def outside_folders(config: Config) -> tuple[str | None, str | None, str | None]
 def pipeline_of(config: Config) -> Pipeline:
     """The pipeline that a config belongs to. InputError where no dvc.yaml depends on the config's folders."""
     given_base = has_given_base(config)
+    checkpoint, public, private = outside_folders(config)
+    # beside a given base a stage names the private pictures, so that they may lie in any folder
+    wanted = (checkpoint, public, None if given_base else private)
     for pipeline in PIPELINES.values():
-        if pipeline.folders == outside_folders(config) and pipeline.given_base == given_base:
+        if pipeline.folders == wanted and pipeline.given_base == given_base:
             return pipeline
     names = ("checkpoint.folder", "public.folder", "data.folder")
     given = ", ".join(f"{name}={folder}" for name, folder in zip(names, outside_folders(config), strict=True))
@@ -190,6 +194,12 @@ def named_base(config: Config, digest: str | None = None) -> dict[str, str]:
         "pipeline": pipeline_info(base)["pipeline"],
         "digest": digest or pipeline_digest(base),
     }
+
+
+def named_pictures(config: Config) -> dict[str, str]:
+    """The folder below data/ of the private pictures, and its digest: a stage's record, as `named_base` is."""
+    folder = private_data(config)
+    return {"folder": relative(folder), "digest": digest_file(folder / SOURCE)}
 
 
 def base_is_named(config: Config) -> bool:

@@ -5,11 +5,19 @@ from pathlib import Path
 from dp_lora.cli.common import Call, entry_point, relative
 from dp_lora.cli.early import refuse
 from dp_lora.cli.pipeline import dvc, write_params
-from dp_lora.cli.pipelines import from_outside, pipeline_of, private_data, public_data
+from dp_lora.cli.pipelines import (
+    PICTURES,
+    from_outside,
+    named_pictures,
+    pipeline_of,
+    private_data,
+    public_data,
+    require,
+)
 from dp_lora.cli.prepared import caches, sealing
 from dp_lora.config import IN_CLONE, ROOT, Config
 from dp_lora.config.picture_sources import PRIVATE_SOURCES
-from dp_lora.files import private_folder
+from dp_lora.files import private_folder, whole_folder, write_json
 from dp_lora.tracking import TrackedRun
 
 SHEET = "contact_sheet.png"
@@ -53,11 +61,25 @@ def _prepare(part: str | None, call: Call, run: TrackedRun, folder: Path) -> Non
         prepare_public(config, place, run)
         _track(run, place, "letters", list(config.public.classes), private=False)
     else:
+        if call.child and config.data.folder is not None:
+            _name(config, folder)
+            return
         place = folder if call.child else private_data(config)
         with sealing(config, place):
             prepare_private(config, place, run)
         _draw_sheet(config, place, run)
         _track(run, place, config.experiment.name, list(config.data.classes), private=True)
+
+
+def _name(config: Config, folder: Path) -> None:
+    """Record which pictures below data/ a pipeline takes. No stage downloads: data.dvc cannot be written meanwhile."""
+    from dp_lora.data.prepare import check_prepared
+
+    pictures = private_data(config)
+    require(config, [pictures])
+    check_prepared(config, pictures)
+    with whole_folder(folder, private=True) as temporary:
+        write_json(temporary / PICTURES, named_pictures(config))
 
 
 def _writes(config: Config) -> list[str]:

@@ -30,12 +30,7 @@ def prepare_huggingface(config: Config, folder: Path, events: Events) -> None:
     refused, as data.duplicates says. An existing folder is left as it is; an interrupted download or extraction
     resumes. Raises InputError, one line that names file and row.
     """
-    settings, data = config.huggingface, config.data
-    captions = (data.caption_column or COLUMN) if data.captions else None
-    columns = (settings.image_column, settings.label_column)
-    wanted = Wanted(*columns, tuple(data.classes), data.size, data.channels, captions)
-    # leave out None: datasets without captions keep their key
-    key = digest_value([_request(settings), {name: v for name, v in vars(wanted).items() if v is not None}])
+    settings, data, wanted, key = config.huggingface, config.data, _wanted(config), settings_of(config)
     with unfinished(folder) as part:
         if _is_there(folder, settings, key):
             check_copies(folder, data.duplicates, events)
@@ -44,6 +39,20 @@ def prepare_huggingface(config: Config, folder: Path, events: Events) -> None:
         paths = _downloaded(settings, folder, events)
         _extract(config, part, folder, paths, wanted, key, events)
     events.message(f"{folder}: {settings.train_rows} pictures for training, {settings.test_rows} for testing")
+
+
+def settings_of(config: Config) -> str:
+    """Digest of the settings that determine the dataset; source.json of a prepared folder keeps it."""
+    # leave out None: datasets without captions keep their key
+    wanted = {name: value for name, value in vars(_wanted(config)).items() if value is not None}
+    return digest_value([_request(config.huggingface), wanted])
+
+
+def _wanted(config: Config) -> Wanted:
+    settings, data = config.huggingface, config.data
+    captions = (data.caption_column or COLUMN) if data.captions else None
+    columns = (settings.image_column, settings.label_column)
+    return Wanted(*columns, tuple(data.classes), data.size, data.channels, captions)
 
 
 @private_names(PRIVATE_PICTURE)

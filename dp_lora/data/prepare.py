@@ -73,18 +73,30 @@ def _settings(config: Config) -> str:
     return digest_value([data.source, data.path, list(data.classes), data.size, data.channels, by_person, *captions])
 
 
+def _stated(config: Config, folder: Path) -> tuple[str | None, str | None, str]:
+    """Digest of the settings that the dataset in `folder` was made with, that of the config's own, and their keys."""
+    if config.data.source == "huggingface":
+        from dp_lora.data.hub import settings_of
+
+        stated, keys = read_source(folder) or {}, "huggingface section, data.classes, data.captions or data.size"
+        return stated.get("settings"), settings_of(config), keys
+    if config.data.folder is not None:
+        return None, None, ""
+    keys = "data.source, data.path, data.classes, data.captions, data.size, data.channels or privacy.unit"
+    return read_json(folder / "dataset.json")["source"].get("settings"), _settings(config), keys
+
+
 def check_prepared(config: Config, folder: Path) -> None:
     """Raise InputError where the private dataset in `folder` was made with other settings than `config` has.
 
     Else a run could be recorded with one data.path and trained on another. A dataset without a record of its settings
     passes. Raises InputError also where the dataset holds identical pictures and `config` refuses them.
     """
-    stated = read_json(folder / "dataset.json")["source"].get("settings") if folder.exists() else None
-    if config.data.folder is None and stated is not None and stated != _settings(config):
+    stated, settings, keys = _stated(config, folder) if folder.exists() else (None, None, "")
+    if stated is not None and stated != settings:
         raise InputError(
-            f"{folder}: was prepared with another data.source, data.path, data.classes, data.captions, data.size, "
-            "data.channels or privacy.unit; type the same command with the entry point prepare in its place, then "
-            "this one"
+            f"{folder}: was prepared with another {keys}; type the same command with the entry point prepare in its "
+            "place, then this one"
         )
     # the dataset may have been prepared with data.duplicates=warn
     if folder.exists() and config.data.duplicates == "refuse":

@@ -62,5 +62,13 @@ def parquet(pictures: list, labels: list, names: list[str] | None = CLASSES, col
     return buffer.getvalue()
 
 
+def captioned(file: str, captions: list | None, column: str = "text") -> bytes:
+    """The file's pictures with captions, and no labels."""
+    table = pq.read_table(io.BytesIO(parquet(*rows_of(file)))).select(["image"])
+    buffer = io.BytesIO()
+    pq.write_table(table if captions is None else table.append_column(column, [captions]), buffer, row_group_size=8)
+    return buffer.getvalue()
+
+
 def path_of(file: str) -> str:
     return f"/datasets/somebody/faces/resolve/{REVISION}/{file}"
