@@ -122,6 +122,29 @@ def test_a_folder_of_one_s_own_needs_both_public_statements_and_shows_no_count()
     assert "data.path" in error_of("folder", {}, "data.classes=[a,b] data.n_public=1000 privacy.batch_size=100")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        ("data.classes=[]", "none only with data.captions or data.prompt"),
+        ("data.classes=[] data.prompt=' '", "data.prompt= : must be null, or a text"),
+        ("data.classes=[a,a] data.prompt=toy", "each class once"),
+        ("data.classes=[] data.prompt=toy data.captions=true", "must stand alone"),
+        ("data.classes=[a] data.prompt=toy data.prompts=[toy]", "must stand alone"),
+        ("data.classes=[a,b] data.prompts=[toy]", "one prompt for each of data.classes"),
+        ("data.classes=[a,b] data.prompts=[toy,'']", "one prompt for each of data.classes"),
+    ],
+)
+def test_public_prompts_that_do_not_fit_the_classes_are_refused_in_one_line(overrides, part):
+    assert part in error_of("folder", {}, f"data.path=somewhere data.n_public=1000 privacy.batch_size=100 {overrides}")
+
+
+def test_pictures_of_one_public_prompt_need_no_classes():
+    own = "data.path=somewhere data.n_public=1000 privacy.batch_size=100 data.prompt='a red toy'"
+    config = load("text2image", {}, f"{own} data.captions=false model.base=mine")
+    assert (config.data.classes, config.data.captions, config.data.prompt) == ([], False, "a red toy")
+    assert load("folder", {}, f"{own} data.classes=[a]").data.prompt == "a red toy"
+
+
 def test_pictures_with_captions_need_no_classes():
     own = "data.path=somewhere data.n_public=1000 privacy.batch_size=100 data.captions=true"
     config = load("folder", {}, f"{own} data.classes=[] data.caption_column=prompt")

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from dp_lora.config import Config, load
+from dp_lora.config.prompts import drawn_prompts
+from dp_lora.data.captions import texts_of
 from dp_lora.data.fingerprint import fingerprint
 from dp_lora.data.folder import folder_pictures
 from dp_lora.data.layout import read_dataset
@@ -110,7 +112,7 @@ def test_classes_and_captions_go_together(mine: Path) -> None:
 def test_a_base_of_classes_keeps_captions_and_the_terminal_says_that_it_does_not_use_them(mine: Path) -> None:
     told = Told()
     assert _captions(mine, CLASSES, told)["dog/0.png"] == ("a photo of dog/0.png",)
-    assert [line for line in told.shown if "captions: 3 pictures have them; kept, but this base takes classes" in line]
+    assert [line for line in told.shown if "captions: 3 pictures have them; kept, but not trained on" in line]
     assert not told.kept
     (mine / "dog/0.txt").unlink()
     told = Told()
@@ -284,6 +286,30 @@ def test_captions_reach_the_prepared_dataset_without_classes(tmp_path: Path) -> 
     for other in ("data.classes=[a]", "data.captions=true data.classes=[] data.caption_column=prompt"):
         with pytest.raises(InputError, match="was prepared with another"):
             check_prepared(_config(tmp_path / "mine", other), tmp_path / "set")
+
+
+def test_pictures_of_one_public_prompt_need_neither_classes_nor_captions(tmp_path: Path) -> None:
+    for number in range(12):
+        _save(tmp_path / f"mine/{'' if number % 2 else 'more/'}{number}.png", number)
+    config = _config(tmp_path / "mine", "data.prompt='a red toy' data.classes=[]")
+    prepare_private(config, tmp_path / "set", Told())
+    dataset = read_dataset(tmp_path / "set", [], "train")
+    assert dataset.captions is None
+    assert texts_of(config, dataset) == [["a red toy"]] * len(dataset)
+    assert drawn_prompts(config) == ["a red toy"]
+
+
+def test_public_prompts_of_classes_go_to_the_pictures_of_their_classes(mine: Path, tmp_path: Path) -> None:
+    for number in range(12):
+        _save(mine / f"{'cat' if number % 3 else 'dog'}/{number}.png", number)
+    prompts = {"cat": "a cat at night", "dog": "a dog at noon"}
+    config = _config(mine, f"data.classes=[cat,dog] data.prompts={list(prompts.values())}".replace("'", '"'))
+    prepare_private(config, tmp_path / "set", Told())
+    dataset = read_dataset(tmp_path / "set", ["cat", "dog"], "train")
+    expected = [[prompts[name.partition("/")[0]]] for name in dataset.file_names]
+    assert texts_of(config, dataset) == expected
+    assert len(set(map(tuple, expected))) == 2
+    assert drawn_prompts(config) == list(prompts.values())
 
 
 def test_a_changed_or_withdrawn_caption_is_a_changed_folder(mine: Path) -> None:

@@ -51,6 +51,7 @@ MIRROR: Rule = (
 SHA256: Rule = (lambda v: v is None or hex_digits(64)(v), "must be null, or 64 hex digits")
 COMMIT: Rule = (lambda v: v is None or hex_digits(40)(v), "must be null, or a commit of 40 hex digits")
 NULL_OR_AT_LEAST_1: Rule = (lambda v: v is None or v >= 1, "must be null, or a whole number of at least 1")
+NULL_OR_TEXT: Rule = (lambda v: v is None or bool(v.strip()), "must be null, or a text")
 MD5_SUMS: Rule = (lambda v: v is None or all(map(hex_digits(32), v)), "must be null, or a list of MD5 sums")
 
 
@@ -58,5 +59,5 @@ def _distinct(value: list[str]) -> bool:
     return len(value) >= 1 and len(set(value)) == len(value) and all(value)
 
 
-CLASSES: Rule = (_distinct, "must list at least one class, and each once (none only with data.captions)")
-WITH_CAPTIONS: Rule = (lambda v: not v or _distinct(v), "must list each class once, or none")
+CLASSES: Rule = (_distinct, "must list at least one class, and each once (none only with data.captions or data.prompt)")
+OR_NONE: Rule = (lambda v: not v or _distinct(v), "must list each class once, or none")

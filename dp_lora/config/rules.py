@@ -8,7 +8,7 @@ from dataclasses import fields
 from omegaconf import DictConfig, OmegaConf
 
 from dp_lora.config.picture_sources import PRIVATE_SOURCES, PUBLIC_SOURCES
-from dp_lora.config.ranges import WITH_CAPTIONS, Rule
+from dp_lora.config.ranges import OR_NONE, Rule
 from dp_lora.config.schema import Config, Data
 from dp_lora.errors import InputError
 
@@ -44,8 +44,8 @@ def check(config: DictConfig, typed: Mapping[str, str]) -> None:
         raise InputError(f"{shown}: {rule}")
 
     private = config.data.source != "none"
-    with_captions = {"data.classes": WITH_CAPTIONS} if config.data.captions else {}
-    for key, (holds, rule) in (RULES | with_captions).items():
+    of_texts = config.data.captions or config.data.prompt is not None
+    for key, (holds, rule) in (RULES | ({"data.classes": OR_NONE} if of_texts else {})).items():
         value = OmegaConf.select(config, key)
         if (private or key not in PRIVATE_RULES) and not holds(value):
             fail(key, rule)

@@ -18,6 +18,7 @@ from dp_lora.config.ranges import (
     MIRROR,
     NOT_NEGATIVE,
     NULL_OR_AT_LEAST_1,
+    NULL_OR_TEXT,
     POSITIVE,
     RANK,
     SHA256,
@@ -63,7 +64,7 @@ class Data:
     duplicates: str = key(one_of("warn", "refuse"))
     captions: bool = MISSING
     caption_column: str | None = None
-    prompt: str | None = None
+    prompt: str | None = key(NULL_OR_TEXT, None)
     prompts: list[str] | None = None
 
 

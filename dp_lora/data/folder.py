@@ -106,11 +106,9 @@ def _tell(listing: Listing, stated: Stated, events: Events) -> None:
         several = sum(len(picture.captions or ()) for picture in listing.pictures)
         events.terminal(f"captions: {several}, of {pictures} pictures")
     elif captioned == pictures:
-        events.terminal(f"captions: {pictures} pictures have them; kept, but this base takes classes and no captions")
+        events.terminal(f"captions: {pictures} pictures have them; kept, but not trained on: data.captions=false")
     elif captioned:
-        events.terminal(
-            f"captions: only {captioned} of {pictures} pictures have them; not kept, and this base takes no captions"
-        )
+        events.terminal(f"captions: only {captioned} of {pictures} pictures have them; not kept: data.captions=false")
 
 
 def _png_name(name: str) -> str:
@@ -133,7 +131,7 @@ def list_pictures(folder: Path, stated: Stated) -> Listing:
     else:
         pictures, where = _walk(folder, stated, left_out), "write each into NAME.txt beside NAME.png"
     if not pictures:
-        needs = "class subfolders or a metadata.csv" if stated.classes else "pictures with captions"
+        needs = "class subfolders or a metadata.csv" if stated.classes else "pictures"
         raise InputError(f"data.path={shown(folder)}: no pictures in it; it needs {needs}")
     pictures.sort(key=lambda picture: picture.file_name)
     check = _Check(folder, root, stated)

@@ -294,7 +294,7 @@ class Dataset:
 
 
 def read_dataset(folder: Path, classes: Sequence[str], split: str) -> Dataset:
-    """Open one split of a dataset; labels become positions in `classes`, which may be empty for one with captions.
+    """Open one split of a dataset; labels become positions in `classes`, which may be empty.
 
     Raises InputError, one line that names the file, where the folder is no dataset, a label is not in `classes`, or the
     split is empty. Packed pictures are held in memory as PNG bytes, others stay on disk.
