@@ -128,8 +128,8 @@ def memory_line(config: Config, base: Path, shapes: BaseShapes) -> str:
     each, other = (row.checkpointed, row.kept) if checkpointed else (row.kept, row.checkpointed)
     rows = int((USABLE * GPU_BYTES - frozen) // each)
     return (
-        f"{_gib(frozen)} GiB of frozen weights ({_gib(row.weights)} of the denoiser), {_gib(each)} GiB a row "
-        f"({_gib(other)} with{'out' if checkpointed else ''} checkpointing): "
+        f"{gibibytes(frozen)} GiB of frozen weights ({gibibytes(row.weights)} of the denoiser), "
+        f"{gibibytes(each)} GiB a row ({gibibytes(other)} with{'out' if checkpointed else ''} checkpointing): "
         + (f"about {rows:,} rows at a time" if rows > 0 else "not one row")
         + f" on a GPU of 80 GB; counted in {str(precision).removeprefix('torch.')}, not measured"
     )
@@ -139,5 +139,6 @@ def _numbers(tensors: Any) -> int:
     return sum(map(prod, tensors.values()))
 
 
-def _gib(size: int) -> str:
+def gibibytes(size: int) -> str:
+    """A number of bytes in GiB, two digits."""
     return f"{size / GIB:.2g}" if size < 10 * GIB else f"{size / GIB:.0f}"

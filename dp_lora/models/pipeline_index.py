@@ -84,9 +84,16 @@ def steps_and_guidance(sampling: Sampling, family: Family) -> tuple[int, float]:
     return found[0], found[1]
 
 
+def used_parts(folder: Path) -> list[str]:
+    """Names of the components that train or draw; a pipeline may lack some of them, which its index says by null."""
+    index = read_index(folder)
+    return sorted(
+        name for name, where in index.items() if isinstance(where, list) and where[0] and name not in LEFT_OUT
+    )
+
+
 def pipeline_digest(folder: Path) -> str:
     """SHA-256 over the index and every component that is used; other files of the folder do not count."""
-    used = (name for name, where in read_index(folder).items() if isinstance(where, list) and name not in LEFT_OUT)
-    parts = [(name, digest_folder(folder / name)) for name in sorted(used) if (folder / name).is_dir()]
+    parts = [(name, digest_folder(folder / name)) for name in used_parts(folder) if (folder / name).is_dir()]
     files = [name for name in (INDEX, "model.json") if (folder / name).exists()]
     return digest_value([*((name, digest_file(folder / name)) for name in files), *parts])

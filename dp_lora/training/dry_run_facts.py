@@ -1,11 +1,14 @@
 """Facts that a dry run prints before any work is done: the plan's numbers, epsilon, parameters, cost of the work."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from dp_lora.config.prompts import SEPARATOR, drawn_prompts
 from dp_lora.config.schema import Config
 from dp_lora.models.counting import count_parameters
-from dp_lora.models.estimate import count_flops, finetuning_work, sampling_work
+from dp_lora.models.estimate import count_flops, finetuning_work, flops_text, sampling_work
+from dp_lora.models.families import Family
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.audit_bound import ceiling
 from dp_lora.privacy.audit_scores import SCORES
@@ -15,6 +18,7 @@ from dp_lora.privacy.published import claimed_at, claimed_epsilon
 from dp_lora.training.costs import cost_lines, rates_at_hand
 from dp_lora.training.resolved import Resolved
 
+MOST_PROMPTS = 4  # most prompts that are shown
 HIGH_NOISE_RATIO = 1.2  # up to about here the default experiment still learns (eps=1: 1.19)
 
 
@@ -28,14 +32,24 @@ def _shown_ratio(ratio: float) -> str:
     )
 
 
+def _shown_family(family: Family) -> str:
+    trained = "flow matching" if family.flow else "noise"
+    given = "classes" if family.of_classes else f"captions of at most {family.tokens} tokens"
+    return f"{family.pipeline}; its {family.part} is adapted, by {trained}, on {given}"
+
+
+def _shown_prompts(prompts: Sequence[str]) -> str:
+    more = f", and {len(prompts) - MOST_PROMPTS} more" if len(prompts) > MOST_PROMPTS else ""
+    return f"{f' {SEPARATOR} '.join(prompts[:MOST_PROMPTS])}{more}"
+
+
 def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any]:
-    """The numbers of a fine-tuning, from public numbers alone; with `samples` also the cost of drawing samples."""
-    config, plan, base = start.config, start.plan, start.base
-    facts: dict[str, Any] = {
-        "noise_multiplier": plan.noise_multiplier,
-        "sample_rate": plan.sample_rate,
-        "steps": plan.steps,
-    }
+    """The numbers of a fine-tuning, from public numbers alone; with `samples` also the cost of drawing samples.
+
+    Those that decide whether it can work come first.
+    """
+    config, plan, base, family = start.config, start.plan, start.base, start.shapes.family
+    facts: dict[str, Any] = {"base": _shown_family(family)} if family.pipeline else {}
     if plan.guaranteed:
         own = spent(plan, plan.steps).epsilon
         facts["expected epsilon"] = own
@@ -46,16 +60,26 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
         facts["epsilon claimed by the released code"] = claimed_epsilon(plan, plan.steps)
         facts["epsilon bounded by the noise"] = spent(plan, plan.steps).epsilon
     counts = count_parameters(config, start.shapes)
-    facts["trainable parameters"] = counts["trainable"]
     if plan.private:
         norm = plan.noise_multiplier * math.sqrt(counts["trainable"])
         facts["noise ratio"] = _shown_ratio(norm / plan.expected_batch)
+    facts |= {
+        "noise_multiplier": plan.noise_multiplier,
+        "sample_rate": plan.sample_rate,
+        "steps": plan.steps,
+        "trainable parameters": counts["trainable"],
+        "adapted layers": len(counts["lora_modules"]),
+    }
     row, rates = count_flops(config, base, start.shapes), rates_at_hand(config, base)
-    family = start.shapes.family
+    facts["operations a row"] = flops_text(row.train)
     if family.pipeline:
-        from dp_lora.models.memory import memory_line  # torch and diffusers, which the operations loaded already
+        from dp_lora.models.disk import disk_line  # torch and diffusers, which the operations loaded already
+        from dp_lora.models.memory import memory_line
 
         facts["memory"] = memory_line(config, base, start.shapes)
+        facts["disk"] = disk_line(config, base, family)
+    if not family.of_classes:
+        facts["prompts"] = _shown_prompts(drawn_prompts(config))
     parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates, family)
     parts += sampling_work(config, row, rates, family) if samples else []
     return facts | cost_lines(config, parts, rates)
