@@ -327,7 +327,7 @@ def test_a_fine_tuning_is_resolved_and_its_pictures_are_encoded_in_one_place():
     assert callers("parent_parts") == {"dp_lora/cli/finetuning.py"}
     # a working folder compares its plan with the one that its configuration gives now
     # an audit attacks a plan and keeps no trained weights; a study's report shows both accountings of a plan
-    audits = {"dp_lora/training/audit.py", "dp_lora/training/dry_run_facts.py", "dp_lora/study/bounds.py"}
+    audits = {"dp_lora/training/audit.py", "dp_lora/training/dry_run_facts.py", "dp_lora/study/audits.py"}
     assert callers("make_plan") - audits == {"dp_lora/cli/finetuning.py", "dp_lora/training/run_folder.py"}
     # elsewhere a mapped file could lack its blocks, and a full disk would end the process without a line
     assert callers("open_memmap") == {"dp_lora/data/mapped.py"}

@@ -5,20 +5,23 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from dp_lora.config import ROOT
+from dp_lora.config import ROOT, load
 from dp_lora.errors import InputError
 from dp_lora.files import write_json
 from dp_lora.privacy.accounting import spent_by_all as spent_by_plans
 from dp_lora.privacy.composition import ReleaseCost
 from dp_lora.privacy.releases import all_releases
 from dp_lora.study import grid
+from dp_lora.study.audits import as_published, auditors, records_of
 from dp_lora.study.grid import config_of, read_study, study_names
 from dp_lora.study.member import member_command, stage_commands
 from dp_lora.study.place import Record, places
 from dp_lora.study.result import DONE, FAILED, RUNNING, WAITING
+from tests.support.studies import audit_lines, configured
 from tests.support.tiny import plan_of
 
 HEAD = "config: mnist5k\n"
@@ -135,6 +138,37 @@ def test_members_that_draw_otherwise_are_one_release_and_others_are_not(write):
     assert len({place.release for place in places(write(HEAD + "seeds: [0, 1]\n" + GROUP))}) == 2
 
 
+def test_each_private_step_is_audited_once_at_each_epsilon_and_several_draws_also_as_the_released_code_clips(write):
+    text = HEAD + (
+        "groups:\n  - {name: epsilon, grid: {eps: [inf, 10, 5]}}\n"
+        "  - {name: rank, grid: {rank: [2], k: [4]}}\n  - {name: k, grid: {k: [4]}}\n"
+    )
+    once = {"audit-eps1": {"privacy.eps": "1"}, "audit-eps3": {"privacy.eps": "3"}}
+    apart = {f"{stage}-published": own | {"privacy.accounting": "published"} for stage, own in once.items()}
+    found = write(f"{text}audit: [1, 3]\n")
+    assert auditors(found, places(found)) == {2: once, 4: once | apart}
+    unasked = write(text)
+    assert auditors(unasked, places(unasked)) == {}
+
+
+@pytest.mark.parametrize("setting", ["privacy.k=1", "privacy.eps=inf", "privacy.unit=person", "privacy.parent=before"])
+def test_a_step_that_the_released_code_does_not_know_is_audited_as_it_is_alone(setting):
+    assert as_published(load("mnist5k", {}, f"privacy.k=4 {setting}")) is None
+    expected = load("mnist5k", {}, "privacy.k=4 privacy.accounting=published")
+    assert as_published(load("mnist5k", {}, "privacy.k=4")) == expected
+
+
+def test_records_of_audits_of_a_step_are_found_also_as_the_released_code_clips(tmp_path):
+    settings = {"privacy.epochs": "1", "privacy.k": "4", "privacy.eps": "1"}
+    path = tmp_path / "audits.jsonl"
+    audit_lines(path, settings, {1.0: 0.1})
+    audit_lines(path, settings | {"privacy.accounting": "published"}, {1.0: 0.7})
+    audit_lines(path, settings | {"privacy.k": "2"}, {1.0: 0.2})
+    config = configured("mnist5k", settings)
+    start = SimpleNamespace(config=config, audits=path)
+    assert [record["bound"]["epsilon"] for record in records_of([start, start], "c" * 64)] == [0.1, 0.7]
+
+
 def test_the_physical_batch_decides_a_replay_alone(write):
     text = HEAD + "{}groups: [{{name: a, grid: {{compute.physical_batch_size: [4, 8]}}}}]\n"
     first, second = places(write(text.format("")))
@@ -147,9 +181,13 @@ def test_one_command_makes_a_whole_member_and_its_stages_hand_on_by_folders(tmp_
     found = read_study("smoke", "compute.device=cpu")
     words = ["study", "--study", "smoke", "--overrides", "compute.device=cpu", "--member", "3"]
     assert member_command(found, 3) == [sys.executable, "-m", "dp_lora", *words]
-    commands = stage_commands(found.members[0], tmp_path, audited=False)
+    commands = stage_commands(found.members[0], tmp_path, {})
     assert list(commands) == ["finetune", "sample", "fid"]
-    assert list(stage_commands(found.members[0], tmp_path, audited=True)) == ["audit", "finetune", "sample", "fid"]
+    audited = stage_commands(found.members[0], tmp_path, {"audit-eps1": {"privacy.eps": "1"}})
+    assert list(audited) == ["audit-eps1", "finetune", "sample", "fid"]
+    own = ["compute.device=cpu privacy.eps=1 experiment.seed=0", "--out", str(tmp_path / "audit-eps1")]
+    assert (audited["audit-eps1"][3], audited["audit-eps1"][-3:]) == ("audit", own)
+    assert audited["finetune"] == commands["finetune"]
     given = {stage: dict(zip(words[4::2], words[5::2], strict=True)) for stage, words in commands.items()}
     assert given["sample"]["--adapter"] == given["finetune"]["--out"] == str(tmp_path / "finetune")
     assert given["fid"]["--samples"] == given["sample"]["--out"] == str(tmp_path / "samples")
@@ -239,7 +277,8 @@ def test_a_dry_run_lists_members_time_memory_and_epsilon_and_touches_nothing(tmp
     lines = done.stdout.splitlines()
     assert lines[0].startswith("study: smoke: ")
     assert [line.split()[1] for line in lines[1:4]] == ["eps=10", "eps=inf", "eps=5"]
-    assert lines[1].endswith("epsilon; audited")
+    assert lines[1].endswith("epsilon; makes audit-eps1")
+    assert lines[3].endswith("k; makes audit-eps1, audit-eps1-published")
     assert lines[2].endswith("epsilon; without a guarantee: never to be published")
     (both,) = [line for line in lines if line.startswith("publishing all 2 private members: epsilon ")]
     assert 10 < float(both.split()[6]) < 20

@@ -31,6 +31,7 @@ from dp_lora.files import digest_file, digest_value, exclusive, private_folder, 
 from dp_lora.study.grid import Grid, read_study
 from dp_lora.study.place import RESULTS, Place, places, study_folder
 from dp_lora.study.result import DONE, Study
+from dp_lora.tracking.links import ui_address
 from dp_lora.tracking.process import stop_signals_raise
 from dp_lora.tracking.provenance import param_text
 
@@ -118,20 +119,18 @@ def _inputs(config: Config) -> dict[str, str]:
 
 
 def _make_member(grid: Grid, found: Sequence[Place], number: int) -> None:
-    from dp_lora.study.costs import auditors
+    from dp_lora.study.audits import auditors
     from dp_lora.study.member import run_member
 
     if number > len(found):
         raise InputError(f"member={number}: the study {grid.name} has {len(found)}")
     place = found[number - 1]
-    # every member's plan takes seconds: make those of earlier members alone; the first member with a plan audits it
-    earlier = [one for one in found[:number] if one.config.privacy.eps == place.config.privacy.eps]
-    inputs, audited = _inputs(place.config), number in auditors(grid, earlier, _starts(earlier))
+    inputs, audits = _inputs(place.config), auditors(grid, found).get(number, {})
     again = typed_command("study", {"study": grid.name})
     with tracking.run("main", place.config, child=True, command=again) as run:
         run.tags({"mlflow.runName": f"{grid.name}: {place.member.name}", "study": grid.name})
         run.output(place.folder)
-        record = run_member(place, inputs, run, _device(place.config), audited=audited)
+        record = run_member(place, inputs, run, _device(place.config), audits)
         _track(run, place)
     click.echo(f"{place.member.name}: {sum(record.seconds.values()):.0f} seconds")
 
@@ -355,21 +354,21 @@ def _is_made(place: Place, inputs: Mapping[str, Mapping[str, str]]) -> bool:
 def _report(
     grid: Grid, found: Sequence[Place], starts: "Starts", reasons: Mapping[int, str], run: tracking.TrackedRun
 ) -> None:
-    from dp_lora.study.costs import audits, spent_by_all
+    from dp_lora.study.audits import records_of
+    from dp_lora.study.costs import spent_by_all
     from dp_lora.study.report import write_report
     from dp_lora.training.run_folder import code_digest
 
     spent = spent_by_all(found, starts)
     outcomes = tuple(place.outcome(reason="ended early" if place.number in reasons else "") for place in found)
-    address = tracking.tracking_uri()
     study = Study(
         name=grid.name,
         title=grid.title,
         outcomes=outcomes,
         epsilon_of_all=None if spent is None else spent.epsilon,
         delta_of_all=None if spent is None else spent.delta,
-        audits=tuple(audits(starts, code_digest())),
-        tracking_uri=address if address.startswith("http") else "",
+        audits=tuple(records_of(starts.values(), code_digest())),
+        ui=ui_address(),
         experiment_id=run.experiment_id,
     )
     folder = study_folder(grid.name) / "report"

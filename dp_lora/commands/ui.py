@@ -17,17 +17,17 @@ from dp_lora.cli.common import OneLineCommand, one_line_errors, relative
 from dp_lora.cli.pipelines import WORKING
 from dp_lora.config import ROOT
 from dp_lora.errors import InputError
+from dp_lora.tracking.links import HOST, PORT, local_ui, ui_address
 from dp_lora.tracking.process import stop_signals_raise
 from dp_lora.tracking.reachable import is_server, server_problem
-from dp_lora.tracking.store import connect, shown_uri, sqlite_path
+from dp_lora.tracking.store import connect, sqlite_path
 
-HOST = "127.0.0.1"
 LOG = WORKING / "ui.log"
 START = 300.0  # seconds that the server has for its start
 
 
 @click.command(cls=OneLineCommand)
-@click.option("--port", default=5000, type=click.IntRange(1, 65535), show_default=True, help="port on this machine")
+@click.option("--port", default=PORT, type=click.IntRange(1, 65535), show_default=True, help="port on this machine")
 def main(port: int) -> None:
     """Start the MLflow server on this machine alone and print what to open; Ctrl-C ends it.
 
@@ -37,7 +37,7 @@ def main(port: int) -> None:
     with one_line_errors(child=True), stop_signals_raise():
         connect()
         if is_server(tracking.tracking_uri()):
-            show(shown_uri().rstrip("/"))
+            show(ui_address())
             return
         with server(port) as (address, process):
             show(address)
@@ -72,7 +72,7 @@ def server(port: int) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     # without the dozen processes of MLflow's jobs, which nothing here uses
     environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     environment.pop("MLFLOW_TRACKING_URI", None)
-    address = f"http://{HOST}:{port}"
+    address = local_ui(port)
     LOG.parent.mkdir(parents=True, exist_ok=True)
     with LOG.open("wb") as log:
         # the server starts workers: a session of its own lets `_end` reach all of them

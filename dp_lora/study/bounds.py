@@ -9,8 +9,9 @@ from dp_lora.errors import InputError
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.audit_record import settings_digest
 from dp_lora.privacy.plan import PER_UNIT, PUBLISHED, PrivacyPlan
+from dp_lora.privacy.published import claimed_at
+from dp_lora.study.audits import plans_of
 from dp_lora.study.rows import Row
-from dp_lora.training.plan import make_plan
 
 UNKNOWN = "unknown"
 WORDS = {PER_UNIT: "clipped per unit", PUBLISHED: "draws clipped apart", UNKNOWN: "other settings"}
@@ -40,6 +41,15 @@ class Bounds:
         return self.bounded is not None and self.bounded > 1.05 * self.claimed
 
     @property
+    def verdict(self) -> str:
+        """What an audit says of the claim, in words."""
+        if self.measured is None:
+            return "not audited"
+        if self.refuted:
+            return "refuted"
+        return "cannot refute" if self.ceiling is not None and self.ceiling <= self.claimed else "not refuted"
+
+    @property
     def epsilons(self) -> dict[str, float]:
         """The epsilons to draw: above 0, finite, and the bound only if it is `short`."""
         found = {"measured": self.measured, "claimed": self.claimed, "bounded": self.bounded if self.short else None}
@@ -47,10 +57,9 @@ class Bounds:
 
 
 def bounds_of(rows: Iterable[Row], audits: Sequence[Mapping[str, Any]]) -> list[Bounds]:
-    """Bounds of the study's private plans with k above 1, as if each draw were clipped apart, and of all audits.
+    """Bounds of all audits, and of the private plans with k above 1 as the released code would clip and account.
 
-    The released code clips so and sets the noise for one draw. Its claim is the epsilon that this noise gives where a
-    unit is clipped once. Guarantee: none beyond that of `accounting.spent`, for the bounded ones.
+    Guarantee: none beyond that of `accounting.spent`, for the bounded ones.
     """
     rows = list(rows)
     # Opacus' PRV takes seconds for a plan of the released code: only an audit needs it, as a statement has its numbers
@@ -80,23 +89,20 @@ def _stated(row: Row) -> Bounds | None:
 
 
 def _plans(rows: Iterable[Row]) -> list[PrivacyPlan]:
-    """The private plans of all members, and each one's variant with the released accounting if possible."""
+    """The private plans of all members, and each one's plan of the released code where that has a meaning."""
     found: dict[PrivacyPlan, None] = {}
     for row in rows:
         if row.config is None or math.isinf(row.config.privacy.eps):
             continue
         try:
-            plan = make_plan(row.config)
-            found[plan] = None
-            found[replace(plan, accounting=PUBLISHED)] = None
-        except InputError:  # no plan, or one of persons, which the released code does not know
+            found |= dict.fromkeys(plans_of(row.config))
+        except InputError:  # there is no plan of these numbers
             continue
     return list(found)
 
 
 def _published(plan: PrivacyPlan) -> Bounds:
-    claimed = spent(replace(plan, accounting=PER_UNIT), plan.steps).epsilon
-    return Bounds(PUBLISHED, plan.k, plan.delta, claimed, spent(plan, plan.steps).epsilon)
+    return Bounds(PUBLISHED, plan.k, plan.delta, claimed_at(plan, plan.delta), spent(plan, plan.steps).epsilon)
 
 
 def _measured(plans: Iterable[PrivacyPlan], audit: Mapping[str, Any]) -> Bounds | None:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dp_lora.files import digest_value, read_json
+from dp_lora.files import read_json
 from dp_lora.models.counting import count_parameters
 from dp_lora.models.estimate import (
     Rates,
@@ -16,8 +16,8 @@ from dp_lora.models.estimate import (
     time_text,
 )
 from dp_lora.privacy.accounting import Spent
-from dp_lora.privacy.audit_record import audits_of
 from dp_lora.privacy.releases import all_releases
+from dp_lora.study.audits import auditors
 from dp_lora.study.grid import Grid
 from dp_lora.study.place import REQUIRED, RESULTS, Place
 from dp_lora.study.result import DONE
@@ -113,33 +113,17 @@ def privacy_lines(found: Sequence[Place], starts: Starts, spent: Spent | None) -
     return lines
 
 
-def auditors(grid: Grid, found: Sequence[Place], starts: Starts) -> set[int]:
-    """Members that audit the private step for all that have their plan, where the study asks for it."""
-    first: dict[object, int] = {}
-    for place in found:
-        plan = starts[place.number].plan
-        if plan.private and plan.target_epsilon in grid.audit:
-            first.setdefault(plan, place.number)
-    return set(first.values())
-
-
-def audits(starts: Starts, code: str) -> list[Mapping[str, object]]:
-    """The records of audits of the members' plans that were made of `code`, each once."""
-    records = [record for start in starts.values() for record in audits_of(start.audits, start.plan, code)]
-    return list({digest_value(record): record for record in records}.values())
-
-
 def plan_lines(grid: Grid, found: Sequence[Place], starts: Starts) -> Iterator[str]:
     """The lines that a dry run prints about a study."""
     costs = Costs()
     of = {place.number: costs.of(starts[place.number]) for place in found}
     yield f"study: {grid.name}: {grid.title}"
     width = max(len(place.member.name) for place in found)
-    audited = auditors(grid, found, starts)
+    audits = auditors(grid, found)
     for place in found:
         facts = [place.member.group]
         facts += [] if starts[place.number].plan.guaranteed else [NO_GUARANTEE]
-        facts += ["audited"] if place.number in audited else []
+        facts += [f"makes {', '.join(audits[place.number])}"] if place.number in audits else []
         facts += [DONE] if place.outcome().state == DONE else []
         took = time_text(of[place.number].seconds)
         yield f"{place.number:>3}  {place.member.name:<{width}}  {took:<12}  {'; '.join(facts)}"

@@ -5,15 +5,17 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dp_lora import tracking
 from dp_lora.config import ROOT, relative
 from dp_lora.errors import InputError
 from dp_lora.files import exclusive, private_folder
+from dp_lora.study.audits import Audits
 from dp_lora.study.grid import Grid, overrides_of
 from dp_lora.study.place import RESULTS, Place, Record
-from dp_lora.study.result import Member
+from dp_lora.study.result import AUDIT, Member
 from dp_lora.tracking.session import INNER_GRACE, run_in_session
 
 ERROR = "error: "  # prefix of a failed command's one line
@@ -34,27 +36,30 @@ def member_command(grid: Grid, number: int, python: str = sys.executable) -> lis
     return [*study_command(grid, python), "--member", str(number)]
 
 
-def stage_commands(member: Member, folder: Path, *, audited: bool) -> dict[str, list[str]]:
-    """The command of each stage of a member, in their order; `audited`: with an audit of its private step first."""
+def stage_commands(member: Member, folder: Path, audits: Audits) -> dict[str, list[str]]:
+    """The command of each stage of a member, in their order: first its audits, each with settings of its own."""
     paths = {stage: str(folder / name) for stage, name in RESULTS.items()}
     places = {
-        "audit": ["--out", str(folder)],  # it makes a folder `audit` there
         "finetune": ["--out", paths["finetune"]],
         "sample": ["--adapter", paths["finetune"], "--out", paths["sample"]],
         "fid": ["--samples", paths["sample"], "--out", paths["fid"]],
     }
+    found = {}
+    for stage, own in audits.items():
+        differs = replace(member, settings=dict(member.settings) | dict(own))
+        found[stage] = _command(AUDIT, differs, ["--out", str(folder / stage)])
+    return found | {stage: _command(stage, member, words) for stage, words in places.items()}
+
+
+def _command(entry_point: str, member: Member, words: Sequence[str]) -> list[str]:
     settings = ["--config", member.config, "--overrides", overrides_of(member)]
-    return {
-        stage: [sys.executable, "-m", "dp_lora", stage, *settings, *words]
-        for stage, words in places.items()
-        if audited or stage != "audit"
-    }
+    return [sys.executable, "-m", "dp_lora", entry_point, *settings, *words]
 
 
 def run_member(
-    place: Place, inputs: Mapping[str, str], run: tracking.TrackedRun, device: str, *, audited: bool
+    place: Place, inputs: Mapping[str, str], run: tracking.TrackedRun, device: str, audits: Audits
 ) -> Record:
-    """Make the missing results of a member, below the MLflow run `run`; gives its record.
+    """Make the missing results of a member and its `audits`, below the MLflow run `run`; gives its record.
 
     `inputs` identifies the base and the private pictures: results made from others are removed. Raises
     InputError where a stage fails: its line stands in the member's log, and the record says what may be told of it.
@@ -68,7 +73,7 @@ def run_member(
         private_folder(place.folder)
         record = Record(**vars(record) | {"device": device, "reason": ""})
         place.write(record)
-        for stage, command in stage_commands(place.member, place.folder, audited=audited).items():
+        for stage, command in stage_commands(place.member, place.folder, audits).items():
             if place.has(stage, record):
                 continue
             record = _run_stage(place, record, stage, command, run)
@@ -82,7 +87,7 @@ def _run_stage(place: Place, record: Record, stage: str, command: Sequence[str],
         environment = os.environ | run.environment()
         status = run_in_session(command, ROOT, environment, INNER_GRACE, output=log, tied=True)
     seconds = time.monotonic() - began
-    found = tracking.newest_child(run.run_id, stage)
+    found = tracking.newest_child(run.run_id, AUDIT if stage.startswith(AUDIT) else stage)
     if status:
         public = (found["tags"].get("error") if found else None) or f"exit status {status}"
         place.write(Record(**vars(record) | {"reason": f"{stage}: {public}"}))

@@ -9,14 +9,14 @@ from dp_lora.config import ROOT, Config, flatten
 from dp_lora.files import digest_value, read_json, write_json
 from dp_lora.sources import digest_code
 from dp_lora.study.grid import Grid, config_of, identity
-from dp_lora.study.result import DONE, FAILED, RUNNING, WAITING, Member, Outcome
+from dp_lora.study.result import AUDIT, DONE, FAILED, RUNNING, WAITING, Member, Outcome
 from dp_lora.tracking.provenance import param_text
 
 STUDIES = ROOT / "runs" / "studies"
 RECORD = "member.json"
 LOG = "log.txt"  # what the stages of a member print
-# the folder that each stage makes; the report reads them by these names
-RESULTS = {"audit": "audit", "finetune": "finetune", "sample": "samples", "fid": "evaluation"}
+# the folder that each stage makes; the report reads them by these names. An audit's is named as itself
+RESULTS = {"finetune": "finetune", "sample": "samples", "fid": "evaluation"}
 REQUIRED = ("finetune", "sample", "fid")
 # sections that do not decide what is fine-tuned: members that differ in these alone share a ledger and an adapter
 AFTER = ("experiment", "sampling", "evaluation", "audit", "compute")
@@ -85,7 +85,7 @@ class Place:
 
     def has(self, stage: str, record: Record) -> bool:
         """Whether a stage is finished and its result lies there."""
-        return stage in record.seconds and (self.folder / RESULTS[stage]).is_dir()
+        return stage in record.seconds and (self.folder / RESULTS.get(stage, stage)).is_dir()
 
     def outcome(self, *, running: bool = False, reason: str = "") -> Outcome:
         """The member as it stands; `reason`: why its process ended, where it could not say so itself."""
@@ -98,11 +98,20 @@ class Place:
             self.folder,
             why if state == FAILED else "",
             record.runs,
-            record.seconds,
+            _audits_as_one(record.seconds),
             record.peak_memory,
             record.device,
             0 if not record.device or record.device.startswith("cpu") else compute.devices * compute.num_nodes,
         )
+
+
+def _audits_as_one(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by stage, those of all audits together: a report shows what they cost, not each."""
+    found: dict[str, float] = {}
+    for stage, took in seconds.items():
+        name = AUDIT if stage.startswith(AUDIT) else stage
+        found[name] = found.get(name, 0.0) + took
+    return found
 
 
 def study_folder(name: str) -> Path:

@@ -9,13 +9,15 @@ import jinja2
 
 from dp_lora.files import whole_file
 from dp_lora.study.comparisons import conditions
-from dp_lora.study.published_figures import read_systems
+from dp_lora.study.expenses import Expense
+from dp_lora.study.published_figures import System, read_systems
 from dp_lora.study.result import DONE, FAILED, RUNNING, WAITING, Study
 from dp_lora.study.rows import Row, read_row
 from dp_lora.study.scores import SCORES
 from dp_lora.study.sections import Report, Section
 from dp_lora.study.statistics import UNLIMITED, mean
 from dp_lora.study.tables import write_csv
+from dp_lora.tracking.links import local_ui
 
 TEMPLATE = "page.html"
 PRIVATE = (
@@ -25,17 +27,20 @@ PRIVATE = (
 
 
 def write_report(study: Study, folder: Path) -> None:
-    """Write report.html, report.md, members.csv and summary.csv into `folder`, each whole or not at all.
+    """Write report.html, report.md and a CSV of each kind of numbers into `folder`, each whole or not at all.
 
     The page needs no network. Only their owner can read the files: they hold scores on private pictures.
     """
     rows = [read_row(outcome) for outcome in study.outcomes]
-    sections = Report(study, rows, read_systems()).sections()
-    standing = _standing(study)
+    report = Report(study, rows, read_systems())
+    sections, standing = report.sections(), _standing(study)
     _write(folder / "report.html", page(study, standing, sections))
     _write(folder / "report.md", markdown(study, standing, sections))
     write_csv(folder / "members.csv", [_member(row) for row in rows])
     write_csv(folder / "summary.csv", _summary(rows))
+    write_csv(folder / "bounds.csv", [vars(one) | {"verdict": one.verdict} for one in report.bounds])
+    write_csv(folder / "costs.csv", [_cost(one) for one in report.expenses])
+    write_csv(folder / "published.csv", _published(report.systems))
 
 
 def _write(path: Path, text: str) -> None:
@@ -50,17 +55,23 @@ def _standing(study: Study) -> str:
     return f"{len(states)} members: {', '.join(counts)}" if counts else "no members"
 
 
+def _links(study: Study) -> str:
+    """What links to runs need: the pages of a store that is no server are there only while `make ui` runs."""
+    return f"Links lead to runs in MLflow, at {study.ui} while `make ui` runs." if study.ui == local_ui() else ""
+
+
 def page(study: Study, standing: str, sections: Sequence[Section]) -> str:
     """The report as one HTML page; all text is escaped except the figures' own SVG."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.get_template(TEMPLATE)
-    return template.render(study=study, standing=standing, private=PRIVATE, sections=sections)
+    return template.render(study=study, standing=standing, links=_links(study), private=PRIVATE, sections=sections)
 
 
 def markdown(study: Study, standing: str, sections: Sequence[Section]) -> str:
     """The report's words and tables; a plot is its title, which states the finding."""
     parts = [f"# {_line(study.title)}", f"**{PRIVATE}**", f"Study `{study.name}`, {standing}."]
+    parts += [_links(study)] * bool(_links(study))
     for section in sections:
         parts += [f"## {_line(section.title)}", *section.text]
         seen = [*section.items, *(f"{plot.title}." for plot in section.plots)]
@@ -99,6 +110,30 @@ def _member(row: Row) -> dict[str, Any]:
         "device": outcome.device,
         **{f"run_{stage}": run for stage, run in outcome.runs.items()},
     }
+
+
+def _cost(one: Expense) -> dict[str, Any]:
+    """A line of costs.csv: a run of one condition."""
+    return {
+        "condition": one.condition,
+        "runs": one.runs,
+        "minutes": one.minutes.value,
+        "minutes_low": one.minutes.low,
+        "minutes_high": one.minutes.high,
+        **{f"minutes_{stage}": minutes for stage, minutes in one.stages.items()},
+        "peak_memory_gib": one.peak_memory,
+        "gpu_hours": one.gpu_hours,
+        "devices": ", ".join(one.devices),
+    }
+
+
+def _published(systems: Sequence[System]) -> list[dict[str, Any]]:
+    """Lines of published.csv: each figure of another system, or one line for a system that published none."""
+    return [
+        {"system": system.name, "source": system.source, "note": system.note, **figure}
+        for system in systems
+        for figure in [vars(one) | {"configs": " ".join(one.configs)} for one in system.figures] or [{}]
+    ]
 
 
 def _summary(rows: Sequence[Row]) -> list[dict[str, Any]]:

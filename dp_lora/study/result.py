@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+AUDIT = "audit"  # the first letters of the names of stages that audit: a member may have several
 
 
 @dataclass(frozen=True)
@@ -47,5 +48,5 @@ class Study:
     epsilon_of_all: float | None  # of all private releases together; None where no member is private
     delta_of_all: float | None
     audits: tuple[Mapping[str, object], ...] = ()  # lines as runs/audits/EXPERIMENT.jsonl has them
-    tracking_uri: str = ""  # http(s) address of the UI, for links; empty: no links
+    ui: str = ""  # http(s) address of the pages of runs; empty: no links
     experiment_id: str = ""

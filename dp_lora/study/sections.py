@@ -1,20 +1,22 @@
 """The sections of a report: words, plots, tables and grids, each made of a study's rows."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dp_lora.study.bounds import WORDS, Bounds, bounds_of
 from dp_lora.study.comparisons import EPSILON, Comparison, Condition, comparisons, conditions
 from dp_lora.study.drawing import svg
+from dp_lora.study.expenses import Expense, expenses_of
 from dp_lora.study.findings import Finding, beside_lines, cost_of_privacy, finding, scores_of
 from dp_lora.study.grids import Grid, grids_of
 from dp_lora.study.plots import Mark, Series, draw_bounds, draw_epsilon, draw_minutes, draw_scores
 from dp_lora.study.published_figures import System
-from dp_lora.study.result import DONE, Study
+from dp_lora.study.result import AUDIT, DONE, Study
 from dp_lora.study.rows import Row
 from dp_lora.study.scores import ACCURACY, PRECISION, RECALL, SCORES, Score
-from dp_lora.study.statistics import Limits, mean
+from dp_lora.study.statistics import Mean, mean
 from dp_lora.study.tables import Cell, Table, table
 from dp_lora.tracking.links import run_page
 
@@ -55,10 +57,18 @@ class Report:
     study: Study
     rows: Sequence[Row]
     systems: Sequence[System]
-    comparisons: Sequence[Comparison] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.comparisons = comparisons(self.rows)
+    @functools.cached_property
+    def comparisons(self) -> list[Comparison]:
+        return comparisons(self.rows)
+
+    @functools.cached_property
+    def bounds(self) -> list[Bounds]:
+        return bounds_of(self.rows, self.study.audits)
+
+    @functools.cached_property
+    def expenses(self) -> list[Expense]:
+        return expenses_of(conditions(self.rows))
 
     @property
     def scored(self) -> list[Condition]:
@@ -76,11 +86,17 @@ class Report:
         return [Cell(name, link) for name, link in found if link]
 
     def _link(self, run_id: str) -> str:
-        address, experiment = self.study.tracking_uri, self.study.experiment_id
+        address, experiment = self.study.ui, self.study.experiment_id
         # a page must not link to an address of another kind, such as a file's
         if not run_id or not experiment or not address.startswith(("http://", "https://")):
             return ""
-        return run_page(address.rstrip("/"), experiment, run_id)
+        return run_page(address, experiment, run_id)
+
+    def _audits(self) -> list[Cell]:
+        """Links to the runs of audits, each named by its member."""
+        found = [(row.outcome.member.name, *made) for row in self.rows for made in row.outcome.runs.items()]
+        links = [(f"{name}: {stage}", self._link(run)) for name, stage, run in found if stage.startswith(AUDIT)]
+        return [Cell(name, link) for name, link in links if link]
 
     def _last_run(self, row: Row) -> str:
         return self._link(
@@ -228,7 +244,7 @@ class Report:
         return Section("Epsilon over steps", plots=[Plot(seen, svg(figure, "epsilon", seen), self.links(rows))])
 
     def _bounds(self) -> Section | None:
-        found = bounds_of(self.rows, self.study.audits)
+        found = self.bounds
         if not found:
             return None
         header = ["accounting", "k", "delta", "claimed", "bounded", "measured, at least", "audit's ceiling", "verdict"]
@@ -238,7 +254,7 @@ class Report:
                 NOT_YET if one.k is None else str(one.k),
                 f"{one.delta:g}",
                 *map(_bound, (one.claimed, one.bounded, one.measured, one.ceiling)),
-                _verdict(one),
+                one.verdict,
             ]
             for one in found
         ]
@@ -247,7 +263,8 @@ class Report:
         text = [
             "Claimed: what is printed. Bounded: what the noise that is there allows one unit to show. Measured: what "
             "an audit proves with 95% confidence; below the claim it proves nothing. Draws clipped apart: as in the "
-            "released code, where each of the k draws is clipped alone and the noise is set for one of them."
+            "released code, where each of the k draws is clipped alone and the noise is set for one of them. An "
+            "audit at a small epsilon tests the same step at larger ones, where no audit can refute."
         ]
         seen = "No claim lies below what the noise bounds"
         if worst.short:
@@ -255,35 +272,26 @@ class Report:
                 f"With draws clipped apart, k {worst.k} claims epsilon {_bound(worst.claimed)}, and its noise bounds "
                 f"{_bound(worst.bounded)}"
             )
-        plots = [Plot(seen, svg(draw_bounds(drawn), "bounds", seen))]
+        private = [row for row in self.rows if row.settings and not math.isinf(row.settings[EPSILON])]
+        plots = [Plot(seen, svg(draw_bounds(drawn), "bounds", seen), [*self._audits(), *self.links(private)])]
         return Section("Is epsilon true", text, plots=plots, tables=[table(header, lines)])
 
     def _costs(self) -> Section | None:
-        timed = [one for one in conditions(self.rows) if any(row.outcome.seconds for row in one.rows)]
-        if not timed:
+        if not self.expenses:
             return None
-        minutes: dict[str, dict[str, float]] = {}
-        lines: list[list[str | Cell]] = []
-        for one in timed:
-            rows = [row for row in one.rows if row.outcome.seconds]
-            stages = dict.fromkeys(stage for row in rows for stage in row.outcome.seconds)
-            minutes[one.label] = {
-                stage: mean([row.outcome.seconds.get(stage, 0.0) / 60 for row in rows]).value for stage in stages
-            }
-            memory = [row.outcome.peak_memory for row in rows if row.outcome.peak_memory is not None]
-            hours = math.fsum(row.gpu_hours or 0.0 for row in rows) / len(rows)
-            devices = dict.fromkeys(row.outcome.device for row in rows if row.outcome.device)
-            lines.append(
-                [
-                    one.label,
-                    str(len(rows)),
-                    _mean([(row.seconds or 0.0) / 60 for row in rows], "{:.1f}".format, (0.0, math.inf)),
-                    f"{max(memory):.2f}" if memory else NOT_YET,
-                    f"{hours:.2f}" if hours else "0: no GPU",
-                    ", ".join(devices) or NOT_YET,
-                ]
-            )
-        every = [row for one in timed for row in one.rows if row.outcome.seconds]
+        lines: list[list[str | Cell]] = [
+            [
+                one.condition,
+                str(one.runs),
+                _interval(one.minutes, "{:.1f}".format),
+                NOT_YET if one.peak_memory is None else f"{one.peak_memory:.2f}",
+                f"{one.gpu_hours:.2f}" if one.gpu_hours else "0: no GPU",
+                ", ".join(one.devices) or NOT_YET,
+            ]
+            for one in self.expenses
+        ]
+        every = [row for row in self.rows if row.outcome.seconds]
+        minutes = {one.condition: one.stages for one in self.expenses}
         longest = max(minutes, key=lambda label: sum(minutes[label].values()))
         all_hours = math.fsum(row.seconds or 0.0 for row in every) / 3600
         gpu_hours = math.fsum(row.gpu_hours or 0.0 for row in every)
@@ -340,12 +348,12 @@ def _facts(one: Condition, scores: Sequence[Score]) -> list[Cell]:
     cells = [Cell(str(len(one.scored))), Cell(", ".join(sorted(epsilons)) or NOT_YET)]
     for score in scores:
         values = one.values(score.metric)
-        cells.append(_mean(values, score.shown, score.limits) if values else Cell(NOT_YET))
+        cells.append(_interval(mean(values, score.limits), score.shown) if values else Cell(NOT_YET))
     return cells
 
 
-def _mean(values: Sequence[float], write: Callable[[float], str], limits: Limits) -> Cell:
-    value, interval = mean(values, limits).shown(write)
+def _interval(found: Mean, write: Callable[[float], str]) -> Cell:
+    value, interval = found.shown(write)
     return Cell(value, detail=interval)
 
 
@@ -363,11 +371,3 @@ def _bound(epsilon: float | None) -> str:
     if epsilon is None:
         return NOT_YET
     return f"{epsilon:,.0f}" if 100 <= epsilon < math.inf else f"{epsilon:.3g}"
-
-
-def _verdict(one: Bounds) -> str:
-    if one.measured is None:
-        return "not audited"
-    if one.refuted:
-        return "refuted"
-    return "cannot refute" if one.ceiling is not None and one.ceiling <= one.claimed else "not refuted"

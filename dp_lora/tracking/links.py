@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from dp_lora.config import STAGES
+from dp_lora.tracking.reachable import is_server
 from dp_lora.tracking.shared_view import DISTANCES, KEY, PAGES, set_view
-from dp_lora.tracking.store import connect, one_line_errors, search_runs
+from dp_lora.tracking.store import connect, one_line_errors, search_runs, shown_uri, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 SCORED = {stage.name for stage in STAGES.values() if stage.scored}
 GRID = "grid.png"
 RUNS = 1000  # newest runs that are searched
+HOST, PORT = "127.0.0.1", 5000  # of `make ui`, unless another port is typed
+
+
+def local_ui(port: int = PORT) -> str:
+    """The address at which `make ui` serves the pages of a store that is no server."""
+    return f"http://{HOST}:{port}"
+
+
+def ui_address() -> str:
+    """The address of the pages of this store's runs, without credentials: the server's own, else that of `make ui`."""
+    return shown_uri().rstrip("/") if is_server(tracking_uri()) else local_ui()
 
 
 def chart_page(address: str, experiment_id: str) -> str:

@@ -19,6 +19,7 @@ from dp_lora.privacy.audit_record import record_audit
 from dp_lora.privacy.audit_scores import Measured
 from dp_lora.release import privacy_statement
 from dp_lora.study.result import DONE, FAILED, WAITING, Member, Outcome, Study
+from dp_lora.tracking.links import local_ui
 from dp_lora.training.plan import make_plan
 from dp_lora.training.result import leave_result
 
@@ -128,6 +129,6 @@ def digits_study(folder: Path, *, seeds: int = 3) -> Study:
         epsilon_of_all=None,
         delta_of_all=None,
         audits=tuple(audit_lines(folder / "audits.jsonl", {}, {1.0: 0.05})),
-        tracking_uri="http://127.0.0.1:5000",
+        ui=local_ui(),
         experiment_id="7",
     )
