@@ -35,7 +35,7 @@ from dp_lora.project_run import make_run, tag_run, use_project_store
 from dp_lora.slurm.commands import cancel, cluster_name, submit
 from dp_lora.slurm.script import Ranks, job_script
 from dp_lora.slurm.settings import Settings, read_settings, require_gpus
-from dp_lora.slurm.states import Job, read_job
+from dp_lora.slurm.states import JOB_OF, Job, read_job
 from dp_lora.slurm.waiting import pauses
 from dp_lora.tracking.jobs import CLUSTER, STATE, record_job
 from dp_lora.tracking.outside import end_from_outside
@@ -113,7 +113,7 @@ class SlurmBackend(AbstractBackend):
                 run_id = make_run(project_uri, experiment_id, work_dir, version, entry_point, params)
             try:
                 tag_run(client, run_id, "slurm")
-                variables = {"MLFLOW_RUN_ID": run_id, "MLFLOW_EXPERIMENT_ID": str(experiment_id)}
+                variables = {"MLFLOW_RUN_ID": run_id, "MLFLOW_EXPERIMENT_ID": str(experiment_id), JOB_OF: run_id}
                 script = job_script(settings, entry_point, command, ranks, variables)
                 job = _send(client, run_id, cluster, script, Path(work_dir))
             except BaseException as error:

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from dp_lora import slurm_backend
+from dp_lora.config import load
 from dp_lora.errors import InputError
 from dp_lora.slurm.script import Ranks
 from dp_lora.slurm.settings import Environment, Settings
-from dp_lora.tracking import jobs
+from dp_lora.tracking import jobs, opening
 from dp_lora.tracking.process import Terminated
 from tests.support.tracking_store import all_runs, artifacts, made_run, use_store
 
@@ -29,7 +30,7 @@ cd {here}
 case "$*" in
     "show config") echo "ClusterName             = one" ;;
     *"show job"*) [ -e state ] || {{ echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }}
-        echo "JobId=7 JobState=$(cat state) Restarts=0 ExitCode=$(cat exit) Comment=$(cat comment)" ;;
+        echo "JobId=7 JobState=$(cat state) Restarts=$(cat restarts) ExitCode=$(cat exit) Comment=$(cat comment)" ;;
 esac
 """
 
@@ -40,6 +41,7 @@ class Cluster:
     def __init__(self, here: Path):
         self.here = here
         (here / "exit").write_text("0:0")
+        self.restarts(0)
         self.command("scontrol", SCONTROL.format(here=here))
         comment = 'for word in "$@"; do case $word in --comment=*) printf %s "${word#*=}" > comment ;; esac; done'
         self.command("sbatch", f'cd {here}; printf "%s\\n" "$@" > given; {comment}; echo 7')
@@ -53,6 +55,9 @@ class Cluster:
         (self.here / "state").write_text(state)
         (self.here / "exit").write_text(code)
 
+    def restarts(self, number: int) -> None:
+        (self.here / "restarts").write_text(str(number))
+
     @property
     def given(self) -> list[str]:
         return (self.here / "given").read_text().splitlines()
@@ -63,7 +68,7 @@ def cluster(tmp_path, monkeypatch):
     here = tmp_path / "slurm"
     here.mkdir()
     monkeypatch.setenv("PATH", f"{here}:{os.environ['PATH']}")
-    for name in ("SLURM_JOB_ID", "SLURM_CLUSTER_NAME", "SLURM_RESTART_COUNT"):
+    for name in ("SLURM_JOB_ID", "SLURM_CLUSTER_NAME", "SLURM_RESTART_COUNT", "DPLORA_JOB_OF"):
         monkeypatch.delenv(name, raising=False)
     return Cluster(here)
 
@@ -266,14 +271,78 @@ def test_a_dead_process_ends_no_run_whose_job_may_begin_again(client, monkeypatc
     assert process.close_orphans(client) == [plain]
 
 
-def test_a_job_tells_its_own_number_to_the_run_that_this_backend_made(monkeypatch):
+def in_job(monkeypatch, of: str | None) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "9")
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "one")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    told = {"slurm.job": "9", "slurm.cluster": "one", "slurm.state": "RUNNING", "slurm.restarts": "2"}
-    assert jobs.own_job_tags({"mlflow.project.backend": "slurm"}) == told
-    # a run in somebody's own job script gets no tags
-    assert jobs.own_job_tags({"mlflow.project.backend": "native"}) == {}
+    if of is None:
+        monkeypatch.delenv("DPLORA_JOB_OF", raising=False)
+    else:
+        monkeypatch.setenv("DPLORA_JOB_OF", of)
+
+
+TOLD = {"slurm.job": "9", "slurm.cluster": "one", "slurm.state": "RUNNING", "slurm.restarts": "2", "slurm.job_of": "r"}
+
+
+def test_a_job_of_ours_tells_its_own_number_and_somebody_s_own_script_tells_none(monkeypatch):
+    in_job(monkeypatch, "r")
+    assert jobs.own_job_tags() == TOLD
+    in_job(monkeypatch, None)
+    assert jobs.own_job_tags() == {}
+
+
+@pytest.fixture
+def lost(cluster, client, monkeypatch):
+    """A run that a member of a study opened in its task, on a machine that is gone."""
+    study = made_run(client)
+    in_job(monkeypatch, study)
+    monkeypatch.setenv("MLFLOW_RUN_ID", study)
+    run = opening._opened(client, "main", load("mnist5k"), child=True)
+    for name in ("MLFLOW_RUN_ID", "DPLORA_JOB_OF", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name)
+    client.set_tag(run.info.run_id, "host", "elsewhere")
+    (cluster.here / "comment").write_text(study)
+    return run.info.run_id
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "says"),
+    [
+        ("OUT_OF_MEMORY", "0:125", "Slurm: out of memory (OUT_OF_MEMORY)"),
+        ("NODE_FAIL", "1:0", "Slurm: its node failed (NODE_FAIL)"),
+        # another member of the task failed later, or none did: the run itself never closed
+        ("FAILED", "1:0", "its process was killed in the job, which then went on to its end"),
+        ("COMPLETED", "0:0", "its process was killed in the job, which then went on to its end"),
+        ("PENDING", "0:0", "Slurm began its job again"),
+    ],
+)
+def test_a_member_that_was_killed_in_its_task_is_ended_by_the_next_command(cluster, client, lost, state, code, says):
+    from dp_lora.tracking import process
+
+    assert client.get_run(lost).data.tags["slurm.job"] == "9"
+    cluster.restarts(2)
+    cluster.say("RUNNING")
+    jobs.settle_jobs(client)
+    assert process.close_orphans(client) == []
+    assert client.get_run(lost).info.status == "RUNNING"
+    cluster.say(state, code)
+    jobs.settle_jobs(client)
+    run = client.get_run(lost)
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", says)
+    assert not run.data.tags["slurm.state"].endswith("ING")
+
+
+def test_a_member_whose_job_has_begun_again_is_ended_and_one_that_ended_itself_stays_so(cluster, client, lost):
+    cluster.restarts(3)
+    cluster.say("RUNNING")
+    client.set_terminated(lost, "FINISHED")
+    jobs.settle_jobs(client)
+    run = client.get_run(lost)
+    assert (run.info.status, run.data.tags.get("error")) == ("FINISHED", None)
+    client.update_run(lost, status="RUNNING")
+    client.set_tag(lost, "slurm.state", "RUNNING")
+    jobs.settle_jobs(client)
+    assert client.get_run(lost).info.status == "KILLED"
 
 
 def test_the_experiment_says_how_many_ranks_there_are(monkeypatch):

@@ -30,7 +30,8 @@ echo "JobId=7 JobState=$(cat state_$4 2>/dev/null || cat state) ExitCode=1:0 Com
 SBATCH = """
 cd {here}
 number=$(( $(cat last 2>/dev/null || echo 6) + 1 )); echo $number > last
-printf "%s\\n" "$@" > given_$number; cp "${{@: -1}}" script_$number; echo "$OF_A_RUN" > run_$number; echo $number
+printf "%s\\n" "$@" > given_$number; cp "${{@: -1}}" script_$number
+echo "$OF_A_RUN $DPLORA_JOB_OF" > run_$number; echo $number
 """
 
 
@@ -91,11 +92,22 @@ def test_members_are_an_array_that_begins_after_the_job_of_base_and_pictures(sit
     assert "--member 3" in script
     assert "--upstream" in (site.here / "script_7").read_text()
     # Slurm passes the environment on; the script must name none of it
-    assert (site.here / "run_8").read_text() == "secret\n"
+    assert (site.here / "run_8").read_text() == "secret run\n"
     assert "secret" not in script
     alone = send(site)
     assert (alone.upstream, alone.array) == ("", "9")
     assert not any("dependency" in word for word in (site.here / "given_9").read_text().splitlines())
+
+
+def test_the_run_of_a_study_keeps_the_scripts_of_its_jobs(site, monkeypatch):
+    monkeypatch.setattr(command, "_is_upstream_made", lambda grid, found: False)
+    kept = {}
+    run = SimpleNamespace(run_id="run", environment=dict, text=lambda text, file: kept.update({file: text}))
+    command._send(site.grid, site.places, 2, SETTINGS, run)
+    expected = {
+        f"slurm/{name}.sh": (site.here / f"script_{n}").read_text() for name, n in (("upstream", 7), ("members", 8))
+    }
+    assert kept == expected
 
 
 def test_an_array_that_is_refused_takes_the_job_of_base_and_pictures_with_it(site):
@@ -124,6 +136,20 @@ def test_members_that_share_a_ledger_are_one_task_in_which_each_fails_alone(site
     assert [(logs / f"{number}.txt").read_text().split()[-1] for number in (1, 3)] == ["1", "3"]
     # a single member replaces the shell, so that Slurm's signals reach it
     assert shlex.split(array.task_line(site.grid, [second], logs))[:2] == ["exec", "python"]
+
+
+@pytest.mark.parametrize(("signal", "status"), [("USR1", 130), ("TERM", 143)])
+def test_a_task_of_several_members_passes_a_signal_on_and_begins_no_other_member(site, tmp_path, signal, status):
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    stopped = f"trap 'echo kept; exit {status}' {signal}; kill -{signal} $PPID; for n in $(seq 100); do sleep 0.1; done"
+    (fake / "python").write_text(f"#!/bin/bash\n{stopped}\n")
+    (fake / "python").chmod(0o755)
+    line = array.task_line(site.grid, site.places[:2], tmp_path)
+    environment = {**os.environ, "PATH": f"{fake}:{os.environ['PATH']}"}
+    assert subprocess.run(["bash", "-c", line], env=environment, check=False, timeout=60).returncode == status
+    assert (tmp_path / "1.txt").read_text() == "kept\n"
+    assert not (tmp_path / "2.txt").exists()
 
 
 def test_places_say_what_was_made_and_logs_or_slurm_why_not(site):
@@ -207,9 +233,12 @@ def test_ctrl_c_cancels_the_jobs_or_leaves_them_to_a_second_call(site, error, ho
 
 def test_a_second_call_sends_nothing_beside_the_array_of_the_first(site):
     sent = send(site)
-    run = SimpleNamespace(run_id="other", environment=dict)
+    kept = {}
+    run = SimpleNamespace(run_id="other", environment=dict, text=lambda text, file: kept.update({file: text}))
     assert vars(command._send(site.grid, site.places, 1, SETTINGS, run)) == vars(sent)
     assert (site.here / "last").read_text() == "7\n"
+    # each call's run shows the script
+    assert kept == {"slurm/members.sh": (site.here / "script_7").read_text()}
     with pytest.raises(InputError, match="its array 7 is in the queue; wait for it with slurm"):
         array.refuse_beside("smoke", site.places)
     with pytest.raises(InputError, match="other settings or code"):

@@ -221,6 +221,7 @@ def _send(
 
     if sent := array.read_sent(grid.name, found):
         click.echo(f"array {sent.array}: sent by an earlier call")
+        _keep_scripts(grid, run)
         return sent
     todo, upstream = found, not _is_upstream_made(grid, found)
     if not upstream:
@@ -230,7 +231,16 @@ def _send(
         return None
     sent = array.send(grid, todo, settings, jobs, run.run_id, run.environment(), upstream=upstream)
     click.echo(f"array {sent.array}: {len(todo)} members, {jobs} at a time")
+    _keep_scripts(grid, run)
     return sent
+
+
+def _keep_scripts(grid: Grid, run: tracking.TrackedRun) -> None:
+    """Show in the study's run what was sent; a script holds the study's own settings alone."""
+    from dp_lora.study import array
+
+    for name, text in array.scripts(grid.name).items():
+        run.text(text, f"slurm/{name}.sh")
 
 
 def _distinct(found: Iterable[Place]) -> list[Config]:

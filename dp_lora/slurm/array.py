@@ -7,6 +7,7 @@ from dp_lora.files import private_folder, whole_file
 from dp_lora.slurm.commands import submit
 from dp_lora.slurm.script import array_script
 from dp_lora.slurm.settings import Settings
+from dp_lora.slurm.states import JOB_OF
 
 
 def submit_array(
@@ -20,11 +21,12 @@ def submit_array(
     comment: str,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Send an array of jobs that work in the current folder; returns its id: task N is job ID_N.
+    """Send an array of jobs for a run that work in the current folder; returns its id: task N is job ID_N.
 
     `commands` are lines of shell, all values in them quoted. The array begins when the jobs `after` have ended well,
     and is cancelled if one has not. Script and output lie in `folder`, the operator's own; others may read the
-    `comment`. `environment` is added to this process's own for the jobs. Raises InputError in Slurm's own words.
+    `comment`, which is the run's id. `environment` is added to this process's own for the jobs. Raises InputError in
+    Slurm's own words.
     """
     private_folder(folder)
     script = folder / "job.sh"
@@ -34,4 +36,4 @@ def submit_array(
     options.append(f"--comment={comment}")
     if after:
         options += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
-    return submit(script, *options, environment=environment)
+    return submit(script, *options, environment={**(environment or {}), JOB_OF: comment})

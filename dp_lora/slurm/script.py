@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dp_lora.errors import InputError
 from dp_lora.slurm.settings import Settings
-from dp_lora.slurm.states import NEAR_LIMIT
+from dp_lora.slurm.states import JOB_OF, NEAR_LIMIT
 
 # variables that Lightning Fabric and gloo read in each rank
 OF_A_RANK = (
@@ -20,7 +20,7 @@ OF_A_RANK = (
 )  # fmt: skip
 OF_A_RUN = (
     "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI", "SLURM_JOB_ID", "SLURM_CLUSTER_NAME",
-    "SLURM_RESTART_COUNT",
+    "SLURM_RESTART_COUNT", JOB_OF,
 )  # fmt: skip
 COMMAND = "DPLORA_COMMAND"  # variable of a script: the job's command line
 MOST = 1000  # jobs of an array: Slurm's MaxArraySize is 1001 by default

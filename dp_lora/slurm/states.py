@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dp_lora.slurm.commands import accounted, shown_job
 
+JOB_OF = "DPLORA_JOB_OF"  # variable of our jobs: the id of the run that the job is for, which is its comment too
 NEAR_LIMIT = 124  # exit status of a batch script that was signalled before its time limit, and did not begin again
 WAITS = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 WORKS = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
@@ -36,6 +37,10 @@ class Job:
     @property
     def is_over(self) -> bool:
         return self.state not in ("PENDING", "RUNNING")
+
+    def of(self, run_id: str) -> "Job":
+        """This job where it is for a run; else GONE: Slurm has since given the number to another job."""
+        return self if self.comment in ("", run_id) else Job(GONE)
 
     @property
     def ended_as(self) -> tuple[str, str]:

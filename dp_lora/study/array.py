@@ -31,6 +31,21 @@ OUTPUT = "slurm"  # beside it: scripts, and the jobs' output outside of members
 LOOK_EVERY = 0.5  # seconds between two drawings of the table
 CANCELLING = 20.0  # seconds that cancelled jobs have to end, shorter than `mlflow run` gives this process
 SETTLING = 60.0  # seconds in which a shared disk shows what another machine has written
+# shell: `make COMMAND` runs a command and passes signals on to it, which would else end the shell alone; after a signal
+# no other command begins, and the shell ends as the command did
+PASSES_SIGNALS_ON = (
+    "rc=0",
+    "told=",
+    'tell() { told=$1; kill "-$1" "$work" 2>/dev/null; }',
+    "trap 'tell USR1' USR1",
+    "trap 'tell TERM' TERM",
+    'make() { "$@" & work=$!',
+    '[ -z "$told" ] || kill "-$told" "$work"',  # it came before the shell knew whom to tell
+    'while wait "$work"; status=$?; kill -0 "$work" 2>/dev/null; do :; done',
+    '[ "$status" = 0 ] || rc=$status',
+    '[ -z "$told" ] || exit "$status"',
+    "}",
+)
 PYTHON = "python"  # of the environment that the backend config names
 
 
@@ -46,9 +61,7 @@ class Sent:
 
     def job(self, job: str) -> Job:
         """The state of one of its jobs. Raises ControllerAway."""
-        found = read_job(job)
-        # the number may have been given to somebody else's job since
-        return found if found.comment in ("", self.run) else Job(GONE)
+        return read_job(job).of(self.run)
 
     def is_alive(self) -> bool:
         """Whether a task waits or works; True while the controller is away: nothing tells of an end then."""
@@ -140,7 +153,7 @@ def task_line(grid: Grid, members: Sequence[Place], logs: Path) -> str:
     lines = [_line(member_command(grid, one.number, PYTHON), logs / f"{one.number}.txt") for one in members]
     if len(lines) == 1:
         return f"exec {lines[0]}"  # signals of Slurm reach the member itself
-    return "; ".join(["rc=0", *(f"{line} || rc=$?" for line in lines), "exit $rc"])
+    return "; ".join([*PASSES_SIGNALS_ON, *(f"make {line}" for line in lines), "exit $rc"])
 
 
 def _line(command: Sequence[str], log: Path) -> str:
@@ -196,6 +209,12 @@ def send(
         forget(grid.name)
         raise
     return found
+
+
+def scripts(name: str) -> dict[str, str]:
+    """The batch scripts of the study's last array: name of a kind of jobs (members, upstream) -> text."""
+    found = sorted((study_folder(name) / OUTPUT).glob("*/job.sh"))
+    return {path.parent.name: path.read_text(encoding="utf-8") for path in found}
 
 
 def _logs(name: str) -> Path:

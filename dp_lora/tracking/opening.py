@@ -85,13 +85,13 @@ def _close(tracked: TrackedRun, monitor: Any, status: str, error: BaseException 
 
 def _opened(client: "MlflowClient", stage: str, config: Config, child: bool) -> "Run":
     parent = joined_run(client)
-    tags = process_tags()
+    tags = process_tags() | own_job_tags()
     name = run_name(stage, config, nested=parent is not None and child)
     if parent is not None and not child:
         # keep a name that the user gave
         made_up = re.fullmatch(MADE_UP_NAME, parent.info.run_name or "")
         client.update_run(parent.info.run_id, status="RUNNING", name=name if made_up else None)
-        for key, value in (tags | own_job_tags(parent.data.tags)).items():
+        for key, value in tags.items():
             client.set_tag(parent.info.run_id, key, value)
         if "error" in parent.data.tags:
             # left by an earlier process, whose work this one continues
