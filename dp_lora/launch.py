@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 STARTED = "DPLORA_STARTED_RANK"  # in a process that this module started: the id of the one that did
-JOINING = timedelta(minutes=30)  # to come together: a command may be typed on each machine, and starting takes time
+JOINING = timedelta(minutes=10)  # at least, to come together: a command may be typed on each machine
 GRACE = 60.0  # seconds in which the first process may notice by itself that another one has ended
 
 
@@ -49,12 +49,13 @@ def make_fabric(compute: Compute, device: torch.device) -> "Fabric | None":
 
     for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)  # its lines about processes concern no user
+    joining = max(JOINING, timedelta(minutes=compute.rank_timeout_minutes))
     try:
         fabric = Fabric(
             accelerator=device.type,
             devices=compute.devices,
             num_nodes=compute.num_nodes,
-            strategy=DDPStrategy(process_group_backend="gloo", timeout=JOINING),
+            strategy=DDPStrategy(process_group_backend="gloo", timeout=joining),
         )
         _environment_of(fabric).validate_settings(num_devices=compute.devices, num_nodes=compute.num_nodes)
     except (ValueError, RuntimeError) as error:

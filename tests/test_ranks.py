@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -139,8 +140,13 @@ def test_no_ranks_are_refused(key):
         tiny_config(f"{key}=0")
 
 
-def compute(devices: int = 1, num_nodes: int = 1) -> Compute:
-    return Compute("cpu", devices, num_nodes, 10, 8)
+def compute(devices: int = 1, num_nodes: int = 1, minutes: int = 10) -> Compute:
+    return Compute("cpu", devices, num_nodes, minutes, 8)
+
+
+@pytest.mark.parametrize(("minutes", "joining"), [(1, 10), (10, 10), (60, 60)])
+def test_ranks_have_the_timeout_to_find_each_other_and_ten_minutes_at_least(minutes, joining):
+    assert make_fabric(compute(2, minutes=minutes), CPU).strategy._timeout == timedelta(minutes=joining)
 
 
 def test_a_launcher_that_starts_more_ranks_than_the_config_says_is_refused(monkeypatch):

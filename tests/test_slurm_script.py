@@ -166,12 +166,19 @@ def test_an_empty_backend_config_leaves_all_to_the_site(tmp_path):
     assert (settings.wait, settings.on_interrupt, settings.requeue, settings.signal) == (True, "cancel", True, 120)
 
 
+def test_a_job_may_wait_for_another_one(tmp_path):
+    extra = ["--dependency=afterok:12", "--kill-on-invalid-dep=yes"]
+    settings = read_settings({"extra": extra}, tmp_path)
+    assert "#SBATCH --dependency=afterok:12\n#SBATCH --kill-on-invalid-dep=yes\n" in script(settings)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"partitions": "gpu"}, "no key 'partitions'; did you mean partition?"),
         ({"partition": "gpu\n#SBATCH --uid=0"}, "partition='gpu\\n#SBATCH --uid=0': write it as gpu"),
         ({"account": "a b"}, "account='a b'"),
+        ({"account": "FILL_IN"}, "account=FILL_IN: write your site's, such as project1; null takes the site's default"),
         ({"account": "$(id)"}, "account='$(id)'"),
         ({"gpus": 0}, "gpus=0"),
         ({"gpus": True}, "gpus=True"),
@@ -212,6 +219,7 @@ def test_each_template_is_a_valid_backend_config(path, tmp_path):
         (made / "bin").mkdir(parents=True)
         (made / "bin/python").touch()
         given["environment"] = {kind: str(made)}
+    given = {key: "project1" if value == "FILL_IN" else value for key, value in given.items()}
     settings = read_settings(given, tmp_path)
     assert settings.environment.kind == kind
     assert "#SBATCH --time=" in script(settings)

@@ -20,10 +20,11 @@ MEMORY = re.compile(r"[1-9][0-9]*[KMGT]?")
 TIME = re.compile(r"[0-9]+(:[0-5][0-9]){0,2}|[0-9]+-[0-9]{1,2}(:[0-5][0-9]){0,2}")
 EXTRA = re.compile(r"--([a-z][a-z0-9-]*)(=[A-Za-z0-9_.,:;/@%+*&|()\[\]=-]+)?")
 IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]*")
+FILL_IN = "FILL_IN"  # stands in a template where only the site can say what
 ENVIRONMENTS = ("venv", "docker", "apptainer")
 # options that the backend itself sets, or that would replace the script
 OURS = {
-    "account", "array", "chdir", "comment", "constraint", "cpus-per-task", "dependency", "error", "export",
+    "account", "array", "chdir", "comment", "constraint", "cpus-per-task", "error", "export",
     "export-file", "gres", "gpus", "gpus-per-node", "help", "input", "job-name", "mem", "no-requeue", "nodes", "ntasks",
     "ntasks-per-node", "open-mode", "output", "parsable", "partition", "requeue", "signal", "test-only", "time",
     "usage", "version", "wait", "wrap",
@@ -110,6 +111,10 @@ def _shown(value: Any) -> str:
 
 def _text(key: str, value: Any, pattern: re.Pattern[str], example: str) -> str:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if text == FILL_IN:
+        raise InputError(
+            f"backend config: {key}={FILL_IN}: write your site's, such as {example}; null takes the site's default"
+        )
     if not isinstance(text, str) or not pattern.fullmatch(text):
         raise InputError(f"backend config: {key}={_shown(value)}: write it as {example}")
     return text
