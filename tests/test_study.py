@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from dp_lora.config import ROOT, config_names, flatten, load
+from dp_lora.config import ROOT, STAGES, config_names, flatten, load
 from dp_lora.data.layout import Picture, write_dataset
 from dp_lora.data.png import encode_png
 from dp_lora.models.adapters import apply_adapter
@@ -173,6 +174,39 @@ def test_the_readme_tables_what_the_files_hold():
                 else effective["lora_parameters"] - effective["of_which_attn2_to_q_to_k"]
             )
             assert lora == [f"{expected:,}"], name
+
+
+def sent_by(text: str, commands: list[str], folder: Path) -> list[list[str]]:
+    """The words that `mlflow` gets from commands of the README, typed after its shell function."""
+    (function,) = re.findall(r"^send\(\) \{.*?^\}$", text, flags=re.MULTILINE | re.DOTALL)
+    (folder / ".venv/bin").mkdir(parents=True)
+    mlflow = folder / ".venv/bin/mlflow"
+    mlflow.write_text('#!/bin/bash\nprintf "%s\\t" "$@"; echo\n')
+    mlflow.chmod(0o755)
+    script = "\n".join([function, *commands])
+    done = subprocess.run(["bash", "-ec", script], cwd=folder, capture_output=True, text=True, check=True, timeout=60)
+    return [line.split("\t")[:-1] for line in done.stdout.splitlines()]
+
+
+def test_each_job_file_of_the_study_is_a_command_whose_config_parameters_and_backend_config_exist(tmp_path):
+    text = (ROOT / "configs" / "README.md").read_text()
+    found = {}
+    for words in sent_by(text, re.findall(r"`(send [^`]+)`", text), tmp_path):
+        assert words[:5] == ["run", ".", "-b", "slurm", "--backend-config"]
+        assert (ROOT / words[5]).exists(), words
+        entry, given = words[7], dict(word.split("=", 1) for word in words[9::2])
+        assert given.keys() <= {*STAGES[entry].parameters}, words
+        assert given.get("overrides", "") == ""
+        resolved(given["config"])
+        before = {"sample": ("adapter", "FINETUNE"), "fid": ("samples", "SAMPLE")}.get(entry)
+        assert before is None or given[before[0]] == before[1], words
+        found.setdefault(entry, set()).add(given["config"])
+    of_the_study = set(PRIVATE) - {"celebahq-eps10-effective-targets"}
+    assert found == {
+        "finetune": of_the_study, "sample": of_the_study, "fid": of_the_study,
+        "pretrain_ae": {PRETRAINING[0]}, "pretrain_ldm": {PRETRAINING[1]},
+    }  # fmt: skip
+    assert set(re.findall(r"`config=([\w.-]+)`", text)) - {"NAME"} <= {*config_names()}
 
 
 # `test_the_readme_tables_what_the_files_hold` checks settings that share their counts with another experiment
