@@ -141,11 +141,15 @@ Process = Ddpm | Flow
 def process_of(scheduler: Any, where: str) -> Process:
     """How a base with this scheduler of diffusers was trained. InputError, which begins with `where`, for another."""
     name, config = type(scheduler).__name__, scheduler.config
-    if name.startswith("FlowMatch"):
-        # a shift that follows the picture's size is the pipeline's when it draws; in training it is none
-        return Flow(1.0 if config.get("use_dynamic_shifting") else float(config.get("shift") or 1.0))
     prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in PREDICTION_TYPES or name.startswith("EDM"):
+    # "flow_prediction" stands in a solver of other processes too, as published bases of Sana have it
+    if name.startswith("FlowMatch") or prediction_type == "flow_prediction":
+        # a shift that follows the picture's size is the pipeline's when it draws; in training it is none
+        shift = config.get("shift") or config.get("flow_shift") or 1.0
+        return Flow(1.0 if config.get("use_dynamic_shifting") else float(shift))
+    if name.startswith("EDM"):  # its config says epsilon all the same
+        prediction_type = "EDM's target"
+    if prediction_type not in PREDICTION_TYPES:
         raise InputError(
             f"{where}: its {name} predicts {prediction_type}; bases that predict {' or '.join(PREDICTION_TYPES)}, or "
             "flow matching, can be fine-tuned"

@@ -3,8 +3,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
 
-from dp_lora.diffusion import diffuse, loss_per_row, make_scheduler, target
+from dp_lora.diffusion import Flow, diffuse, loss_per_row, make_scheduler, process_of, target
 from dp_lora.errors import InputError
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "schedules.npz")  # from the original latent-diffusion code
@@ -74,3 +81,21 @@ def test_unknown_names_are_refused_by_key():
         make_scheduler("sigmoid", 0.0015, 0.0195, "epsilon")
     with pytest.raises(InputError, match=r"ldm\.prediction_type=sample"):
         make_scheduler("linear", 0.0015, 0.0195, "sample")
+
+
+def test_the_process_of_a_flow_is_read_off_its_scheduler_whichever_solver_it_is():
+    for scheduler, shift in (
+        (FlowMatchEulerDiscreteScheduler(shift=3.0), 3.0),
+        (FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True), 1.0),
+        (DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.0), 2.0),
+    ):
+        assert process_of(scheduler, "base") == Flow(shift)
+
+
+def test_the_process_of_noise_has_the_betas_of_its_scheduler_whichever_solver_it_is():
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    expected = DDPMScheduler(**betas).alphas_cumprod
+    for kind in (PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler):
+        found = process_of(kind(prediction_type="v_prediction", **betas), "base")
+        assert found.prediction_type == "v_prediction"
+        torch.testing.assert_close(found.alphas_cumprod, expected)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
 from dp_lora.config import ROOT
 from dp_lora.diffusion import Flow
@@ -188,6 +188,19 @@ def test_a_base_whose_rows_are_not_apart_is_refused(bases, monkeypatch):
     monkeypatch.setattr(Family, "predict", mixed)
     with pytest.raises(InputError, match="changes with another row"):
         make_adapter(config, model, CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "line"),
+    [("sd", DDIMScheduler(prediction_type="sample"), "its DDIMScheduler predicts sample; bases that predict"),
+     ("sdxl", EDMEulerScheduler(), "its EDMEulerScheduler predicts EDM's target; bases"),
+     ("sd", FlowMatchEulerDiscreteScheduler(), "is trained by noise here, but its FlowMatchEuler"),
+     ("sd3", DDIMScheduler(), "is trained by flow matching here, but its DDIMScheduler is of another process")],
+)  # fmt: skip
+def test_a_pipeline_with_a_scheduler_of_another_process_is_refused_in_one_line(name, scheduler, line, bases):
+    model = replace(load_model(bases[name]), scheduler=scheduler, info={"size": SIZE})
+    with pytest.raises(InputError, match=f"^model.base: .*{line}"):
+        make_adapter(text_config(), model, CPU)
 
 
 @pytest.mark.parametrize("name", ["sd", "dit"])

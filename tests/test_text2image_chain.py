@@ -16,7 +16,7 @@ from tests.support import served
 from tests.support.download_server import serving
 from tests.support.kept import runs_of, told, unnamed
 from tests.support.prepare_call import clone
-from tests.support.tiny_pipelines import make_pipeline
+from tests.support.tiny_pipelines import TEXT, make_pipeline
 from tests.support.tiny_project import run
 
 SECRETS = ("elderberry", "quartzite", "zeppelin")
@@ -68,9 +68,10 @@ def released_and_drawn(project, ok):
 
 
 @pytest.mark.slow
-def test_a_folder_with_captions_becomes_a_release_and_no_record_holds_a_word_of_a_caption(tmp_path):
+@pytest.mark.parametrize("name", TEXT)
+def test_a_folder_with_captions_becomes_a_release_and_no_record_holds_a_word_of_a_caption(name, tmp_path):
     project = clone(ROOT, tmp_path / "project")
-    make_pipeline(project / "base", "sd")
+    make_pipeline(project / "base", name)
     write_pictures(project / "pictures", captioned=True)
     said = []
     samples = released_and_drawn(project, calls(project, "text2image", SETTINGS, said))

@@ -45,7 +45,7 @@ from dp_lora.training.checkpoints import Keeper, load_checkpoint
 from dp_lora.training.physical_batch import dummy_loss, physical_batch_size
 from dp_lora.training.private_loss import diffusion_loss
 from dp_lora.training.run_folder import RunFolder, binding_digest
-from dp_lora.training.start import dead_weights, require_finite, require_rows_apart
+from dp_lora.training.start import dead_weights, require_finite, require_its_process, require_rows_apart
 from dp_lora.training.steps import curve_steps
 
 
@@ -101,13 +101,15 @@ def units_of(n_pictures: int, persons: Sequence[str] | None, unit: str) -> list[
 def make_adapter(config: Config, model: Model, device: torch.device) -> Adapter:
     """The adapter at its public start, seeded by experiment.seed.
 
-    Raises InputError for a base with NaN or infinite weights, and for a pipeline whose rows depend on each other.
+    Raises InputError for a base with NaN or infinite weights, and for a pipeline of another process or with rows that
+    depend on each other.
     """
     require_finite(config, model)
     generator = torch.Generator().manual_seed(config.experiment.seed)
     lora = add_lora(model.denoiser, config.lora, generator, model.family)
     dead, embedding = frozenset[str](), None
     if model.pipeline is not None:
+        require_its_process(model)
         with full_precision():
             require_rows_apart(config, model, device)
             dead = dead_weights(config, model, device)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dp_lora.config.schema import Config
 from dp_lora.data.conditions import Captions
-from dp_lora.diffusion import process_of
+from dp_lora.diffusion import Flow, process_of
 from dp_lora.errors import InputError
 from dp_lora.models.adapters import lora_parameters
 from dp_lora.models.families import TEXT, Conditions
@@ -53,6 +53,18 @@ def require_finite(config: Config, model: Model) -> None:
         raise InputError(
             f"model.base={config.model.base}: its weights hold NaN or infinity ({broken}); get or make it again, or "
             "name another base"
+        )
+
+
+def require_its_process(model: Model) -> None:
+    """InputError for a scheduler of a process that cannot be trained, or that is not the family's: its denoiser would
+    be given times on another scale."""
+    process = process_of(model.scheduler, "model.base")
+    if isinstance(process, Flow) != model.family.flow:
+        trained = "flow matching" if model.family.flow else "noise"
+        raise InputError(
+            f"model.base: a {model.family.pipeline} is trained by {trained} here, but its "
+            f"{type(model.scheduler).__name__} is of another process; name another base"
         )
 
 

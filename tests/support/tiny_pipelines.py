@@ -188,7 +188,9 @@ def sana() -> SanaPipeline:
         num_cross_attention_heads=4, cross_attention_head_dim=8, cross_attention_dim=32, caption_channels=32,
         sample_size=16, timestep_scale=0.5,
     )  # fmt: skip
-    return SanaPipeline(tokenizer, encoder, vae, _opened(transformer), FlowMatchEulerDiscreteScheduler(shift=3.0))
+    # as published bases have it: a solver that is told of the flow
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return SanaPipeline(tokenizer, encoder, vae, _opened(transformer), scheduler)
 
 
 def dit() -> DiTPipeline:
