@@ -1,21 +1,27 @@
 """A pipeline of the Hub, through the Hub's client and a server of the test's own; every fault gives one line."""
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from huggingface_hub import constants
+from PIL import Image
 
 from dp_lora.config import ROOT
-from dp_lora.data.hub_base import fetch_base
+from dp_lora.data.hub_base import fetch_base, outline_base
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import read_json
 from dp_lora.models.folder import load_model
+from dp_lora.models.memory import memory_line
+from dp_lora.models.shapes import base_shapes
 from tests.support.download_server import Server, serving
 from tests.support.prepare_call import clone
+from tests.support.text2image import text_config
 from tests.support.tiny_pipelines import make_pipeline
 from tests.support.tiny_project import run
 
@@ -128,6 +134,54 @@ def test_offline_a_base_that_is_not_here_is_one_line(hub, tmp_path, monkeypatch)
     assert hub.requests == []
 
 
+def test_an_outline_counts_as_its_pipeline_does_and_takes_neither_weights_nor_room(hub, files, made, tmp_path):
+    folder = tmp_path / "outline"
+    folder.mkdir()
+    outline_base(REPO, REVISION, folder)
+    asked = [part for method, path, part in hub.requests if method == "GET" and path.endswith(".safetensors")]
+    assert asked
+    assert set(asked) == {"bytes=0-100000"}  # enough for a header
+    assert not [name for name in names_got(hub) if name.endswith((".txt", ".model"))]
+    config = text_config(f"model.base={made}")
+    outlined, whole = base_shapes(config, folder), base_shapes(config, made)
+    assert (outlined.denoiser, outlined.vae, outlined.family) == (whole.denoiser, whole.vae, whole.family)
+    assert memory_line(config, folder, outlined) == memory_line(config, made, whole)
+    sizes = {p.relative_to(made).as_posix(): p.stat().st_size for p in made.rglob("*") if p.is_file()}
+    del sizes["model_index.json"]
+    assert read_json(folder / "outline.json") == {"bytes": sum(sizes.values())}
+    lying = sum(path.stat().st_blocks * 512 for path in folder.rglob("*.safetensors"))
+    assert lying < sum(size for name, size in sizes.items() if name.endswith(".safetensors")) / 2
+    with pytest.raises(InputError, match="an outline of a pipeline, without weights"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("import_base", "to download to data/somebody--tiny-sd-0123456789ab, "),
+        pytest.param("finetune", "base: StableDiffusionPipeline; its unet is adapted", marks=pytest.mark.slow),
+    ],
+)
+def test_a_dry_run_says_its_facts_before_any_weight_is_downloaded(hub, tmp_path, monkeypatch, stage, words):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a thing")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    settings = (
+        f"data.path={tmp_path} data.n_public=400 data.size=32 model.base={REPO} model.revision={REVISION} "
+        "model.privacy_status=public sampling.prompts=sun privacy.batch_size=40 compute.device=cpu"
+    )
+    command = importlib.import_module(f"dp_lora.commands.{stage}").main
+    done = CliRunner().invoke(command, ["--config", "text2image", "--dry-run", "--overrides", settings])
+    assert done.exit_code == 0, done.output
+    assert words in done.stdout
+    if stage == "finetune":
+        assert "first: data/somebody--tiny-sd-0123456789ab: missing; type the same overrides with `import_base`" in (
+            done.stdout
+        )
+    assert not (ROOT / "data/somebody--tiny-sd-0123456789ab").exists()
+    assert not [part for _, path, part in hub.requests if path.endswith(".safetensors") and part != "bytes=0-100000"]
+
+
 @pytest.mark.slow
 def test_import_base_brings_it_and_a_dry_run_says_so_first(hub, tmp_path):
     project = clone(ROOT, tmp_path / "project")
@@ -139,7 +193,7 @@ def test_import_base_brings_it_and_a_dry_run_says_so_first(hub, tmp_path):
         "model.privacy_status=public sampling.prompts=sun privacy.batch_size=40 compute.device=cpu"
     )
     given = ("--config", "text2image", "--overrides", settings)
-    early = run(project, "dp_lora", "finetune", *given, "--dry-run")
+    early = run(project, "dp_lora", "finetune", *given)
     assert early.returncode == 1
     assert "import_base" in early.stderr
     brought = run(project, "dp_lora", "import_base", *given, HF_ENDPOINT=hub.url)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dp_lora.cli.adapters import adapter_folder, find_adapter
 from dp_lora.cli.common import Call, relative
-from dp_lora.cli.pipelines import base_folder, is_made_here, pipeline_of, require_base
+from dp_lora.cli.pipelines import base_to_read, is_made_here, pipeline_of, require_base
 from dp_lora.config import Config
 from dp_lora.config.prompts import drawn_prompts
 from dp_lora.config.rules import check_classes, check_shape, check_text
@@ -29,12 +29,12 @@ def refuse(call: Call) -> None:
     if call.stage in ("main", "prepare", "finetune", "fid"):
         _refuse_pictures(config)
     if call.stage in ("main", "finetune"):
-        _refuse_base(config, made_anew=call.stage == "main")
+        _refuse_base(call, made_anew=call.stage == "main")
         if config.privacy.parent is not None:
             find_adapter(config.privacy.parent, "privacy.parent")
     if call.stage == "count_params" and not is_made_here(config):
         # the config's own networks, which count where no base is there yet, say nothing about a base from elsewhere
-        require_base(config)
+        base_to_read(config, dry_run=call.dry_run)
     if call.stage in ("sample", "export"):
         if call.inputs.get("adapter") or not call.dry_run:
             adapter_folder(call)
@@ -57,11 +57,11 @@ def _refuse_pictures(config: Config) -> None:
     list_pictures(Path(data.path), Stated.of(config))
 
 
-def _refuse_base(config: Config, *, made_anew: bool) -> None:
+def _refuse_base(call: Call, *, made_anew: bool) -> None:
     """InputError for a base of other size or channels; `made_anew`: do not read a base that the pipeline makes."""
+    config = call.config
     # a base that is not there has no family: a later check would blame what the user typed for another one
-    require_base(config)
-    base = base_folder(config)
+    base = base_to_read(config, dry_run=call.dry_run)
     own = (made_anew or not base.exists()) and relative(base) in pipeline_of(config).made
     encoder = config.ldm.text_encoder if own else None
     of_classes = encoder is None and _learns_classes(base)

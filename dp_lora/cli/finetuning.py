@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dp_lora import tracking
 from dp_lora.cli.adapters import find_adapter
 from dp_lora.cli.common import Call, relative
-from dp_lora.cli.pipelines import RUNS, base_folder, is_made_here, private_data, require_base
+from dp_lora.cli.pipelines import RUNS, base_to_read, is_made_here, private_data
 from dp_lora.cli.prepared import caches
 from dp_lora.cli.record import LEDGER, operator_folder
 from dp_lora.config import PROJECT, ROOT, Config
@@ -44,12 +44,12 @@ def audited_as(start: "Resolved", bound: Mapping[str, Any]) -> str:
     return settings_digest(start.plan, bound["code"])
 
 
-def resolve(config: Config, *, remade: bool = False) -> "Resolved":
+def resolve(config: Config, *, remade: bool = False, dry_run: bool = False) -> "Resolved":
     """Resolve base, plan, parent, pictures and the folder that train.resume names; check a base that exists.
 
     With `remade` the caller brings the base up to date before its use: a base made with other settings counts as
-    missing. Raises InputError for bad LoRA targets, a bad seed file and every setting that would otherwise be refused
-    after the work upstream.
+    missing. A `dry_run` takes an outline of a Hub base that is not here yet. Raises InputError for bad LoRA targets, a
+    bad seed file and every setting that would otherwise be refused after the work upstream.
     """
     # imported late: scipy, and torch and diffusers where the base does not exist yet
     from dp_lora.models.shapes import base_shapes
@@ -57,8 +57,7 @@ def resolve(config: Config, *, remade: bool = False) -> "Resolved":
     from dp_lora.training.plan import make_plan
     from dp_lora.training.resolved import Resolved, check_base
 
-    base = base_folder(config)
-    require_base(config)
+    base = base_to_read(config, dry_run=dry_run)
     # a release must not name a folder of this machine
     shown = relative(base) if base.resolve().is_relative_to(ROOT) else base.name
     if remade and base.exists() and is_made_here(config) and not _made_with(config, base):

@@ -5,6 +5,8 @@ config belongs to the pipeline with the same checkpoint.folder, public.folder an
 data/; `prepare` makes them, data.dvc tracks them, and no stage writes to them.
 """
 
+import functools
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,14 +213,45 @@ def base_is_named(config: Config) -> bool:
     return noted.exists() and read_json(noted) == named_base(config)
 
 
+def is_missing_from_hub(config: Config) -> bool:
+    """Whether the base is a pipeline of the Hub that `import_base` has not brought."""
+    return config.model.revision is not None and not base_folder(config).exists()
+
+
+def _import_first(config: Config) -> str:
+    """One line that says how to get a missing base of the Hub."""
+    return (
+        f"{relative(base_folder(config))}: missing; type the same overrides with `import_base`, which downloads "
+        f"{config.model.base} at {config.model.revision}"
+    )
+
+
+@functools.cache
+def _outline(repo: str, revision: str) -> tempfile.TemporaryDirectory[str]:
+    """An outline of a pipeline of the Hub, until this process ends."""
+    from dp_lora.data.hub_base import outline_base
+
+    folder = tempfile.TemporaryDirectory(prefix="dp-lora-")
+    outline_base(repo, revision, Path(folder.name))
+    return folder
+
+
+def base_to_read(config: Config, *, dry_run: bool) -> Path:
+    """The base's folder, or at a dry run its outline where the base is of the Hub and not here yet.
+
+    Raises InputError as `require_base`, and where the Hub cannot be reached.
+    """
+    if dry_run and is_missing_from_hub(config):
+        return Path(_outline(config.model.base, str(config.model.revision)).name)
+    require_base(config)
+    return base_folder(config)
+
+
 def require_base(config: Config) -> None:
     """Raise InputError for a model.base that does not exist and that no stage makes."""
     base = base_folder(config)
-    if config.model.revision is not None and not base.exists():
-        raise InputError(
-            f"{relative(base)}: missing; type the same overrides with `import_base`, which downloads "
-            f"{config.model.base} at {config.model.revision}"
-        )
+    if is_missing_from_hub(config):
+        raise InputError(_import_first(config))
     if not base.exists() and not (IN_CLONE and relative(base) in pipeline_of(config).made):
         raise InputError(f"model.base={config.model.base}: no such folder; make it first, or name another")
 
@@ -249,9 +282,11 @@ def what_to_type(config: Config, folders: Iterable[Path]) -> str | None:
 
 
 def to_bring(config: Config) -> dict[str, str]:
-    """A dry run's line that says what to type first; empty where no folder from outside is missing."""
-    line = what_to_type(config, from_outside(config))
-    return {} if line is None else {"first": line}
+    """A dry run's line that says what to type first; empty where nothing from outside is missing."""
+    lines = [_import_first(config)] if is_missing_from_hub(config) else []
+    pictures = what_to_type(config, from_outside(config))
+    lines += [] if pictures is None else [pictures]
+    return {"first": "; ".join(lines)} if lines else {}
 
 
 def require_distance(config: Config) -> None:

@@ -4,7 +4,7 @@ import click
 
 from dp_lora.cli.common import Call, entry_point
 from dp_lora.cli.early import refuse
-from dp_lora.cli.pipelines import base_folder
+from dp_lora.cli.pipelines import base_folder, base_to_read, is_made_here
 from dp_lora.files import write_json
 
 
@@ -15,7 +15,10 @@ def main(call: Call) -> None:
     from dp_lora.models.counting import count_parameters
     from dp_lora.models.shapes import base_shapes
 
-    counts = count_parameters(call.config, base_shapes(call.config, base_folder(call.config)))
+    config = call.config
+    # without a base that is made here the config's own networks are counted
+    base = base_folder(config) if is_made_here(config) else base_to_read(config, dry_run=call.dry_run)
+    counts = count_parameters(config, base_shapes(config, base))
     if call.dry_run:
         facts = {name: f"{counts[name]:,}" for name in ("total", "trainable", "lora", "class_embedding")}
         call.print_dry_run(facts, [f"{call.shown_out()}/count_params.json"])

@@ -33,7 +33,7 @@ def main(call: Call) -> None:
     refuse(call)
     if not call.dry_run:
         require(call.config, [private_data(call.config)])
-    start = resolve(call.config)
+    start = resolve(call.config, dry_run=call.dry_run)
     if call.dry_run:
         from dp_lora.training.dry_run_facts import finetuning_facts
 

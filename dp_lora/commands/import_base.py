@@ -6,10 +6,11 @@ import click
 
 from dp_lora.cli.common import Call, entry_point, relative
 from dp_lora.cli.pipeline import dvc
-from dp_lora.cli.pipelines import BASE, base_folder, has_given_base, named_base, require, require_base
+from dp_lora.cli.pipelines import BASE, base_folder, base_to_read, has_given_base, named_base, require, require_base
 from dp_lora.config import IN_CLONE, ROOT
 from dp_lora.errors import InputError
-from dp_lora.files import write_json
+from dp_lora.files import read_json, write_json
+from dp_lora.models.pipeline_index import OUTLINE
 
 
 @entry_point("import_base")
@@ -57,7 +58,7 @@ def _bring(call: Call) -> None:
     download = model.revision is not None and not folder.exists()
     if call.dry_run:
         new = [relative(folder), *(["data.dvc"] if IN_CLONE else [])] if download else []
-        call.print_dry_run({}, [*new, call.shown_out(BASE)])
+        call.print_dry_run(_room(call, folder) if download else {}, [*new, call.shown_out(BASE)])
         return
     with call.tracked() as (run, out):
         digest = None
@@ -77,6 +78,15 @@ def _bring(call: Call) -> None:
         run.dataset(folder.name, folder, named["digest"], context="base model")
         at = f" is {model.base} at {model.revision}" if model.revision else ""
         click.echo(f"{relative(folder)}{at}: {named['pipeline']}, SHA-256 {named['digest']}")
+
+
+def _room(call: Call, folder: Path) -> dict[str, str]:
+    """A dry run's line on the disk that a download needs. InputError where it has less."""
+    from dp_lora.data.versioned import check_space, gigabytes
+
+    needed = read_json(base_to_read(call.config, dry_run=True) / OUTLINE)["bytes"]
+    free = check_space(folder, needed)
+    return {"disk": f"{gigabytes(needed)} to download to {relative(folder)}, {gigabytes(free)} free there"}
 
 
 def _count(call: Call, folder: Path) -> None:

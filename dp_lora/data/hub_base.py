@@ -1,5 +1,6 @@
 """A pipeline of diffusers from the Hugging Face Hub -> a folder below data/: safetensors and texts of one revision."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from dp_lora.data.hub import endpoint, hub_errors
 from dp_lora.data.versioned import check_space, gigabytes, read_source, unfinished, write_source
 from dp_lora.errors import InputError
 from dp_lora.events import Events
-from dp_lora.files import publish
-from dp_lora.models.pipeline_index import INDEX, LEFT_OUT, family_of, part_config, pipeline_digest, read_index
+from dp_lora.files import publish, write_json
+from dp_lora.models.pipeline_index import INDEX, OUTLINE, family_of, part_config, pipeline_digest, used_parts
 
 WEIGHTS = ".safetensors"
+CONFIGS = ("config.json",)  # tokenizer_config.json too
 TEXTS = (".json", ".txt", ".model")  # configs, vocabularies, and the tables of sentencepiece
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".pkl")
 
@@ -30,21 +32,13 @@ def fetch_base(repo: str, revision: str, folder: Path, events: Events) -> str:
         events.message(f"{folder}: there, {repo} at {revision}")
         return pipeline_digest(folder)
     with unfinished(folder) as part:
-        sizes = _listed(repo, revision)
-        if INDEX not in sizes:
-            raise InputError(f"{repo} at {revision}: holds no {INDEX}; it is no pipeline of diffusers")
-        _download(repo, revision, [INDEX], part)
-        components = [name for name, where in read_index(part).items() if isinstance(where, list) and where[0]]
-        wanted = _wanted(repo, sizes, [name for name in components if name not in LEFT_OUT])
-        small = [name for name in wanted if not name.endswith(WEIGHTS)]
-        _download(repo, revision, small, part)
-        part_config(part, family_of(part).part)  # refuses an unlisted class, and quantised weights
-        needed = sum(sizes[name] for name in wanted if not (part / name).exists())
+        sizes = _fetch_small(repo, revision, part, TEXTS)
+        needed = sum(size for name, size in sizes.items() if not (part / name).exists())
         free = check_space(folder, needed)
         events.message(f"{repo}: {gigabytes(needed)} to download to {folder}, {gigabytes(free)} free there")
-        _download(repo, revision, wanted, part)
+        _download(repo, revision, sizes, part)
         built = part / "base"
-        for name in [INDEX, *wanted]:
+        for name in [INDEX, *sizes]:
             target = built / name
             target.parent.mkdir(parents=True, exist_ok=True)
             (part / name).replace(target)
@@ -54,6 +48,51 @@ def fetch_base(repo: str, revision: str, folder: Path, events: Events) -> str:
         publish(built, folder)
     events.message(f"{folder}: {repo} at {revision}")
     return digest
+
+
+def outline_base(repo: str, revision: str, folder: Path) -> None:
+    """Fill an empty `folder` with an outline of the pipeline `repo`, to count and never to load.
+
+    It holds the configs, and files of weights with their headers and their length, but without numbers: such a file
+    takes no room on the disk. OUTLINE says the bytes to download. Raises InputError as `fetch_base` does.
+    """
+    sizes = _fetch_small(repo, revision, folder, CONFIGS)
+    for name in sizes:
+        if name.endswith(WEIGHTS):
+            (folder / name).parent.mkdir(exist_ok=True)
+            with (folder / name).open("wb") as file:
+                header, data = _header(repo, revision, name)
+                file.write(header)
+                file.truncate(len(header) + data)
+    write_json(folder / OUTLINE, {"bytes": sum(sizes.values())})
+
+
+def _fetch_small(repo: str, revision: str, folder: Path, endings: tuple[str, ...]) -> dict[str, int]:
+    """Download the files with these endings; gives the sizes of all needed files but INDEX, in bytes.
+
+    Raises InputError for a pipeline that cannot be fine-tuned.
+    """
+    sizes = _listed(repo, revision)
+    if INDEX not in sizes:
+        raise InputError(f"{repo} at {revision}: holds no {INDEX}; it is no pipeline of diffusers")
+    _download(repo, revision, [INDEX], folder)
+    wanted = _wanted(repo, sizes, used_parts(folder))
+    _download(repo, revision, [name for name in wanted if name.endswith(endings)], folder)
+    part_config(folder, family_of(folder).part)  # refuses an unlisted class, and quantised weights
+    return {name: sizes[name] for name in wanted}
+
+
+def _header(repo: str, revision: str, name: str) -> tuple[bytes, int]:
+    """The head of a file of weights, as its format has it: a length in 8 bytes, then JSON; and the bytes behind it."""
+    from huggingface_hub import HfApi
+
+    with hub_errors(f"{repo} at {revision}, {name}", "model"):
+        found = HfApi(endpoint=endpoint()).parse_safetensors_file_metadata(repo, name, revision=revision)
+    fields = ("dtype", "shape", "data_offsets")
+    tensors = {name: {field: getattr(tensor, field) for field in fields} for name, tensor in found.tensors.items()}
+    text = json.dumps(tensors).encode()
+    data = max((tensor.data_offsets[1] for tensor in found.tensors.values()), default=0)
+    return len(text).to_bytes(8, "little") + text, data
 
 
 def _listed(repo: str, revision: str) -> dict[str, int]:
@@ -87,7 +126,7 @@ def _wanted(repo: str, listed: Iterable[str], components: list[str]) -> list[str
     return wanted
 
 
-def _download(repo: str, revision: str, names: list[str], folder: Path) -> None:
+def _download(repo: str, revision: str, names: Iterable[str], folder: Path) -> None:
     from huggingface_hub import hf_hub_download
 
     for name in names:

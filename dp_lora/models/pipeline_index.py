@@ -11,6 +11,7 @@ from dp_lora.files import digest_file, digest_folder, digest_value, read_json
 from dp_lora.models.families import FAMILIES, ClassConditional, Family
 
 INDEX = "model_index.json"
+OUTLINE = "outline.json"  # a pipeline with this file has configs and the headers of its weights, but no weights
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # parts that neither train nor draw a picture
 PADDED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # pad a caption to their tokenizer's 77 (CLIP)
 
@@ -18,6 +19,11 @@ PADDED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # pad a capti
 def is_pipeline(folder: Path) -> bool:
     """Whether a folder holds a pipeline of diffusers."""
     return (Path(folder) / INDEX).is_file()
+
+
+def is_outline(folder: Path) -> bool:
+    """Whether a pipeline's folder is an outline (`data/hub_base.outline_base`): it can be counted, and not loaded."""
+    return (Path(folder) / OUTLINE).is_file()
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 
 from dp_lora.errors import InputError, line
 from dp_lora.models.families import Family
-from dp_lora.models.pipeline_index import INDEX, LEFT_OUT, family_of, part_config, read_index
+from dp_lora.models.pipeline_index import INDEX, LEFT_OUT, family_of, is_outline, part_config, read_index
 from dp_lora.models.quiet import quiet_libraries
 
 
@@ -21,6 +21,8 @@ def load_pipeline(folder: Path, device: torch.device | str, precision: torch.dty
 
     family = family_of(folder)
     part_config(folder, family.part)
+    if is_outline(folder):
+        raise InputError(f"{folder}: an outline of a pipeline, without weights; import_base downloads them")
     index = read_index(folder)
     foreign = sorted(
         name

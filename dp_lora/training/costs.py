@@ -20,6 +20,7 @@ from dp_lora.models.estimate import (
     sampling_work,
     time_text,
 )
+from dp_lora.models.pipeline_index import is_outline
 from dp_lora.models.shapes import base_shapes
 
 DRIVER = "libcuda.so.1"  # of NVIDIA; without it torch, which takes seconds to import, sees no GPU
@@ -64,7 +65,7 @@ def measured_processor() -> Processor:
 
 def rates_at_hand(config: Config, base: Path) -> Rates | None:
     """Measured rates of the work here, where there are a GPU and the base model; None elsewhere."""
-    if config.compute.device == "cpu" or not base.exists() or not _driver_is_there():
+    if config.compute.device == "cpu" or not base.exists() or is_outline(base) or not _driver_is_there():
         return None
     import torch
 

@@ -51,29 +51,33 @@ def serving() -> Iterator[Server]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            start = self._start(path, asked, len(body))
+            start, stop = self._part(path, asked, len(body))
             if start == len(body):
                 self.send_response(416)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            self.send_response(206 if start else 200)
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-            self.send_header("Content-Length", str(len(body) - start))
+            part = (start, stop) != (0, len(body))
+            self.send_response(206 if part else 200)
+            if part:
+                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(body)}")
+            self.send_header("Content-Length", str(stop - start))
             self.send_header("ETag", f'"{server.etag(path)}"')
             if found := re.search("/resolve/([0-9a-f]{40})/", path):
                 self.send_header("X-Repo-Commit", found[1])
             self.end_headers()
             if send:
-                end = start + server.cut.pop(0) if server.cut else len(body)
+                end = start + server.cut.pop(0) if server.cut else stop
                 self.wfile.write(body[start:end])
-                self.close_connection = end < len(body)
+                self.close_connection = end < stop
 
-        def _start(self, path: str, asked: str | None, size: int) -> int:
-            found = re.fullmatch(r"bytes=(\d+)-", asked or "")
+        def _part(self, path: str, asked: str | None, size: int) -> tuple[int, int]:
+            """First byte of the answer, and the byte after its last."""
+            found = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
             same = self.headers.get("If-Range") in (None, f'"{server.etag(path)}"')
-            return min(int(found[1]), size) if found and same and server.ranges else 0
+            if not (found and same and server.ranges):
+                return 0, size
+            return min(int(found[1]), size), min(int(found[2]) + 1, size) if found[2] else size
 
         def log_message(self, *_: object) -> None:
             pass
