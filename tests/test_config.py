@@ -6,6 +6,7 @@ import pytest
 
 from dp_lora.config import PARAMETERS, ROOT, config_names, flatten, load, read_resolved, write_resolved
 from dp_lora.config.classes import class_names
+from dp_lora.config.words import NO_KEY, OTHER_NAMES
 from dp_lora.errors import InputError
 from dp_lora.tracking.provenance import override_text
 
@@ -84,6 +85,17 @@ def test_a_bad_override_is_one_line(overrides, part):
 )
 def test_an_unknown_key_is_told_what_it_is_like(overrides, meant):
     assert f"unknown key; did you mean {meant}" in error_of("mnist5k", {}, overrides)
+
+
+@pytest.mark.parametrize("name", [*OTHER_NAMES, *NO_KEY])
+def test_a_name_of_diffusers_scripts_is_answered_by_its_key_or_why_none_is_needed(name):
+    says = f"did you mean {OTHER_NAMES[name]}?" if name in OTHER_NAMES else f"no key is needed: {NO_KEY[name]}"
+    assert f"; {says}" in error_of("mnist5k", {}, f"{name}=1")
+    assert f"; {says}" in error_of("mnist5k", {}, f"ldm.{name}=1")
+
+
+def test_the_names_of_diffusers_scripts_lead_to_keys_that_exist():
+    assert set(OTHER_NAMES.values()) <= flatten(load("mnist5k")).keys()
 
 
 def test_an_unknown_config_and_a_key_without_its_section_are_told_what_they_are_like():

@@ -9,6 +9,7 @@ import pytest
 
 from dp_lora.__main__ import OTHERS
 from dp_lora.config import ROOT, STAGES, config_names, filed
+from dp_lora.config.words import NO_KEY, OTHER_NAMES
 
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -207,6 +208,15 @@ make nought
 .venv/bin/python -m benchmarks.nothing
 ```
 """
+
+
+def test_the_table_of_diffusers_names_says_what_errors_say():
+    page = (ROOT / "docs/bases.md").read_text(encoding="utf-8")
+    _, _, section = page.partition("### Names from diffusers' training scripts")
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", section.partition("\n## ")[0], re.MULTILINE)
+    keys = {name: f"`{key}`" for name, key in OTHER_NAMES.items()}
+    assert dict(rows) == keys | {name: f"none: {why}" for name, why in NO_KEY.items()}
+    assert len(rows) == len(keys) + len(NO_KEY)
 
 
 def test_each_fault_is_seen():

@@ -159,6 +159,10 @@ def test_an_adapter_or_samples_that_are_not_there_are_named(tmp_path, monkeypatc
         (["sample", "--adaptr", "1"], "error: No such option '--adaptr'; did you mean --adapter?; --help lists"),
         (["sample", "--resolve", "1"], "error: No such option '--resolve'; --help"),  # no hint at a hidden option
         (["sample", "--foo", "1"], "error: No such option '--foo'; --help lists the options"),
+        (
+            ["finetune", "--train_data_dir", "x"],
+            "error: No such option '--train_data_dir'; did you mean data.path?",
+        ),
         (["reproduce"], "error: Missing argument 'RUN_ID'; --help lists the options"),
         (["upload", "--foo"], "error: No such option '--foo'; --help lists the options"),
         (["ui", "--port", "70000"], "error: Invalid value for '--port': 70000 is not in the range 1<=x<=65535;"),

@@ -198,6 +198,6 @@ def test_import_base_brings_it_and_a_dry_run_says_so_first(hub, tmp_path):
     assert "import_base" in early.stderr
     brought = run(project, "dp_lora", "import_base", *given, HF_ENDPOINT=hub.url)
     assert brought.returncode == 0, brought.stderr[-3000:]
-    assert f"data/somebody--tiny-sd-{REVISION[:12]}: {REPO} at {REVISION}" in brought.stdout
+    assert f"data/somebody--tiny-sd-{REVISION[:12]} is {REPO} at {REVISION}: StableDiffusionPipeline" in brought.stdout
     dry = run(project, "dp_lora", "count_params", *given, "--dry-run")
     assert dry.returncode == 0, dry.stderr
