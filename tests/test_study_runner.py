@@ -1,5 +1,6 @@
 """Members side by side: a failed member stops no other, a killed study leaves no orphan, no score reaches a log."""
 
+import functools
 import io
 import os
 import signal
@@ -7,14 +8,19 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dp_lora.config import ROOT
+from dp_lora.errors import InputError
 from dp_lora.files import write_json
-from dp_lora.study.grid import read_study
+from dp_lora.study import member
+from dp_lora.study.grid import Grid, read_study
 from dp_lora.study.member import last_error
 from dp_lora.study.place import LOG, Record, places
+from dp_lora.study.result import DONE, FAILED
 from dp_lora.study.runner import Local, Task, how_it_ended, run_all
 from dp_lora.study.table import Shown, figures, seconds_left, usual_seconds
 
@@ -138,7 +144,7 @@ child.wait()
 @pytest.fixture
 def members(tmp_path):
     """The members of the smallest study in a folder of the test's own; the first is done."""
-    found = [replace(place, folder=tmp_path / str(place.number)) for place in places(read_study("smoke"))]
+    found = [replace(place, folder=tmp_path / str(place.number)) for place in smoke()]
     for place in found:
         place.folder.mkdir()
     record = Record()
@@ -149,6 +155,78 @@ def members(tmp_path):
     write_json(found[0].folder / "finetune" / "metrics.json", {"epsilon": 9.99})
     write_json(found[0].folder / "evaluation" / "metrics.json", {"accuracy": 0.875, "fid": None})
     return found
+
+
+@functools.cache
+def smoke():
+    """The members of the smallest study."""
+    return places(read_study("smoke"))
+
+
+class Stages:
+    """Stand-ins for the stages of a member: each makes its folder; one may fail."""
+
+    def __init__(self, place, monkeypatch):
+        self.place, self.made, self.fails = place, [], ""
+        monkeypatch.setattr(member, "run_in_session", self._run)
+        monkeypatch.setattr(member.tracking, "newest_child", lambda run_id, stage: None)
+
+    def _run(self, command, *_arguments, **_options):
+        out = Path(command[command.index("--out") + 1])
+        if command[3] == self.fails:
+            (self.place.folder / LOG).write_text("error: no room\n", encoding="utf-8")
+            return 1
+        out.mkdir()
+        self.made.append(command[3])
+        return 0
+
+    def make(self, base="base", pictures="pictures"):
+        """Make the member from these; gives the stages that were run."""
+        self.made.clear()
+        run = SimpleNamespace(run_id="r", environment=dict)
+        audits = {"audit-eps1": {"privacy.eps": "1"}}
+        record = member.run_member(self.place, {"base": base, "pictures": pictures}, run, "cpu", audits)
+        assert self.place.is_done(record)
+        return list(self.made)
+
+
+WHOLE = ["audit", "finetune", "sample", "fid"]
+
+
+@pytest.mark.parametrize("changed", ["base", "pictures"])
+def test_a_member_is_made_anew_where_base_or_pictures_changed_and_not_otherwise(tmp_path, monkeypatch, changed):
+    stages = Stages(replace(smoke()[0], folder=tmp_path / "member"), monkeypatch)
+    assert stages.make() == WHOLE
+    assert stages.make() == []
+    (tmp_path / "member/evaluation").rmdir()
+    assert stages.make() == ["fid"]
+    (tmp_path / "member/finetune/left").touch()
+    assert stages.make(**{changed: "other"}) == WHOLE
+    assert not (tmp_path / "member/finetune/left").exists()
+    assert stages.make(**{changed: "other"}) == []
+
+
+def test_a_stage_that_fails_leaves_its_line_and_the_next_call_goes_on_there(tmp_path, monkeypatch):
+    stages = Stages(replace(smoke()[0], folder=tmp_path / "member"), monkeypatch)
+    stages.fails = "sample"
+    with pytest.raises(InputError, match=r"sample: no room; .* has all that it said") as error:
+        stages.make()
+    assert error.value.public == "sample: exit status 1"
+    outcome = stages.place.outcome()
+    assert (outcome.state, outcome.reason, stages.made) == (FAILED, "sample: exit status 1", WHOLE[:2])
+    stages.fails = ""
+    assert stages.make() == WHOLE[2:]
+    assert stages.place.outcome().state == DONE
+
+
+def test_changed_code_and_changed_settings_give_a_member_another_folder(monkeypatch):
+    grid = Grid("smoke", "", (smoke()[0].member,))
+    other = replace(grid.members[0], settings={**grid.members[0].settings, "train.lr": "0.5"})
+    (before,) = places(grid)
+    assert places(grid)[0].folder == before.folder
+    assert places(replace(grid, members=(other,)))[0].folder != before.folder
+    monkeypatch.setattr("dp_lora.study.place.digest_code", lambda *files: "other")
+    assert places(grid)[0].folder != before.folder
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cpu, 2 threads", 0), ("NVIDIA H100", 1), ("", 0)])

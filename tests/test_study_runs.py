@@ -1,4 +1,4 @@
-"""study=smoke by the real command line: after two kills with -9 it goes on, and every member is done once."""
+"""Studies by the real command line: killed twice with -9 one goes on, and a member that fails stops no other one."""
 
 import json
 import os
@@ -16,8 +16,8 @@ from mlflow import MlflowClient
 from dp_lora.config import ROOT
 from dp_lora.tracking.store import sqlite_uri
 from tests.support.prepare_call import clone
+from tests.support.study_runs import assert_smoke_is_done, member_records
 from tests.support.tiny_project import clean_environment, run
-from tests.support.tracking_store import all_runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -28,10 +28,6 @@ MEMBERS = 3
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     return clone(ROOT, tmp_path_factory.mktemp("study") / "project")
-
-
-def records(project: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in (project / "runs/studies/smoke").glob("*/member.json")]
 
 
 def at_work(project: Path) -> list[psutil.Process]:
@@ -67,30 +63,17 @@ def kill_when(project: Path, reached: Callable[[], bool]) -> None:
 def test_a_study_that_is_killed_twice_goes_on_and_every_member_is_done_once(project):
     # kill it once while DVC makes the upstream stages, once while one member samples and another works
     kill_when(project, (project / "outputs/letters/data").is_dir)
-    kill_when(project, lambda: any("finetune" in one["seconds"] for one in records(project)))
-    kept = {one["runs"]["finetune"] for one in records(project) if "finetune" in one["seconds"]}
+    kill_when(project, lambda: any("finetune" in one["seconds"] for one in member_records(project)))
+    kept = {one["runs"]["finetune"] for one in member_records(project) if "finetune" in one["seconds"]}
     assert kept
 
     done = run(project, *COMMAND)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert f"{MEMBERS} of {MEMBERS} members are done\n" in done.stdout
     assert "accuracy" not in done.stdout + done.stderr  # scores are for a terminal alone
-    finished = records(project)
-    assert len(finished) == MEMBERS
-    assert all({"finetune", "sample", "fid"} <= set(record["seconds"]) for record in finished)
-    assert sum("audit" in record["seconds"] for record in finished) == 1
+    finished = member_records(project)
     assert kept <= {record["runs"]["finetune"] for record in finished}  # no finished fine-tuning ran again
-
-    client = MlflowClient(sqlite_uri(project / "mlflow.db"))
-    runs = [found for found in all_runs(client) if "stage" in found.data.tags]
-    ended = [found for found in runs if found.info.status == "FINISHED"]
-    members = [found for found in ended if found.data.tags["stage"] == "main"]
-    assert sorted(found.data.tags["mlflow.runName"] for found in members) == [
-        "smoke: eps=10 seed=0", "smoke: eps=5 k=2 seed=0", "smoke: eps=inf seed=0"
-    ]  # fmt: skip
-    (whole,) = [found for found in ended if found.data.tags["stage"] == "study"]
-    assert {found.data.tags["mlflow.parentRunId"] for found in members} == {whole.info.run_id}
-    assert not [found for found in runs if found.info.status == "RUNNING"]
+    assert_smoke_is_done(project, MlflowClient(sqlite_uri(project / "mlflow.db")))
     # each private fine-tuning has one ledger with all its steps
     ledgers = list((project / "runs").glob("*/ledger.jsonl"))
     for path in ledgers:
@@ -102,4 +85,26 @@ def test_a_study_that_is_killed_twice_goes_on_and_every_member_is_done_once(proj
     again = run(project, *COMMAND)
     assert again.returncode == 0, again.stderr[-2000:]
     assert f"{MEMBERS} of {MEMBERS} members are done already\n" in again.stdout
-    assert records(project) == finished
+    assert member_records(project) == finished
+
+
+BROKEN = """
+title: one of two members cannot be scored
+config: smoke
+settings: {eps: inf, compute.device: cpu}
+groups:
+  - {name: weights, grid: {evaluation.inception_weights: [nowhere.pt, null]}}
+"""
+
+
+def test_a_member_that_fails_is_named_stops_no_other_one_and_is_tried_again(project):
+    (project / "configs/studies/broken.yaml").write_text(BROKEN, encoding="utf-8")
+    for _ in range(2):
+        done = run(project, "dp_lora", "study", "--study", "broken")
+        assert done.returncode == 1, done.stderr[-2000:]
+        assert "1 of 2 members are done\n" in done.stdout
+        (line,) = [line for line in done.stderr.splitlines() if ": failed: " in line]
+        assert "evaluation.inception_weights=nowhere.pt seed=0: failed: fid: evaluation.inception_weights=" in line
+        report = (project / "runs/studies/broken/report/report.md").read_text(encoding="utf-8").replace("\\", "")
+        assert "nowhere.pt seed=0" in report.partition("| failed | fid: ")[0].splitlines()[-1]
+    assert "1 of 2 members are done already\n" in done.stdout

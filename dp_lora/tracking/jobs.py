@@ -100,5 +100,6 @@ def _record_part(client: "MlflowClient", run: "Run", job: Job, of: str) -> None:
     client.set_tag(run.info.run_id, STATE, job.state if job.is_over else REQUEUED)
     by_slurm = job.state in ENDED_FROM_OUTSIDE or job.state == GONE
     reason = job.ended_as[1] if by_slurm else KILLED_IN_JOB if job.is_over else "Slurm began its job again"
-    if run.info.status in ("RUNNING", "SCHEDULED"):
+    # asked anew: it may have closed since it was found
+    if client.get_run(run.info.run_id).info.status in ("RUNNING", "SCHEDULED"):
         end_from_outside(client, run.info.run_id, "KILLED", reason)

@@ -9,6 +9,8 @@ import subprocess
 import pytest
 
 from tests.support.slurm_site import PATIENCE, Site
+from tests.support.study_runs import assert_smoke_is_done
+from tests.support.tracking_store import all_runs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 LATER = ["--begin=now+3600"]  # a job that waits, and costs nothing
@@ -168,7 +170,9 @@ def test_a_study_is_an_array_whose_members_are_each_made_once(site):
     said = "".join(path.read_text(encoding="utf-8")[-TAIL:] for path in sorted(logs.glob("*.txt")))
     assert done.returncode == 0, done.stderr[-TAIL:] + said
     assert "3 of 3 members are done" in done.stdout
-    assert (site.project / "runs/studies/smoke/report/report.html").exists()
+    assert_smoke_is_done(site.project, site.client)
+    tasks = [run for run in all_runs(site.client) if run.data.tags.get("stage") == "main"]
+    assert all({"slurm.job", "slurm.cluster"} <= {*run.data.tags} for run in tasks)
     script = (site.project / "runs/studies/smoke/slurm/members/job.sh").read_text(encoding="utf-8")
     assert "#SBATCH --array=0-2%2" in script
     again = site.ours(*words)
