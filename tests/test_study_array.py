@@ -100,7 +100,7 @@ def test_members_are_an_array_that_begins_after_the_job_of_base_and_pictures(sit
 
 
 def test_the_run_of_a_study_keeps_the_scripts_of_its_jobs(site, monkeypatch):
-    monkeypatch.setattr(command, "_is_upstream_made", lambda grid, found: False)
+    monkeypatch.setattr(command, "is_upstream_made", lambda grid, found: False)
     kept = {}
     run = SimpleNamespace(run_id="run", environment=dict, text=lambda text, file: kept.update({file: text}))
     command._send(site.grid, site.places, 2, SETTINGS, run)
