@@ -15,6 +15,7 @@ from dp_lora.files import read_json
 from dp_lora.models.adapters import (
     EMBEDDING,
     WEIGHTS,
+    UnitLinear,
     add_lora,
     apply_adapter,
     lora_parameters,
@@ -57,6 +58,15 @@ def test_a_target_that_matches_nothing_is_an_error(tmp_path, targets):
         return
     with pytest.raises(InputError, match="matches no linear layer"):
         matched_modules(tensor_shapes(model.denoiser), targets)
+
+
+def test_a_layer_that_sees_all_rows_as_one_list_is_refused_because_they_cannot_be_told_apart():
+    layer = UnitLinear(3, 2, bias=False)
+    layer.unit_weight = torch.ones(2, 2, 3), 4
+    assert layer(torch.ones(4, 5, 3)).shape == (4, 5, 2)
+    for listed in (torch.ones(20, 3), torch.ones(3)):
+        with pytest.raises(InputError, match=r"for 4 rows, which cannot be told apart in it; leave its name out"):
+            layer(listed)
 
 
 def test_the_start_changes_nothing_and_depends_on_the_seed(tmp_path):

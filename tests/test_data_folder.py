@@ -8,6 +8,7 @@ import sys
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from dp_lora.data.folder import folder_pictures, list_pictures
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
 from dp_lora.data.metadata_table import Stated
 from dp_lora.data.open_picture import look_at, read_picture
-from dp_lora.data.png import decode_png
+from dp_lora.data.png import decode_png, formats
 from dp_lora.data.split import split_of, unit_hash
 from dp_lora.errors import PRIVATE_PICTURE, InputError
 from dp_lora.events import Events
@@ -82,6 +83,21 @@ def test_every_raster_format_becomes_png_without_a_clash_of_names(folder: Path) 
     names = [p.file_name for p in _pictures(folder)]
     assert names[:3] == ["cat/1.png", "cat/2.jpg.png", "cat/deep/3.bmp.png"]
     assert len(set(names)) == 7
+
+
+def test_a_format_is_read_off_the_content_whatever_the_name_says(folder: Path) -> None:
+    Image.new("RGB", (12, 9), "red").save(folder / "cat/0.png", "JPEG")
+    first = _pictures(folder, channels=3)[0]
+    assert first.file_name == "cat/0.png"
+    assert decode_png(first.png, 8, 3)[4, 4, 0] > 250
+
+
+def test_heic_is_read_where_its_package_is_installed_and_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered = []
+    for installed in (None, SimpleNamespace(register_heif_opener=lambda: registered.append(True))):
+        monkeypatch.setitem(sys.modules, "pillow_heif", installed)  # None: an import of it fails
+        assert ("HEIF" in formats.__wrapped__()) is (installed is not None)
+    assert registered == [True]
 
 
 def test_a_csv_chooses_files_labels_and_persons(folder: Path) -> None:
@@ -247,6 +263,12 @@ def test_other_classes_are_refused_by_name_and_missing_ones_are_not(folder: Path
     _refused(folder, "horse", "'horse' is not in data.classes")
     _table(folder, "file_name,label", "cat/1.png,cat", "horse/1.png,horse")
     _refused(folder, "horse/1.png", "'horse' is not in data.classes")
+
+
+def test_an_empty_class_folder_is_as_none_and_one_of_another_class_is_refused_by_name(folder: Path) -> None:
+    (folder / "emu").mkdir()
+    assert {p.label for p in list_pictures(folder, Stated((*CLASSES, "emu"))).pictures} == set(CLASSES)
+    _refused(folder, "class 'emu' is not in data.classes")
 
 
 def test_a_picture_outside_all_classes_is_refused(folder: Path) -> None:

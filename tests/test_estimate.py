@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
+from dp_lora.cli.finetuning import resolve
 from dp_lora.config import load
 from dp_lora.errors import InputError
 from dp_lora.files import write_json
@@ -34,7 +35,7 @@ from dp_lora.models.operations import FILE, read_operations
 from dp_lora.models.shapes import base_shapes
 from dp_lora.privacy.gradients import micro_batches, part_gradients
 from dp_lora.privacy.randomness import ItemStreams
-from dp_lora.training import costs
+from dp_lora.training import costs, dry_run_facts
 from dp_lora.training.costs import rates_at_hand
 from dp_lora.training.private_loss import diffusion_loss
 from tests.support.tiny import make_base, tiny_adapter, tiny_config, tiny_latents, tiny_model
@@ -216,3 +217,18 @@ def test_rates_are_measured_on_the_device_at_hand_without_any_data(tmp_path, mon
     assert rates_at_hand(config, tmp_path / "no-base") is None  # a GPU without a base has nothing to measure
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert rates_at_hand(config, tmp_path) is None
+
+
+def test_a_dry_run_warns_of_a_noise_ratio_above_1_2_and_says_what_lowers_it(tmp_path, monkeypatch):
+    make_base(tmp_path / "base", tiny_config())
+    monkeypatch.setattr(dry_run_facts, "count_flops", lambda *_: ROW)
+
+    def said(more):
+        config = tiny_config(f"model.base={tmp_path / 'base'} {more}")
+        return dry_run_facts.finetuning_facts(resolve(config))["noise ratio"]
+
+    high, low = said("privacy.eps=0.5"), said("privacy.eps=100")
+    assert float(low) < 1.2
+    ratio, _, helps = high.partition(", above 1.2: ")
+    assert float(ratio) > 1.2
+    assert all(help in helps for help in ("more pictures", "a larger batch", "a larger eps", "lora.train=B", "rank"))

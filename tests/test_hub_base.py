@@ -95,6 +95,19 @@ def test_what_a_pipeline_is_loaded_from_comes_and_nothing_else(hub, files, made,
     assert hub.requests == []
 
 
+def test_the_disk_that_a_download_needs_is_said_before_the_first_weight_comes(hub, files, tmp_path):
+    got = {}
+
+    class Heard(Events):
+        def message(self, text):
+            got[text] = {name for name in names_got(hub) if name.endswith(".safetensors")}
+
+    fetch_base(REPO, REVISION, tmp_path / "base", Heard())
+    (line,) = [text for text in got if "to download to" in text]
+    assert got.pop(line) == set()
+    assert all(len(names) > 1 for names in got.values())  # what is said at the end is said after the weights
+
+
 def test_a_broken_download_is_resumed_by_the_client(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)
     fetch_small = {name for name in hub.files if name.endswith((".json", ".txt"))}

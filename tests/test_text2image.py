@@ -2,10 +2,12 @@
 
 import functools
 import json
+import logging
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ import yaml
 from diffusers import DDIMScheduler, DiffusionPipeline, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
 from dp_lora.config import ROOT
+from dp_lora.data import conditions
 from dp_lora.diffusion import Flow
 from dp_lora.errors import InputError
 from dp_lora.export import export
@@ -158,6 +161,31 @@ def test_every_card_s_code_draws_the_same_in_a_stock_pipeline_of_a_fresh_process
         assert to_base > 1e-4, name  # the adapter does something
 
 
+def test_a_stock_pipeline_loads_two_adapters_and_is_the_base_again_once_they_are_unloaded(bases, release_of):
+    pipe = DiffusionPipeline.from_pretrained(bases["sd"])
+    before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
+    given = torch.randn(1, 4, 16, 16), torch.tensor([500]), torch.randn(1, 7, 32)
+
+    @torch.no_grad()
+    def output():
+        return pipe.unet(*given).sample
+
+    of_base = output()
+    for name in ("one", "two"):
+        pipe.load_lora_weights(release_of("sd"), adapter_name=name)
+    outputs = []
+    for chosen in (["one"], ["one", "two"]):
+        pipe.set_adapters(chosen)
+        outputs.append(output())
+    assert all((found - of_base).abs().max() > 1e-4 for found in outputs)
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-4
+    pipe.unload_lora_weights()
+    assert torch.equal(output(), of_base)
+    after = pipe.unet.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
 def test_a_release_states_what_it_cost_and_holds_no_caption(release_of):
     for name in FAST:
         release = release_of(name)
@@ -211,12 +239,26 @@ def test_a_pipeline_with_a_nan_among_its_weights_is_refused_by_name(name, bases)
         make_adapter(config, replace(model, info={**model.info, "size": SIZE}), CPU)
 
 
-def test_a_caption_that_is_too_long_is_cut_without_a_word_of_it_on_the_terminal(bases, tmp_path, capfd):
+def test_a_caption_that_is_too_long_is_cut_without_a_word_of_it_on_the_terminal(bases, tmp_path, capfd, monkeypatch):
     model = load_model(bases["sd"])
-    capfd.readouterr()
-    captions_of(text_config(), model, tmp_path / "captions", [["secretword " * 100]])
-    out, err = capfd.readouterr()
-    assert "secretword" not in out + err
+
+    def said(folder):
+        capfd.readouterr()
+        logs = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+        # the libraries' own handlers keep the terminal that they found at import
+        handler = logging.StreamHandler(sys.stderr)
+        for log in logs:
+            log.addHandler(handler)
+        try:
+            captions_of(text_config(), model, folder, [["secretword " * 100]])
+        finally:
+            for log in logs:
+                log.removeHandler(handler)
+        return "".join(capfd.readouterr())
+
+    assert "secretword" not in said(tmp_path / "quiet")
+    monkeypatch.setattr(conditions, "quiet_libraries", nullcontext)
+    assert "secretword" in said(tmp_path / "loud")  # so the line above can fail
 
 
 @pytest.mark.parametrize("name", ["sd", "flux"])

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from scipy import stats
 
+from dp_lora.models.adapters import EMBEDDING
 from dp_lora.models.folder import load_model
 from dp_lora.privacy.ledger import Ledger
 from dp_lora.privacy.randomness import Randomness
@@ -53,6 +54,11 @@ def test_a_replay_gives_the_same_bits_also_where_it_was_stopped_and_resumed(name
         assert torch.equal(value, again[key]), key
         assert torch.equal(value, resumed[key]), key
     assert any(not torch.equal(value, fresh[key]) for key, value in unbroken.items())
+    config, model = text_config(f"{seeded} model.base={base}", name), load_model(base)
+    model.info["size"] = config.data.size
+    for key, value in module.make_adapter(config, model, CPU).parameters("AB").items():
+        if key != EMBEDDING:
+            assert not torch.equal(value, resumed[f"base_model.model.{key}.weight"]), f"{key} is at its start"
 
 
 @pytest.mark.slow
