@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from dp_lora.data import folder as own_folder
+from dp_lora.data.faults import MOST
 from dp_lora.data.folder import folder_pictures, list_pictures
 from dp_lora.data.layout import Picture, read_dataset, write_dataset
 from dp_lora.data.metadata_table import Stated
@@ -269,6 +270,41 @@ def test_an_empty_class_folder_is_as_none_and_one_of_another_class_is_refused_by
     (folder / "emu").mkdir()
     assert {p.label for p in list_pictures(folder, Stated((*CLASSES, "emu"))).pictures} == set(CLASSES)
     _refused(folder, "class 'emu' is not in data.classes")
+
+
+def test_one_run_names_all_faults_of_a_folder_s_names_and_captions(folder: Path, capfd) -> None:
+    _save(folder / "horse/1.png")
+    _save(folder / "3_dog/1.png")
+    (folder / "cat/lost.txt").write_text("a caption without its picture")
+    (folder / "cat/1.txt").write_bytes(b"\xff")
+    (folder / "dog/link.png").symlink_to("nowhere.png")
+    message = _refused(folder, "the lines above name 5 files", "type the same command again")
+    lines = capfd.readouterr().err.splitlines()
+    for name, says in (
+        ("horse", "is not in data.classes"),
+        ("3_dog", "named as kohya names repeats"),
+        ("cat/lost.txt", "a caption without its picture"),
+        ("cat/1.txt", "not UTF-8"),
+        ("dog/link.png", "no such file"),
+    ):
+        (line,) = [line for line in lines if f"{folder}/{name}:" in line]
+        assert says in line
+        assert name not in message
+    # at most so many are shown, and the error says how many there are beyond them
+    for number in range(MOST):
+        (folder / f"cat/lost{number}.txt").write_text("a caption without its picture")
+    _refused(folder, f"the lines above name {MOST} files that cannot be taken, and there are 5 more")
+    assert len(capfd.readouterr().err.splitlines()) == MOST
+
+
+def test_one_run_names_all_faults_of_a_table(folder: Path, capfd) -> None:
+    rows = ("cat/1.png,cat", "cat/2.png,", "../out.png,cat", "cat/none.png,cat", "dog/1.png,horse")
+    _table(folder, "file_name,label", *rows)
+    _refused(folder, "the lines above name 4 files")
+    told = capfd.readouterr().err
+    for says in ("line 3: 'cat/2.png': its label is missing", "line 4: file_name '../out.png' leads out",
+                 "cat/none.png: no such file", "class 'horse' is not in data.classes"):  # fmt: skip
+        assert says in told
 
 
 def test_a_picture_outside_all_classes_is_refused(folder: Path) -> None:

@@ -347,7 +347,8 @@ def spoil(folder: Path, how: str) -> None:
     elif how == "another class":
         (folder / "anna-larsson").mkdir()
     elif how == "in no class":
-        path.rename(folder / path.name)
+        for one in (path, path.with_suffix(".txt")):
+            one.rename(folder / one.name)
     elif how == "a person is missing":
         (folder / "metadata.csv").write_text("file_name,label,person\ncat/anna-larsson-0.png,cat,\n")
     elif how == "a repeated name":

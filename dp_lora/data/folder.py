@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dp_lora.data.captions import ListedPicture, all_or_none, lies_in, read_text, text_name
+from dp_lora.data.faults import Faults
 from dp_lora.data.layout import Picture
 from dp_lora.data.metadata_table import NAMES, Stated, find_table, read_table
 from dp_lora.data.open_picture import look_at, read_picture
@@ -56,44 +57,29 @@ def folder_pictures(folder: Path, stated: Stated, size: int, channels: int, even
     """Every picture of the folder: centre-cropped, resized to `size`, with `channels`.
 
     The person, or the file name where there is none, decides the split. The terminal says what was left out, whether
-    pictures are cropped, and how many captions there are. Raises InputError, one line, for the first bad label, name,
-    link or caption; these are checked before any picture is opened. Every picture is looked at before one is converted;
-    where several cannot be taken, the terminal names each.
+    pictures are cropped, and how many captions there are. Raises InputError, one line, for bad labels, names, links and
+    captions; these are checked before any picture is opened. Every picture is looked at before one is converted. Where
+    several files cannot be taken, the terminal names each.
     """
-    listing = list_pictures(folder, stated)
+    listing = list_pictures(folder, stated, events)
     _tell(listing, stated, events)
-    faults, cropped = [], False
+    faults, cropped = Faults(), False
     for picture in progress(listing.pictures, desc="look", bar_format=BAR):
-        try:
+        with faults.noted():
             cropped |= look_at(folder / picture.file_name, size)
-        except InputError as error:
-            faults.append(str(error))
-    _refuse(folder, faults, events)
+    faults.refuse(folder, events)
     if cropped:
         events.terminal("pictures that are not square: the centre square is kept, and the rest is cut off")
     for picture in progress(listing.pictures, desc="prepare", bar_format=BAR):
         try:
             image = read_picture(folder / picture.file_name, size, channels)
         except InputError as error:  # read the others too, to name all broken ones at once
-            faults.append(str(error))
+            faults.lines.append(str(error))
             continue
         split = split_of(picture.person if picture.person is not None else picture.file_name)
         png = encode_png(image)
         yield Picture(_png_name(picture.file_name), picture.label, split, png, picture.person, picture.captions)
-    _refuse(folder, faults, events)
-
-
-@private_names(PRIVATE_PICTURE)
-def _refuse(folder: Path, faults: list[str], events: Events) -> None:
-    if len(faults) == 1:
-        raise InputError(faults[0])
-    if faults:
-        for fault in faults:
-            events.terminal(fault)
-        raise InputError(
-            f"data.path={shown(folder)}: the lines above name {len(faults)} files that cannot be taken; mend them or "
-            "move them away, and type the same command again"
-        )
+    faults.refuse(folder, events)
 
 
 def _tell(listing: Listing, stated: Stated, events: Events) -> None:
@@ -116,29 +102,30 @@ def _png_name(name: str) -> str:
 
 
 @private_names(PRIVATE_PICTURE)
-def list_pictures(folder: Path, stated: Stated) -> Listing:
-    """The folder's pictures, unopened; captions are read."""
+def list_pictures(folder: Path, stated: Stated, events: Events | None = None) -> Listing:
+    """The folder's pictures, unopened; captions are read. Raises InputError; the terminal shows several faults."""
     if not folder.is_dir():
         raise InputError(f"data.path={shown(folder)}: no such folder")
     table = find_table(folder)
-    root, left_out, in_column = str(folder.resolve()), set[str](), False
+    root, left_out, in_column, faults = str(folder.resolve()), set[str](), False, Faults()
     if table is not None:
-        pictures, in_column = read_table(table, stated)
+        listed, in_column = read_table(table, stated, faults)
         where = f"add it to {shown(table)}, or as NAME.txt beside NAME.png"
     elif stated.by_person:
         missing = folder / NAMES[0]
         raise InputError(f"{shown(missing)}: missing; privacy.unit=person needs its column person")
     else:
-        pictures, where = _walk(folder, stated, left_out), "write each into NAME.txt beside NAME.png"
-    if not pictures:
+        listed, where = _walk(folder, stated, left_out, faults), "write each into NAME.txt beside NAME.png"
+    if not listed and not faults.lines:
         needs = "class subfolders or a metadata.csv" if stated.classes else "pictures"
         raise InputError(f"data.path={shown(folder)}: no pictures in it; it needs {needs}")
-    pictures.sort(key=lambda picture: picture.file_name)
-    check = _Check(folder, root, stated)
-    for picture in pictures:
-        check(picture)
-    if not in_column:
-        pictures = [_with_text(str(folder), root, picture) for picture in pictures]
+    check, pictures = _Check(folder, root, stated), list[ListedPicture]()
+    for picture in sorted(listed, key=lambda picture: picture.file_name):
+        with faults.noted():
+            check(picture)
+            pictures.append(picture if in_column else _with_text(str(folder), root, picture))
+    # before captions are missed: one may be missing because its file is at fault
+    faults.refuse(folder, events or Events())
     captioned = sum(bool(picture.captions) for picture in pictures)
     return Listing(all_or_none(pictures, where, wanted=stated.captions), sorted(left_out), captioned)
 
@@ -195,10 +182,10 @@ class _Check:
         return status, self._inside[top]
 
 
-def _walk(folder: Path, stated: Stated, left_out: set[str]) -> list[ListedPicture]:
+def _walk(folder: Path, stated: Stated, left_out: set[str], faults: Faults) -> list[ListedPicture]:
     """Pictures of class subfolders, at any depth; without classes, of all folders.
 
-    Adds the names of litter to `left_out`.
+    Adds the names of litter to `left_out`; a folder at fault is not entered.
     """
 
     def unreadable(error: OSError) -> None:
@@ -209,27 +196,33 @@ def _walk(folder: Path, stated: Stated, left_out: set[str]) -> list[ListedPictur
         within = Path(top).relative_to(folder)
         prefix = f"{within.as_posix()}/" if within.parts else ""
         litter = {name for name in folders if name.startswith(".") or name.lower() in LITTER_FOLDERS}
-        folders[:] = sorted(set(folders) - litter)
-        for name in folders:
-            _check_folder(Path(top, name), stated, outermost=not within.parts)
+        entered = []
+        for name in sorted(set(folders) - litter):
+            with faults.noted():
+                _check_folder(Path(top, name), stated, outermost=not within.parts)
+                entered.append(name)
+        folders[:] = entered
         litter |= {name for name in files if name.startswith(".") or name.lower() in LITTER}
         pictures = {name for name in files if not name.endswith(".txt")} - litter
         texts = set(map(text_name, pictures))
         litter -= texts
         for name in sorted(set(files) - litter - texts):
-            path = f"{top}/{name}"
-            if name.lower().endswith(".txt"):
-                raise InputError(
-                    f"{shown(path)}: a caption without its picture: NAME.txt belongs to NAME.png; rename it, or move "
-                    "it away"
-                )
-            if name.lower().endswith(".caption"):
-                raise InputError(f"{shown(path)}: captions are read from NAME.txt beside NAME.png; rename it")
-            if stated.classes and not within.parts:
-                raise InputError(f"{shown(path)}: lies in no class subfolder; move it, or write a metadata.csv")
-            listed.append(ListedPicture(f"{prefix}{name}", within.parts[0] if stated.classes else None, None))
+            with faults.noted():
+                _check_name(f"{top}/{name}", in_a_class=bool(within.parts) or not stated.classes)
+                listed.append(ListedPicture(f"{prefix}{name}", within.parts[0] if stated.classes else None, None))
         left_out |= litter
     return listed
+
+
+def _check_name(path: str, *, in_a_class: bool) -> None:
+    if path.lower().endswith(".txt"):
+        raise InputError(
+            f"{shown(path)}: a caption without its picture: NAME.txt belongs to NAME.png; rename it, or move it away"
+        )
+    if path.lower().endswith(".caption"):
+        raise InputError(f"{shown(path)}: captions are read from NAME.txt beside NAME.png; rename it")
+    if not in_a_class:
+        raise InputError(f"{shown(path)}: lies in no class subfolder; move it, or write a metadata.csv")
 
 
 def _check_folder(path: Path, stated: Stated, *, outermost: bool) -> None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from dp_lora.config import Config
 from dp_lora.data.captions import COLUMN, ListedPicture, of_a_table
+from dp_lora.data.faults import Faults
 from dp_lora.data.layout import safe_name
 from dp_lora.data.persons import check_persons
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names, shown
@@ -53,10 +54,10 @@ def find_table(folder: Path) -> Path | None:
 
 
 @private_names(PRIVATE_PICTURE)
-def read_table(table: Path, stated: Stated) -> tuple[list[ListedPicture], bool]:
+def read_table(table: Path, stated: Stated, faults: Faults) -> tuple[list[ListedPicture], bool]:
     """The pictures that a table names, unopened, and whether it has a column of captions.
 
-    Raises InputError, one line that names table and line.
+    Lines at fault are noted in `faults`. Raises InputError for a table that cannot be read, or lacks a column.
     """
     read = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[table.suffix]
     try:
@@ -68,8 +69,13 @@ def read_table(table: Path, stated: Stated) -> tuple[list[ListedPicture], bool]:
     caption = _check_columns(table, columns, stated)
     words = ["label", "person"] if stated.classes else ["person"]
     present = [name for name in words if name in columns]
-    listed = [(where, _picture(table, where, row, present, caption)) for where, row in rows]
-    check_persons(((where, picture.person) for where, picture in listed if picture.person is not None), shown(table))
+    listed = []
+    for where, row in rows:
+        with faults.noted():
+            listed.append((where, _picture(table, where, row, present, caption)))
+    with faults.noted():
+        persons = ((where, picture.person) for where, picture in listed if picture.person is not None)
+        check_persons(persons, shown(table))
     return [picture for _, picture in listed], caption is not None
 
 
