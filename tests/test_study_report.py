@@ -266,6 +266,12 @@ def test_means_and_differences_are_scipy_s():
     )
 
 
+def test_seeds_that_are_all_equal_have_a_difference_and_no_warning(recwarn):
+    found = difference([0.926] * 3, [0.924, 0.934, 0.927])
+    assert found.low < 0 < found.high
+    assert not recwarn.list
+
+
 def test_a_group_is_compared_with_the_one_condition_of_other_groups_that_differs_in_its_key_alone(study):
     found = {one.title: one for one in comparisons([read_row(outcome) for outcome in study.outcomes])}
     assert list(found) == ["epsilon", "k", "rank", "targets"]
