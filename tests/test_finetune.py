@@ -133,7 +133,7 @@ def test_eps_inf_makes_no_release_and_no_epsilon(house):
     assert "epsilon" not in statement
     assert "epsilon" not in heard.metrics
     assert not (house / "run" / "release").exists()
-    assert "must not leave" in (adapter / "README.md").read_text()
+    assert "keep this adapter" in (adapter / "README.md").read_text()
 
 
 def test_neighbours_release_equal_files_apart_from_weights_and_run_id(house):

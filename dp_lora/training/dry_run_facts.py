@@ -9,6 +9,7 @@ from dp_lora.config.schema import Config
 from dp_lora.models.counting import count_parameters
 from dp_lora.models.estimate import count_flops, finetuning_work, flops_text, sampling_work
 from dp_lora.models.families import Family
+from dp_lora.models.pipeline_index import is_pipeline
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.audit_bound import ceiling
 from dp_lora.privacy.audit_scores import SCORES
@@ -77,7 +78,8 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
         from dp_lora.models.memory import memory_line
 
         facts["memory"] = memory_line(config, base, start.shapes)
-        facts["disk"] = disk_line(config, base, family)
+        if is_pipeline(base):  # a base of ours that is still to be made has no files to count
+            facts["disk"] = disk_line(config, base, family)
     if not family.of_classes:
         facts["prompts"] = _shown_prompts(drawn_prompts(config))
     parts = finetuning_work(config, row, plan.steps, plan.expected_batch, rates, family)
