@@ -247,7 +247,7 @@ def draw_bounds(named: Mapping[str, Mapping[str, float]]) -> Figure:
     decades = math.log10(max(every) / min(every)) or 1.0
     axes.set_xscale("log")
     # room for the words of the outermost points
-    axes.set_xlim(min(every) / 10 ** (0.25 * decades), max(every) * 10 ** (0.5 * decades))
+    axes.set_xlim(min(every) / 10 ** (0.4 * decades), max(every) * 10 ** (0.5 * decades))
     axes.xaxis.set_major_locator(LogLocator(numticks=6))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
