@@ -63,7 +63,7 @@ emoji: emoji-packages ## text to image from packages alone: eps inf, then 10 (at
 bench: setup ## the private step beside non-private ones: time and memory (about 12 minutes on 2 idle cores)
 	@$(VPYTHON) -m benchmarks.private_step
 
-audit: setup ## attack the private step, as it is and with known faults: what each attack proves (about 6 minutes on 2 cores)
+audit: setup ## attack the private step, as it is and with known faults: what each attack proves (one or two minutes on 2 cores)
 	@$(VPYTHON) -m benchmarks.audit
 
 bench-prepare: setup ## extraction beside plain pyarrow and file writes: time and memory

@@ -1,6 +1,7 @@
 """A table and pictures of audits: right steps and known faults at eps 1 and 3, and the published accounting."""
 
 import dataclasses
+import math
 import os
 import resource
 import time
@@ -64,9 +65,13 @@ def table(rows: list[Row]) -> str:
             direct += f", two worlds {last.worlds_bound:.2f} of {last.worlds_claimed:.2f}"
         verdicts = [own[eps].audit.verdict.partition(":")[0] for eps in EPSILONS]
         verdict = verdicts[0] if len(set(verdicts)) == 1 else " / ".join(verdicts)
-        cells = [f"{own[eps].audit.bound.epsilon:.2f} ({own[eps].case.true_epsilon:.3g})" for eps in EPSILONS]
+        cells = [f"{own[eps].audit.bound.epsilon:.2f} ({_shown(own[eps].case.true_epsilon)})" for eps in EPSILONS]
         lines.append([name, *cells, direct, verdict])
     return markdown(header, lines)
+
+
+def _shown(true_epsilon: float) -> str:
+    return f"{true_epsilon:.3g}" if math.isfinite(true_epsilon) else "no bound"
 
 
 def headline(rows: list[Row]) -> str:
