@@ -164,7 +164,9 @@ def test_persons_of_canaries_are_seen_and_their_clipping_by_micro_batch_is_convi
     with wrong(Case("fault", found.plan, clipped_by_micro_batch)):
         found, _ = audited(tmp_path, overrides, persons)
     assert found.audit.jump.is_above()
-    assert found.audit.jump.value == pytest.approx(3.0, rel=0.25)
+    # a canary's 12 rows lie in 3 or 4 micro-batches of 4 rows: the persons of 3 pictures before them shift the cut
+    jump = found.audit.jump
+    assert 3 - 2 * jump.half < jump.value < 4 + 2 * jump.half
 
 
 @pytest.mark.slow
