@@ -35,6 +35,7 @@ from dp_lora.privacy.plan import PUBLISHED
 from dp_lora.tracking import opening, tracked_run
 from dp_lora.tracking.provenance import dvc_hash
 from tests.support.kept import hashes, leaves, runs_of, told, unnamed
+from tests.support.project_root import use_root
 from tests.support.tiny import no_privacy, plan_of
 from tests.support.tracking_store import artifacts, use_store
 
@@ -93,11 +94,7 @@ def lock_of(own: Path) -> dict:
 def recorded(root: Path, n: int, patch: pytest.MonkeyPatch, private: bool = True) -> None:
     """Record a run of every stage with `record`, in a project of its own."""
     root.mkdir()
-    use_store(root, patch)
-    patch.setattr("dp_lora.cli.common.RUNS", root / "runs")
-    for module in ("record", "pipelines"):
-        patch.setattr(f"dp_lora.cli.{module}.ROOT", root)
-    patch.setattr("dp_lora.cli.record.RUNS", root / "runs")
+    use_root(root, patch)
     config = made_by_all_stages(root, n, private)
     for stage in STAGES:
         with tracking.run(stage, config) as run:

@@ -1,5 +1,6 @@
 """One evaluation: distances, utility and copies of samples, beside the references that give them a meaning."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,7 @@ def evaluate(
     if config.evaluation.clip is not None:
         measurements.append(_clip_measurement(config.evaluation.clip, samples, untrained is None, covered, base))
 
+    @functools.cache  # the digest of a large model's weights, which names the kept samples, takes a while
     def of_base() -> Labelled:
         """Samples of the base before fine-tuning, of the classes, or of the prompts, that the samples are of."""
         if untrained is not None:
@@ -109,9 +111,8 @@ def evaluate(
     if public_folder is not None and test is not None and config.data.captions and base.pipeline is not None:
         public = read_dataset(public_folder, list(config.public.classes), "train")
         if public.captions is not None:
-            device = base.device
             measurements += caption_measurements(
-                samples, public, real, test, of_base(), training, private_cache, device
+                samples, public, real, test, of_base(), training, private_cache, base.device
             )
 
     result = EvaluationResult(measurements, Path(out_folder), copying=copying)

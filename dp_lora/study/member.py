@@ -15,7 +15,7 @@ from dp_lora.files import exclusive, private_folder
 from dp_lora.study.audits import Audits
 from dp_lora.study.grid import Grid, overrides_of
 from dp_lora.study.place import RESULTS, Place, Record
-from dp_lora.study.result import AUDIT, Member
+from dp_lora.study.result import AUDIT, Member, entry_point_of
 from dp_lora.tracking.session import INNER_GRACE, run_in_session
 
 ERROR = "error: "  # prefix of a failed command's one line
@@ -87,7 +87,7 @@ def _run_stage(place: Place, record: Record, stage: str, command: Sequence[str],
         environment = os.environ | run.environment()
         status = run_in_session(command, ROOT, environment, INNER_GRACE, output=log, tied=True)
     seconds = time.monotonic() - began
-    found = tracking.newest_child(run.run_id, AUDIT if stage.startswith(AUDIT) else stage)
+    found = tracking.newest_child(run.run_id, entry_point_of(stage))
     if status:
         public = (found["tags"].get("error") if found else None) or f"exit status {status}"
         place.write(Record(**vars(record) | {"reason": f"{stage}: {public}"}))

@@ -9,7 +9,7 @@ from dp_lora.config import ROOT, Config, flatten
 from dp_lora.files import digest_value, read_json, write_json
 from dp_lora.sources import digest_code
 from dp_lora.study.grid import Grid, config_of, identity
-from dp_lora.study.result import AUDIT, DONE, FAILED, RUNNING, WAITING, Member, Outcome
+from dp_lora.study.result import DONE, FAILED, RUNNING, WAITING, Member, Outcome, entry_point_of
 from dp_lora.tracking.provenance import param_text
 
 STUDIES = ROOT / "runs" / "studies"
@@ -109,7 +109,7 @@ def _audits_as_one(seconds: Mapping[str, float]) -> dict[str, float]:
     """Seconds by stage, those of all audits together: a report shows what they cost, not each."""
     found: dict[str, float] = {}
     for stage, took in seconds.items():
-        name = AUDIT if stage.startswith(AUDIT) else stage
+        name = entry_point_of(stage)
         found[name] = found.get(name, 0.0) + took
     return found
 
