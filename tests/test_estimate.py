@@ -117,6 +117,9 @@ def test_the_parts_of_a_fine_tuning_are_counted_from_public_numbers():
     # grids at steps 0, 2, 4 and the last, each 4 images of 2 classes; guidance takes two rows per step
     assert grids.flops == 4 * 8 * (2 * 5 * 100 + 7)
     assert [part.flops for part in sampling_work(config, ROW)] == [4 * (2 * 5 * 100), 4 * 7]
+    judged = tiny_config("sampling.guidance_scale=2 sampling.steps=5 sampling.attempts=4")
+    # two more forward passes for each of the classes
+    assert sampling_work(judged, ROW)[0].flops == 4 * (2 * 5 + 2 * len(judged.data.classes)) * 100
     single = replace(config, compute=replace(config.compute, precision="float32"))
     assert finetuning_work(single, ROW, 5, 8.0)[1].precision == "float32"
 

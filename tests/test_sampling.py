@@ -17,7 +17,9 @@ from dp_lora.data.layout import read_dataset
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.grids import CELL, GAP, draw_grid, write_grid
+from dp_lora.models.families import FAMILIES
 from dp_lora.models.folder import Model, load_model, save_model
+from dp_lora.models.pipeline_index import steps_and_guidance
 from dp_lora.sampling import SPLIT, balanced, draw, draw_pixels, model_fingerprint, sample
 from dp_lora.sampling.ddim import timesteps
 from dp_lora.sampling.noise import image_stream, next_noise
@@ -76,10 +78,9 @@ def test_class_noise_does_not_move_when_other_classes_are_added(model):
     assert torch.equal(draw_pixels(model, [1], [4], sampling, 0, CPU), draw_pixels(more, [2], [4], sampling, 0, CPU))
 
 
-def plain_ddim(model: Model, label: int, index: int, sampling, seed: int) -> torch.Tensor:
-    """One image straight from the equations: DDIM's eq. 12 with eq. 16's sigma, guided predictions, no batching."""
+def plain_ddim(model: Model, label: int, stream, sampling) -> torch.Tensor:
+    """One latent straight from the equations: DDIM's eq. 12 with eq. 16's sigma, guided predictions, no batching."""
     a = model.scheduler.alphas_cumprod.double()
-    stream = [image_stream(seed, model.classes[label], index)]
     x = next_noise(stream, (3, 8, 8), CPU)
     chain = [1 + i * (1000 // sampling.steps) for i in reversed(range(sampling.steps))]
     for t in chain:
@@ -97,6 +98,22 @@ def plain_ddim(model: Model, label: int, index: int, sampling, seed: int) -> tor
         if sampling.eta > 0:
             x += sigma * next_noise(stream, (3, 8, 8), CPU)
         x = x.float()
+    return x
+
+
+def plain_class(model: Model, x: torch.Tensor, stream) -> int:
+    """The class with the least error of v at timesteps 450 and 650, each class at the same noise."""
+    a, losses = model.scheduler.alphas_cumprod, torch.zeros(len(model.classes))
+    for t in (450, 650):
+        noise = next_noise(stream, (3, 8, 8), CPU)
+        x_t, v = a[t].sqrt() * x + (1 - a[t]).sqrt() * noise, a[t].sqrt() * noise - (1 - a[t]).sqrt() * x
+        for label in range(len(model.classes)):
+            row = model.class_embedding[label].view(1, 1, -1)
+            losses[label] += (model.denoiser(x_t, t, encoder_hidden_states=row).sample - v).square().mean()
+    return int(losses.argmin())
+
+
+def decoded(model: Model, x: torch.Tensor) -> torch.Tensor:
     return model.vae.decode(x).sample.clamp(-1, 1)
 
 
@@ -119,8 +136,40 @@ def test_a_precision_that_nobody_set_is_refused_and_not_taken_for_float32(model)
 @torch.no_grad()
 def test_guided_sampling_follows_the_equations(model, scale, eta):
     sampling = replace(tiny_config().sampling, guidance_scale=scale, eta=eta)
-    expected = plain_ddim(model, 2, 6, sampling, seed=1)
+    expected = decoded(model, plain_ddim(model, 2, [image_stream(1, model.classes[2], 6)], sampling))
     assert (draw_pixels(model, [2], [6], sampling, 1, CPU) - expected).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_an_image_is_drawn_anew_until_the_model_itself_takes_it_for_its_class(model):
+    sampling = replace(tiny_config().sampling, guidance_scale=0.0, eta=1.0, attempts=3)  # 0: no class is aimed at
+    labels, attempts = [0, 1, 2] * 4, []
+    drawn = draw_pixels(model, labels, range(12), sampling, 0, CPU)
+    for row, label in enumerate(labels):
+        stream = [image_stream(0, model.classes[label], row)]
+        for attempt in (1, 2, 3):  # noqa: B007 (read below)
+            latent = plain_ddim(model, label, stream, sampling)
+            if plain_class(model, latent, stream) == label:
+                break
+        attempts.append(attempt)
+        assert (drawn[row] - decoded(model, latent)[0]).abs().max() < 1e-4
+    assert set(attempts) == {1, 2, 3}
+
+
+def test_bits_of_an_image_do_not_depend_on_how_many_others_are_drawn_anew(model):
+    sampling = replace(tiny_config().sampling, guidance_scale=0.0, attempts=3)
+    labels = [0, 1, 2] * 4
+    some, others = (
+        draw_pixels(model, labels, [7, 7, 7, *range(start, start + 9)], sampling, 0, CPU) for start in (10, 50)
+    )
+    assert torch.equal(some[:3], others[:3])
+    assert not torch.isclose(some[3:], others[3:]).all()
+
+
+def test_attempts_at_prompts_are_refused(model):
+    several = replace(tiny_config().sampling, attempts=2)
+    with pytest.raises(InputError, match=r"sampling\.attempts=2: must be 1: this base draws prompts, not classes"):
+        steps_and_guidance(several, FAMILIES["StableDiffusionPipeline"])
 
 
 def test_scale_1_makes_no_null_pass_and_needs_no_null_row(model):
@@ -254,7 +303,7 @@ def test_a_killed_sampling_goes_on_where_it_was_and_ends_in_the_same_bytes(model
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("change", ["experiment.seed=1", "sampling.guidance_scale=2.0", "sampling.steps=5"])
+@pytest.mark.parametrize("change", ["experiment.seed=1", "sampling.guidance_scale=2.0", "sampling.attempts=2"])
 def test_parts_of_other_settings_are_never_mixed_in(model, tmp_path, monkeypatch, change):
     first, other = tiny_config(), tiny_config(change)
     sample(model, other, CLASSES, 8, tmp_path / "work", tmp_path / "expected", Events())

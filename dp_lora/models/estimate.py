@@ -21,6 +21,10 @@ from dp_lora.models.shapes import BaseShapes
 from dp_lora.models.shipped import counted_before
 from dp_lora.models.targets import adapted_ranks
 
+# sampling.attempts tells classes apart at these shares of the timesteps: below them all classes predict alike, above
+# them nothing of an image is left to see
+JUDGED_AT = (0.45, 0.65)
+
 GPU = "one NVIDIA H100 SXM"
 PEAK = {"float32": 66.9e12, "bfloat16": 989.4e12}  # FLOP/s by its data sheet, dense, TF32 off
 SHARE_OF_PEAK = 0.4
@@ -176,7 +180,8 @@ def _on_gpu(precision: str) -> str:
 
 def _flops_of_latent(config: Config, row: RowFlops, family: Family) -> float:
     steps, scale = steps_and_guidance(config.sampling, family)
-    return float((1 if scale == 1 else 2) * steps * row.forward)
+    judging = len(JUDGED_AT) * len(config.data.classes) if config.sampling.attempts > 1 else 0
+    return float(((1 if scale == 1 else 2) * steps + judging) * row.forward)
 
 
 def estimate_lines(parts: Sequence[Work], rates: Rates | None = None) -> dict[str, str]:

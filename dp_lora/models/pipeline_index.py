@@ -75,8 +75,10 @@ def pipeline_info(folder: Path) -> dict[str, Any]:
 def steps_and_guidance(sampling: Sampling, family: Family) -> tuple[int, float]:
     """Steps and guidance scale of drawing; where null, the defaults of the family's pipeline.
 
-    Raises InputError for null and a model folder of ours, which has no defaults.
+    Raises InputError for null and a model folder of ours, which has no defaults, and for attempts at prompts.
     """
+    if sampling.attempts > 1 and not family.of_classes:
+        raise InputError(f"sampling.attempts={sampling.attempts}: must be 1: this base draws prompts, not classes")
     found: list[Any] = []
     for key, name in (("steps", "num_inference_steps"), ("guidance_scale", "guidance_scale")):
         value = getattr(sampling, key)

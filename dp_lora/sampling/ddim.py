@@ -1,6 +1,7 @@
 """DDIM (Song et al. 2021, arXiv 2010.02502, equation 12) with classifier-free guidance (Ho & Salimans 2022)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,12 +14,16 @@ from dp_lora.data.pixels import to_uint8
 from dp_lora.errors import InputError
 from dp_lora.models.autoencoder import decode
 from dp_lora.models.device import full_precision, pick_precision
+from dp_lora.models.diffusion_classifier import best_class
 from dp_lora.models.folder import Model
 from dp_lora.models.pipeline_index import steps_and_guidance
 from dp_lora.sampling.noise import image_stream, next_noise
 from dp_lora.sampling.text import draw_prompts
 
+AGAIN = 16  # images that are drawn anew at once
 DECODE_VALUES = 2**22  # pixel values decoded at once: bounds the decoder's memory at any image size
+
+Streams = Sequence[np.random.Generator]
 
 
 def timesteps(scheduler: DDIMScheduler, steps: int) -> list[int]:
@@ -55,22 +60,28 @@ def _context(model: Model, labels: Tensor, guidance_scale: float) -> Tensor:
     return torch.cat([null, conditional])
 
 
+def _predictor(model: Model, sampling: Sampling, device: torch.device) -> Callable[[Tensor, int, Tensor], Tensor]:
+    bfloat16 = pick_precision(sampling.precision, device, "sampling.precision") == torch.bfloat16
+
+    def predict(rows: Tensor, t: int, context: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            return model.predict(rows, torch.full((len(rows),), t, device=device), {"context": context})
+
+    return predict
+
+
 def _draw_latents(
-    model: Model, labels: Sequence[int], indices: Sequence[int], sampling: Sampling, seed: int, device: torch.device
+    model: Model, labels: Sequence[int], streams: Streams, sampling: Sampling, device: torch.device
 ) -> Tensor:
     scheduler = DDIMScheduler.from_config(model.scheduler.config)
     steps, scale = steps_and_guidance(sampling, model.family)
     chain = timesteps(scheduler, steps)
     context = _context(model, torch.as_tensor(labels, device=device), scale)
-    streams = [image_stream(seed, model.classes[c], i) for c, i in zip(labels, indices, strict=True)]
-    side = model.denoiser.config["sample_size"]
-    shape = (model.denoiser.config["in_channels"], side, side)
+    predict = _predictor(model, sampling, device)
+    shape = _shape(model)
     latents = next_noise(streams, shape, device)
-    bfloat16 = pick_precision(sampling.precision, device, "sampling.precision") == torch.bfloat16
     for t in chain:
-        rows = latents if scale == 1 else torch.cat([latents, latents])
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            prediction = model.predict(rows, torch.full((len(rows),), t, device=device), {"context": context})
+        prediction = predict(latents if scale == 1 else torch.cat([latents, latents]), t, context)
         if scale != 1:
             # guidance is linear in the prediction, so epsilon and v give the same guided step
             null, conditional = prediction.chunk(2)
@@ -83,6 +94,44 @@ def _draw_latents(
     return latents
 
 
+def _shape(model: Model) -> tuple[int, int, int]:
+    side = model.denoiser.config["sample_size"]
+    return model.denoiser.config["in_channels"], side, side
+
+
+def _wrong(
+    model: Model, latents: Tensor, labels: Sequence[int], streams: Streams, sampling: Sampling, device: torch.device
+) -> list[int]:
+    """Rows of the latents that the model itself takes for another class."""
+    noise = partial(next_noise, streams, _shape(model), device)
+    found = best_class(model, latents, len(model.classes), noise, _predictor(model, sampling, device))
+    return torch.nonzero(found != torch.as_tensor(labels, device=device)).flatten().tolist()
+
+
+def _draw_in_attempts(
+    model: Model, labels: Sequence[int], streams: Streams, sampling: Sampling, device: torch.device
+) -> Tensor:
+    """Latents, each drawn anew from its own stream until the model takes it for its class, in sampling.attempts."""
+    latents = _draw_latents(model, labels, streams, sampling, device)
+    wrong: list[int] = []
+    if sampling.attempts > 1:
+        wrong = _wrong(model, latents, labels, streams, sampling, device)
+    for attempt in range(1, sampling.attempts):
+        still: list[int] = []
+        for start in range(0, len(wrong), AGAIN):
+            rows = wrong[start : start + AGAIN]
+            # always as many rows: a batch's number of rows changes rounding, and the other rows decide that number
+            idle = range(AGAIN - len(rows))
+            of_rows = [labels[row] for row in rows] + [labels[rows[0]] for _ in idle]
+            drawing = [streams[row] for row in rows] + [image_stream(0, "idle", row) for row in idle]
+            latents[rows] = (drawn := _draw_latents(model, of_rows, drawing, sampling, device))[: len(rows)]
+            if attempt + 1 < sampling.attempts:
+                again = _wrong(model, drawn, of_rows, drawing, sampling, device)
+                still += [rows[row] for row in again if row < len(rows)]
+        wrong = still
+    return latents
+
+
 @torch.inference_mode()
 def draw_pixels(
     model: Model, labels: Sequence[int], indices: Sequence[int], sampling: Sampling, seed: int, device: torch.device
@@ -90,12 +139,14 @@ def draw_pixels(
     """One batch of images (rows, C, H, W) in [-1, 1], on the CPU.
 
     Row r is image number indices[r] of class model.classes[labels[r]]. It depends on (seed, class, index) and the
-    sampling settings; the other rows and their number change it by rounding alone (below 1e-4 in float32). Networks
+    sampling settings; the other rows and their number change it by rounding alone (below 1e-4 in float32). With
+    sampling.attempts above 1 it also depends on the model's other classes: one of them may take the image. Networks
     must lie on `device`, in evaluation mode. Raises InputError for guidance without a null row and for latents that are
     not finite.
     """
     with full_precision():
-        latents = _draw_latents(model, labels, indices, sampling, seed, device)
+        streams = [image_stream(seed, model.classes[c], i) for c, i in zip(labels, indices, strict=True)]
+        latents = _draw_in_attempts(model, labels, streams, sampling, device)
         rows = max(1, DECODE_VALUES // (model.info["size"] ** 2 * model.info["channels"]))
         return torch.cat([decode(model.vae, part).cpu() for part in latents.split(rows)])
 

@@ -166,7 +166,9 @@ def write_model(folder: Path, config: Config, release: Path, base: Path, run_id:
     copied = sum(path.stat().st_size for path in files) <= COPIED_UP_TO
     if pipeline:
         copied = copied and all(path.suffix in PIPELINE_FILES for path in files)
-    settings: dict[str, Any] = {"batch_size": config.sampling.batch_size, "precision": config.sampling.precision}
+    settings: dict[str, Any] = {
+        name: getattr(config.sampling, name) for name in ("batch_size", "precision", "attempts")
+    }
     if _of_prompts(release):
         settings |= {"size": config.data.size, "negative_prompt": config.sampling.negative_prompt}
     with tempfile.TemporaryDirectory() as staged, warnings.catch_warnings():

@@ -226,6 +226,7 @@ def _sample_grid(model: Model, config: Config, path: Path, device: torch.device)
         config.sampling,
         steps=GRID_STEPS,
         eta=0.0,
+        attempts=1,
         guidance_scale=GRID_GUIDANCE if config.ldm.class_dropout > 0 else 1.0,
     )
     names = model.classes[:GRID_CLASSES]
