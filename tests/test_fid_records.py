@@ -85,7 +85,7 @@ def test_the_copies_are_found_and_each_number_that_reads_private_pictures_is_nam
     table = read_json(house.root / "outputs/mnist5k/evaluation/table.json")
     assert {row["metric"] for row in table if not row["private"]} == {"samples"}
     (precision,) = (row["meaning"] for row in table if row["metric"] == "precision")
-    assert "k=3, 12 samples, 12 real test pictures, features: classifier of printed letters" in precision
+    assert "k=3, 12 samples, 12 real test pictures, features: classifier of the public pictures" in precision
 
 
 def test_an_adapter_beside_is_asked_for_its_members_on_the_same_base_without_the_first(house):

@@ -17,7 +17,7 @@ def letter_distances(letters: FeatureSets) -> list[Measurement]:
     name = "letter_frechet_distance"
     distance = frechet_distance(_statistics(letters.samples), real, enough)
     floor = frechet_distance(_statistics(letters.reconstructed), real, enough)
-    meaning = "Frechet distance on features of a classifier of printed letters (not FID)"
+    meaning = "Frechet distance on features of a classifier of the public pictures (not FID)"
     return [
         Measurement(name, distance, f"{meaning}, samples to real training pictures", private=True),
         Measurement(

@@ -160,7 +160,7 @@ def _distances(
         raise InputError(f"evaluation.inception_weights=null: without public letters a distance needs a copy of {NAME}")
     if public_folder is not None:
         letters = letter_features(public_folder, list(config.public.classes), training, cache, device)
-        space = FeatureSpace("letter", "classifier of printed letters", letters.facts, letters.features)
+        space = FeatureSpace("letter", "classifier of the public pictures", letters.facts, letters.features)
         found.append(FeatureSets(space, sets))
         measurements += letter_distances(found[-1])
     return measurements, found[0]

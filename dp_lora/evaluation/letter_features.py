@@ -1,4 +1,4 @@
-"""A Frechet distance on the features of a classifier of printed letters, where Inception's weights are missing.
+"""A Frechet distance on the features of a classifier of the public pictures, where Inception's weights are missing.
 
 It is no FID and never called so: its numbers compare only with each other, for one set of letters. Like every Frechet
 distance it grows as images get fewer, so compare equal numbers of images.
