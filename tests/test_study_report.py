@@ -21,7 +21,7 @@ from dp_lora.study.published_figures import read_systems
 from dp_lora.study.report import write_report
 from dp_lora.study.result import DONE, RUNNING, Member, Outcome, Study
 from dp_lora.study.rows import read_row
-from dp_lora.study.statistics import difference, mean
+from dp_lora.study.statistics import Mean, difference, mean, spread
 from dp_lora.tracking.links import local_ui, ui_address
 from dp_lora.training.plan import make_plan
 from tests.support.studies import FEW_STEPS, REASON, audit_lines, configured, digits_study, done, member
@@ -99,9 +99,18 @@ def lines_of(path):
         return list(csv.DictReader(file))
 
 
-def test_a_table_has_the_mean_and_student_s_interval_over_seeds_and_a_mark_where_there_is_one_seed(study, page, folder):
+def pooled(*groups):
+    """The standard deviation pooled over groups of equal size, and Student's quantile for a 95% interval."""
+    freedom = sum(len(group) - 1 for group in groups)
+    return math.sqrt(np.mean([np.var(group, ddof=1) for group in groups])), stats.t.ppf(0.975, freedom)
+
+
+def test_a_table_has_the_mean_and_the_pooled_interval_over_seeds_and_a_mark_where_there_is_one_seed(
+    study, page, folder
+):
     values = np.array(accuracies(study, "1"))
-    half = stats.t.ppf(0.975, SEEDS - 1) * values.std(ddof=1) / math.sqrt(SEEDS)
+    deviation, quantile = pooled(*(accuracies(study, eps) for eps in ("1", "10", "inf")))
+    half = quantile * deviation / math.sqrt(SEEDS)
     low, centre, high = 100 * (values.mean() - half), 100 * values.mean(), 100 * (values.mean() + half)
     (row,) = (row for row in page.rows if row[0] == "eps 1")
     assert row[1] == str(SEEDS)
@@ -212,24 +221,26 @@ def test_it_says_what_publishing_all_members_costs(study, page, tmp_path):
 def test_titles_are_computed_and_name_their_uncertainty(study, page):
     low, high = accuracies(study, "1"), accuracies(study, "10")
     change = 100 * (np.mean(high) - np.mean(low))
-    interval = stats.ttest_ind(high, low, equal_var=False).confidence_interval(0.95)
-    assert f"95% interval {100 * interval.low:.1f} to {100 * interval.high:.1f}" in page.text
+    deviation, quantile = pooled(low, high, accuracies(study, "inf"))
+    half = 100 * quantile * deviation * math.sqrt(2 / SEEDS)
+    assert f"95% interval {change - half:.1f} to {change + half:.1f}" in page.text
     (single,) = accuracies(study, "10", **{"privacy.k": "4"})
     down = 100 * (single - np.mean(high))
     assert f"Accuracy goes {'up' if down > 0 else 'down'} by {abs(down):.1f} points, from" in page.text
-    sure = not interval.low <= 0 <= interval.high
+    sure = abs(change) > half
     assert (f"Accuracy rises by {change:.1f} points" in page.text) == sure
 
 
 def test_accuracy_at_the_smallest_epsilon_is_compared_with_each_line_run_by_run(study, page):
-    rows = [row for row in map(read_row, study.outcomes) if row.label == "eps=1"]
+    rows = [row for row in map(read_row, study.outcomes) if row.outcome.member.group == "epsilon"]
     for metric, side, said in (
         ("accuracy_public_only", 1, 'above "trained on public pictures"'),
         ("accuracy_train_on_real", -1, 'below "trained on real pictures"'),
     ):
-        gains = [100 * side * (row.metrics["accuracy"] - row.metrics[metric]) for row in rows]
-        found = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
-        size, interval = f"{np.mean(gains):.1f} points", f"95% interval {found.low:.1f} to {found.high:.1f}"
+        gains = np.array([100 * side * (row.metrics["accuracy"] - row.metrics[metric]) for row in rows])
+        deviation, quantile = pooled(*gains.reshape(3, SEEDS))
+        centre, half = gains[:SEEDS].mean(), quantile * deviation / math.sqrt(SEEDS)
+        size, interval = f"{centre:.1f} points", f"95% interval {centre - half:.1f} to {centre + half:.1f}"
         assert f"Accuracy at eps 1 is {size} {said} ({interval})" in page.text
 
 
@@ -251,25 +262,54 @@ def test_a_line_s_name_gives_way_to_a_number_beside_it():
     assert at["high"] == 0.99
 
 
-def test_means_and_differences_are_scipy_s():
-    values = [0.867, 0.842, 0.883]
-    found = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (mean(values).low, mean(values).high) == pytest.approx((found.low, found.high))
-    assert (mean([0.5]).low, mean([0.5]).high, mean([0.5]).n) == (None, None, 1)
-    assert mean([0.5, 0.5]).low == 0.5
+SOME, OTHERS, EQUAL = [0.867, 0.842, 0.883], [0.924, 0.934], [0.926] * 3
+
+
+def test_a_mean_and_a_difference_that_are_alone_have_scipy_s_intervals_by_their_own_seeds():
+    found = stats.ttest_1samp(SOME, 0).confidence_interval(0.95)
+    assert (mean(SOME).low, mean(SOME).high) == pytest.approx((found.low, found.high))
+    found = stats.ttest_ind(OTHERS, SOME).confidence_interval(0.95)
+    assert (difference(SOME, OTHERS).low, difference(SOME, OTHERS).high) == pytest.approx((found.low, found.high))
     # even with few seeds no share is below 0 or above 1
     assert (mean([0.1, 0.9], (0.0, 1.0)).low, mean([0.1, 0.9], (0.0, 1.0)).high) == (0.0, 1.0)
-    assert mean(values, (0.0, 1.0)) == mean(values)
-    assert difference([0.5], values).low is None
-    assert difference([0.5, 0.5], [0.75, 0.75]) == dataclasses.replace(
-        difference([0.5], [0.75]), low=0.25, high=0.25, n=2
-    )
+    assert mean(SOME, (0.0, 1.0)) == mean(SOME)
 
 
-def test_seeds_that_are_all_equal_have_a_difference_and_no_warning(recwarn):
-    found = difference([0.926] * 3, [0.924, 0.934, 0.927])
-    assert found.low < 0 < found.high
-    assert not recwarn.list
+def test_seeds_that_are_all_equal_have_the_width_of_the_other_conditions_seeds():
+    pool = spread([SOME, OTHERS, EQUAL, [0.5]])
+    within = [value - np.mean(group) for group in (SOME, OTHERS, EQUAL) for value in group]
+    assert pool.deviation == pytest.approx(math.sqrt(np.square(within).sum() / 5))  # 8 values less 3 means
+    assert pool.freedom == 5
+    quantile = stats.t(5).ppf(0.975)
+    found = mean(EQUAL, pool=pool)
+    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, 5, 0.926, pool.deviation / math.sqrt(3)))
+    found = difference(EQUAL, OTHERS, pool)
+    half = quantile * pool.deviation * math.sqrt(1 / 3 + 1 / 2)
+    assert (found.low, found.high) == pytest.approx((0.003 - half, 0.003 + half))
+    scaled = spread([[100 * value for value in group] for group in (SOME, OTHERS, EQUAL)])
+    assert pool.times(100).deviation == pytest.approx(scaled.deviation)
+
+
+def test_one_seed_or_seeds_without_any_spread_have_no_interval():
+    assert mean([0.5], pool=spread([SOME])) == Mean(0.5, None, None, 1)
+    assert mean(EQUAL).low is None
+    assert difference([0.5], SOME, spread([SOME])).low is None
+    assert difference(EQUAL, [0.75, 0.75]).high is None
+
+
+def test_a_report_draws_no_interval_without_width_where_seeds_of_one_condition_are_equal(study, tmp_path):
+    outcomes = []
+    for position, one in enumerate(study.outcomes[: 3 * SEEDS]):
+        folder = tmp_path / str(position)
+        metrics = {"accuracy": 0.926 if one.member.settings["privacy.eps"] == "10" else 0.9 + 0.001 * position}
+        outcomes.append(done(folder, one.member, metrics))
+    outcomes.append(done(tmp_path / "k", member("k", {"privacy.eps": "10", "privacy.k": "4"}, 0), {"accuracy": 0.92}))
+    write_report(dataclasses.replace(study, outcomes=tuple(outcomes), audits=()), tmp_path / "report")
+    rows = Page((tmp_path / "report" / "report.html").read_text(encoding="utf-8")).rows
+    deviation, quantile = pooled([90.0, 90.1], [92.6, 92.6], [90.4, 90.5])
+    half = quantile * deviation / math.sqrt(SEEDS)
+    shown = [row[3] for row in rows if row[0] in ("eps 10", "k 1")]
+    assert shown == [f"92.6 {92.6 - half:.1f} to {92.6 + half:.1f}"] * 2  # by epsilon and by k
 
 
 def test_a_group_is_compared_with_the_one_condition_of_other_groups_that_differs_in_its_key_alone(study):

@@ -3,10 +3,11 @@
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dp_lora.study.rows import Row
+from dp_lora.study.statistics import Spread, spread
 
 EPSILON = "privacy.eps"
 NO_PRIVACY = "no privacy"
@@ -45,15 +46,31 @@ class Condition:
         """A metric's values, one per seed that has it."""
         return [row.metrics[metric] for row in self.rows if metric in row.metrics]
 
+    def above(self, metric: str, reference: str) -> list[float]:
+        """A metric's values less those of another metric, one per seed that has both."""
+        both = [row.metrics for row in self.rows if metric in row.metrics and reference in row.metrics]
+        return [metrics[metric] - metrics[reference] for metrics in both]
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Conditions that differ in `keys` alone, in the order of their values; `own`: index of the config's own."""
+    """Conditions that differ in `keys` alone, in the order of their values; `own`: index of the config's own.
+
+    `every` has all conditions of the study. Their spread over seeds is that of each comparison, so a condition that
+    stands in two of them has one interval.
+    """
 
     title: str
     keys: tuple[str, ...]
     conditions: tuple[Condition, ...]
     own: int
+    every: tuple[Condition, ...]
+
+    def spread(self, metric: str) -> Spread:
+        return spread(one.values(metric) for one in self.every)
+
+    def spread_above(self, metric: str, reference: str) -> Spread:
+        return spread(one.above(metric, reference) for one in self.every)
 
     @property
     def of_epsilon(self) -> bool:
@@ -123,10 +140,10 @@ def _comparison(group: str, every: Sequence[Condition]) -> Comparison | None:
     # the study varies around the condition that other groups share: put it first
     members.sort(key=lambda one: all(row.outcome.member.group == group for row in one.rows))
     own_one = members[0]
-    comparison = Comparison(group or "members", keys, tuple(members), 0)
+    comparison = Comparison(group or "members", keys, tuple(members), 0, tuple(every))
     if len(keys) == 1 and all(isinstance(comparison.value(one), float) for one in members):
         members.sort(key=comparison.value)
-    return Comparison(comparison.title, keys, tuple(members), members.index(own_one))
+    return replace(comparison, conditions=tuple(members), own=members.index(own_one))
 
 
 def _differing(some: Sequence[Condition]) -> tuple[str, ...]:

@@ -8,8 +8,6 @@ from dp_lora.study.comparisons import NO_PRIVACY, Comparison, Condition
 from dp_lora.study.scores import SCORES, Score
 from dp_lora.study.statistics import Mean, difference, mean
 
-ONE_SEED = "one seed, so no interval"
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -39,7 +37,7 @@ def finding(comparison: Comparison, score: Score) -> Finding | None:
     others = [one for one in scored if one is not own]
     if not own.values(score.metric) or not others:
         return None
-    found = [(one, difference(own.values(score.metric), one.values(score.metric))) for one in others]
+    found = [(one, _change(comparison, score, own, one)) for one in others]
     sure = [(one, change) for one, change in found if _resolved(change)]
     widest = max(sure or found, key=lambda pair: abs(pair[1].value))[0]
     return _sentence(comparison, score, own, widest)
@@ -61,15 +59,14 @@ def beside_lines(comparison: Comparison, score: Score) -> list[Finding]:
         return []
     least, found = finite[0], []
     for metric, said in score.references.items():
-        both = [row.metrics for row in least.rows if score.metric in row.metrics and metric in row.metrics]
-        if not both:
+        above = least.above(score.metric, metric)
+        if not above:
             continue
-        above = [metrics[score.metric] - metrics[metric] for metrics in both]
         side = 1 if sum(above) >= 0 else -1
-        change = mean([side * value for value in above])
+        change = mean([side * value for value in above], pool=comparison.spread_above(score.metric, metric))
         size = f"{score.shown(change.value)} {score.unit}".strip()
         where = f'{_named(score)} {_at(comparison, least)} is {size} {"above" if side > 0 else "below"} "{said}"'
-        shown = f"{where} ({_interval(score, change)})" if change.low is not None else f"{where}; {ONE_SEED}"
+        shown = f"{where} ({_interval(score, change)})" if change.low is not None else f"{where}; {_unsure(change)}"
         found.append(Finding(shown, _resolved(change)))
     return found
 
@@ -91,20 +88,28 @@ def _interval(score: Score, change: Mean) -> str:
     return f"95% interval {score.shown(change.low)} to {score.shown(change.high)}"
 
 
+def _unsure(change: Mean) -> str:
+    return f"{'one seed' if change.n == 1 else 'equal seeds'}, so no interval"
+
+
+def _change(comparison: Comparison, score: Score, start: Condition, end: Condition) -> Mean:
+    return difference(start.values(score.metric), end.values(score.metric), comparison.spread(score.metric))
+
+
 def _resolved(change: Mean) -> bool:
     return change.low is not None and change.high is not None and not change.low <= 0 <= change.high
 
 
 def _sentence(comparison: Comparison, score: Score, start: Condition, end: Condition) -> Finding:
     before, after = start.values(score.metric), end.values(score.metric)
-    change = difference(before, after)
+    change = _change(comparison, score, start, end)
     name = _named(score)
     first, second = (score.shown(sum(values) / len(values)) for values in (before, after))
     places = f"from {first} {_at(comparison, start)} to {second} {_at(comparison, end)}"
     size = f"{score.shown(abs(change.value))} {score.unit}".strip()
     if change.low is None or change.high is None:
         verb = "does not change" if change.value == 0 else f"goes {'up' if change.value > 0 else 'down'} by {size}"
-        return Finding(f"{name} {verb}, {places}; {ONE_SEED}", sure=False)
+        return Finding(f"{name} {verb}, {places}; {_unsure(change)}", sure=False)
     interval = _interval(score, change)
     if not _resolved(change):
         return Finding(f"{name} shows no sure difference, {places} ({interval})", sure=False)

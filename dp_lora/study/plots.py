@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from dp_lora.study.comparisons import NO_PRIVACY
 from dp_lora.study.drawing import COLOURS, FAINT, HEIGHT, INK, LINES, MARKERS, PAPER, WIDTH, figure
-from dp_lora.study.statistics import Limits, mean
+from dp_lora.study.statistics import Limits, Mean, Spread, mean, spread
 
 BEYOND = 0.5  # decades from the largest epsilon to where no privacy stands, behind the break of the axis
 TEXT = 11
@@ -24,6 +24,12 @@ class Series:
 
     values: Mapping[float | str, Sequence[float]]
     name: str = ""  # beside its last point; empty: the only one
+    pool: Spread | None = None  # of the seeds; None: that of these values
+
+    def means(self, limits: Limits) -> dict[float | str, Mean]:
+        """The mean at each place."""
+        pool = self.pool or spread(self.values.values())
+        return {at: mean(values, limits, pool) for at, values in self.values.items()}
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def draw_scores(
 ) -> Figure:
     """Scores against a setting: a point per seed, their mean as a number with its 95% interval, `lines` across.
 
-    Values are in the unit of `ylabel`, and within `limits`. One seed alone is a hollow point. A line
+    Values are in the unit of `ylabel`, and within `limits`. A mean without an interval is a hollow point. A line
     that lies far below the scores would press them together: it is named with its value, and not drawn.
     """
     marked: list[float | str] = [mark.at for mark in marks]
@@ -97,9 +103,10 @@ def draw_scores(
         axes.plot([axis.at[mark.at]], [mark.value], marker="*", markersize=11, color=INK, linestyle="none")
         _write(axes, mark.name, (axis.at[mark.at], mark.value), (7, -12))
     drawn = [mark.value for mark in marks]
-    for values in (values for one in series for values in one.values.values()):
-        found = mean(values, limits)
-        drawn += [*values, *(bound for bound in (found.low, found.high) if bound is not None)]
+    for one in series:
+        drawn += [value for values in one.values.values() for value in values]
+        bounds = [bound for found in one.means(limits).values() for bound in (found.low, found.high)]
+        drawn += [bound for bound in bounds if bound is not None]
     low, high = _limits(drawn, lines, percent=limits == PERCENT)
     axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
@@ -125,7 +132,7 @@ def _draw_series(
     """Draw one series; the places (x, y) that its means are written above, none where it has a name instead."""
     numbers = []
     colour, marker = COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)]
-    means = {at: mean(values, limits) for at, values in one.values.items()}
+    means = one.means(limits)
     joined = [(axis.at[at], found.value) for at, found in means.items() if not (axis.broken and at == math.inf)]
     if len(joined) > 1 and not any(isinstance(at, str) for at in means):
         line = LINES[position % len(LINES)]

@@ -15,7 +15,7 @@ from dp_lora.study.result import DONE, FAILED, RUNNING, WAITING, Study
 from dp_lora.study.rows import Row, read_row
 from dp_lora.study.scores import SCORES
 from dp_lora.study.sections import Report, Section
-from dp_lora.study.statistics import UNLIMITED, mean
+from dp_lora.study.statistics import UNLIMITED, mean, spread
 from dp_lora.study.tables import write_csv
 from dp_lora.tracking.links import local_ui
 
@@ -140,12 +140,14 @@ def _summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Lines of summary.csv: mean and 95% interval of every metric in every condition."""
     lines = []
     limits = {score.metric: score.limits for score in SCORES}
-    for one in conditions(rows):
+    every = conditions(rows)
+    for one in every:
         epsilons = [row.epsilon for row in one.rows if row.epsilon is not None]
         for metric in dict.fromkeys(name for row in one.rows for name in row.metrics):
             if metric.endswith(("_low", "_high")):
                 continue
-            found = mean(one.values(metric), limits.get(metric, UNLIMITED))
+            pool = spread(other.values(metric) for other in every)
+            found = mean(one.values(metric), limits.get(metric, UNLIMITED), pool)
             lines.append(
                 {
                     "condition": one.label,

@@ -20,7 +20,10 @@ from dp_lora.study.statistics import Mean, mean
 from dp_lora.study.tables import Cell, Table, table
 from dp_lora.tracking.links import run_page
 
-ONE_SEED = "Intervals are of 95%, by Student's t over seeds. * and a hollow point: one seed, no interval."
+INTERVALS = (
+    "Intervals are of 95%, by Student's t with one standard deviation over seeds, pooled over all conditions of this "
+    "study as if their seeds differed alike. * and a hollow point: no interval, from one seed or from equal ones."
+)
 LINES = (
     "Accuracy is of a classifier that saw the samples alone. Lines: classifiers of the real training pictures, of "
     "public pictures, and of samples that the base draws before fine-tuning."
@@ -163,9 +166,11 @@ class Report:
         if comparison.of_epsilon and all(score in drawn for score in both):
             plots.append(self._plot(comparison, both))
         header = [comparison.name, "seeds", "epsilon spent", *(score.short for score in scores)]
-        lines: list[list[str | Cell]] = [[comparison.shown(one), *_facts(one, scores)] for one in comparison.conditions]
+        lines: list[list[str | Cell]] = [
+            [comparison.shown(one), *_facts(comparison, one, scores)] for one in comparison.conditions
+        ]
         missing = [score.short for score in SCORES[:2] if score not in scores] if comparison.of_epsilon else []
-        text = [ONE_SEED, *([f"Not measured here: {', '.join(missing)}."] if missing else [])]
+        text = [INTERVALS, *([f"Not measured here: {', '.join(missing)}."] if missing else [])]
         if ACCURACY in scores and comparison.of_epsilon:
             text.append(LINES)
         return Section(title, text, plots=plots, tables=[table(header, lines)])
@@ -176,6 +181,7 @@ class Report:
             Series(
                 {comparison.value(one): [score.scale * value for value in one.values(score.metric)] for one in scored},
                 score.short.removesuffix(", %") if len(scores) > 1 else "",
+                comparison.spread(score.metric).times(score.scale),
             )
             for score in scores
         ]
@@ -342,13 +348,14 @@ class Report:
         return Section("All members", tables=[table(header, lines)])
 
 
-def _facts(one: Condition, scores: Sequence[Score]) -> list[Cell]:
+def _facts(comparison: Comparison, one: Condition, scores: Sequence[Score]) -> list[Cell]:
     """Cells of a condition: seeds, epsilon, and a mean per score."""
     epsilons = {row.spent for row in one.rows if row.spent}
     cells = [Cell(str(len(one.scored))), Cell(", ".join(sorted(epsilons)) or NOT_YET)]
     for score in scores:
         values = one.values(score.metric)
-        cells.append(_interval(mean(values, score.limits), score.shown) if values else Cell(NOT_YET))
+        pool = comparison.spread(score.metric)
+        cells.append(_interval(mean(values, score.limits, pool), score.shown) if values else Cell(NOT_YET))
     return cells
 
 

@@ -1,8 +1,7 @@
-"""Means over seeds with 95% intervals, and differences of two of them, by scipy."""
+"""Means over seeds and differences of two of them, with 95% intervals by one standard deviation over seeds for all."""
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +13,20 @@ UNLIMITED: Limits = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
+class Spread:
+    """The standard deviation over seeds, in the score's unit, and its degrees of freedom."""
+
+    deviation: float
+    freedom: int
+
+    def times(self, scale: float) -> "Spread":
+        """The spread of values that are multiplied by `scale`."""
+        return Spread(scale * self.deviation, self.freedom)
+
+
+@dataclass(frozen=True)
 class Mean:
-    """A mean over `n` seeds; one seed alone gives no interval: `low` and `high` are None."""
+    """A mean over `n` seeds; where seeds show no spread, or one is alone, `low` and `high` are None."""
 
     value: float
     low: float | None
@@ -23,38 +34,48 @@ class Mean:
     n: int
 
     def shown(self, write: Callable[[float], str]) -> tuple[str, str]:
-        """The mean and the interval as a table shows them; a star marks a mean of one seed."""
+        """The mean and the interval as a table shows them; a star marks a mean without an interval."""
         if self.low is None or self.high is None:
             return f"{write(self.value)} *", ""
         return write(self.value), f"{write(self.low)} to {write(self.high)}"
 
 
-def mean(values: Sequence[float], limits: Limits = UNLIMITED) -> Mean:
-    """Mean of one or more values, one per seed; the interval is Student's t with n - 1 degrees of freedom.
+def spread(groups: Iterable[Sequence[float]]) -> Spread:
+    """The standard deviation pooled over conditions, a sequence of values per condition, one per seed.
+
+    Three seeds that happen to be equal would alone claim certainty. A condition with one seed adds nothing.
+    """
+    # less the first value, so that equal values have a deviation of exactly 0
+    shifted = [np.asarray(values, dtype=np.float64) - values[0] for values in groups if len(values) > 1]
+    freedom = sum(len(values) - 1 for values in shifted)
+    squares = math.fsum(len(values) * values.var() for values in shifted)
+    return Spread(math.sqrt(squares / freedom) if freedom else 0.0, freedom)
+
+
+def mean(values: Sequence[float], limits: Limits = UNLIMITED, pool: Spread | None = None) -> Mean:
+    """Mean of one or more values, one per seed; its interval is Student's t with the spread `pool`, or with its own.
 
     The interval ends at `limits`: without them it could show an accuracy above 100%.
     """
-    found = np.asarray(values, dtype=np.float64)
-    centre, n = float(found.mean()), len(found)
-    if n == 1:
-        return Mean(centre, None, None, 1)
-    half = float(stats.sem(found) * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
-    return Mean(centre, max(centre - half, limits[0]), min(centre + half, limits[1]), n)
+    found = _around(float(np.mean(values)), [values], pool)
+    if found.low is None or found.high is None:
+        return found
+    return Mean(found.value, max(found.low, limits[0]), min(found.high, limits[1]), found.n)
 
 
-def difference(first: Sequence[float], second: Sequence[float]) -> Mean:
-    """Mean of `second` less that of `first`, with Welch's interval; `n` is the smaller number of seeds.
+def difference(first: Sequence[float], second: Sequence[float], pool: Spread | None = None) -> Mean:
+    """Mean of `second` less that of `first`; its interval is Student's t with the spread `pool`, or with their own.
 
-    The result has no interval if either side has one seed alone.
+    `n` is the smaller number of seeds. If that is 1, the result has no interval.
     """
-    a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
-    centre, n = float(b.mean() - a.mean()), min(len(a), len(b))
-    if n == 1:
-        return Mean(centre, None, None, 1)
-    if not a.std() and not b.std():
-        return Mean(centre, centre, centre, n)
-    with warnings.catch_warnings():
-        # one side's seeds may be equal, all 926 of 1,000 pictures right: scipy would warn on the terminal
-        warnings.simplefilter("ignore", RuntimeWarning)
-        found = stats.ttest_ind(b, a, equal_var=False).confidence_interval(CONFIDENCE)
-    return Mean(centre, float(found.low), float(found.high), n)
+    return _around(float(np.mean(second) - np.mean(first)), [first, second], pool)
+
+
+def _around(centre: float, sides: Sequence[Sequence[float]], pool: Spread | None) -> Mean:
+    """`centre`, a sum or difference of the means of `sides`, with its interval."""
+    pool, n = pool or spread(sides), min(map(len, sides))
+    if n == 1 or not pool.deviation:
+        return Mean(centre, None, None, n)
+    error = pool.deviation * math.sqrt(sum(1 / len(values) for values in sides))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, pool.freedom)) * error
+    return Mean(centre, centre - half, centre + half, n)
