@@ -11,6 +11,7 @@ import pytest
 from matplotlib.collections import PathCollection
 from scipy import stats
 
+from dp_lora.config import config_names
 from dp_lora.errors import InputError
 from dp_lora.files import read_json, write_json
 from dp_lora.privacy.accounting import spent
@@ -21,6 +22,7 @@ from dp_lora.study.published_figures import read_systems
 from dp_lora.study.report import write_report
 from dp_lora.study.result import DONE, RUNNING, Member, Outcome, Study
 from dp_lora.study.rows import read_row
+from dp_lora.study.scores import SCORES
 from dp_lora.study.statistics import Mean, difference, mean, spread
 from dp_lora.tracking.links import local_ui, ui_address
 from dp_lora.training.plan import make_plan
@@ -422,6 +424,9 @@ def test_a_study_without_members_is_a_page_too(tmp_path):
 
 def test_published_figures_need_a_source_and_stand_in_plots_of_their_own_pictures_alone(tmp_path):
     assert all(system.source.startswith("https://") for system in read_systems())
+    shipped = [figure for system in read_systems() for figure in system.figures]
+    assert {config for figure in shipped for config in figure.configs} <= {*config_names()}
+    assert {figure.metric for figure in shipped} <= {score.metric for score in SCORES}
     figure = {"metric": "accuracy", "value": 0.9, "epsilon": 10, "delta": None, "configs": ["mnist5k"], "stated": "x"}
     system = {"name": "other", "source": "https://example.org", "note": None, "figures": [figure]}
     path = tmp_path / "figures.yaml"
