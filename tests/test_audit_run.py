@@ -25,7 +25,8 @@ from dp_lora.training.audit import audit_with
 from dp_lora.training.finetune import PrivateData, units_of
 from dp_lora.training.plan import make_plan
 from dp_lora.training.resolved import stated_info
-from dp_lora.training.run_folder import binding, code_digest
+from dp_lora.training.run_folder import binding
+from dp_lora.training.step_code import code_digest
 from tests.support.project_root import use_root
 from tests.support.text2image import captions_of
 from tests.support.tiny import TINY, make_base, tiny_config, tiny_dataset, tiny_latents

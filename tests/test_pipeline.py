@@ -21,7 +21,7 @@ from dp_lora.cli.pipelines import (
 from dp_lora.config import ROOT, STAGES, flatten, load
 from dp_lora.errors import InputError
 from dp_lora.sources import PACKAGE, shown, sources
-from dp_lora.training.run_folder import PRIVATE_STEP
+from dp_lora.training.step_code import PRIVATE_STEP
 from tests.stage_code import code_of, is_code
 
 FILES = {

@@ -53,10 +53,19 @@ def test_a_dry_run_that_counts_nothing_imports_nothing_heavy():
     assert heavy(*(f"{name} --dry-run" for name in STAGES if name not in counting)) == set()
 
 
+def imported_with(module: str) -> set[str]:
+    """All modules that a process has imported after one."""
+    command = [sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"]
+    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+
+
 def test_private_pictures_are_prepared_without_waiting_for_what_draws_letters():
-    command = [sys.executable, "-c", "import sys, dp_lora.data.prepare; print(*sys.modules)"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not {"torch", "scipy", "matplotlib", "pandas", "mlflow"} & set(done.stdout.split())
+    assert not {"torch", "scipy", "matplotlib", "pandas", "mlflow"} & imported_with("dp_lora.data.prepare")
+
+
+def test_a_study_reads_audits_of_the_present_code_and_writes_its_report_without_waiting_for_torch():
+    modules = "dp_lora.training.step_code, dp_lora.study.report, dp_lora.study.audits, dp_lora.study.costs"
+    assert not {"torch", "diffusers", "peft"} & imported_with(modules)
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,7 @@ def _report(
     from dp_lora.study.audits import records_of
     from dp_lora.study.costs import spent_by_all
     from dp_lora.study.report import write_report
-    from dp_lora.training.run_folder import code_digest
+    from dp_lora.training.step_code import code_digest
 
     spent = spent_by_all(found, starts)
     outcomes = tuple(place.outcome(reason="ended early" if place.number in reasons else "") for place in found)

@@ -24,7 +24,8 @@ from dp_lora.team import Team
 from dp_lora.training.canaries import Canaries
 from dp_lora.training.finetune import PrivateData, assist, finetune
 from dp_lora.training.private_run import Inputs, encoded
-from dp_lora.training.run_folder import code_digest, open_run_folder
+from dp_lora.training.run_folder import open_run_folder
+from dp_lora.training.step_code import code_digest
 
 DATE = "%Y-%m-%d"
 

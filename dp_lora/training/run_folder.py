@@ -29,16 +29,14 @@ from dp_lora.privacy.heads import FOLDER, Heads
 from dp_lora.privacy.ledger import ONE_BRANCH, Ledger
 from dp_lora.privacy.plan import PrivacyPlan
 from dp_lora.release import require_target
-from dp_lora.sources import digest_code
 from dp_lora.training.plan import make_plan
+from dp_lora.training.step_code import code_digest
 
 RELEASE = "release"  # the one folder that may be published
 NOT_PRIVATE = "not-private"
 SAME_NOISE = 0.01  # relative
 CPUINFO = Path("/proc/cpuinfo")
 CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # of x86-64 and of ARM
-# entry modules of a private step and of its inputs; these and all their imports are its code
-PRIVATE_STEP = ("training/finetune.py", "data/latents.py", "models/folder.py")
 
 
 def binding(
@@ -87,11 +85,6 @@ def processor() -> str:
 def hardware(device: torch.device) -> str:
     """The hardware that decides the kernels on `device`: a GPU's name, or the CPU's model and instruction sets."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-
-
-def code_digest() -> str:
-    """SHA-256 over the sources that a private step runs: a repaired step must not vouch for an older one's results."""
-    return digest_code(*PRIVATE_STEP)
 
 
 def _finite(value: Any) -> Any:
