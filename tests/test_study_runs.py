@@ -1,4 +1,4 @@
-"""Studies by the real command line: killed twice with -9 one goes on, and a member that fails stops no other one."""
+"""Studies by the real command lines: killed or stopped by Ctrl-C they go on, and a failed member stops no other one."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -16,12 +16,14 @@ from mlflow import MlflowClient
 from dp_lora.config import ROOT
 from dp_lora.tracking.store import sqlite_uri
 from tests.support.prepare_call import clone
-from tests.support.study_runs import assert_smoke_is_done, member_records
+from tests.support.study_runs import assert_smoke_is_done, finetunings, member_records
 from tests.support.tiny_project import clean_environment, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 COMMAND = ("dp_lora", "study", "--study", "smoke", "--jobs", "2", "--overrides", "compute.device=cpu")
+VALUES = ("study=smoke", "jobs=2", "overrides=compute.device=cpu")
+BY_MLFLOW = ("mlflow", "run", ".", "-b", "native", "-e", "study", *(word for value in VALUES for word in ("-P", value)))
 MEMBERS = 3
 
 
@@ -42,37 +44,42 @@ def at_work(project: Path) -> list[psutil.Process]:
     return found
 
 
-def kill_when(project: Path, reached: Callable[[], bool]) -> None:
-    """Start the study, kill it when `reached`, and check that its processes are gone a moment later."""
+def stop_when(project: Path, command: Sequence[str], number: int, reached: Callable[[], bool]) -> tuple[int, str]:
+    """Start a study, send it a signal when `reached`, and check that its processes are gone a moment after its end.
+
+    Gives its exit status and what it printed.
+    """
     environment = {**clean_environment(), "DPLORA_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
-    with (project.parent / "output.txt").open("ab") as output:
+    path = project.parent / "output.txt"
+    with path.open("wb") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", *COMMAND], cwd=project, env=environment, stdout=output, stderr=output
+            [sys.executable, "-m", *command], cwd=project, env=environment, stdout=output, stderr=output
         )
         while not reached():
-            assert child.poll() is None, (project.parent / "output.txt").read_text()[-3000:]
+            assert child.poll() is None, path.read_text()[-3000:]
             time.sleep(0.1)
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
+        os.kill(child.pid, number)
+        status = child.wait()
     end = time.monotonic() + 10
     while at_work(project) and time.monotonic() < end:
         time.sleep(0.1)
     assert at_work(project) == []
+    return status, path.read_text()
 
 
 def test_a_study_that_is_killed_twice_goes_on_and_every_member_is_done_once(project):
     # kill it once while DVC makes the upstream stages, once while one member samples and another works
-    kill_when(project, (project / "outputs/letters/data").is_dir)
-    kill_when(project, lambda: any("finetune" in one["seconds"] for one in member_records(project)))
-    kept = {one["runs"]["finetune"] for one in member_records(project) if "finetune" in one["seconds"]}
+    stop_when(project, COMMAND, signal.SIGKILL, (project / "outputs/letters/data").is_dir)
+    stop_when(project, COMMAND, signal.SIGKILL, lambda: bool(finetunings(project)))
+    kept = finetunings(project)
     assert kept
 
-    done = run(project, *COMMAND)
+    done = run(project, *BY_MLFLOW)  # the other command line of the same study
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert f"{MEMBERS} of {MEMBERS} members are done\n" in done.stdout
     assert "accuracy" not in done.stdout + done.stderr  # scores are for a terminal alone
     finished = member_records(project)
-    assert kept <= {record["runs"]["finetune"] for record in finished}  # no finished fine-tuning ran again
+    assert kept <= finetunings(project)  # no finished fine-tuning ran again
     assert_smoke_is_done(project, MlflowClient(sqlite_uri(project / "mlflow.db")))
     # each private fine-tuning has one ledger with all its steps
     ledgers = list((project / "runs").glob("*/ledger.jsonl"))
@@ -98,10 +105,21 @@ groups:
 """
 
 
-def test_a_member_that_fails_is_named_stops_no_other_one_and_is_tried_again(project):
+BROKEN_COMMAND = ("dp_lora", "study", "--study", "broken", "--jobs", "2")
+
+
+def test_ctrl_c_ends_the_members_and_says_how_to_go_on_then_a_member_that_fails_stops_no_other_one(project):
     (project / "configs/studies/broken.yaml").write_text(BROKEN, encoding="utf-8")
+    status, printed = stop_when(project, BROKEN_COMMAND, signal.SIGINT, lambda: bool(finetunings(project, "broken")))
+    assert status == 130
+    lines = [line for line in printed.splitlines() if line.startswith(("error: ", "Traceback"))]
+    assert lines == ["error: stopped (Ctrl-C); the same command goes on"]
+    kept = finetunings(project, "broken")
+    assert kept
+
+    # a second call goes on; a third one tries the failed member again
     for _ in range(2):
-        done = run(project, "dp_lora", "study", "--study", "broken", "--jobs", "2")
+        done = run(project, *BROKEN_COMMAND)
         assert done.returncode == 1, done.stderr[-2000:]
         assert "1 of 2 members are done\n" in done.stdout
         (line,) = [line for line in done.stderr.splitlines() if ": failed: " in line]
@@ -109,3 +127,4 @@ def test_a_member_that_fails_is_named_stops_no_other_one_and_is_tried_again(proj
         report = (project / "runs/studies/broken/report/report.md").read_text(encoding="utf-8").replace("\\", "")
         assert "nowhere.pt seed=0" in report.partition("| failed | fid: ")[0].splitlines()[-1]
     assert "1 of 2 members are done already\n" in done.stdout
+    assert kept <= finetunings(project, "broken")

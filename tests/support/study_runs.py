@@ -14,9 +14,15 @@ CSV = ("members", "summary", "bounds", "costs", "published")
 REPORT = {"report.html", "report.md", *(f"{name}.csv" for name in CSV)}
 
 
-def member_records(project: Path) -> list[dict]:
-    """The records of the members that have one."""
-    return [json.loads(path.read_text()) for path in (project / "runs/studies/smoke").glob("*/member.json")]
+def member_records(project: Path, study: str = "smoke") -> list[dict]:
+    """The records of a study's members that have one."""
+    return [json.loads(path.read_text()) for path in (project / "runs/studies" / study).glob("*/member.json")]
+
+
+def finetunings(project: Path, study: str = "smoke") -> set[str]:
+    """The runs of the fine-tunings that are finished."""
+    records = member_records(project, study)
+    return {record["runs"]["finetune"] for record in records if "finetune" in record["seconds"]}
 
 
 def assert_smoke_is_done(project: Path, client: MlflowClient) -> None:
