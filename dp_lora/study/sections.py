@@ -21,8 +21,8 @@ from dp_lora.study.tables import Cell, Table, table
 from dp_lora.tracking.links import run_page
 
 INTERVALS = (
-    "Intervals are of 95%, by Student's t with one standard deviation over seeds, pooled over all conditions of this "
-    "study as if their seeds differed alike. * and a hollow point: no interval, from one seed or from equal ones."
+    "Intervals are of 95%, by Student's t: the wider of the one by a condition's own seeds and the one by the standard "
+    "deviation over seeds of all conditions together. * and a hollow point: no interval, from one seed or equal ones."
 )
 LINES = (
     "Accuracy is of a classifier that saw the samples alone. Lines: classifiers of the real training pictures, of "

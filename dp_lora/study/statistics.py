@@ -1,4 +1,8 @@
-"""Means over seeds and differences of two of them, with 95% intervals by one standard deviation over seeds for all."""
+"""Means over seeds and differences of two of them, with 95% intervals by Student's t.
+
+An interval is the wider of two: by the condition's own seeds, which may be equal by chance, and by a standard deviation
+that is pooled over a study's conditions, which may hide that one condition varies more than the others.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -53,7 +57,7 @@ def spread(groups: Iterable[Sequence[float]]) -> Spread:
 
 
 def mean(values: Sequence[float], limits: Limits = UNLIMITED, pool: Spread | None = None) -> Mean:
-    """Mean of one or more values, one per seed; its interval is Student's t with the spread `pool`, or with its own.
+    """Mean of one or more values, one per seed; its interval is the wider of those by its own seeds and by `pool`.
 
     The interval ends at `limits`: without them it could show an accuracy above 100%.
     """
@@ -64,7 +68,7 @@ def mean(values: Sequence[float], limits: Limits = UNLIMITED, pool: Spread | Non
 
 
 def difference(first: Sequence[float], second: Sequence[float], pool: Spread | None = None) -> Mean:
-    """Mean of `second` less that of `first`; its interval is Student's t with the spread `pool`, or with their own.
+    """Mean of `second` less that of `first`; its interval is the wider of Welch's and the one by `pool`.
 
     `n` is the smaller number of seeds. If that is 1, the result has no interval.
     """
@@ -73,9 +77,20 @@ def difference(first: Sequence[float], second: Sequence[float], pool: Spread | N
 
 def _around(centre: float, sides: Sequence[Sequence[float]], pool: Spread | None) -> Mean:
     """`centre`, a sum or difference of the means of `sides`, with its interval."""
-    pool, n = pool or spread(sides), min(map(len, sides))
-    if n == 1 or not pool.deviation:
+    n = min(map(len, sides))
+    if n == 1:
         return Mean(centre, None, None, n)
-    error = pool.deviation * math.sqrt(sum(1 / len(values) for values in sides))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, pool.freedom)) * error
-    return Mean(centre, centre - half, centre + half, n)
+    variances = [spread([values]).deviation ** 2 / len(values) for values in sides]
+    half = 0.0
+    if sum(variances):
+        # Welch and Satterthwaite; of one side these are its own degrees of freedom
+        shares = (v**2 / (len(values) - 1) for v, values in zip(variances, sides, strict=True))
+        half = _quantile(sum(variances) ** 2 / sum(shares)) * math.sqrt(sum(variances))
+    if pool and pool.deviation:
+        error = pool.deviation * math.sqrt(sum(1 / len(values) for values in sides))
+        half = max(half, _quantile(pool.freedom) * error)
+    return Mean(centre, centre - half, centre + half, n) if half else Mean(centre, None, None, n)
+
+
+def _quantile(freedom: float) -> float:
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
