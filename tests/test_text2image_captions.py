@@ -154,6 +154,8 @@ def test_null_steps_and_guidance_are_the_pipeline_s_own(pipeline, own):
      ("data.size=64", "the base is for pictures of 32 pixels"),
      (MANY, "has rows for 1,000 classes"),
      ("data.classes=[] data.captions=true", "this base learns classes, not captions"),
+     ("data.prompts=[a,b,c]", "data.prompts: must be null: this base learns the names in data.classes"),
+     ("data.prompt=toy", "data.prompt: must be null"),
      ("train.embedding_start=7,dog,9", "'dog' is no class of the base")],
 )  # fmt: skip
 def test_what_a_class_conditional_pipeline_cannot_learn_is_refused_in_one_line(bases, overrides, line):

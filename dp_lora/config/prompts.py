@@ -9,6 +9,11 @@ from dp_lora.errors import InputError
 SEPARATOR = "|"
 
 
+def class_prompts(config: Config) -> list[str]:
+    """What a text-to-image base draws for each of data.classes, in order: data.prompts; empty where there are none."""
+    return [prompt.strip() for prompt in config.data.prompts or []]
+
+
 def drawn_prompts(config: Config) -> list[str]:
     """The distinct prompts of grids and samples: sampling.prompts, else the public data.prompts.
 
@@ -17,7 +22,7 @@ def drawn_prompts(config: Config) -> list[str]:
     """
     given = config.sampling.prompts
     if given is None:
-        found = list(config.data.prompts or ([config.data.prompt] if config.data.prompt else []))
+        found = class_prompts(config) or ([config.data.prompt] if config.data.prompt else [])
     elif (path := ROOT / given).is_file():
         try:
             found = path.read_text(encoding="utf-8").splitlines()

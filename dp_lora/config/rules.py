@@ -140,9 +140,12 @@ def _check_sampling(config: DictConfig, fail: Callable[[str, str], None]) -> Non
 
 
 def check_classes(data: Data) -> None:
-    """Raise InputError for pictures without classes: a class-conditional base could learn no class from them."""
+    """Raise InputError for pictures without classes, or with prompts: a class-conditional base learns classes alone."""
     if not data.classes:
         raise InputError("data.classes=[]: this base learns classes, not captions; list at least one in data.classes")
+    for key in ("prompt", "prompts"):
+        if getattr(data, key) is not None:
+            raise InputError(f"data.{key}: must be null: this base learns the names in data.classes, not prompts")
 
 
 def check_shape(data: Data, size: int, channels: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from dp_lora.config import ROOT, relative
+from dp_lora.config.prompts import class_prompts
 from dp_lora.config.schema import Config
 from dp_lora.data.layout import Dataset, has_split, read_dataset
 from dp_lora.errors import InputError
@@ -25,9 +26,9 @@ from dp_lora.evaluation.measurement import Measurement
 from dp_lora.evaluation.membership import membership_scores
 from dp_lora.evaluation.pictures import require_same_shape, utility_pictures
 from dp_lora.evaluation.precision_recall import NEIGHBOURS, precision_recall_scores
-from dp_lora.evaluation.references import public_only, require_public_reference, train_on_real, untrained_embedding
+from dp_lora.evaluation.references import before_finetuning, public_only, require_public_reference, train_on_real
 from dp_lora.evaluation.report import EvaluationResult, write_result
-from dp_lora.evaluation.utility import Task
+from dp_lora.evaluation.utility import Task, of_classes
 from dp_lora.events import Events
 from dp_lora.models.adapters import apply_adapter, remove_lora
 from dp_lora.models.folder import Model
@@ -56,7 +57,8 @@ def evaluate(
 
     `drawn` names the samples' classes or prompts, in order. `base` is the model without an adapter, whose autoencoder
     made the samples; `untrained` the same with the class embedding that fine-tuning starts from, for
-    config.data.classes; None for a text-to-image base, whose samples are of prompts: nothing of classes is scored then.
+    config.data.classes; None for a text-to-image base, whose samples are of prompts: those of config.data.prompts are
+    of its class, and without them nothing of classes is scored.
     `covered`: a guarantee holds for the samples. `adapters` are asked for their members: "" drew the samples, and any
     other stands beside it, under the ending of its metrics' names; without one membership is left out.
     `public_folder` holds the public letters; it may be None where evaluation.inception_weights is set. What does not
@@ -67,6 +69,7 @@ def evaluate(
     """
     require_public_reference(config)
     classes = list(config.data.classes)
+    subjects = classes if untrained is not None else _drawn_class_prompts(config, drawn, events)
     samples = read_dataset(samples_folder, list(drawn), SPLIT)
     real = read_dataset(private_folder, classes, "train")
     # utility needs test pictures, and raises where there are none
@@ -116,8 +119,11 @@ def evaluate(
             )
 
     result = EvaluationResult(measurements, Path(out_folder), copying=copying)
-    if untrained is not None and test is not None:
-        result = _with_utility(result, config, samples, real, test, of_base(), training, private_cache, base.device)
+    if subjects and test is not None:
+        start = of_classes(of_base(), classes if untrained is not None else samples.classes, subjects)
+        result = _with_utility(
+            result, config, samples, subjects, real, test, start, training, private_cache, base.device
+        )
     if test is not None and enough:
         for ending, folder in adapters.items():
             model = apply_adapter(base, folder)  # in place
@@ -128,6 +134,15 @@ def evaluate(
     if result.score is not None:
         events.image(f"{result.folder.name}/confusion", result.folder / "confusion.png", private=True)
     return result
+
+
+def _drawn_class_prompts(config: Config, drawn: Sequence[str], events: Events) -> list[str]:
+    """The prompt of each of data.classes where each was drawn and names one class alone, else none."""
+    subjects = class_prompts(config)
+    if len(set(subjects)) == len(subjects) and set(subjects) <= set(drawn):
+        return subjects
+    events.terminal("accuracy is left out: it needs samples of each of data.prompts, and no two of these alike")
+    return []
 
 
 def _clip_measurement(clip: str, samples: Dataset, of_prompts: bool, covered: bool, base: Model) -> Measurement:
@@ -170,18 +185,22 @@ def _with_utility(
     result: EvaluationResult,
     config: Config,
     samples: Dataset,
+    subjects: Sequence[str],
     real: Dataset,
     test: Dataset,
-    of_base: Labelled,
+    start: Labelled,
     training: ClassifierTraining,
     private_cache: Cache,
     device: torch.device,
 ) -> EvaluationResult:
-    """`result` with the samples' classifier scores, beside those of ceiling, start and public pictures alone."""
+    """`result` with the samples' classifier scores, beside those of ceiling, start and public pictures alone.
+
+    `subjects` is what the samples of each class were drawn of; `start` holds the base's samples, labelled by class.
+    """
     measurements, classes = list(result.measurements), list(config.data.classes)
     task = Task(utility_pictures(test), test.labels, test.digest(), classes, training, device)
-    images = utility_pictures(samples)
-    synthetic = task.score(task.train(images, samples.labels, "classifier of samples"))
+    images, labels = of_classes((utility_pictures(samples), samples.labels), samples.classes, subjects)
+    synthetic = task.score(task.train(images, labels, "classifier of samples"))
     measurements.append(
         Measurement.accuracy("accuracy", synthetic, "real test pictures right, classifier of samples alone")
     )
@@ -189,16 +208,18 @@ def _with_utility(
     measurements.append(
         Measurement.accuracy("accuracy_train_on_real", ceiling, "the same, classifier of real pictures")
     )
-    start = untrained_embedding(task, of_base, private_cache)
-    meaning = f"the same, classifier of at most {MOST} samples from the base with its untrained class embedding"
-    measurements.append(Measurement.accuracy("accuracy_untrained_embedding", start, meaning))
+    meaning = f"the same, classifier of at most {MOST} samples from the base"
+    name = "accuracy_base"
+    if not config.data.prompts:
+        name, meaning = "accuracy_untrained_embedding", f"{meaning} with its untrained class embedding"
+    measurements.append(Measurement.accuracy(name, before_finetuning(task, start, private_cache), meaning))
     public = public_only(task, config, private_cache)
     if public is not None:
         meaning = "the same, classifier of public pictures of these classes, no private picture seen"
         measurements.append(Measurement.accuracy("accuracy_public_only", public, meaning))
 
-    agrees = predict(network, images, device)[0].argmax(axis=1) == samples.labels
+    agrees = predict(network, images, device)[0].argmax(axis=1) == labels
     meaning = "samples that the classifier of real pictures puts in the class they were drawn for"
     measurements.append(Measurement("class_agreement", float(agrees.mean()), meaning, private=True))
-    per_class = [float(agrees[samples.labels == c].mean()) for c in range(len(classes))]
+    per_class = [float(agrees[labels == c].mean()) for c in range(len(classes))]
     return replace(result, measurements=measurements, classes=classes, score=synthetic, class_agreement=per_class)

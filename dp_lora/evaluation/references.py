@@ -26,15 +26,15 @@ def train_on_real(task: Task, real: Dataset, cache: Cache) -> tuple[Classifier, 
     return network, task.score(network)
 
 
-def untrained_embedding(task: Task, drawn: Labelled, cache: Cache) -> Score:
-    """Score of a classifier of `drawn`: samples of the base with the embedding that fine-tuning starts from."""
+def before_finetuning(task: Task, drawn: Labelled, cache: Cache) -> Score:
+    """Score of a classifier of `drawn`: samples of the base as fine-tuning starts from it, labelled by class."""
     images, labels = resized(drawn[0], task.size, drawn[0].shape[3]), drawn[1]
 
     def make() -> Score:
-        return task.score(task.train(images, labels, "classifier of the untrained base"))
+        return task.score(task.train(images, labels, "classifier of the base's samples"))
 
     facts = {**task.facts(), "drawn": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()}
-    return Score.from_json(cache.json("untrained-embedding", facts, lambda: make().to_json()))
+    return Score.from_json(cache.json("before-finetuning", facts, lambda: make().to_json()))
 
 
 def require_public_reference(config: Config) -> None:

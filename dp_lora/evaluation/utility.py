@@ -1,5 +1,6 @@
 """Utility: how well a classifier that saw one set of images alone does on the real test pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dp_lora.evaluation.base_samples import Labelled
 from dp_lora.evaluation.classifier import Classifier, ClassifierTraining, predict, train_classifier
 from dp_lora.evaluation.intervals import share_interval
 
@@ -47,6 +49,16 @@ def score(network: Classifier, images: NDArray[np.uint8], labels: NDArray[np.int
     classes = network.head.out_features
     predicted = predict(network, images, device)[0].argmax(axis=1)
     return Score(np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes))
+
+
+def of_classes(pictures: Labelled, names: Sequence[str], subjects: Sequence[str]) -> Labelled:
+    """The pictures whose subject, names[label], is one of `subjects`, labelled by their place in `subjects`.
+
+    `subjects` holds what is drawn for each class, in the order of the classes: its name, or its public prompt.
+    """
+    places = {subject: place for place, subject in enumerate(subjects)}
+    labels = np.array([places.get(name, -1) for name in names], np.int64)[pictures[1]]
+    return pictures[0][labels >= 0], labels[labels >= 0]
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ ACCURACY = Score(
         "accuracy_train_on_real": "trained on real pictures",
         "accuracy_public_only": "trained on public pictures",
         "accuracy_untrained_embedding": "before fine-tuning",
+        "accuracy_base": "base before fine-tuning",
     },
 )
 
