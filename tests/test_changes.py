@@ -41,11 +41,13 @@ def test_what_a_command_changes_in_files_of_git_s_is_said_with_what_puts_it_back
     names = "dvc.lock params.yaml"
     assert both == (
         f"changed by this command: {names.replace(' ', ' and ')}; `git checkout {names}` puts back what was committed\n"
+        "where data are private, do not publish dvc.lock: their hashes are in it\n"
     )
     assert told(dvc_lock="second\n") == ""  # it was changed before this command
     assert told(params_yaml="first\n") == ""  # it is again as committed
     subprocess.run(["git", "checkout", "-q", *names.split()], cwd=project, check=True)
     assert (project / "dvc.lock").read_text() == "first\n"
+    assert "private" not in told(params_yaml="second\n")
 
 
 def test_it_is_said_where_the_command_fails_too(project, capsys):

@@ -1,4 +1,4 @@
-"""Say which committed files a command changed, and how to put them back."""
+"""Say which committed files a command changed, how to put them back, and which of them hold hashes of the data."""
 
 import subprocess
 from collections.abc import Iterator
@@ -26,7 +26,9 @@ def telling_changes() -> Iterator[None]:
         changed = [relative(path) for path, old, new in zip(files, before, contents(), strict=True) if old != new]
         if names := _not_committed(changed):
             back = f"`git checkout {' '.join(names)}` puts back what was committed"
-            click.echo(f"changed by this command: {' and '.join(names)}; {back}", err=True)
+            hashes = [name for name in names if not name.endswith("params.yaml")]
+            secret = f"\nwhere data are private, do not publish {' and '.join(hashes)}: their hashes are in it"
+            click.echo(f"changed by this command: {' and '.join(names)}; {back}{secret if hashes else ''}", err=True)
 
 
 def _not_committed(names: list[str]) -> list[str]:
