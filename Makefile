@@ -86,7 +86,7 @@ test: setup ## the fast tests, in two processes: 5 to 11 minutes on 2 cores
 	@$(VPYTHON) -m pytest -n 2 --dist loadfile
 
 test-slow: setup ## whole trainings, kills, large statistics
-	@$(VPYTHON) -m pytest -m slow --timeout 3600
+	@$(VPYTHON) -m pytest -m slow
 
 test-container: setup ## everything in containers: image, server, runs, kills
 	@$(VPYTHON) -m pytest -m container --timeout 3600 tests/container

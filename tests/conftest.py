@@ -1,7 +1,9 @@
-"""Fixtures that several files share, and settings of the test process: how threads wait, and that Ctrl-C arrives."""
+"""Fixtures that several files share, and settings of the test process: waiting threads, Ctrl-C, time for slow tests."""
 
 import os
 import signal
+
+import pytest
 
 # set before torch is imported: threads that spin while they wait take time from the tests' own child processes
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -15,3 +17,11 @@ from tests.support.prepare_call import project, store
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 __all__ = ["project", "store"]
+
+SLOW_LIMIT = 3600  # seconds; a host with other work on it takes many times as long as an idle one
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT))

@@ -19,7 +19,7 @@ from tests.support.prepare_call import clone
 from tests.support.study_runs import assert_smoke_is_done, finetunings, member_records
 from tests.support.tiny_project import clean_environment, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.slow
 
 COMMAND = ("dp_lora", "study", "--study", "smoke", "--jobs", "2", "--overrides", "compute.device=cpu")
 VALUES = ("study=smoke", "jobs=2", "overrides=compute.device=cpu")

@@ -274,7 +274,6 @@ class Typed:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_prepare_typed_again_sees_every_change_and_nothing_brings_a_withdrawn_picture_back(tmp_path):
     pictures = fill(tmp_path / "pictures")
     typed = Typed(project_of_own_pictures(tmp_path / "project", pictures), pictures)
@@ -308,7 +307,6 @@ def test_prepare_typed_again_sees_every_change_and_nothing_brings_a_withdrawn_pi
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_finetune_main_and_dvc_repro_look_before_anything_is_spent(tmp_path):
     pictures = fill(tmp_path / "pictures")
     typed = Typed(project_of_own_pictures(tmp_path / "project", pictures), pictures)
