@@ -26,9 +26,10 @@ def telling_changes() -> Iterator[None]:
         changed = [relative(path) for path, old, new in zip(files, before, contents(), strict=True) if old != new]
         if names := _not_committed(changed):
             back = f"`git checkout {' '.join(names)}` puts back what was committed"
-            hashes = [name for name in names if not name.endswith("params.yaml")]
-            secret = f"\nwhere data are private, do not publish {' and '.join(hashes)}: their hashes are in it"
-            click.echo(f"changed by this command: {' and '.join(names)}; {back}{secret if hashes else ''}", err=True)
+            click.echo(f"changed by this command: {' and '.join(names)}; {back}", err=True)
+        # also of a new file, which DVC advises to add to git
+        if hashes := [name for name in changed if not name.endswith("params.yaml")]:
+            click.echo(f"do not publish {' and '.join(hashes)} where data are private: it holds their hashes", err=True)
 
 
 def _not_committed(names: list[str]) -> list[str]:
