@@ -21,7 +21,7 @@ COLOURS = {"red": 0, "green": 1, "blue": 2}
 PROMPTS = {"a red thing": "red", "a blue thing": "blue"}
 SETTINGS = (
     f"data.path=none data.n_public=4000 data.size={SIZE} data.channels=3 data.classes=[red,blue] "
-    f"public.classes=[A,B] public.n=12 public.size={SIZE} public.channels=3 evaluation.classifier_steps=20 "
+    f"public.classes=[A,B] public.n=12 public.size={SIZE} public.channels=3 evaluation.classifier_steps=8 "
     "evaluation.min_images=20 evaluation.public_reference=null sampling.prompts='a hat|a blue thing|a red thing' "
     "sampling.steps=1 sampling.guidance_scale=1 sampling.eta=0 sampling.batch_size=30"
 )
