@@ -7,6 +7,8 @@ PORT ?= 5000
 GPU_PYTHON ?= $(VPYTHON)
 GPU_SITE := build/gpu-site
 EMOJI_SITE := build/emoji-site
+# uv gives up after 30 seconds without a byte, and all of its downloads were in vain: on a busy machine that happens
+export UV_HTTP_TIMEOUT ?= 300
 
 .PHONY: help setup quickstart study emoji-packages emoji bench audit bench-prepare reproduce ui doctor image test test-slow test-container test-ui test-slurm gpu-wheels test-gpu pictures release-check lint format lock clean
 

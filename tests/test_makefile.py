@@ -90,6 +90,19 @@ def test_setup_says_what_it_does_once_and_makes_the_environment_of_a_moved_proje
     assert setup(tmp_path / "moved") == ["make: Nothing to be done for 'setup'."]
 
 
+def test_uv_waits_minutes_for_a_slow_network_in_every_target_and_in_the_image():
+    shown = ["make", "--silent", "--eval", "show:; @echo $$UV_HTTP_TIMEOUT", "show"]
+
+    def seconds(**given: str) -> str:
+        environment = {"PATH": os.environ["PATH"], **given}
+        return subprocess.run(shown, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert seconds() == "300\n"
+    assert seconds(UV_HTTP_TIMEOUT="900") == "900\n"
+    (step,) = re.findall(r"^RUN (?:.*\\\n)*.*uv pip sync", (ROOT / "docker/Dockerfile").read_text(), flags=re.MULTILINE)
+    assert "export XDG_CACHE_HOME=/var/cache/dp-lora UV_HTTP_TIMEOUT=300;" in step
+
+
 def test_the_wheels_for_a_gpu_machine_are_those_of_the_lock_each_with_its_hashes():
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     entries = pinned(lock, PACKAGES)
