@@ -20,6 +20,7 @@ LEFT_OUT = {
     "dp_lora/models/estimate.py": "what a dry run says of time and memory",
     "dp_lora/models/flops.py": "what a dry run says of time and memory",
     "dp_lora/models/memory.py": "what a dry run says of time and memory",
+    "dp_lora/models/row_memory.py": "what a dry run says of time and memory",
     "dp_lora/models/operations.py": "what a dry run says of time and memory",
     "dp_lora/models/shipped.py": "what a dry run says of time and memory",
     "dp_lora/training/dry_run_facts.py": "what a dry run says",

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -11,11 +11,13 @@ from dp_lora.files import read_json, write_json
 from dp_lora.models.estimate import base_operations
 from dp_lora.models.flops import count_operations
 from dp_lora.models.info import model_digest
+from dp_lora.models.memory import COUNTED, row_before
 from dp_lora.models.meta import meta_networks
 from dp_lora.models.operations import FILE, pipeline_key, read_operations, write_operations
 from dp_lora.models.pipeline_index import family_of
+from dp_lora.models.shapes import base_shapes
 from dp_lora.models.shipped import FOLDER, counted_before, file_of
-from tests.support.counted import KINDS, recount
+from tests.support.counted import KINDS, STUDIES, recount, recount_rows
 from tests.support.tiny import TINY, make_base, tiny_config
 from tests.support.tiny_pipelines import make_pipeline
 
@@ -106,7 +108,7 @@ def test_without_a_base_a_dry_run_of_a_shipped_config_builds_no_network():
 def test_the_counts_that_are_shipped_are_those_of_the_networks(name):
     config = load(name)
     assert read_json(file_of(config)) == recount(config), "`python -m tests.support.counted` writes what is right"
-    assert {path.name for path in FOLDER.glob("*")} == {file_of(load(kind)).name for kind in KINDS}
+    assert {path.name for path in FOLDER.glob("*")} == {COUNTED.name, *(file_of(load(kind)).name for kind in KINDS)}
     names = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
     for other in names & {"cin256", "standin", "emnist32-conditional"} | {n for n in names if "-eps" in n}:
         assert counted_before(load(other)) is not None, other
@@ -129,6 +131,26 @@ def test_a_pipeline_that_states_its_operations_is_counted_without_its_networks(t
     assert read_operations(base, pipeline_key(base, 64)) is None  # other pictures take other operations
     monkeypatch.setattr("dp_lora.models.meta.meta_networks", None)
     assert base_operations(config, base, family_of(base)) == counted
+
+
+@pytest.mark.parametrize("study", [STUDIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in STUDIES[1:])])
+def test_the_rows_that_are_shipped_are_those_that_the_dry_run_of_a_shipped_study_tells_of(study):
+    shipped, counted = read_json(COUNTED), recount_rows(study)
+    assert {key: shipped.get(key) for key in counted} == counted, "`python -m tests.support.counted` writes it"
+
+
+def test_a_dry_run_of_a_shipped_study_builds_no_network():
+    assert heavy("study --dry-run --study mnist5k --overrides compute.device=cpu") == {"scipy"}
+
+
+def test_a_row_that_was_counted_beforehand_is_not_taken_for_another():
+    config = load("mnist5k", {}, "lora.rank=8")
+    shapes = base_shapes(config, ROOT / "no such base")
+    assert row_before(config, shapes) is not None
+    settings = ("lora.rank=16", "lora.rank=8 lora.targets=study", "lora.rank=8 compute.precision=float32")
+    assert all(row_before(load("mnist5k", {}, other), shapes) is None for other in settings)
+    smaller = replace(shapes, denoiser={**shapes.denoiser, "conv_in.weight": (1, 1, 1, 1)})
+    assert row_before(config, smaller) is None
 
 
 @pytest.mark.slow

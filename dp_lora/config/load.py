@@ -37,7 +37,7 @@ def _file(name: str) -> Path:
     return own if own.exists() else SHIPPED / own.name
 
 
-def _read(name: str) -> DictConfig:
+def _read(name: str) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or ".." in name:
         raise InputError(f"config={name!r}: must be the name of an experiment in configs/, such as mnist5k")
     if name != "base" and name not in config_names():
@@ -45,7 +45,8 @@ def _read(name: str) -> DictConfig:
         raise InputError(f"config={name}: no such experiment{did_you_mean(name, config_names()) or there}")
     try:
         text = _file(name).read_text(encoding="utf-8")
-        return copy.deepcopy(_parsed(text, f"configs/{name}.yaml"))
+        _parsed(text, f"configs/{name}.yaml")
+        return text
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"configs/{name}.yaml: cannot be read: {' '.join(str(error).split())}") from None
 
@@ -81,18 +82,19 @@ def _refuse_unset(value: str, where: str) -> None:
         raise InputError(f"{where}: must be a value")
 
 
-def _layers(name: str) -> list[DictConfig]:
-    chain: list[DictConfig] = []
+def _layers(name: str) -> tuple[tuple[str, str], ...]:
+    """Name and text of each file that an experiment is made of, base.yaml first."""
+    chain: list[tuple[str, str]] = []
     seen: list[str] = []
     current: str | None = name
     while current is not None:
         if current in seen:
             raise InputError(f"configs/{name}.yaml: extends itself ({' -> '.join([*seen, current])})")
         seen.append(current)
-        layer = _read(current)
-        current = layer.pop("extends", None if current == "base" else "base")
-        chain.append(layer)
-    return chain[::-1]
+        text = _read(current)
+        chain.append((current, text))
+        current = _parsed(text, f"configs/{current}.yaml").get("extends", None if current == "base" else "base")
+    return tuple(chain[::-1])
 
 
 def _merge(config: DictConfig, layer: DictConfig, shown: str) -> DictConfig:
@@ -145,13 +147,21 @@ def _as_filed(name: str) -> DictConfig:
     """An experiment as its files say, not yet checked: values that they leave to the user are missing."""
     if name == "base":
         raise InputError(f"config=base: not an experiment; there are {', '.join(config_names())}")
+    config = copy.deepcopy(_merged(name, _layers(name)))
+    config.experiment.name = name
+    return config
+
+
+@functools.lru_cache(maxsize=64)  # a study resolves an experiment once for each of its members
+def _merged(name: str, layers: tuple[tuple[str, str], ...]) -> DictConfig:
     config = OmegaConf.structured(Config)
-    for layer in _layers(name):
+    for file, text in layers:
+        layer = copy.deepcopy(_parsed(text, f"configs/{file}.yaml"))
+        layer.pop("extends", None)
         config = _merge(config, layer, f"configs/{name}.yaml")
         # to OmegaConf ??? in a layer says nothing; here it leaves to the user what a layer below has set
         for section, keys in layer.items():
             config[section].update({key: MISSING for key in keys if OmegaConf.is_missing(keys, key)})
-    config.experiment.name = name
     return config
 
 

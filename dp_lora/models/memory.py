@@ -1,30 +1,25 @@
-"""Memory of the private step on a pipeline, counted on networks without weights: frozen weights, and a row's memory.
+"""Memory of the private step, as a dry run tells of it: frozen weights, and a row's memory.
 
-Attention is counted as the kernels of a GPU do it, which keep no matrix of scores. Fragments and the kernels' own room
-are left out.
+`models/row_memory.py` counts a row on networks without weights. For the members with most trained weights of the
+shipped studies it was counted beforehand: torch, diffusers and PEFT take seconds to import.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
-
-from dp_lora.config.schema import Config, Lora
-from dp_lora.models.adapters import add_lora, lora_parameters, unit_copies
-from dp_lora.models.autoencoder import shrinks
-from dp_lora.models.families import Family
-from dp_lora.models.meta import meta_networks, meta_row
+from dp_lora.config.schema import Config
+from dp_lora.files import digest_value, read_json
+from dp_lora.models.families import CLASSES
 from dp_lora.models.shapes import BaseShapes, part_shapes
+from dp_lora.models.shipped import FOLDER, counted_before, file_of
 
 GPU_BYTES = 80 * 10**9  # of the GPU that a dry run names
 USABLE = 0.9  # share of it, less fragments, kernels and their room
 GIB = 2**30
+COUNTED = FOLDER / "memory.json"  # rows that were counted beforehand, by `row_key`
+ITEM = {"float32": 4, "bfloat16": 2}  # bytes of a number
 
 
 @dataclass(frozen=True)
@@ -36,94 +31,38 @@ class RowMemory:
     weights: int  # of the frozen denoiser, once for all rows
 
 
-class _Flash(torch.autograd.Function):
-    """Attention by its shapes: it keeps the tensors that a GPU's kernels keep."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        ctx.save_for_backward(q, k, v, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise NotImplementedError("counted, never computed")
+def precision_of(config: Config) -> str:
+    """The precision in which a GPU runs the private step: float32 or bfloat16."""
+    return "float32" if config.compute.precision == "float32" else "bfloat16"
 
 
-@contextmanager
-def _flash() -> Iterator[None]:
-    functional: Any = torch.nn.functional
-    usual = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Flash.apply(query, key, value)
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = usual
+def row_key(config: Config) -> str:
+    """The name of a row's count: a digest of all settings that the row's memory depends on."""
+    lora = {key: value for key, value in asdict(config.lora).items() if key != "alpha"}
+    return digest_value([file_of(config).stem, lora, config.data.size, precision_of(config)])[:16]
 
 
-class _Kept:
-    """Bytes of distinct tensors that autograd keeps; those of `own` exist anyway and do not count."""
-
-    def __init__(self, own: set[int]) -> None:
-        self._seen, self._alive, self.bytes = set(own), list[Tensor](), 0
-
-    def note(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._seen.add(storage._cdata)
-            self._alive.append(tensor)  # keep it alive: another tensor could reuse a freed address
-            self.bytes += storage.nbytes()
-        return tensor
-
-
-def row_memory(
-    denoiser: Any, family: Family, lora: Lora, size: int, latent: tuple[int, int, int], precision: torch.dtype
-) -> RowMemory:
-    """Of a denoiser on the meta device (changed in place) that is held in `precision`, for pictures of `size` pixels.
-
-    `latent` is (c, h, w). Takes seconds at any width.
-    """
-    torch.nn.Module.to(denoiser.eval(), precision)  # diffusers' own warns of parts that none has
-    frozen = sum(tensor.nbytes for tensor in [*denoiser.parameters(), *denoiser.buffers()])
-    add_lora(denoiser, lora, torch.Generator(), family)
-    denoiser.requires_grad_(False)
-    copies = {
-        name: weight.detach().expand(1, *weight.shape).requires_grad_()
-        for name, weight in lora_parameters(denoiser, lora.train).items()
-    }
-    lying = [*denoiser.parameters(), *denoiser.buffers(), *copies.values()]
-    kept = _Kept({tensor.untyped_storage()._cdata for tensor in lying})
-    given, blocks = _Kept(set()), [0]
-
-    def counted(block: Any, *arguments: Any) -> Any:
-        for argument in arguments:
-            if torch.is_tensor(argument):
-                given.note(argument)
-        before = kept.bytes
-        result = block(*arguments)
-        blocks.append(kept.bytes - before)
-        return result
-
-    denoiser.enable_gradient_checkpointing(counted)
-    x_t, t, conditions = meta_row(denoiser, family, size, latent, precision)
-    if family.of_classes:
-        conditions["context"].requires_grad_()
-    with _flash(), unit_copies(denoiser, copies, 1), saved_tensors_hooks(kept.note, lambda tensor: tensor):
-        family.predict(denoiser, x_t, t, conditions)
-    gradient = sum(copy.nbytes for copy in copies.values())
-    outside = kept.bytes - sum(blocks)
-    return RowMemory(kept.bytes + gradient, outside + given.bytes + max(blocks) + gradient, frozen)
+def row_before(config: Config, shapes: BaseShapes) -> RowMemory | None:
+    """A row's memory as it was counted beforehand; None where the base is another one, or the row was not counted."""
+    network = counted_before(config)
+    if network is None or shapes.family is not CLASSES:
+        return None
+    if (shapes.denoiser, shapes.vae) != (network.denoiser, network.vae):
+        return None
+    found = read_json(COUNTED).get(row_key(config))
+    return None if found is None else RowMemory(**found)
 
 
 def memory_line(config: Config, base: Path, shapes: BaseShapes) -> str:
-    """A dry run's line on an existing pipeline: frozen parts, a row, and how many rows a GPU takes at a time."""
-    precision = torch.float32 if config.compute.precision == "float32" else torch.bfloat16
-    denoiser, vae = meta_networks(config, base)
-    side = config.data.size // shrinks(vae)
-    latent = (vae.config["latent_channels"], side, side)
-    row = row_memory(denoiser, shapes.family, config.lora, config.data.size, latent, precision)
-    encoders = sum(precision.itemsize * _numbers(part_shapes(folder)) for folder in base.glob("text_encoder*"))
-    frozen = row.weights + encoders + 4 * _numbers(shapes.vae)
+    """A dry run's line: frozen parts, a row, and how many rows a GPU takes at a time."""
+    row = row_before(config, shapes)
+    if row is None:
+        from dp_lora.models.row_memory import count_row  # torch, diffusers and PEFT
+
+        row = count_row(config, base, shapes.family)
+    precision = precision_of(config)
+    encoders = ITEM[precision] * sum(_numbers(part_shapes(folder)) for folder in base.glob("text_encoder*"))
+    frozen = row.weights + encoders + ITEM["float32"] * _numbers(shapes.vae)
     checkpointed = config.compute.checkpointing != "never"
     each, other = (row.checkpointed, row.kept) if checkpointed else (row.kept, row.checkpointed)
     rows = int((USABLE * GPU_BYTES - frozen) // each)
@@ -131,7 +70,7 @@ def memory_line(config: Config, base: Path, shapes: BaseShapes) -> str:
         f"{gibibytes(frozen)} GiB of frozen weights ({gibibytes(row.weights)} of the denoiser), "
         f"{gibibytes(each)} GiB a row ({gibibytes(other)} with{'out' if checkpointed else ''} checkpointing): "
         + (f"about {rows:,} rows at a time" if rows > 0 else "not one row")
-        + f" on a GPU of 80 GB; counted in {str(precision).removeprefix('torch.')}, not measured"
+        + f" on a GPU of 80 GB; counted in {precision}, not measured"
     )
 
 

@@ -15,6 +15,7 @@ from dp_lora.models.estimate import (
     sampling_work,
     time_text,
 )
+from dp_lora.models.memory import memory_line
 from dp_lora.privacy.accounting import Spent
 from dp_lora.privacy.releases import all_releases
 from dp_lora.study.audits import auditors
@@ -65,15 +66,18 @@ def _network(start: Resolved) -> Hashable:
     return (str(start.base), str(config.autoencoder), str(config.ldm), config.data.size, str(config.compute))
 
 
-def memory_lines(starts: Starts) -> Iterator[str]:
-    """The GPU's memory in fine-tuning, of the member with the most trained weights on each network."""
-    from dp_lora.models.memory import memory_line  # torch and diffusers
-
+def largest_members(starts: Starts) -> list[int]:
+    """The number of the member with the most trained weights, on each network."""
     trained = {number: count_parameters(start.config, start.shapes)["trainable"] for number, start in starts.items()}
     largest: dict[Hashable, int] = {}
     for number in sorted(trained, key=lambda number: (-trained[number], number)):
         largest.setdefault(_network(starts[number]), number)
-    for number in sorted(largest.values()):
+    return sorted(largest.values())
+
+
+def memory_lines(starts: Starts) -> Iterator[str]:
+    """The GPU's memory in fine-tuning, of the member with the most trained weights on each network."""
+    for number in largest_members(starts):
         start = starts[number]
         yield f"GPU memory, of member {number}: {memory_line(start.config, start.base, start.shapes)}"
 

@@ -1,5 +1,6 @@
 """A study's YAML as its members: one experiment with one seed each, in the order of the file, each once."""
 
+import functools
 import itertools
 import math
 import re
@@ -66,8 +67,13 @@ def read_study(name: str, overrides: str = "") -> Grid:
 
 
 def config_of(member: Member) -> Config:
-    """The resolved configuration of a member. Raises InputError as `load`."""
-    return load(member.config, {}, overrides_of(member), stage="main")
+    """The resolved configuration of a member, resolved once in a process. Raises InputError as `load`."""
+    return _resolved(member.config, overrides_of(member))
+
+
+@functools.cache  # plan, costs and report of a study each ask for it
+def _resolved(config: str, overrides: str) -> Config:
+    return load(config, {}, overrides, stage="main")
 
 
 def overrides_of(member: Member) -> str:

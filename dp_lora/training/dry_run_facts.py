@@ -9,6 +9,7 @@ from dp_lora.config.schema import Config
 from dp_lora.models.counting import count_parameters
 from dp_lora.models.estimate import count_flops, finetuning_work, flops_text, sampling_work
 from dp_lora.models.families import Family
+from dp_lora.models.memory import memory_line
 from dp_lora.models.pipeline_index import is_pipeline
 from dp_lora.privacy.accounting import spent
 from dp_lora.privacy.audit_bound import ceiling
@@ -75,7 +76,6 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
     facts["operations a row"] = flops_text(row.train)
     if family.pipeline:
         from dp_lora.models.disk import disk_line  # torch and diffusers, which the operations loaded already
-        from dp_lora.models.memory import memory_line
 
         facts["memory"] = memory_line(config, base, start.shapes)
         if is_pipeline(base):  # a base of ours that is still to be made has no files to count

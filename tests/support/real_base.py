@@ -13,7 +13,7 @@ from dp_lora.diffusion import make_scheduler
 from dp_lora.models.adapters import use_checkpointing
 from dp_lora.models.families import FAMILIES, ClassConditional
 from dp_lora.models.folder import Model
-from dp_lora.models.memory import row_memory
+from dp_lora.models.row_memory import row_memory
 from dp_lora.training.finetune import make_adapter
 from dp_lora.training.physical_batch import dummy_sum, rows_at_a_time
 from tests.support.text2image import text_config
