@@ -18,6 +18,7 @@ from dp_lora.evaluation.classifier import (
 )
 from dp_lora.evaluation.intervals import share_interval
 from dp_lora.evaluation.utility import Score, score
+from dp_lora.learning_rate import lr_factor
 
 CPU = torch.device("cpu")
 
@@ -126,3 +127,25 @@ def test_images_without_labels_are_refused():
     images, labels = bars(9)
     with pytest.raises(InputError, match="9 images and 8 labels"):
         train_classifier(images, labels[:8], 3, ClassifierTraining(1, 0), CPU)
+
+
+def test_the_classifier_learns_at_the_rate_of_the_project_s_one_schedule(monkeypatch):
+    def trained():
+        return train_classifier(*bars(128), 3, ClassifierTraining(20, 0), CPU).head.weight
+
+    asked = []
+
+    def rate(*arguments, **options):
+        asked.append(lr_factor(*arguments, **options))
+        return asked[-1]
+
+    usual = trained()
+    monkeypatch.setattr(classifier_module, "lr_factor", rate)
+    assert torch.equal(trained(), usual)
+    assert asked[:2] == pytest.approx([0.5, 1], abs=0.01)
+    assert asked[2:] == sorted(asked[2:], reverse=True)
+    assert 0 < asked[-1] < 0.01
+    # at a rate of 0 nothing is learnt
+    monkeypatch.setattr(classifier_module, "lr_factor", lambda *_, **__: 0.0)
+    assert not torch.equal(trained(), usual)
+    assert trained().std() == pytest.approx(0.01, rel=0.2)

@@ -9,7 +9,7 @@ from dp_lora.config import load
 from dp_lora.models.adapters import EMBEDDING
 from dp_lora.training import averaged
 from dp_lora.training.averaged import Averaged
-from dp_lora.training.steps import tail_weight
+from dp_lora.training.moving_average import tail_weight
 from tests.support.tiny import plan_of
 
 PLAN = plan_of(steps=10, noise_multiplier=2.0, expected_batch=4.0)

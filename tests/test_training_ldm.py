@@ -10,7 +10,8 @@ from dp_lora.errors import InputError
 from dp_lora.models.folder import load_model, load_vae, module_digest
 from dp_lora.models.info import load_info, model_digest
 from dp_lora.training.autoencoder import train_autoencoder
-from dp_lora.training.ldm import LdmTraining, train_ldm, update_average
+from dp_lora.training.ldm import LdmTraining, train_ldm
+from dp_lora.training.moving_average import growing_weight, update_average
 from tests.support.public_stage import Heard, stage_config, write_pictures
 
 
@@ -102,9 +103,9 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_unbroken_one(public
 
 def test_the_average_is_saved_and_follows_the_weights_by_the_configured_decay():
     average, current = [torch.zeros(3)], [torch.ones(3)]
-    update_average(average, current, decay=0.5, step=0)
+    update_average(average, current, growing_weight(0, decay=0.5))
     torch.testing.assert_close(average[0], torch.full((3,), 1 - 2 / 11))
-    update_average(average, current, decay=0.5, step=1000)
+    update_average(average, current, growing_weight(1000, decay=0.5))
     torch.testing.assert_close(average[0], torch.full((3,), 1 - 1 / 11))
 
 

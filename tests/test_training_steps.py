@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from dp_lora.learning_rate import lr_factor, noise_scale
+from dp_lora.training.moving_average import tail_weight
 from dp_lora.training.seeds import seeded
 from dp_lora.training.steps import (
     EpochOrder,
     Steps,
-    lr_factor,
-    noise_scale,
     step_generator,
-    tail_weight,
     total_steps,
 )
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from dp_lora.data.pixels import to_pixels
 from dp_lora.errors import InputError
 from dp_lora.files import whole_file
+from dp_lora.learning_rate import lr_factor
 from dp_lora.progress import progress
 
 BATCH_SIZE = 128
@@ -126,11 +127,8 @@ def train_classifier(
     network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR)
     warmup = max(1, training.steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warmup) * (1 + math.cos(math.pi * step / training.steps)) / 2
-    )
     bar = progress(_epochs(len(images), training.steps, generator), desc=description, total=training.steps, leave=False)
-    for rows in bar:
+    for step, rows in enumerate(bar):
         pixels = augment(to_pixels(images[rows.numpy()]), generator).to(device)
         target = torch.from_numpy(labels[rows.numpy()]).to(device)
         features = network.features(pixels)
@@ -138,8 +136,9 @@ def train_classifier(
         loss = F.cross_entropy(network.head(features * kept), target, label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = LR * lr_factor("cosine", step, training.steps, warmup_steps=warmup - 1)
         optimizer.step()
-        schedule.step()
     return network.eval()
 
 

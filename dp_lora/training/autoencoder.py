@@ -17,6 +17,7 @@ from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_value
 from dp_lora.grids import write_grid
+from dp_lora.learning_rate import lr_factor
 from dp_lora.models.autoencoder import build_autoencoder, decode, encode
 from dp_lora.models.device import pick_device
 from dp_lora.models.folder import save_autoencoder
@@ -26,7 +27,7 @@ from dp_lora.training.fit import CHECKPOINT_SECONDS, PublicTraining, fit
 from dp_lora.training.perceptual import Perceptual
 from dp_lora.training.pictures import Pictures, recoloured
 from dp_lora.training.seeds import seeded
-from dp_lora.training.steps import EpochOrder, lr_factor, step_generator, total_steps
+from dp_lora.training.steps import EpochOrder, step_generator, total_steps
 
 GRID_COLUMNS = 10
 GRID = "reconstructions.png"

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from dp_lora.config.schema import Train
+from dp_lora.learning_rate import lr_factor, noise_scale
 from dp_lora.models.adapters import EMBEDDING
 from dp_lora.privacy.plan import PrivacyPlan
+from dp_lora.training.moving_average import tail_weight, update_average
 from dp_lora.training.optimizer import NoiseDebiasedAdamW, noise_variance
-from dp_lora.training.steps import lr_factor, noise_scale, tail_weight
 
 
 class Averaged:
@@ -36,8 +37,7 @@ class Averaged:
         self.optimizer.step()
         share = self.train.tail_average
         weight = 1 - self.train.ema_decay if share is None else tail_weight(step, self.steps, share)
-        for name, parameter in self.parameters.items():
-            self.average[name].lerp_(parameter.detach(), weight)
+        update_average(self.average.values(), self.parameters.values(), weight)
 
     def tensors(self) -> dict[str, Tensor]:
         state = {}

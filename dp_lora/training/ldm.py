@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from dp_lora.diffusion import diffuse, loss_per_row, make_scheduler, target
 from dp_lora.errors import InputError
 from dp_lora.events import Events
 from dp_lora.files import digest_value
+from dp_lora.learning_rate import lr_factor
 from dp_lora.models.autoencoder import Vae, fold_normalisation
 from dp_lora.models.device import pick_device
 from dp_lora.models.families import CLASSES, FAMILIES, Family
@@ -31,8 +31,9 @@ from dp_lora.models.text_encoder import TOKENS, encode_public_captions, load_tex
 from dp_lora.models.unet import build_unet
 from dp_lora.sampling import write_class_grid
 from dp_lora.training.fit import CHECKPOINT_SECONDS, PublicTraining, fit
+from dp_lora.training.moving_average import growing_weight, update_average
 from dp_lora.training.seeds import seeded
-from dp_lora.training.steps import EpochOrder, lr_factor, step_generator, total_steps
+from dp_lora.training.steps import EpochOrder, step_generator, total_steps
 
 GRID = "samples.png"
 GRID_COLUMNS = 6
@@ -104,18 +105,8 @@ class LdmTraining(PublicTraining):
         super().optimizer_step(*args, **kwargs)
         # here, not in a hook after the batch: the checkpoint is written before such hooks run
         step = self.steps.next - 1
-        update_average(self.average.parameters(), self.model.parameters(), self.settings.ema_decay, step)
-
-
-@torch.no_grad()
-def update_average(average: Iterable[Tensor], current: Iterable[Tensor], decay: float, step: int) -> None:
-    """Move the exponential moving average towards the weights after `step` (from 0), in place.
-
-    The decay grows as (1 + s) / (10 + s), s = step + 1, until it reaches `decay`, as in latent diffusion: the random
-    start is forgotten.
-    """
-    decay = min(decay, (step + 2) / (step + 11))
-    torch._foreach_lerp_(list(average), list(current), 1 - decay)
+        weight = growing_weight(step, self.settings.ema_decay)
+        update_average(self.average.parameters(), self.model.parameters(), weight)
 
 
 def train_ldm(

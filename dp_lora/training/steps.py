@@ -1,4 +1,4 @@
-"""Which rows, which randomness and which learning rate belong to a step: functions of the step alone.
+"""Which rows and which randomness belong to a step: functions of the step alone.
 
 So an interrupted run continues exactly like an unbroken one, without any random state in its checkpoint.
 """
@@ -44,33 +44,6 @@ class EpochOrder:
 def step_generator(seed: int, step: int, stream: str) -> torch.Generator:
     """Generator on the CPU for the noise of one step; `stream` keeps equal seeds of different stages apart."""
     return torch.Generator().manual_seed(stream_key(stream, seed, step))
-
-
-def lr_factor(schedule: str, step: int, total: int, warmup_steps: int = 0, final: float = 0.0) -> float:
-    """Share of the learning rate at a step in [0, total), after a linear warm-up.
-
-    "constant", or "cosine": half a cosine from 1 towards `final`.
-    """
-    factor = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / total)) if schedule == "cosine" else 1.0
-    return factor * min(1.0, (step + 1) / (warmup_steps + 1))
-
-
-def noise_scale(noise_multiplier: float, exponent: float) -> float:
-    """Share of the learning rate that is left under noise: max(1, noise_multiplier) ** -exponent, in (0, 1].
-
-    A rule on public numbers alone. Adam divides by the gradient's scale, so noise does not shrink its steps: where
-    noise dominates, the weights walk at random by lr a step, and the walk has to be kept short.
-    """
-    return max(1.0, noise_multiplier) ** -exponent
-
-
-def tail_weight(step: int, total: int, share: float) -> float:
-    """Weight of a step's value, step in [0, total), in a running mean over the last `share` of the steps, at least one.
-
-    Before them it is 1: the mean is the newest value. A function of the step alone, so that a run can resume.
-    """
-    first = total - max(1, round(share * total))
-    return 1 / max(1, step - first + 1)
 
 
 def curve_steps(total: int) -> list[int]:
