@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).resolve().parent
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: on the disk, in a quota, below a limit on files' sizes
 # how libraries that write in their own way, and shutil's list of errors, tell the number of one of the system's
 NUMBERED = re.compile(r"(?:os error |errno )(\d+)", re.IGNORECASE)
+SQLITE_FULL = "database or disk is full"  # SQLite tells no number of the system's
 SYNCED_BY_ONE = 200  # entries of a folder that are made durable one by one: 3,000 took 17 seconds so, 0.3 by one call
 
 
@@ -38,10 +39,12 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def full_disk(error: Exception) -> int | None:
+def full_disk(error: BaseException) -> int | None:
     """The number, one of FULL, of a disk-full error; None for every other error."""
     if isinstance(error, InputError):  # it has its own words, and says what to do
         return None
+    if SQLITE_FULL in str(error):
+        return errno.ENOSPC
     known = getattr(error, "errno", None)
     found = NUMBERED.search(str(error)) if known is None else None
     number = known if found is None else int(found[1])

@@ -74,10 +74,11 @@ def test_what_cannot_be_reserved_is_refused_before_it_is_written_and_named(tmp_p
 
 
 @pytest.fixture
-def little_disk(tmp_path) -> Iterator[Path]:
+def little_disk(request, tmp_path) -> Iterator[Path]:
+    """A disk of its own, of 300k or the size that a test gives."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={getattr(request, 'param', '300k')}", "tmpfs", str(place)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount")
     try:
@@ -125,3 +126,59 @@ def test_a_disk_that_is_full_while_pictures_or_captions_are_encoded_is_one_line_
     for kind, line in zip(("latents", "captions"), lines, strict=True):
         assert line.startswith(f"error: No space left on device: {little_disk}/{kind}/")
         assert line.endswith("; make room, then the same command goes on")
+
+
+TRACK = """
+import errno, os, sys
+from pathlib import Path
+from dp_lora import tracking
+from dp_lora.cli.common import one_line_errors
+from dp_lora.config import load
+from dp_lora.tracking import store
+from tests.support.tracking_store import empty_store
+place = Path(sys.argv[1])
+
+def fill():
+    with (place / "filler").open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)) == 4096:
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+def told(work):
+    try:
+        with one_line_errors():
+            work()
+    except SystemExit as ended:
+        print(ended.code)
+
+def opened():
+    with tracking.run("prepare", load("mnist5k")):
+        pass
+
+def kept():
+    with tracking.run("prepare", load("mnist5k")) as run:
+        fill()
+        run.params({f"key{number}": "x" * 400 for number in range(90)})
+
+os.environ["MLFLOW_TRACKING_URI"] = store.sqlite_uri(place / "mlflow.db")
+fill()
+told(opened)  # the store is to be made
+for left in place.iterdir():
+    left.unlink()
+(place / "mlflow.db").write_bytes(empty_store().read_bytes())
+told(kept)
+told(opened)
+"""
+
+
+@pytest.mark.parametrize("little_disk", ["4m"], indirect=True)
+def test_a_disk_that_is_full_under_the_tracking_store_is_one_line_that_names_its_folder(little_disk):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("MLFLOW_RUN_ID", None)
+    command = [sys.executable, "-c", TRACK, str(little_disk)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n1\n1\n"), (done.returncode, done.stderr)
+    line = f"error: No space left on device: {little_disk}; make room, then the same command goes on"
+    assert done.stderr.splitlines() == [line] * 3

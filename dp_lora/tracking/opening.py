@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dp_lora.config import Config, flatten, resolved_yaml
+from dp_lora.files import full_disk
 from dp_lora.tracking.description import Description
 from dp_lora.tracking.ending import end_status
 from dp_lora.tracking.jobs import own_job_tags, settle_jobs
@@ -68,8 +69,9 @@ def run(
             try:
                 _close(tracked, monitor, status, error if status in ("FAILED", "KILLED") else None)
             except Exception as second:
-                # a failure while closing the run must not hide the original exception
-                print(f"run {tracked.run_id} could not be closed: {first_line(second)}", file=sys.stderr)
+                # a failure while closing the run must not hide the original exception; a full disk is told of once
+                if full_disk(second) is None or full_disk(error) is None:
+                    print(f"run {tracked.run_id} could not be closed: {first_line(second)}", file=sys.stderr)
             raise
         with one_line_errors():
             _close(tracked, monitor, "FINISHED", None)

@@ -11,7 +11,7 @@ from dp_lora.tracking import records
 from dp_lora.tracking.outbox import Outbox, open_outbox, waiting_runs
 from dp_lora.tracking.reachable import is_server, server_problem
 from dp_lora.tracking.records import Record
-from dp_lora.tracking.store import first_line, shown_uri, tracking_uri
+from dp_lora.tracking.store import first_line, naming_full_store, shown_uri, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,7 +50,8 @@ class Sender:
     def send(self, record: Record) -> None:
         """Send the record, or keep it in the outbox."""
         if not self._keeps:
-            records.send(self._client, self._run_id, record)
+            with naming_full_store():
+                records.send(self._client, self._run_id, record)
             return
         with self._lock:
             if self._nothing_waits():

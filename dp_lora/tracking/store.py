@@ -1,18 +1,19 @@
 """Where runs are kept: the store's address, its client, the experiment that a new run belongs to."""
 
+import logging
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from dp_lora.config import PROJECT
 from dp_lora.errors import InputError
-from dp_lora.files import exclusive
+from dp_lora.files import exclusive, naming_full_disk
 from dp_lora.tracking.outbox import waiting_runs
 from dp_lora.tracking.reachable import is_server, schema_problem, server_problem
 from dp_lora.tracking.shared_view import VIEW, set_view
@@ -86,6 +87,8 @@ def connect(patience: float = 0.0) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # else MLflow shows bars for small files that take no time
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # else MLflow prints the traceback of an error that it raises too
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     path = sqlite_path(tracking_uri())
     if path is not None:
         there = next(place for place in (path, *path.parents) if place.exists())
@@ -118,14 +121,21 @@ def store_problem() -> str | None:
     return None if path is None else schema_problem(path)
 
 
+def naming_full_store() -> AbstractContextManager[None]:
+    """Make a disk-full error of a local store an OSError that names its folder; a server's disk is not ours."""
+    path = sqlite_path(tracking_uri())
+    return nullcontext() if path is None else naming_full_disk(path.parent)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn errors of MLflow and its database into one line that names the store."""
+    """Turn errors of MLflow and its database into one line that names the store; a full disk is an OSError."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        yield
+        with naming_full_store():
+            yield
     except (MlflowException, SQLAlchemyError) as error:
         raise InputError(f"tracking store {shown_uri()}: {first_line(error)}") from error
 
