@@ -300,6 +300,8 @@ def test_a_dry_run_lists_members_time_memory_and_epsilon_and_touches_nothing(tmp
         (["--study", "mnist6k"], "error: study=mnist6k: no such study; did you mean mnist5k"),
         (["--jobs", "0"], "error: jobs=0: must be a whole number of at least 1"),
         (["--study", "smoke", "--overrides", "lora.rnk=3"], "did you mean lora.rank"),
+        (["--study", "smoke", "--overrides", "compute.device=cuda"], "compute.device=cuda: PyTorch sees no GPU here"),
+        (["--study", "smoke", "--overrides", "data.size=64"], "the base is for pictures of 16 pixels"),
     ],
 )
 def test_bad_input_of_the_real_command_is_one_line(arguments, line, tmp_path):

@@ -178,8 +178,8 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
                 name = values.pop("config") or STAGES[stage].default_config
                 overrides = values.pop("overrides", "")
                 config = read_resolved(resolved) if resolved else load(name, values, overrides, stage=stage)
-                if STAGES[stage].computes and not dry_run:
-                    _require_device(config)
+                if STAGES[stage].computes:
+                    require_device(config)
                 call = Call(stage, config, out, dry_run, part, inputs, typed)
                 try:
                     with nullcontext() if dry_run or call.child else telling_changes():
@@ -245,7 +245,8 @@ def _one_line_usage(command: click.Command, ctx: click.Context) -> Iterator[None
         ctx.exit(2)
 
 
-def _require_device(config: Config) -> None:
+def require_device(config: Config) -> None:
+    """Raise InputError for compute.device=cuda on a machine without a GPU; auto and cpu import no torch."""
     if config.compute.device == "cuda":
         # refuse a missing GPU before any file is made or a run is opened
         from dp_lora.models.device import pick_device

@@ -281,21 +281,28 @@ def what_to_type(config: Config, folders: Iterable[Path]) -> str | None:
     )
 
 
-def to_bring(config: Config) -> dict[str, str]:
-    """A dry run's line that says what to type first; empty where nothing from outside is missing."""
+def to_bring(config: Config, *, scored: bool = False) -> dict[str, str]:
+    """A dry run's line that says what to do first; empty where nothing is missing. `scored`: the samples are scored."""
     lines = [_import_first(config)] if is_missing_from_hub(config) else []
-    pictures = what_to_type(config, from_outside(config))
-    lines += [] if pictures is None else [pictures]
+    found = [what_to_type(config, from_outside(config)), _lacks_distance(config) if scored else None]
+    lines += [line for line in found if line is not None]
     return {"first": "; ".join(lines)} if lines else {}
+
+
+def _lacks_distance(config: Config) -> str | None:
+    """One line that says what a config needs before its samples can be scored; None where it has that."""
+    if config.checkpoint.folder is None or config.evaluation.inception_weights is not None:
+        return None
+    return (
+        f"evaluation.inception_weights=null: the images of {config.experiment.name} can be scored by FID alone; "
+        "set it to the path or address of a copy of inception-2015-12-05.pt"
+    )
 
 
 def require_distance(config: Config) -> None:
     """Raise InputError for a config that cannot be scored, before hours are spent on its training."""
-    if config.checkpoint.folder is not None and config.evaluation.inception_weights is None:
-        raise InputError(
-            f"evaluation.inception_weights=null: the images of {config.experiment.name} can be scored by FID alone; "
-            "set it to the path or address of a copy of inception-2015-12-05.pt"
-        )
+    if (line := _lacks_distance(config)) is not None:
+        raise InputError(line)
 
 
 def require(config: Config, folders: Collection[Path]) -> None:

@@ -34,7 +34,8 @@ def main(call: Call) -> None:
     if call.dry_run:
         from dp_lora.training.dry_run_facts import finetuning_facts
 
-        facts = finetuning_facts(resolve(call.config, remade=True, dry_run=True), samples=True) | to_bring(call.config)
+        facts = finetuning_facts(resolve(call.config, remade=True, dry_run=True), samples=True)
+        facts |= to_bring(call.config, scored=True)
         made = [relative(pipeline.params), relative(pipeline.lock), pipeline.resolved, *pipeline.made]
         made += [pipeline.figures] if pipeline.figures else []
         kept = [KEPT, relative(WORKING)]

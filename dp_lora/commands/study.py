@@ -9,10 +9,10 @@ import click
 from dp_lora import tracking
 from dp_lora.cli.changes import telling_changes
 from dp_lora.cli.closed_folders import close_folders
-from dp_lora.cli.common import HELP, Call, OneLineCommand, one_line_errors, relative
+from dp_lora.cli.common import HELP, Call, OneLineCommand, one_line_errors, relative, require_device
 from dp_lora.cli.early import refuse
 from dp_lora.cli.pipeline import would_make
-from dp_lora.cli.pipelines import from_outside, require, require_distance
+from dp_lora.cli.pipelines import from_outside, require, require_distance, to_bring
 from dp_lora.cli.prepared import look
 from dp_lora.cli.study_member import make_member
 from dp_lora.cli.study_upstream import (
@@ -57,6 +57,10 @@ def main(study: str, jobs: str, slurm: str, overrides: str, dry_run: bool, membe
         grid = read_study(study or DEFAULT, overrides)
         found = places(grid)
         settings = _settings(slurm, found)
+        for config in [] if member is not None or upstream else distinct(found):
+            refuse(Call("main", config, None, dry_run=dry_run))
+            if settings is None:  # Slurm's jobs run on other machines
+                require_device(config)
         if dry_run:
             _show_plan(grid, found)
         elif member is not None:
@@ -86,6 +90,9 @@ def _show_plan(grid: Grid, found: Sequence[Place]) -> None:
     for line in plan_lines(grid, found, starts_of(found)):
         click.echo(line)
     upstream = dict.fromkeys(path for place in found for path in would_make(place.config, *needed(place.config)))
+    for config in distinct(found):
+        for line in to_bring(config, scored=True).values():
+            click.echo(f"first: {line}")
     listed = [*upstream, relative(study_folder(grid.name)), "runs/DIGEST (ledgers and checkpoints)"]
     click.echo(f"would write: {', '.join(listed)}, runs in {tracking.shown_uri()}")
 
@@ -93,7 +100,6 @@ def _show_plan(grid: Grid, found: Sequence[Place]) -> None:
 def _run(grid: Grid, found: Sequence[Place], jobs: int, settings: "Settings | None") -> bool:
     """Run what is not done; whether a member failed."""
     for config in distinct(found):
-        refuse(Call("main", config, None, dry_run=False))
         require(config, from_outside(config))
         require_distance(config)
         look(config)
