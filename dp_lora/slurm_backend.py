@@ -50,7 +50,6 @@ MLFLOWS_OWN = {
     PROJECT_STORAGE_DIR,
     PROJECT_SYNCHRONOUS,
 }
-WITH_RANKS = ("finetune", "sample", "audit")  # entry points whose own process is a rank
 CANCELLING = 180.0  # seconds that a cancelled job has to end: Slurm itself kills after 30
 # MLflow's own logger: its lines reach the terminal
 logger = logging.getLogger("mlflow.projects")
@@ -219,7 +218,7 @@ def _ranks(entry_point: str, params: Mapping[str, str], settings: Settings) -> R
     known = {name: value for name, value in values.items() if name in STAGES[entry_point].sets}
     compute = load(name, known, overrides, stage=entry_point).compute
     require_gpus(settings, compute)
-    if entry_point in WITH_RANKS:
+    if STAGES[entry_point].ranked:
         return Ranks(compute.devices, compute.num_nodes)
     if compute.num_nodes > 1:
         shown = f"compute.devices={compute.devices}, compute.num_nodes={compute.num_nodes}"

@@ -37,6 +37,7 @@ class Stage:
     named_by_privacy: bool = False  # its runs are named by epsilon, rank and k
     scored: bool = False  # its runs have epsilon and scores
     computes: bool = False  # runs on compute.device
+    ranked: bool = False  # its own process is a rank: compute.devices x compute.num_nodes of them share the work
     folder: str | None = None  # folder of its result, below outputs/EXPERIMENT; None: elsewhere, or several
     before: tuple[str, ...] = ()  # stages of the same experiment that it builds on, except those on public data
 
@@ -101,6 +102,7 @@ STAGES = {
             noisy=True,
             named_by_privacy=True,
             computes=True,
+            ranked=True,
             folder="finetune",
             before=("prepare",),
         ),
@@ -111,6 +113,7 @@ STAGES = {
             noisy=True,
             named_by_privacy=True,
             computes=True,
+            ranked=True,
             folder="samples",
             before=("prepare", "finetune"),
         ),
@@ -141,6 +144,7 @@ STAGES = {
             needs_private=True,
             named_by_privacy=True,
             computes=True,
+            ranked=True,
         ),
         Stage(
             "export",

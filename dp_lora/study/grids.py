@@ -15,7 +15,7 @@ WIDEST = 720  # pixels: a grid of large pictures is made smaller, so that the pa
 
 
 @dataclass(frozen=True)
-class Grid:
+class SampleGrid:
     """One member's grid; `uri` holds the picture."""
 
     name: str
@@ -26,7 +26,7 @@ class Grid:
     link: str
 
 
-def grids_of(comparison: Comparison, link: Callable[[Row], str]) -> list[Grid]:
+def grids_of(comparison: Comparison, link: Callable[[Row], str]) -> list[SampleGrid]:
     """The grids of the seed that most conditions have, in the comparison's order; among equals the smallest seed.
 
     Conditions without that seed are left out: another seed's noise would differ too.
@@ -44,7 +44,7 @@ def grids_of(comparison: Comparison, link: Callable[[Row], str]) -> list[Grid]:
                 name = comparison.shown(condition)
                 if row.epsilon is not None and math.isinf(row.epsilon) and name != NO_PRIVACY:
                     name += ", not private"
-                found.append(Grid(name, seed, uri, width, height, link(row)))
+                found.append(SampleGrid(name, seed, uri, width, height, link(row)))
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dp_lora.config import ROOT, Config, flatten
+from dp_lora.config import ROOT, STAGES, Config, flatten
 from dp_lora.files import digest_value, read_json, write_json
 from dp_lora.sources import digest_code
 from dp_lora.study.grid import Grid, config_of, identity
@@ -15,9 +15,9 @@ from dp_lora.tracking.provenance import param_text
 STUDIES = ROOT / "runs" / "studies"
 RECORD = "member.json"
 LOG = "log.txt"  # what the stages of a member print
-# the folder that each stage makes; the report reads them by these names. An audit's is named as itself
-RESULTS = {"finetune": "finetune", "sample": "samples", "fid": "evaluation"}
-REQUIRED = ("finetune", "sample", "fid")
+# the stages that make a member, and their folders; the report reads them by these names. An audit's is named as itself
+RESULTS = {name: stage.folder for name, stage in STAGES.items() if stage.noisy and stage.folder}
+REQUIRED = tuple(RESULTS)
 # sections that do not decide what is fine-tuned: members that differ in these alone share a ledger and an adapter
 AFTER = ("experiment", "sampling", "evaluation", "audit", "compute")
 

@@ -10,7 +10,7 @@ from dp_lora.study.comparisons import EPSILON, Comparison, Condition, comparison
 from dp_lora.study.drawing import svg
 from dp_lora.study.expenses import Expense, expenses_of
 from dp_lora.study.findings import Finding, beside_lines, cost_of_privacy, finding, scores_of
-from dp_lora.study.grids import Grid, grids_of
+from dp_lora.study.grids import SampleGrid, grids_of
 from dp_lora.study.plots import Mark, Series, draw_bounds, draw_epsilon, draw_minutes, draw_scores
 from dp_lora.study.published_figures import System
 from dp_lora.study.result import AUDIT, DONE, Study
@@ -50,7 +50,7 @@ class Section:
     items: Sequence[str] = ()
     plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
-    grids: Sequence[Grid] = ()
+    grids: Sequence[SampleGrid] = ()
 
 
 @dataclass
