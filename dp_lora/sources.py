@@ -19,6 +19,7 @@ LEFT_OUT = {
     "dp_lora/tracking": "keeps what a run made",
     "dp_lora/models/estimate.py": "what a dry run says of time and memory",
     "dp_lora/models/flops.py": "what a dry run says of time and memory",
+    "dp_lora/models/counted_rows.py": "what a dry run says of time and memory",
     "dp_lora/models/memory.py": "what a dry run says of time and memory",
     "dp_lora/models/row_memory.py": "what a dry run says of time and memory",
     "dp_lora/models/operations.py": "what a dry run says of time and memory",

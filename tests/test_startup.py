@@ -8,10 +8,10 @@ import pytest
 
 from dp_lora.config import ROOT, STAGES, load
 from dp_lora.files import read_json, write_json
+from dp_lora.models.counted_rows import COUNTED, row_before
 from dp_lora.models.estimate import base_operations
 from dp_lora.models.flops import count_operations
 from dp_lora.models.info import model_digest
-from dp_lora.models.memory import COUNTED, row_before
 from dp_lora.models.meta import meta_networks
 from dp_lora.models.operations import FILE, pipeline_key, read_operations, write_operations
 from dp_lora.models.pipeline_index import family_of

@@ -108,7 +108,7 @@ def pooled(*groups):
 
 
 def half_of_mean(own, *groups):
-    """Half the wider 95% interval of the mean of `own`: by its seeds alone, or by the deviation pooled over `groups`."""
+    """Half the wider 95% interval of the mean of `own`: by its own seeds, or by the deviation pooled over `groups`."""
     deviation, quantile = pooled(*groups)
     alone = stats.ttest_1samp(own, 0).confidence_interval(0.95)
     return max(quantile * deviation / math.sqrt(len(own)), (alone.high - alone.low) / 2)
@@ -121,9 +121,7 @@ def half_of_difference(first, second, *groups):
     return max(quantile * deviation * math.sqrt(2 / len(first)), (welch.high - welch.low) / 2)
 
 
-def test_a_table_has_the_mean_and_the_wider_interval_over_seeds_and_a_mark_where_there_is_one_seed(
-    study, page, folder
-):
+def test_a_table_has_the_mean_and_the_wider_interval_over_seeds_and_a_mark_where_there_is_one_seed(study, page, folder):
     values = np.array(accuracies(study, "1"))
     half = half_of_mean(values, *(accuracies(study, eps) for eps in ("1", "10", "inf")))
     low, centre, high = 100 * (values.mean() - half), 100 * values.mean(), 100 * (values.mean() + half)

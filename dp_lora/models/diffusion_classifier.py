@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dp_lora.diffusion import loss_per_row, process_of
-from dp_lora.models.estimate import JUDGED_AT
 from dp_lora.models.folder import Model
+from dp_lora.models.pipeline_index import JUDGED_AT
 
 
 def best_class(

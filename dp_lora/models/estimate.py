@@ -16,14 +16,10 @@ from dp_lora.config.schema import Config, Lora
 from dp_lora.models.counting import lora_factors
 from dp_lora.models.families import CLASSES, Family
 from dp_lora.models.operations import Operations, pipeline_key, read_operations
-from dp_lora.models.pipeline_index import steps_and_guidance
+from dp_lora.models.pipeline_index import JUDGED_AT, steps_and_guidance
 from dp_lora.models.shapes import BaseShapes
 from dp_lora.models.shipped import counted_before
 from dp_lora.models.targets import adapted_ranks
-
-# sampling.attempts tells classes apart at these shares of the timesteps: below them all classes predict alike, above
-# them nothing of an image is left to see
-JUDGED_AT = (0.45, 0.65)
 
 GPU = "one NVIDIA H100 SXM"
 PEAK = {"float32": 66.9e12, "bfloat16": 989.4e12}  # FLOP/s by its data sheet, dense, TF32 off

@@ -14,6 +14,9 @@ INDEX = "model_index.json"
 OUTLINE = "outline.json"  # a pipeline with this file has configs and the headers of its weights, but no weights
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # parts that neither train nor draw a picture
 PADDED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # pad a caption to their tokenizer's 77 (CLIP)
+# sampling.attempts tells classes apart at these shares of the timesteps: below them all classes predict alike, above
+# them nothing of an image is left to see
+JUDGED_AT = (0.45, 0.65)
 
 
 def is_pipeline(folder: Path) -> bool:

@@ -16,8 +16,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from dp_lora.config.schema import Config, Lora
 from dp_lora.models.adapters import add_lora, lora_parameters, unit_copies
 from dp_lora.models.autoencoder import shrinks
+from dp_lora.models.counted_rows import RowMemory, precision_of
 from dp_lora.models.families import Family
-from dp_lora.models.memory import RowMemory, precision_of
 from dp_lora.models.meta import meta_networks, meta_row
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from dp_lora.config import ROOT, Config, load
 from dp_lora.files import write_json
+from dp_lora.models.counted_rows import COUNTED, row_key
 from dp_lora.models.families import CLASSES
 from dp_lora.models.flops import count_operations
-from dp_lora.models.memory import COUNTED, row_key
 from dp_lora.models.meta import meta_networks, tensor_shapes
 from dp_lora.models.row_memory import count_row
 from dp_lora.models.shapes import base_shapes
