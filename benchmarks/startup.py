@@ -40,9 +40,8 @@ def commands(base: Path) -> Iterator[tuple[list[str], float | None]]:
     for name in STAGES:
         yield [name, "--dry-run", *(given if name in COUNTING else [])], DRY_RUN
     yield ["count_params", *given], COUNT
-    celebahq = ["finetune", "--dry-run", "--config", "celebahq-eps10", "--overrides"]  # its files say cuda
-    yield [*celebahq, "compute.device=auto"], DRY_RUN
-    yield [*celebahq, "compute.device=auto ldm.layers_per_block=1"], None
+    yield ["finetune", "--dry-run", "--config", "celebahq-eps10"], DRY_RUN
+    yield ["finetune", "--dry-run", "--config", "celebahq-eps10", "--overrides", "ldm.layers_per_block=1"], None
 
 
 def make_base(folder: Path) -> None:

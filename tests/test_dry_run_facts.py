@@ -4,6 +4,8 @@ import pytest
 from torch import nn
 
 from dp_lora.cli.finetuning import resolve
+from dp_lora.cli.pipelines import to_bring
+from dp_lora.config import load
 from dp_lora.models.disk import disk_line
 from dp_lora.models.estimate import count_flops, flops_text
 from dp_lora.models.families import FAMILIES
@@ -79,3 +81,11 @@ def test_a_pipeline_of_classes_has_no_prompts_and_keeps_no_captions(tmp_path):
     assert facts["base"] == "DiTPipeline; its transformer is adapted, by noise, on classes"
     assert "prompts" not in facts
     assert "captions" not in facts["disk"]
+
+
+def test_a_plan_for_a_gpu_is_made_without_one_and_says_that_the_run_needs_it(monkeypatch):
+    monkeypatch.setattr("dp_lora.cli.pipelines.driver_is_there", lambda: False)
+    assert "compute.device=cuda: PyTorch sees no GPU here" in to_bring(load("celebahq-eps10"))["first"]
+    assert "GPU" not in to_bring(load("celebahq-eps10", {}, "compute.device=auto"))["first"]
+    monkeypatch.setattr("dp_lora.cli.pipelines.driver_is_there", lambda: True)
+    assert "GPU" not in to_bring(load("celebahq-eps10"))["first"]

@@ -131,7 +131,7 @@ def test_images_without_labels_are_refused():
 
 def test_the_classifier_learns_at_the_rate_of_the_project_s_one_schedule(monkeypatch):
     def trained():
-        return train_classifier(*bars(128), 3, ClassifierTraining(20, 0), CPU).head.weight
+        return train_classifier(*bars(128, size=8), 3, ClassifierTraining(20, 0), CPU).head.weight.detach()
 
     asked = []
 
@@ -139,13 +139,13 @@ def test_the_classifier_learns_at_the_rate_of_the_project_s_one_schedule(monkeyp
         asked.append(lr_factor(*arguments, **options))
         return asked[-1]
 
-    usual = trained()
     monkeypatch.setattr(classifier_module, "lr_factor", rate)
-    assert torch.equal(trained(), usual)
+    learnt = trained()
     assert asked[:2] == pytest.approx([0.5, 1], abs=0.01)
-    assert asked[2:] == sorted(asked[2:], reverse=True)
+    assert asked[1:] == sorted(asked[1:], reverse=True)
     assert 0 < asked[-1] < 0.01
-    # at a rate of 0 nothing is learnt
+    # at a rate of 0 nothing is learnt: the weights keep the spread that they start with
     monkeypatch.setattr(classifier_module, "lr_factor", lambda *_, **__: 0.0)
-    assert not torch.equal(trained(), usual)
-    assert trained().std() == pytest.approx(0.01, rel=0.2)
+    untouched = trained()
+    assert untouched.std().item() == pytest.approx(0.01, rel=0.2)
+    assert not torch.equal(untouched, learnt)

@@ -33,6 +33,7 @@ from dp_lora.config import (
 from dp_lora.config.words import did_you_mean
 from dp_lora.errors import InputError, SaidError
 from dp_lora.files import full_disk
+from dp_lora.models.driver import driver_is_there, no_gpu
 from dp_lora.statement import EPSILONS, privacy_tag
 from dp_lora.tracking.provenance import override_text
 from dp_lora.tracking.session import end_with_caller
@@ -178,7 +179,7 @@ def entry_point(stage: str, parts: tuple[str, ...] = ()) -> Callable[[Callable[[
                 name = values.pop("config") or STAGES[stage].default_config
                 overrides = values.pop("overrides", "")
                 config = read_resolved(resolved) if resolved else load(name, values, overrides, stage=stage)
-                if STAGES[stage].computes:
+                if STAGES[stage].computes and not dry_run:
                     require_device(config)
                 call = Call(stage, config, out, dry_run, part, inputs, typed)
                 try:
@@ -246,9 +247,10 @@ def _one_line_usage(command: click.Command, ctx: click.Context) -> Iterator[None
 
 
 def require_device(config: Config) -> None:
-    """Raise InputError for compute.device=cuda on a machine without a GPU; auto and cpu import no torch."""
+    """Raise InputError for compute.device=cuda on a machine without a GPU, before a file is made or a run is opened."""
     if config.compute.device == "cuda":
-        # refuse a missing GPU before any file is made or a run is opened
+        if not driver_is_there():
+            raise InputError(no_gpu())
         from dp_lora.models.device import pick_device
 
         pick_device(config.compute.device)

@@ -15,6 +15,7 @@ from dp_lora.config import IN_CLONE, PROJECT, ROOT, Config, relative, require_cl
 from dp_lora.data.versioned import SOURCE
 from dp_lora.errors import InputError
 from dp_lora.files import digest_file, read_json
+from dp_lora.models.driver import driver_is_there, no_gpu
 from dp_lora.models.pipeline_index import is_pipeline, pipeline_digest, pipeline_info
 
 RUNS = PROJECT / "runs"
@@ -286,6 +287,8 @@ def to_bring(config: Config, *, scored: bool = False) -> dict[str, str]:
     lines = [_import_first(config)] if is_missing_from_hub(config) else []
     found = [what_to_type(config, from_outside(config)), _lacks_distance(config) if scored else None]
     lines += [line for line in found if line is not None]
+    # a plan for a larger machine is made on a small one
+    lines += [no_gpu()] if config.compute.device == "cuda" and not driver_is_there() else []
     return {"first": "; ".join(lines)} if lines else {}
 
 

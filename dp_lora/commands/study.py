@@ -59,7 +59,7 @@ def main(study: str, jobs: str, slurm: str, overrides: str, dry_run: bool, membe
         settings = _settings(slurm, found)
         for config in [] if member is not None or upstream else distinct(found):
             refuse(Call("main", config, None, dry_run=dry_run))
-            if settings is None:  # Slurm's jobs run on other machines
+            if settings is None and not dry_run:  # Slurm's jobs run on other machines
                 require_device(config)
         if dry_run:
             _show_plan(grid, found)

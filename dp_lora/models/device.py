@@ -1,23 +1,18 @@
 """The device and the precision of the networks."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from dp_lora.errors import InputError
+from dp_lora.models.driver import no_gpu
 
 
 def pick_device(name: str) -> torch.device:
     """The device of compute.device: cpu, cuda, or auto (cuda where there is one). InputError for cuda without a GPU."""
     if name == "cuda" and not torch.cuda.is_available():
-        # only the image sets DPLORA_LOCK
-        start = "start the container with `mlflow run . -A gpus=all`, or " if "DPLORA_LOCK" in os.environ else ""
-        raise InputError(
-            f"compute.device=cuda: PyTorch sees no GPU here; {start}set overrides='compute.device=cpu' "
-            "to go on without one"
-        )
+        raise InputError(no_gpu())
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

@@ -1,6 +1,5 @@
 """Cost of work on this machine, for a dry run: by rates measured on its GPU, else by its processor's speed."""
 
-import ctypes
 import functools
 import os
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dp_lora.config.schema import Config
+from dp_lora.models.driver import driver_is_there
 from dp_lora.models.estimate import (
     Processor,
     Rates,
@@ -23,7 +23,6 @@ from dp_lora.models.estimate import (
 from dp_lora.models.pipeline_index import is_outline
 from dp_lora.models.shapes import base_shapes
 
-DRIVER = "libcuda.so.1"  # of NVIDIA; without it torch, which takes seconds to import, sees no GPU
 PRODUCT_SIDE, PRODUCTS = 1024, 6  # matrix products that measure a processor: 2 GFLOP each
 
 
@@ -45,7 +44,7 @@ def cost_lines(config: Config, parts: Sequence[Work], rates: Rates | None) -> di
 
 def processor_at_hand(config: Config) -> Processor | None:
     """This machine's processor; None where a GPU would do the work."""
-    if config.compute.device != "cpu" and _driver_is_there():
+    if config.compute.device != "cpu" and driver_is_there():
         return None
     return measured_processor()
 
@@ -65,7 +64,7 @@ def measured_processor() -> Processor:
 
 def rates_at_hand(config: Config, base: Path) -> Rates | None:
     """Measured rates of the work here, where there are a GPU and the base model; None elsewhere."""
-    if config.compute.device == "cpu" or not base.exists() or is_outline(base) or not _driver_is_there():
+    if config.compute.device == "cpu" or not base.exists() or is_outline(base) or not driver_is_there():
         return None
     import torch
 
@@ -80,11 +79,3 @@ def rates_at_hand(config: Config, base: Path) -> Rates | None:
     precision = pick_precision(config.compute.precision, device)
     model = ready_to_draw(load_model(base, device, precision), config)
     return measure_rates(config, model, config.privacy.batch_size * config.privacy.k, device)
-
-
-def _driver_is_there() -> bool:
-    try:
-        ctypes.CDLL(DRIVER)
-    except OSError:
-        return False
-    return True
