@@ -96,7 +96,7 @@ def example(model: Model, sampling: Sampling) -> str:
     """Python that draws one image of the first class from the exported folder, with diffusers and safetensors alone.
 
     It leaves the latents (1, c, h, w) as `latents` and the image (1, C, H, W) in [-1, 1] as `pixels`; the same noise
-    given, they are those of `dp_lora.sampling`. Run it in the folder.
+    given, they are those of `dp_lora.sampling` with sampling.attempts=1. Run it in the folder.
     """
     vae, side, channels = model.vae, model.denoiser.config["sample_size"], model.denoiser.config["in_channels"]
     kind = type(vae).__name__
@@ -163,7 +163,8 @@ def _card(model: Model, statement: Mapping[str, Any], sampling: Sampling, stock:
             "",
         ]
     elif stock:
-        lines += ["Draw an image, in this folder:", "", "```python", example(model, sampling) + "```", ""]
+        once = " (once: `sample` draws again where the model sees another class)" if sampling.attempts > 1 else ""
+        lines += [f"Draw an image, in this folder{once}:", "", "```python", example(model, sampling) + "```", ""]
     else:
         lines += [f"{NOT_STOCK} `dp_lora.models.folder.load_model` reads the folder.", ""]
     loading = loading_lines(model, base, ADAPTER)

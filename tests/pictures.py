@@ -1,10 +1,11 @@
-"""README's pictures, from the runs of `make study STUDY=mnist5k`: `make pictures`.
+"""Pictures of README, from the runs of `make study STUDY=mnist5k`, and of docs/emoji.md: `make pictures`.
 
-The default experiment's private pictures are MNIST's, which everybody has: the README may show real ones, and scores.
+The private pictures of both are MNIST's and Twemoji's, which everybody has: these pages may show real ones, and scores.
 """
 
 import math
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,14 @@ from PIL import Image
 
 from dp_lora.cli.common import one_line_errors
 from dp_lora.config import ROOT, STAGES, Config, flatten, load
-from dp_lora.data.layout import read_dataset
+from dp_lora.config.prompts import drawn_prompts
+from dp_lora.data.layout import Dataset, read_dataset
 from dp_lora.errors import InputError
 from dp_lora.files import whole_file
 from dp_lora.grids import CELL, GAP, write_grid
-from dp_lora.sampling.folder import GRID_COLUMNS
+from dp_lora.sampling.folder import GRID_COLUMNS, SPLIT
+from dp_lora.study.grid import read_study
+from dp_lora.study.place import places
 from dp_lora.study.plots import Series, draw_scores
 from dp_lora.study.scores import ACCURACY
 from dp_lora.tracking.links import GRID
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 RESULTS = ROOT / "benchmarks" / "results"
 DEFAULT_CONFIG = STAGES["main"].default_config
 STRIP = (1.0, 10.0, math.inf)  # epsilons beside the real pictures
+EVERY = 4  # of the prompts of docs/emoji.md
 PER_CLASS = 2  # pictures: always the first ones, so that nobody selects the best
 LINES = {
     "accuracy_train_on_real": "classifier of real digits",
@@ -124,6 +129,29 @@ def sampled_pictures(run: "Run", classes: int, size: int) -> NDArray[np.uint8]:
             return cut_grid(grid, classes, size)
 
 
+def pictures_of(dataset: Dataset, prompts: Sequence[str]) -> NDArray[np.uint8]:
+    """The first picture of each caption, uint8 (prompts, 1, H, W, 3)."""
+    texts = [captions[0] for captions in dataset.captions or ()]
+    return dataset.images(np.array([texts.index(prompt) for prompt in prompts]))[:, np.newaxis]
+
+
+def emoji() -> None:
+    """Draw docs/emoji.md's strip: real pictures of both sets, and between them samples of the study's members."""
+    found = places(read_study("emoji"))
+    config, prompts = found[0].config, drawn_prompts(found[0].config)
+    shown = prompts[::EVERY]  # by their place in the file, so that nobody selects the best
+    public = read_dataset(ROOT / str(config.public.folder), config.public.classes, "train")
+    pictures = {"public: OpenMoji": pictures_of(public, shown)}
+    for eps in (10.0, math.inf):
+        (member, *_) = (one for one in found if one.config.privacy.eps == eps)
+        samples = read_dataset(member.folder / "samples", prompts, SPLIT)
+        first = [np.flatnonzero(samples.labels == prompts.index(prompt))[:PER_CLASS] for prompt in shown]
+        pictures[shown_eps(eps)] = samples.images(np.concatenate(first)).reshape(len(shown), PER_CLASS, 32, 32, 3)
+    pictures["private: Twemoji"] = pictures_of(read_dataset(ROOT / str(config.data.folder), [], "test"), shown)
+    write_strip(RESULTS / "emoji.png", pictures)
+    print(f"{RESULTS.relative_to(ROOT)}/emoji.png: {', '.join(shown)}")
+
+
 def main() -> None:
     """Draw the strip and the plot from the store's runs, and print which runs they are."""
     config = load(DEFAULT_CONFIG)
@@ -149,4 +177,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with one_line_errors():
-        main()
+        emoji() if "emoji" in sys.argv[1:] else main()

@@ -37,12 +37,12 @@ def test_what_a_command_changes_in_files_of_git_s_is_said_with_what_puts_it_back
 
     assert told() == told(params_yaml="first\n") == ""
     # it is not in git, and DVC advises to add it
-    assert told(data_dvc="second\n") == "do not publish data.dvc where data are private: it holds their hashes\n"
+    assert told(data_dvc="second\n") == "do not publish data.dvc where data are private: their hashes are inside\n"
     both = told(params_yaml="second\n", dvc_lock="second\n")
     names = "dvc.lock params.yaml"
     assert both == (
         f"changed by this command: {names.replace(' ', ' and ')}; `git checkout {names}` puts back what was committed\n"
-        "do not publish dvc.lock where data are private: it holds their hashes\n"
+        "do not publish dvc.lock where data are private: their hashes are inside\n"
     )
     assert told(dvc_lock="second\n") == ""  # it was changed before this command
     assert told(params_yaml="first\n") == ""  # it is again as committed

@@ -202,6 +202,11 @@ def test_every_experiment_resolves_and_survives_its_file(name, tmp_path):
     config = load(name)
     write_resolved(config, tmp_path / "resolved.yaml")
     assert read_resolved(tmp_path / "resolved.yaml") == config
+    # a run of a version without sampling.attempts can be made again: it took the first image
+    text = (tmp_path / "resolved.yaml").read_text()
+    (tmp_path / "older.yaml").write_text(text.replace(f"  attempts: {config.sampling.attempts}\n", ""))
+    assert (tmp_path / "older.yaml").read_text() != text
+    assert read_resolved(tmp_path / "older.yaml") == config
     assert config.experiment.name == name
 
 

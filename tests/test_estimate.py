@@ -172,10 +172,10 @@ def test_a_dry_run_of_sample_prints_the_estimate_of_the_resolved_config():
 
 def test_where_no_gpu_would_do_the_work_its_time_is_that_of_the_processor_as_measured(monkeypatch):
     config = tiny_config("compute.device=auto")
-    monkeypatch.setattr(costs, "_driver_is_there", lambda: True)
+    monkeypatch.setattr(costs, "driver_is_there", lambda: True)
     assert costs.processor_at_hand(config) is None
     assert costs.processor_at_hand(tiny_config("compute.device=cpu")) is not None
-    monkeypatch.setattr(costs, "_driver_is_there", lambda: False)
+    monkeypatch.setattr(costs, "driver_is_there", lambda: False)
     costs.measured_processor.cache_clear()
     before = time.perf_counter()
     found = costs.processor_at_hand(config)

@@ -390,7 +390,7 @@ def test_what_a_pipeline_takes_is_measured_on_dummies_where_a_dry_run_has_a_gpu(
     monkeypatch.setattr(measure, "STEPS", 1)
     monkeypatch.setattr(measure, "IMAGES", 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(costs, "_driver_is_there", lambda: True)
+    monkeypatch.setattr(costs, "driver_is_there", lambda: True)
     measured, loaded = measure.measure_rates, load_model
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(folder, "load_model", lambda base, *_: loaded(base))

@@ -29,7 +29,9 @@ def telling_changes() -> Iterator[None]:
             click.echo(f"changed by this command: {' and '.join(names)}; {back}", err=True)
         # also of a new file, which DVC advises to add to git
         if hashes := [name for name in changed if not name.endswith("params.yaml")]:
-            click.echo(f"do not publish {' and '.join(hashes)} where data are private: it holds their hashes", err=True)
+            click.echo(
+                f"do not publish {' and '.join(hashes)} where data are private: their hashes are inside", err=True
+            )
 
 
 def _not_committed(names: list[str]) -> list[str]:

@@ -282,13 +282,16 @@ def what_to_type(config: Config, folders: Iterable[Path]) -> str | None:
     )
 
 
-def to_bring(config: Config, *, scored: bool = False) -> dict[str, str]:
-    """A dry run's line that says what to do first; empty where nothing is missing. `scored`: the samples are scored."""
+def to_bring(config: Config, *, scored: bool = False, here: bool = True) -> dict[str, str]:
+    """A dry run's line that says what to do first; empty where nothing is missing.
+
+    `scored`: the samples are scored. `here`: this machine does the work, not a cluster's.
+    """
     lines = [_import_first(config)] if is_missing_from_hub(config) else []
     found = [what_to_type(config, from_outside(config)), _lacks_distance(config) if scored else None]
     lines += [line for line in found if line is not None]
     # a plan for a larger machine is made on a small one
-    lines += [no_gpu()] if config.compute.device == "cuda" and not driver_is_there() else []
+    lines += [no_gpu()] if here and config.compute.device == "cuda" and not driver_is_there() else []
     return {"first": "; ".join(lines)} if lines else {}
 
 

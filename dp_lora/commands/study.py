@@ -62,7 +62,7 @@ def main(study: str, jobs: str, slurm: str, overrides: str, dry_run: bool, membe
             if settings is None and not dry_run:  # Slurm's jobs run on other machines
                 require_device(config)
         if dry_run:
-            _show_plan(grid, found)
+            _show_plan(grid, found, settings)
         elif member is not None:
             make_member(grid, found, member)
         elif upstream:
@@ -84,14 +84,14 @@ def _settings(slurm: str, found: Sequence[Place]) -> "Settings | None":
     return settings
 
 
-def _show_plan(grid: Grid, found: Sequence[Place]) -> None:
+def _show_plan(grid: Grid, found: Sequence[Place], settings: "Settings | None") -> None:
     from dp_lora.study.costs import plan_lines
 
     for line in plan_lines(grid, found, starts_of(found)):
         click.echo(line)
     upstream = dict.fromkeys(path for place in found for path in would_make(place.config, *needed(place.config)))
     for config in distinct(found):
-        for line in to_bring(config, scored=True).values():
+        for line in to_bring(config, scored=True, here=settings is None).values():
             click.echo(f"first: {line}")
     listed = [*upstream, relative(study_folder(grid.name)), "runs/DIGEST (ledgers and checkpoints)"]
     click.echo(f"would write: {', '.join(listed)}, runs in {tracking.shown_uri()}")

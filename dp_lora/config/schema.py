@@ -218,7 +218,7 @@ class Sampling:
     steps: int | None = key((lambda v: v is None or 1 <= v <= 1000, "must be null, or in [1, 1000]"), None)
     eta: float = key((lambda v: 0 <= v <= 1, "must be in [0, 1]"))
     guidance_scale: float | None = key((lambda v: v is None or NOT_NEGATIVE[0](v), "must be null, or 0 or above"), None)
-    attempts: int = key((lambda v: 1 <= v <= 100, "must be a whole number in [1, 100]"))
+    attempts: int = key((lambda v: 1 <= v <= 100, "must be a whole number in [1, 100]"), 1)  # 1 in older runs
     prompts: str | None = None
     negative_prompt: str | None = None
     batch_size: int = key(AT_LEAST_1)

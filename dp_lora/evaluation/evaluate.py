@@ -69,8 +69,8 @@ def evaluate(
     """
     require_public_reference(config)
     classes = list(config.data.classes)
-    subjects = classes if untrained is not None else _drawn_class_prompts(config, drawn, events)
     samples = read_dataset(samples_folder, list(drawn), SPLIT)
+    subjects = classes if untrained is not None else _drawn_class_prompts(config, samples, events)
     real = read_dataset(private_folder, classes, "train")
     # utility needs test pictures, and raises where there are none
     has_test = untrained is not None or has_split(private_folder, "test")
@@ -85,12 +85,12 @@ def evaluate(
         measurements.append(_clip_measurement(config.evaluation.clip, samples, untrained is None, covered, base))
 
     @functools.cache  # the digest of a large model's weights, which names the kept samples, takes a while
-    def of_base() -> Labelled:
-        """Samples of the base before fine-tuning, of the classes, or of the prompts, that the samples are of."""
-        if untrained is not None:
-            return samples_of_base(config, untrained, classes, len(samples), private_cache)
-        info = {**base.info, "size": samples.size, "classes": samples.classes}
-        return samples_of_base(config, replace(base, info=info), samples.classes, len(samples), private_cache)
+    def of_base(names: tuple[str, ...]) -> Labelled:
+        """Samples of the base before fine-tuning, of these classes or prompts."""
+        model = untrained or replace(base, info={**base.info, "size": samples.size, "classes": samples.classes})
+        return samples_of_base(config, model, list(names), len(samples), private_cache)
+
+    all_drawn = tuple(classes if untrained is not None else samples.classes)
 
     distances, features = _distances(config, sets, public_folder, training, cache, events)
     measurements += distances
@@ -99,7 +99,7 @@ def evaluate(
     enough = test is not None and min(len(test), len(samples)) >= least
     if enough:
         measurements += precision_recall_scores(features)
-        copying = look_for_copies(features, of_base()[0])
+        copying = look_for_copies(features, of_base(all_drawn)[0])
         measurements += copying.scores()
         # it shows private pictures: it is removed with the caches when one is withdrawn, and nothing else keeps it
         pairs = private_cache.folder / f"nearest_pairs-{samples.digest()[:12]}.png"
@@ -115,15 +115,15 @@ def evaluate(
         public = read_dataset(public_folder, list(config.public.classes), "train")
         if public.captions is not None:
             measurements += caption_measurements(
-                samples, public, real, test, of_base(), training, private_cache, base.device
+                samples, public, real, test, of_base(all_drawn), training, private_cache, base.device
             )
 
     result = EvaluationResult(measurements, Path(out_folder), copying=copying)
     if subjects and test is not None:
-        start = of_classes(of_base(), classes if untrained is not None else samples.classes, subjects)
         result = _with_utility(
-            result, config, samples, subjects, real, test, start, training, private_cache, base.device
-        )
+            result, config, samples, subjects, untrained is None, real, test, of_base(tuple(subjects)), training,
+            private_cache, base.device,
+        )  # fmt: skip
     if test is not None and enough:
         for ending, folder in adapters.items():
             model = apply_adapter(base, folder)  # in place
@@ -136,10 +136,12 @@ def evaluate(
     return result
 
 
-def _drawn_class_prompts(config: Config, drawn: Sequence[str], events: Events) -> list[str]:
-    """The prompt of each of data.classes where each was drawn and names one class alone, else none."""
+def _drawn_class_prompts(config: Config, samples: Dataset, events: Events) -> list[str]:
+    """The prompt of each of data.classes where each has samples and names one class alone, else none."""
     subjects = class_prompts(config)
-    if len(set(subjects)) == len(subjects) and set(subjects) <= set(drawn):
+    # with fewer samples than prompts, some of these were drawn not once
+    drawn = {samples.classes[label] for label in set(samples.labels.tolist())}
+    if len(set(subjects)) == len(subjects) and set(subjects) <= drawn:
         return subjects
     events.terminal("accuracy is left out: it needs samples of each of data.prompts, and no two of these alike")
     return []
@@ -186,6 +188,7 @@ def _with_utility(
     config: Config,
     samples: Dataset,
     subjects: Sequence[str],
+    of_prompts: bool,
     real: Dataset,
     test: Dataset,
     start: Labelled,
@@ -210,7 +213,7 @@ def _with_utility(
     )
     meaning = f"the same, classifier of at most {MOST} samples from the base"
     name = "accuracy_base"
-    if not config.data.prompts:
+    if not of_prompts:
         name, meaning = "accuracy_untrained_embedding", f"{meaning} with its untrained class embedding"
     measurements.append(Measurement.accuracy(name, before_finetuning(task, start, private_cache), meaning))
     public = public_only(task, config, private_cache)

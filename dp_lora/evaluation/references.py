@@ -1,4 +1,4 @@
-"""References for a score: classifiers of real pictures, of the untrained base's samples, of public pictures."""
+"""References for a score: classifiers of real pictures, of samples before fine-tuning, of public pictures."""
 
 import hashlib
 

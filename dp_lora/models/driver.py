@@ -1,18 +1,19 @@
-"""Whether this machine has NVIDIA's driver: without it PyTorch, which takes seconds to import, sees no GPU."""
+"""Whether this machine has a GPU's driver: without it PyTorch, which takes seconds to import, sees no GPU."""
 
 import ctypes
 import os
+from contextlib import suppress
 
-DRIVER = "libcuda.so.1"
+DRIVERS = ("libcuda.so.1", "libamdhip64.so")  # of NVIDIA, and of AMD for PyTorch's builds for ROCm
 
 
 def driver_is_there() -> bool:
-    """True where the driver can be loaded; PyTorch may still see no GPU then."""
-    try:
-        ctypes.CDLL(DRIVER)
-    except OSError:
-        return False
-    return True
+    """True where a driver can be loaded; PyTorch may still see no GPU then."""
+    for name in DRIVERS:
+        with suppress(OSError):
+            ctypes.CDLL(name)
+            return True
+    return False
 
 
 def no_gpu() -> str:

@@ -160,6 +160,7 @@ def sampling_work(config: Config, row: RowFlops, rates: Rates | None = None, fam
     """Drawing sampling.n latents, and decoding them; measured rates cover both in one."""
     sampling = config.sampling
     amount = f"{sampling.n:,} images at {steps_and_guidance(sampling, family)[0]} steps"
+    amount += ", each drawn once and judged" if sampling.attempts > 1 else ""
     precision, latents = _on_gpu(sampling.precision), sampling.n * _flops_of_latent(config, row, family)
     decoding = sampling.n * float(row.decode)
     if rates:

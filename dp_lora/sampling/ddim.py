@@ -20,7 +20,7 @@ from dp_lora.models.pipeline_index import steps_and_guidance
 from dp_lora.sampling.noise import image_stream, next_noise
 from dp_lora.sampling.text import draw_prompts
 
-AGAIN = 16  # images that are drawn anew at once
+AGAIN = 16  # images that are drawn anew at once, or sampling.batch_size where that is smaller
 DECODE_VALUES = 2**22  # pixel values decoded at once: bounds the decoder's memory at any image size
 
 Streams = Sequence[np.random.Generator]
@@ -116,12 +116,13 @@ def _draw_in_attempts(
     wrong: list[int] = []
     if sampling.attempts > 1:
         wrong = _wrong(model, latents, labels, streams, sampling, device)
+    at_once = min(AGAIN, sampling.batch_size)
     for attempt in range(1, sampling.attempts):
         still: list[int] = []
-        for start in range(0, len(wrong), AGAIN):
-            rows = wrong[start : start + AGAIN]
+        for start in range(0, len(wrong), at_once):
+            rows = wrong[start : start + at_once]
             # always as many rows: a batch's number of rows changes rounding, and the other rows decide that number
-            idle = range(AGAIN - len(rows))
+            idle = range(at_once - len(rows))
             of_rows = [labels[row] for row in rows] + [labels[rows[0]] for _ in idle]
             drawing = [streams[row] for row in rows] + [image_stream(0, "idle", row) for row in idle]
             latents[rows] = (drawn := _draw_latents(model, of_rows, drawing, sampling, device))[: len(rows)]
@@ -140,7 +141,8 @@ def draw_pixels(
 
     Row r is image number indices[r] of class model.classes[labels[r]]. It depends on (seed, class, index) and the
     sampling settings; the other rows and their number change it by rounding alone (below 1e-4 in float32). With
-    sampling.attempts above 1 it also depends on the model's other classes: one of them may take the image. Networks
+    sampling.attempts above 1 it also depends on the model's other classes: one of them may take the image; where two
+    classes fit it equally well, rounding may decide which image is kept. Networks
     must lie on `device`, in evaluation mode. Raises InputError for guidance without a null row and for latents that are
     not finite.
     """

@@ -1,6 +1,6 @@
-"""The one moving average of weights over steps, and the weight that the newest ones get: a function of the step alone.
+"""The one moving average of weights over steps, and the weight that the newest ones get.
 
-So an interrupted run continues exactly like an unbroken one.
+That weight is a function of the step alone, so an interrupted run continues exactly like an unbroken one.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ def growing_weight(step: int, decay: float) -> float:
 def tail_weight(step: int, total: int, share: float) -> float:
     """Weight of a step's value, step in [0, total), in a running mean over the last `share` of the steps, at least one.
 
-    Before them it is 1: the mean is the newest value. A function of the step alone, so that a run can resume.
+    Before them it is 1: the mean is the newest value.
     """
     first = total - max(1, round(share * total))
     return 1 / max(1, step - first + 1)
