@@ -1,5 +1,6 @@
 """DVC as our commands start it, on a small pipeline: it gives no advice to push, and one line if a stage fails."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ stages:
   good: {cmd: entrypoints/run 0, always_changed: true}
   refuses: {cmd: entrypoints/run 1}
   dies: {cmd: entrypoints/run 9}
+  makes: {cmd: echo made > made && entrypoints/run 0, outs: [made]}
 """
 
 
@@ -29,6 +31,12 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def repro(project: Path, stage: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "dp_lora.cli.quiet_dvc", "repro", stage]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize(
     ("stage", "status", "lines"),
     [
@@ -39,9 +47,19 @@ def project(tmp_path: Path) -> Path:
     ],
 )
 def test_dvc_says_once_what_fails_and_never_to_push_private_data(project, stage, status, lines):
-    command = [sys.executable, "-m", "dp_lora.cli.quiet_dvc", "repro", stage]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    done = repro(project, stage)
     assert (done.returncode, done.stderr.splitlines()) == (status, lines)
     assert "push" not in done.stdout
     assert ("Running stage" in done.stdout) is (stage != "unknown")
+
+
+def test_dvc_goes_on_after_a_killed_command_without_a_word_of_its_locks(project):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (project / ".dvc/tmp").mkdir()
+    lock = project / ".dvc/tmp/rwlock"
+    lock.write_text(json.dumps({"write": {str(project / "made"): {"pid": ended.pid, "cmd": "a killed one"}}}))
+    done = repro(project, "makes")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "a killed one" not in lock.read_text()
+    assert (project / "made").exists()

@@ -1,7 +1,8 @@
 """DVC's command line without its advice to push, and with one line where a stage fails.
 
 `dvc repro` advises to `dvc push`, which would upload files made from private pictures: the operator alone decides that.
-A stage that failed has printed its own line; DVC would add a second one.
+A stage that failed has printed its own line; DVC would add a second one. Locks of a killed command are removed by DVC
+itself; it would say so for each file, with this machine's folders.
 """
 
 import logging
@@ -13,6 +14,7 @@ from dvc.cli import main
 from dvc.ui import ui
 
 PUSH = "Use `dvc push` to send your updates to remote storage."
+FREED = "had been killed. Auto removed it from the lock file."
 SAID = re.compile(r"failed to run: entrypoints/run .*, exited with (1|2|130)$")  # the stage has printed its own line
 
 
@@ -40,4 +42,5 @@ def without_push() -> None:
 if __name__ == "__main__":
     without_push()
     logging.getLogger("dvc.cli").addFilter(lambda record: not is_said(record))
+    logging.getLogger("dvc.rwlock").addFilter(lambda record: not record.getMessage().endswith(FREED))
     sys.exit(main(sys.argv[1:]))
