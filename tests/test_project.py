@@ -69,6 +69,7 @@ ARROWS = {
         "operator_key",
         "privacy",
         "reproduction",
+        "slurm",
         "statement",
         "study",
         "tracking",

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dp_lora.commands import study as command
+from dp_lora.cli import study_run
 from dp_lora.errors import InputError
 from dp_lora.slurm import waiting
 from dp_lora.slurm.settings import Environment, Settings
@@ -100,10 +100,10 @@ def test_members_are_an_array_that_begins_after_the_job_of_base_and_pictures(sit
 
 
 def test_the_run_of_a_study_keeps_the_scripts_of_its_jobs(site, monkeypatch):
-    monkeypatch.setattr(command, "is_upstream_made", lambda grid, found: False)
+    monkeypatch.setattr(study_run, "is_upstream_made", lambda grid, found: False)
     kept = {}
     run = SimpleNamespace(run_id="run", environment=dict, text=lambda text, file: kept.update({file: text}))
-    command._send(site.grid, site.places, 2, SETTINGS, run)
+    study_run._send(site.grid, site.places, 2, SETTINGS, run)
     expected = {
         f"slurm/{name}.sh": (site.here / f"script_{n}").read_text() for name, n in (("upstream", 7), ("members", 8))
     }
@@ -235,7 +235,7 @@ def test_a_second_call_sends_nothing_beside_the_array_of_the_first(site):
     sent = send(site)
     kept = {}
     run = SimpleNamespace(run_id="other", environment=dict, text=lambda text, file: kept.update({file: text}))
-    assert vars(command._send(site.grid, site.places, 1, SETTINGS, run)) == vars(sent)
+    assert vars(study_run._send(site.grid, site.places, 1, SETTINGS, run)) == vars(sent)
     assert (site.here / "last").read_text() == "7\n"
     # each call's run shows the script
     assert kept == {"slurm/members.sh": (site.here / "script_7").read_text()}
