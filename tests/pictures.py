@@ -1,4 +1,4 @@
-"""Pictures of README, from the runs of `make study STUDY=mnist5k`, and of docs/emoji.md: `make pictures`.
+"""README's pictures, from the runs of `make study STUDY=mnist5k`: `make pictures`; with `emoji`, docs/emoji.md's.
 
 The private pictures of both are MNIST's and Twemoji's, which everybody has: these pages may show real ones, and scores.
 """
@@ -146,7 +146,8 @@ def emoji() -> None:
         (member, *_) = (one for one in found if one.config.privacy.eps == eps)
         samples = read_dataset(member.folder / "samples", prompts, SPLIT)
         first = [np.flatnonzero(samples.labels == prompts.index(prompt))[:PER_CLASS] for prompt in shown]
-        pictures[shown_eps(eps)] = samples.images(np.concatenate(first)).reshape(len(shown), PER_CLASS, 32, 32, 3)
+        drawn = samples.images(np.concatenate(first))
+        pictures[shown_eps(eps)] = drawn.reshape(len(shown), PER_CLASS, *drawn.shape[1:])
     pictures["private: Twemoji"] = pictures_of(read_dataset(ROOT / str(config.data.folder), [], "test"), shown)
     write_strip(RESULTS / "emoji.png", pictures)
     print(f"{RESULTS.relative_to(ROOT)}/emoji.png: {', '.join(shown)}")

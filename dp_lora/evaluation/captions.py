@@ -18,6 +18,7 @@ from dp_lora.evaluation.classifier import Classifier, ClassifierTraining, predic
 from dp_lora.evaluation.intervals import share_interval
 from dp_lora.evaluation.measurement import Measurement
 from dp_lora.evaluation.pictures import resized, utility_pictures, utility_size
+from dp_lora.evaluation.utility import of_classes
 
 PUBLIC, PRIVATE = 0, 1  # classes of style
 
@@ -63,11 +64,12 @@ def caption_measurements(
         "private_style": cache.classifier("style", facts, style),
         "right_caption": cache.classifier("caption", facts, caption),
     }
-    position = [samples.classes.index(name) for name in prompts]
     images, labels = of_base
     judged = {
-        "": _at(position, utility_pictures(samples), samples.labels),
-        "_base": _at(position, resized(images, utility_size(samples), samples.channels), labels),
+        "": of_classes((utility_pictures(samples), samples.labels), samples.classes, prompts),
+        "_base": of_classes(
+            (resized(images, utility_size(samples), samples.channels), labels), samples.classes, prompts
+        ),
         "_public": known["public"],
         "_real": known["real"],
     }
@@ -99,12 +101,6 @@ def _measured(name: str, ending: str, judge: Classifier, pictures: Labelled, dev
         else (f"of their own caption among {judge.head.out_features}, by a classifier of these real pictures")
     )
     return Measurement(name + ending, right / len(images), f"{WHOSE[ending]} {said}", True, low, high)
-
-
-def _at(position: list[int], images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Labelled:
-    """The pictures whose label is in `position`, which ascends; a label is now a place in `position`."""
-    kept = np.isin(labels, position)
-    return images[kept], np.searchsorted(position, labels[kept])
 
 
 def _rows(dataset: Dataset, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -7,6 +7,7 @@ import torch
 
 from dp_lora.config.schema import Config
 from dp_lora.models.autoencoder import shrinks
+from dp_lora.models.counted_rows import precision_of
 from dp_lora.models.families import TEXT, Family
 from dp_lora.models.memory import gibibytes
 from dp_lora.models.meta import meta_networks
@@ -33,7 +34,7 @@ def disk_line(config: Config, base: Path, family: Family) -> str:
 
 def _caption_bytes(config: Config, family: Family, settings: dict) -> int:
     """Bytes of one encoded caption in the denoiser's precision."""
-    precision = torch.float32 if config.compute.precision == "float32" else torch.bfloat16
+    precision: torch.dtype = getattr(torch, precision_of(config))
     encoded = family.blank(settings, config.data.size)
     return sum(
         prod(tensor.shape) * (precision if name in TEXT else tensor.dtype).itemsize for name, tensor in encoded.items()

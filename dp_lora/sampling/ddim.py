@@ -104,7 +104,7 @@ def _wrong(
 ) -> list[int]:
     """Rows of the latents that the model itself takes for another class."""
     noise = partial(next_noise, streams, _shape(model), device)
-    found = best_class(model, latents, len(model.classes), noise, _predictor(model, sampling, device))
+    found = best_class(model, latents, noise, _predictor(model, sampling, device))
     return torch.nonzero(found != torch.as_tensor(labels, device=device)).flatten().tolist()
 
 

@@ -1,5 +1,6 @@
 """The report of a study: one page for people, the same page as Markdown, and its numbers as CSV."""
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from dp_lora.study.result import DONE, FAILED, RUNNING, WAITING, Study
 from dp_lora.study.rows import Row, read_row
 from dp_lora.study.scores import SCORES
 from dp_lora.study.sections import Report, Section
-from dp_lora.study.statistics import UNLIMITED, mean, spread
+from dp_lora.study.statistics import UNLIMITED, Spread, mean, spread
 from dp_lora.study.tables import write_csv
 from dp_lora.tracking.links import local_ui
 
@@ -141,13 +142,17 @@ def _summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     lines = []
     limits = {score.metric: score.limits for score in SCORES}
     every = conditions(rows)
+
+    @functools.cache
+    def pool(metric: str) -> Spread:
+        return spread(one.values(metric) for one in every)
+
     for one in every:
         epsilons = [row.epsilon for row in one.rows if row.epsilon is not None]
         for metric in dict.fromkeys(name for row in one.rows for name in row.metrics):
             if metric.endswith(("_low", "_high")):
                 continue
-            pool = spread(other.values(metric) for other in every)
-            found = mean(one.values(metric), limits.get(metric, UNLIMITED), pool)
+            found = mean(one.values(metric), limits.get(metric, UNLIMITED), pool(metric))
             lines.append(
                 {
                     "condition": one.label,
