@@ -21,6 +21,7 @@ from dp_lora.data.layout import read_dataset
 from dp_lora.errors import InputError
 from dp_lora.tracking.metrics import number_text
 from dp_lora.tracking.provenance import run_name
+from tests.support.project_root import use_root
 
 
 def call(entry_point: str, *arguments: str, store: Path) -> subprocess.CompletedProcess:
@@ -176,8 +177,7 @@ def test_a_usage_error_is_one_line(command, line):
 
 
 def test_a_folder_of_one_s_own_whose_public_statements_are_overrides_is_prepared(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    use_root(tmp_path, monkeypatch)  # the contact sheet, too, lies below it
     for name in ("cat", "dog"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for number in range(8):

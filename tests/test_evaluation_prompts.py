@@ -10,7 +10,7 @@ from dp_lora.data.layout import Picture, write_dataset
 from dp_lora.data.letters import letter_pictures
 from dp_lora.data.png import encode_png
 from dp_lora.evaluation.evaluate import evaluate
-from dp_lora.evaluation.utility import of_classes
+from dp_lora.evaluation.utility import labelled_by
 from dp_lora.events import Events
 from dp_lora.models.adapters import ready_to_draw
 from dp_lora.models.folder import load_model
@@ -87,6 +87,6 @@ def test_classes_without_samples_of_a_prompt_of_their_own_have_no_accuracy_and_t
 
 def test_a_picture_s_label_becomes_the_place_of_its_class_and_other_pictures_are_left_out():
     images = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
-    kept, labels = of_classes((images, np.array([2, 0, 1, 2])), ["x", "other", "y"], ["y", "x"])
+    kept, labels = labelled_by((images, np.array([2, 0, 1, 2])), ["x", "other", "y"], ["y", "x"])
     assert kept.ravel().tolist() == [0, 1, 3]
     assert labels.tolist() == [0, 1, 0]

@@ -18,7 +18,7 @@ from dp_lora.evaluation.classifier import Classifier, ClassifierTraining, predic
 from dp_lora.evaluation.intervals import share_interval
 from dp_lora.evaluation.measurement import Measurement
 from dp_lora.evaluation.pictures import resized, utility_pictures, utility_size
-from dp_lora.evaluation.utility import of_classes
+from dp_lora.evaluation.utility import labelled_by
 
 PUBLIC, PRIVATE = 0, 1  # classes of style
 
@@ -66,8 +66,8 @@ def caption_measurements(
     }
     images, labels = of_base
     judged = {
-        "": of_classes((utility_pictures(samples), samples.labels), samples.classes, prompts),
-        "_base": of_classes(
+        "": labelled_by((utility_pictures(samples), samples.labels), samples.classes, prompts),
+        "_base": labelled_by(
             (resized(images, utility_size(samples), samples.channels), labels), samples.classes, prompts
         ),
         "_public": known["public"],

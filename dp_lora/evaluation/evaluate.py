@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from dp_lora.config import ROOT, relative
 from dp_lora.config.prompts import class_prompts
 from dp_lora.config.schema import Config
@@ -28,7 +26,7 @@ from dp_lora.evaluation.pictures import require_same_shape, utility_pictures
 from dp_lora.evaluation.precision_recall import NEIGHBOURS, precision_recall_scores
 from dp_lora.evaluation.references import before_finetuning, public_only, require_public_reference, train_on_real
 from dp_lora.evaluation.report import EvaluationResult, write_result
-from dp_lora.evaluation.utility import Task, of_classes
+from dp_lora.evaluation.utility import Task, labelled_by
 from dp_lora.events import Events
 from dp_lora.models.adapters import apply_adapter, remove_lora
 from dp_lora.models.folder import Model
@@ -120,9 +118,11 @@ def evaluate(
 
     result = EvaluationResult(measurements, Path(out_folder), copying=copying)
     if subjects and test is not None:
+        task = Task(utility_pictures(test), test.labels, test.digest(), classes, training, base.device)
         result = _with_utility(
-            result, config, samples, subjects, untrained is None, real, test, of_base(tuple(subjects)), training,
-            private_cache, base.device,
+            result, config, task,
+            drawn=labelled_by((utility_pictures(samples), samples.labels), samples.classes, subjects),
+            real=real, start=(*_start_score(untrained), of_base(tuple(subjects))), private_cache=private_cache,
         )  # fmt: skip
     if test is not None and enough:
         for ending, folder in adapters.items():
@@ -183,26 +183,30 @@ def _distances(
     return measurements, found[0]
 
 
+def _start_score(untrained: Model | None) -> tuple[str, str]:
+    """Name and meaning of the score of what the base drew before fine-tuning."""
+    meaning = f"the same, classifier of at most {MOST} samples from the base"
+    if untrained is None:
+        return "accuracy_base", meaning
+    return "accuracy_untrained_embedding", f"{meaning} with its untrained class embedding"
+
+
 def _with_utility(
     result: EvaluationResult,
     config: Config,
-    samples: Dataset,
-    subjects: Sequence[str],
-    of_prompts: bool,
+    task: Task,
+    drawn: Labelled,
     real: Dataset,
-    test: Dataset,
-    start: Labelled,
-    training: ClassifierTraining,
+    start: tuple[str, str, Labelled],
     private_cache: Cache,
-    device: torch.device,
 ) -> EvaluationResult:
-    """`result` with the samples' classifier scores, beside those of ceiling, start and public pictures alone.
+    """`result` with the classifier scores of samples `drawn`, beside those of ceiling, start and public pictures alone.
 
-    `subjects` is what the samples of each class were drawn of; `start` holds the base's samples, labelled by class.
+    `drawn` and the base's samples, the last of `start`, are labelled by class; the others are the name and the meaning
+    of the start's score.
     """
-    measurements, classes = list(result.measurements), list(config.data.classes)
-    task = Task(utility_pictures(test), test.labels, test.digest(), classes, training, device)
-    images, labels = of_classes((utility_pictures(samples), samples.labels), samples.classes, subjects)
+    measurements, classes = list(result.measurements), task.classes
+    images, labels = drawn
     synthetic = task.score(task.train(images, labels, "classifier of samples"))
     measurements.append(
         Measurement.accuracy("accuracy", synthetic, "real test pictures right, classifier of samples alone")
@@ -211,17 +215,14 @@ def _with_utility(
     measurements.append(
         Measurement.accuracy("accuracy_train_on_real", ceiling, "the same, classifier of real pictures")
     )
-    meaning = f"the same, classifier of at most {MOST} samples from the base"
-    name = "accuracy_base"
-    if not of_prompts:
-        name, meaning = "accuracy_untrained_embedding", f"{meaning} with its untrained class embedding"
-    measurements.append(Measurement.accuracy(name, before_finetuning(task, start, private_cache), meaning))
+    name, meaning, of_base = start
+    measurements.append(Measurement.accuracy(name, before_finetuning(task, of_base, private_cache), meaning))
     public = public_only(task, config, private_cache)
     if public is not None:
         meaning = "the same, classifier of public pictures of these classes, no private picture seen"
         measurements.append(Measurement.accuracy("accuracy_public_only", public, meaning))
 
-    agrees = predict(network, images, device)[0].argmax(axis=1) == labels
+    agrees = predict(network, images, task.device)[0].argmax(axis=1) == labels
     meaning = "samples that the classifier of real pictures puts in the class they were drawn for"
     measurements.append(Measurement("class_agreement", float(agrees.mean()), meaning, private=True))
     per_class = [float(agrees[labels == c].mean()) for c in range(len(classes))]

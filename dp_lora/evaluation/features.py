@@ -21,7 +21,7 @@ from dp_lora.progress import progress
 CODED_VALUES = 2**22  # most pixel values in the autoencoder at once
 
 
-def spread(n: int, of: int) -> NDArray[np.int64]:
+def evenly_spaced(n: int, of: int) -> NDArray[np.int64]:
     """`n` of the rows 0 to `of` - 1, evenly spread."""
     return np.arange(n) * of // n
 
@@ -51,7 +51,7 @@ class PictureSets:
     @property
     def reconstructed_rows(self) -> NDArray[np.int64]:
         """As many real pictures as there are samples, spread over all: equal numbers carry an equal bias."""
-        return spread(min(len(self.samples), len(self.real)), len(self.real))
+        return evenly_spaced(min(len(self.samples), len(self.real)), len(self.real))
 
     def reconstructions(self) -> Iterator[NDArray[np.uint8]]:
         """Real pictures through the base's encoder and decoder, uint8 (n, H, W, C) at a time."""

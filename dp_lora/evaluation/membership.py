@@ -21,7 +21,7 @@ from dp_lora.data.layout import Dataset
 from dp_lora.data.pixels import to_pixels
 from dp_lora.diffusion import loss_per_row, process_of
 from dp_lora.errors import PRIVATE_PICTURE, InputError, private_names
-from dp_lora.evaluation.features import CODED_VALUES, spread
+from dp_lora.evaluation.features import CODED_VALUES, evenly_spaced
 from dp_lora.evaluation.intervals import bootstrap_interval
 from dp_lora.evaluation.measurement import Measurement
 from dp_lora.models.autoencoder import encode
@@ -83,7 +83,7 @@ def membership_scores(
 
 
 def _losses_of(model: Model, config: Config, dataset: Dataset, n: int, cache_folder: Path) -> NDArray[np.float64]:
-    rows, captions = spread(n, len(dataset)), None
+    rows, captions = evenly_spaced(n, len(dataset)), None
     if not model.family.of_classes:
         texts = texts_of(config, dataset)
         captions = encode_captions(config, [texts[row] for row in rows], model, cache_folder / "captions")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dp_lora.evaluation.features import FeatureSets, spread
+from dp_lora.evaluation.features import FeatureSets, evenly_spaced
 from dp_lora.evaluation.measurement import Measurement
 from dp_lora.evaluation.nearest import radii, within
 
@@ -27,7 +27,7 @@ def precision_and_recall(
 def precision_recall_scores(features: FeatureSets) -> list[Measurement]:
     """`precision` and `recall` against as many test pictures: neighbourhoods shrink with the number of pictures."""
     n = min(len(features.samples), len(features.test))
-    samples, test = (rows[spread(n, len(rows))] for rows in (features.samples, features.test))
+    samples, test = (rows[evenly_spaced(n, len(rows))] for rows in (features.samples, features.test))
     precision, recall = precision_and_recall(samples, test, NEIGHBOURS, features.sets.base.device)
     how = f"k={NEIGHBOURS}, {n} samples, {n} real test pictures, features: {features.space.shown}"
     return [

@@ -51,7 +51,7 @@ def score(network: Classifier, images: NDArray[np.uint8], labels: NDArray[np.int
     return Score(np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes))
 
 
-def of_classes(pictures: Labelled, names: Sequence[str], subjects: Sequence[str]) -> Labelled:
+def labelled_by(pictures: Labelled, names: Sequence[str], subjects: Sequence[str]) -> Labelled:
     """The pictures whose subject, names[label], is one of `subjects`, labelled by their place in `subjects`.
 
     `subjects` holds what is drawn for each class, in the order of the classes: its name, or its public prompt.
