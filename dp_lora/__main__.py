@@ -1,12 +1,15 @@
 """`dp-lora COMMAND`, or `python -m dp_lora COMMAND`: every command of the project."""
 
 import importlib
+import sys
+from pathlib import Path
 
 import click
 
 from dp_lora import __version__
 from dp_lora.cli.common import OneLineGroup
-from dp_lora.config import STAGES
+from dp_lora.config import ROOT, STAGES
+from dp_lora.config.paths import in_another_clone
 
 OTHERS = ("reproduce", "ui", "upload")
 OF_DVC = ("resolve",)  # called by dvc.yaml alone
@@ -28,6 +31,11 @@ class Commands(OneLineGroup):
 @click.version_option(__version__, message="%(version)s")
 def main() -> None:
     """Differentially private LoRA fine-tuning of latent diffusion models."""
+    if in_another_clone(here := Path.cwd()):
+        click.echo(
+            f"error: {here}: another clone than this command's, {ROOT}; use the command of its own .venv", err=True
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

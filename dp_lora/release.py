@@ -240,24 +240,26 @@ def loading_lines(adapter: Adapter | Model, base: Mapping[str, str], folder: str
     """
     family, kind = adapter.family, type(adapter.denoiser)
     name = json.dumps(base.get("hub", base["path"]))
+    # a base that lies on this machine is named without the folders above it: whoever has the release has another path
+    where = "" if "hub" in base else "  # the path of the base model's folder, on your machine"
     revision = f', revision="{base["revision"]}"' if "revision" in base else ""
     if not family.pipeline:
         module = "diffusers" if kind.__module__.startswith("diffusers.") else kind.__module__
         imports = [f"from {module} import {kind.__name__}"]
         lines = [
-            f'unet = {kind.__name__}.from_pretrained({name}, subfolder="unet")',
+            f'unet = {kind.__name__}.from_pretrained(base, subfolder="unet")',
             f'unet.load_lora_adapter(folder, weight_name="{WEIGHTS}", prefix=None)',
         ]
     else:
         imports = ["from diffusers import DiffusionPipeline"]
-        lines = [f"pipe = DiffusionPipeline.from_pretrained({name}{revision})"]
+        lines = [f"pipe = DiffusionPipeline.from_pretrained(base{revision})"]
         if family.by_pipeline:
             lines.append("pipe.load_lora_weights(folder)")
         else:
             imports.append("from peft import PeftModel")
             part = f"pipe.{family.part}"
             lines += [*family.loading, f'{part} = PeftModel.from_pretrained({part}, folder + "/peft")']
-    return ["```python", *imports, "", f'folder = "{folder}"', *lines, "```"]
+    return ["```python", *imports, "", f"base = {name}{where}", f'folder = "{folder}"', *lines, "```"]
 
 
 def front_matter(library: str, tags: str, base: Mapping[str, str]) -> list[str]:

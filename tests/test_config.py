@@ -1,6 +1,7 @@
 """One base file, small overrides, one line for bad input, nothing executed."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -206,7 +207,8 @@ def test_every_experiment_resolves_and_survives_its_file(name, tmp_path):
     text = (tmp_path / "resolved.yaml").read_text()
     (tmp_path / "older.yaml").write_text(text.replace(f"  attempts: {config.sampling.attempts}\n", ""))
     assert (tmp_path / "older.yaml").read_text() != text
-    assert read_resolved(tmp_path / "older.yaml") == config
+    first = replace(config, sampling=replace(config.sampling, attempts=1))
+    assert read_resolved(tmp_path / "older.yaml") == first
     assert config.experiment.name == name
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from dp_lora.config import ROOT
 
 OWN = "data.n_public=2000 privacy.batch_size=200 compute.device=cpu"
@@ -34,12 +36,14 @@ for stage, *arguments in json.loads(sys.argv[1]):
 
 def picture(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"not opened")
+    Image.new("L", (200, 200)).save(path)
 
 
 def test_what_cannot_be_done_is_refused_in_one_line_before_anything_heavy_is_imported_or_started(tmp_path):
     for name in ("cat", "dog", "bird"):
         picture(tmp_path / "pictures" / name / "a.png")
+    picture(tmp_path / "broken/cat/a.png")
+    (tmp_path / "broken/cat/b.png").write_bytes(b"no picture")
     (tmp_path / "table").mkdir()
     (tmp_path / "table/metadata.csv").write_text("file_name,class\na.png,cat\n")
     (tmp_path / "persons").mkdir()
@@ -64,6 +68,7 @@ def test_what_cannot_be_done_is_refused_in_one_line_before_anything_heavy_is_imp
     another_size = ["--overrides", "compute.device=cpu data.size=64"]
     cases = [
         *((stage, own("pictures"), "class 'bird' is not in data.classes") for stage in ("main", "prepare", "finetune")),
+        *((stage, own("broken"), "b.png: not a picture of a known format") for stage in ("main", "prepare")),
         ("main", own("table"), "no column 'label'"),
         ("prepare", own("persons", "privacy.unit=person"), "no column 'person'"),
         ("fid", own("nowhere"), "no such folder"),

@@ -188,6 +188,17 @@ def test_a_folder_of_one_s_own_whose_public_statements_are_overrides_is_prepared
     assert len(read_dataset(tmp_path / "out", ["cat", "dog"], "train")) > 0
 
 
+def test_a_command_of_one_clone_is_refused_in_another(tmp_path):
+    (tmp_path / "dp_lora").mkdir()
+    (tmp_path / "MLproject").touch()
+    command = [Path(sys.executable).with_name("dp-lora"), "prepare"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path}: another clone than this command's, ")
+    assert {path.name for path in tmp_path.iterdir()} == {"dp_lora", "MLproject"}
+
+
 def test_params_yaml_is_written_and_read_back(tmp_path):
     pipeline = replace(PIPELINES["letters"], file=str(tmp_path / "dvc.yaml"))
     for values in (

@@ -161,13 +161,13 @@ def test_a_dry_run_of_sample_prints_the_estimate_of_the_resolved_config():
     result = CliRunner().invoke(main, ["--dry-run", "--overrides", "sampling.n=77"])
     assert result.exit_code == 0, result.output
     found = [line for line in result.stdout.splitlines() if line.startswith("estimated ")]
-    assert found[0].startswith("estimated samples: 77 images at 15 steps, ")
-    assert found[1].startswith("estimated decoding: 77 images, ")
-    assert found[2].startswith("estimated total: ")
-    assert found[3].startswith("estimated on: one NVIDIA H100")
     assert re.fullmatch(
-        r"estimated here: .+ on this machine's \d+ cores, at 40% of the \d+ GFLOP/s that a .* now", found[4]
+        r"estimated here: .+ on this machine's \d+ cores, at 40% of the \d+ GFLOP/s that a .* now", found[0]
     )
+    assert found[1].startswith("estimated samples: 77 images at 15 steps, ")
+    assert found[2].startswith("estimated decoding: 77 images, ")
+    assert found[3].startswith("estimated total: ")
+    assert found[4].startswith("estimated on: one NVIDIA H100")
 
 
 def test_where_no_gpu_would_do_the_work_its_time_is_that_of_the_processor_as_measured(monkeypatch):
@@ -230,8 +230,13 @@ def test_a_dry_run_warns_of_a_noise_ratio_above_1_2_and_says_what_lowers_it(tmp_
         config = tiny_config(f"model.base={tmp_path / 'base'} {more}")
         return dry_run_facts.finetuning_facts(resolve(config))["noise ratio"]
 
-    high, low = said("privacy.eps=0.5"), said("privacy.eps=100")
+    high, low = said("privacy.eps=0.5 lora.train=AB"), said("privacy.eps=100")
     assert float(low) < 1.2
+    assert "with a few hundred pictures no setting helps" in high
     ratio, _, helps = high.partition(", above 1.2: ")
     assert float(ratio) > 1.2
     assert all(help in helps for help in ("more pictures", "a larger batch", "a larger eps", "lora.train=B", "rank"))
+    # what is set already is no advice
+    least = said("privacy.eps=0.1 lora.rank=1 lora.train=B")
+    assert "above 1.2" in least
+    assert not any(help in least for help in ("lora.train=B", "lower rank"))

@@ -107,6 +107,15 @@ def test_prepared_pictures_and_all_that_is_kept_of_them_go_when_the_folder_chang
     assert "outputs/mnist5k/data" in capsys.readouterr().err
 
 
+def test_pictures_prepared_from_another_folder_are_said_to_be_so(place, capsys):
+    prepared.look(own_config(fill(place / "elsewhere", 5)))
+    said = capsys.readouterr().err
+    assert "outputs/mnist5k/data" in said
+    assert "removed: prepared from another data.path; prepared anew" in said
+    prepared.look(own_config(place / "pictures"))
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("change", ["removed", "changed in place", "renamed"])
 def test_what_other_experiments_kept_trees_and_copies_of_dvc_made_of_the_folder_goes_too(place, monkeypatch, change):
     """Otherwise a withdrawn picture stays in the data of an experiment that nobody runs any more."""

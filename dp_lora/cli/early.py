@@ -12,6 +12,7 @@ from dp_lora.config import Config
 from dp_lora.config.prompts import drawn_prompts
 from dp_lora.config.rules import check_classes, check_shape, check_text
 from dp_lora.errors import InputError
+from dp_lora.events import Events
 from dp_lora.files import read_json
 from dp_lora.models.info import load_info
 from dp_lora.models.pipeline_index import family_of, is_pipeline
@@ -27,7 +28,7 @@ def refuse(call: Call) -> None:
     if call.child:
         return
     if call.stage in ("main", "prepare", "finetune", "fid"):
-        _refuse_pictures(config)
+        _refuse_pictures(config, opened=call.stage in ("main", "prepare"))
     if call.stage in ("main", "finetune"):
         _refuse_base(call, made_anew=call.stage == "main")
         if config.privacy.parent is not None:
@@ -46,15 +47,17 @@ def _learns_classes(base: Path) -> bool:
     return not is_pipeline(base) or family_of(base).of_classes
 
 
-def _refuse_pictures(config: Config) -> None:
-    """Raise InputError if `prepare` would refuse the listing of the operator's folder; open no picture."""
+def _refuse_pictures(config: Config, *, opened: bool) -> None:
+    """Raise InputError if `prepare` would refuse the listing of the operator's folder, or, `opened`, a header in it."""
     data = config.data
     if data.source != "folder" or data.path is None:
         return
-    from dp_lora.data.folder import list_pictures
+    from dp_lora.data.folder import list_pictures, look_over
     from dp_lora.data.metadata_table import Stated
 
-    list_pictures(Path(data.path), Stated.of(config))
+    listing = list_pictures(Path(data.path), Stated.of(config))
+    if opened:  # before letters are drawn, and before pictures that were prepared earlier are removed
+        look_over(Path(data.path), listing, data.size, Events())
 
 
 def _refuse_base(call: Call, *, made_anew: bool) -> None:

@@ -72,9 +72,12 @@ def look(config: Config) -> None:
     held = [] if _is_sealed(config, pictures) else own
     held += [path for path in _outdated(others, config, pictures) if path.exists()]
     if held:
-        _remove(held)
         shown = ", ".join(map(relative, held))
-        Events().terminal(f"{shown}: removed: data.path may hold other pictures by now; prepared anew")
+        why = "data.path may hold other pictures by now"
+        if (sealed := _read_seal(caches(config) / SEAL)) and sealed["origin"]["path"] != _origin(config)["path"]:
+            why = "prepared from another data.path"
+        _remove(held)
+        Events().terminal(f"{shown}: removed: {why}; prepared anew")
 
 
 def _roots() -> Iterator[tuple[Path, Path]]:

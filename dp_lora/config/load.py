@@ -132,6 +132,8 @@ def _parse_overrides(text: str) -> list[str]:
         if not separator or not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", key):
             # a key without its section, or a misspelt one
             guess = "" if "." in key else did_you_mean(f".{key}", {f".{known.partition('.')[2]}" for known in _keys()})
+            if not separator and item is not items[0]:  # the rest of a value, probably
+                guess = "; a value with blanks stands in quotes: data.prompt='a red apple'"
             raise InputError(
                 f"overrides: {item!r}: must be section.key=value, blanks between, such as train.lr=0.02{guess}"
             )

@@ -37,6 +37,13 @@ def require_clone(what: str) -> None:
         raise InputError(f"{what}: needs a clone of the project, with its dvc.yaml and MLproject; type it there")
 
 
+def in_another_clone(here: Path) -> bool:
+    """Whether `here` is a clone that this package is not of: results would go to the package's own, unseen."""
+    return (
+        IN_CLONE and here.resolve() != ROOT.resolve() and (here / "MLproject").is_file() and (here / "dp_lora").is_dir()
+    )
+
+
 def typed_command(stage: str, parameters: Mapping[str, str]) -> str:
     """The command that runs a stage with these parameters: by MLflow in a clone, else the console command."""
     if IN_CLONE:

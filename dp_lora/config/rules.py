@@ -80,7 +80,10 @@ def _check_captions(config: DictConfig, fail: Callable[[str, str], None]) -> Non
     if data.captions and not PRIVATE_SOURCES[data.source].captions:
         fail("data.captions", f"must be false: data.source={data.source} has no captions")
     if (data.captions, data.prompt is not None, data.prompts is not None).count(True) > 1:
-        fail("data.captions", "must stand alone: give captions, one data.prompt, or data.prompts, one per class")
+        fail(
+            "data.captions",
+            "must stand alone: set data.captions=false with data.prompt or data.prompts, and give one of these",
+        )
     if data.prompts is not None and (len(data.prompts) != len(data.classes) or not all(map(str.strip, data.prompts))):
         fail("data.prompts", "must have one prompt for each of data.classes")
     if data.caption_column is not None and not (data.captions and data.caption_column):

@@ -41,6 +41,7 @@ LITTER_FOLDERS = frozenset(["__macosx", "@eadir"])
 REPEATS = re.compile(r"\d{1,3}_.+")  # kohya's folder names: 10_cat trains each picture in it ten times
 # no numbers on the bar: the number of pictures is private
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
+LONG = 1.0  # seconds: a quicker look shows no bar
 MANY = 5  # most kinds of litter that a message names
 
 
@@ -63,13 +64,9 @@ def folder_pictures(folder: Path, stated: Stated, size: int, channels: int, even
     """
     listing = list_pictures(folder, stated, events)
     _tell(listing, stated, events)
-    faults, cropped = Faults(), False
-    for picture in progress(listing.pictures, desc="look", bar_format=BAR):
-        with faults.noted():
-            cropped |= look_at(folder / picture.file_name, size)
-    faults.refuse(folder, events)
-    if cropped:
+    if look_over(folder, listing, size, events):
         events.terminal("pictures that are not square: the centre square is kept, and the rest is cut off")
+    faults = Faults()
     for picture in progress(listing.pictures, desc="prepare", bar_format=BAR):
         try:
             image = read_picture(folder / picture.file_name, size, channels)
@@ -80,6 +77,19 @@ def folder_pictures(folder: Path, stated: Stated, size: int, channels: int, even
         png = encode_png(image)
         yield Picture(_png_name(picture.file_name), picture.label, split, png, picture.person, picture.captions)
     faults.refuse(folder, events)
+
+
+def look_over(folder: Path, listing: Listing, size: int, events: Events) -> bool:
+    """Look at the header of every picture; whether one of them is not square.
+
+    Raises InputError where a picture cannot be taken; of several the terminal names each.
+    """
+    faults, cropped = Faults(), False
+    for picture in progress(listing.pictures, desc="look", bar_format=BAR, delay=LONG):
+        with faults.noted():
+            cropped |= look_at(folder / picture.file_name, size)
+    faults.refuse(folder, events)
+    return cropped
 
 
 def _tell(listing: Listing, stated: Stated, events: Events) -> None:

@@ -83,7 +83,9 @@ def _check(image: Image.Image, size: int) -> None:
         other = "" if reduced else ", or save it as a baseline JPEG"
         raise ValueError(f"more than {most} pixels; make it smaller{other}")
     if min(image.size) * SMALLEST < size:
-        raise ValueError(f"too small: its shorter side is below a quarter of data.size={size}; leave it out")
+        raise ValueError(
+            f"too small: its shorter side is below a quarter of data.size={size}; leave it out, or lower that"
+        )
     # a camera's MPO holds a preview beside the one picture that it shows
     if getattr(image, "is_animated", False) and image.format != "MPO":
         several = "several pages; save one of them" if image.format == "TIFF" else "an animation; save one frame of it"

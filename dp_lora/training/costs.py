@@ -34,12 +34,12 @@ def sampling_facts(config: Config, base: Path) -> dict[str, str]:
 
 
 def cost_lines(config: Config, parts: Sequence[Work], rates: Rates | None) -> dict[str, str]:
-    """The lines of `estimate_lines`, and one for this machine's own processor where it would do the work."""
-    lines = estimate_lines(parts, rates)
+    """The lines of `estimate_lines`, after one for this machine's own processor where that would do the work."""
+    lines: dict[str, str] = {}
     if (processor := processor_at_hand(config)) is not None:
         took = time_text(sum(part.seconds_on(processor) for part in parts))
         lines["estimated here"] = f"{took} on {processor_basis(processor)}"
-    return lines
+    return lines | estimate_lines(parts, rates)
 
 
 def processor_at_hand(config: Config) -> Processor | None:

@@ -21,16 +21,21 @@ from dp_lora.training.costs import cost_lines, rates_at_hand
 from dp_lora.training.resolved import Resolved
 
 MOST_PROMPTS = 4  # most prompts that are shown
+FEW_PICTURES = 1000  # units of data.n_public below which training at a useful epsilon is hopeless (docs/bases.md)
 HIGH_NOISE_RATIO = 1.2  # up to about here the default experiment still learns (eps=1: 1.19)
 
 
-def _shown_ratio(ratio: float) -> str:
+def _shown_ratio(ratio: float, config: Config) -> str:
     """The noise's norm over the clip, after averaging: whether there is anything to learn; a public number."""
     if ratio <= HIGH_NOISE_RATIO:
         return f"{ratio:.2f}"
+    lower = ["more pictures", "a larger batch", "a larger eps", "fewer lora.targets"]
+    lower += ["lora.train=B"] if config.lora.train != "B" else []
+    lower += ["a lower rank"] if config.lora.rank > 1 else []
+    few = "; with a few hundred pictures no setting helps" if config.data.n_public < FEW_PICTURES else ""
     return (
-        f"{ratio:.2f}, above {HIGH_NOISE_RATIO:g}: the noise will hide most of what is learnt; more pictures, a larger "
-        "batch, a larger eps, lora.train=B, a lower rank or fewer lora.targets lower it"
+        f"{ratio:.2f}, above {HIGH_NOISE_RATIO:g}: the noise will hide most of what is learnt; "
+        f"{', '.join(lower[:-1])} or {lower[-1]} lower it{few}"
     )
 
 
@@ -64,7 +69,7 @@ def finetuning_facts(start: Resolved, *, samples: bool = False) -> dict[str, Any
     counts = count_parameters(config, start.shapes)
     if plan.private:
         norm = plan.noise_multiplier * math.sqrt(counts["trainable"])
-        facts["noise ratio"] = _shown_ratio(norm / plan.expected_batch)
+        facts["noise ratio"] = _shown_ratio(norm / plan.expected_batch, config)
     facts |= {
         "noise_multiplier": plan.noise_multiplier,
         "sample_rate": plan.sample_rate,

@@ -33,7 +33,8 @@ TINY = (
     "autoencoder.block_out_channels=[8,8] autoencoder.norm_num_groups=4 autoencoder.latent_channels=2 "
     "ldm.block_out_channels=[8,16] ldm.attention=[true,true] ldm.attention_head_width=4 ldm.norm_num_groups=4 "
     "ldm.cross_attention_dim=6 lora.rank=2 privacy.batch_size=8 privacy.epochs=1 privacy.delta=1e-3 "
-    "sampling.steps=2 sampling.n=4 train.grid_every=0 train.checkpoint_every=1 evaluation.public_reference=null"
+    "sampling.steps=2 sampling.n=4 sampling.attempts=1 train.grid_every=0 train.checkpoint_every=1 "
+    "evaluation.public_reference=null"
 )
 
 
