@@ -63,3 +63,12 @@ def test_dvc_goes_on_after_a_killed_command_without_a_word_of_its_locks(project)
     assert (done.returncode, done.stderr) == (0, "")
     assert "a killed one" not in lock.read_text()
     assert (project / "made").exists()
+
+
+def test_dvc_does_not_advise_to_commit_the_hashes_of_private_data(project):
+    subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+    (project / ".dvc/config").write_text("[core]\n    analytics = false\n")
+    done = repro(project, "makes")
+    assert done.returncode == 0, done.stderr
+    assert (project / "dvc.lock").exists()
+    assert "git add" not in done.stdout + done.stderr

@@ -1,6 +1,7 @@
-"""DVC's command line without its advice to push, and with one line where a stage fails.
+"""DVC's command line without its advice to push or commit, and with one line where a stage fails.
 
-`dvc repro` advises to `dvc push`, which would upload files made from private pictures: the operator alone decides that.
+`dvc repro` advises to `dvc push`, which would upload files made from private pictures, and to `git add` dvc.lock, which
+holds their hashes: the operator alone decides that, and `cli.changes` says what has changed.
 A stage that failed has printed its own line; DVC would add a second one. Locks of a killed command are removed by DVC
 itself; it would say so for each file, with this machine's folders.
 """
@@ -41,6 +42,7 @@ def without_push() -> None:
 
 if __name__ == "__main__":
     without_push()
+    logging.getLogger("dvc.repo.scm_context").setLevel(logging.WARNING)
     logging.getLogger("dvc.cli").addFilter(lambda record: not is_said(record))
     logging.getLogger("dvc.rwlock").addFilter(lambda record: not record.getMessage().endswith(FREED))
     sys.exit(main(sys.argv[1:]))
