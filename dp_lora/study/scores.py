@@ -40,7 +40,7 @@ class Score:
 
     def shown(self, value: float) -> str:
         """A value of metrics.json as the report shows it."""
-        return f"{self.scale * value:.1f}" if self.percent or abs(value) >= 10 else f"{value:.3g}"
+        return f"{self.scale * value:z.1f}" if self.percent or abs(value) >= 10 else f"{value:.3g}"
 
 
 ACCURACY = Score(
