@@ -1,15 +1,13 @@
 """`dp-lora COMMAND`, or `python -m dp_lora COMMAND`: every command of the project."""
 
 import importlib
-import sys
-from pathlib import Path
 
 import click
 
 from dp_lora import __version__
-from dp_lora.cli.common import OneLineGroup
-from dp_lora.config import ROOT, STAGES
-from dp_lora.config.paths import in_another_clone
+from dp_lora.cli.common import OneLineGroup, one_line_errors
+from dp_lora.config import STAGES
+from dp_lora.config.paths import require_own_clone
 
 OTHERS = ("reproduce", "ui", "upload")
 OF_DVC = ("resolve",)  # called by dvc.yaml alone
@@ -31,11 +29,8 @@ class Commands(OneLineGroup):
 @click.version_option(__version__, message="%(version)s")
 def main() -> None:
     """Differentially private LoRA fine-tuning of latent diffusion models."""
-    if in_another_clone(here := Path.cwd()):
-        click.echo(
-            f"error: {here}: another clone than this command's, {ROOT}; use the command of its own .venv", err=True
-        )
-        sys.exit(1)
+    with one_line_errors():
+        require_own_clone()
 
 
 if __name__ == "__main__":

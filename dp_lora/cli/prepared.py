@@ -69,13 +69,13 @@ def look(config: Config) -> None:
     others = _seals_of_others(config)
     if not (own or others) or (pictures := _pictures(config)) is None:
         return
+    sealed = _read_seal(caches(config) / SEAL)
     held = [] if _is_sealed(config, pictures) else own
+    moved = bool(held and sealed and sealed["origin"]["path"] != _origin(config)["path"])
     held += [path for path in _outdated(others, config, pictures) if path.exists()]
     if held:
         shown = ", ".join(map(relative, held))
-        why = "data.path may hold other pictures by now"
-        if (sealed := _read_seal(caches(config) / SEAL)) and sealed["origin"]["path"] != _origin(config)["path"]:
-            why = "prepared from another data.path"
+        why = "prepared from another data.path" if moved else "data.path may hold other pictures by now"
         _remove(held)
         Events().terminal(f"{shown}: removed: {why}; prepared anew")
 

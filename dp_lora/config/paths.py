@@ -37,11 +37,16 @@ def require_clone(what: str) -> None:
         raise InputError(f"{what}: needs a clone of the project, with its dvc.yaml and MLproject; type it there")
 
 
-def in_another_clone(here: Path) -> bool:
-    """Whether `here` is a clone that this package is not of: results would go to the package's own, unseen."""
-    return (
-        IN_CLONE and here.resolve() != ROOT.resolve() and (here / "MLproject").is_file() and (here / "dp_lora").is_dir()
-    )
+def require_own_clone() -> None:
+    """Raise InputError in a clone that this package is not of: results would go to the package's own, unseen."""
+    here = Path.cwd()
+    if (
+        IN_CLONE
+        and here.resolve() != ROOT.resolve()
+        and all((here / name).exists() for name in ("MLproject", "dp_lora"))
+    ):
+        what = "another clone than this command's"
+        raise InputError(f"{here}: {what}, {ROOT}; use the command of its own .venv", what)
 
 
 def typed_command(stage: str, parameters: Mapping[str, str]) -> str:
